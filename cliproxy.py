@@ -282,6 +282,53 @@ def words_write(table: Iterable[Words], dialect: str) -> dict[str, str]:
     return {row.canonical: cell.split()[0] for row in table if (cell := getattr(row, dialect))}
 
 
+class Provider(NamedTuple):
+    """One upstream service. Paths follow its base URL; `{model}` is filled in.
+
+    `auth` names the header that carries the credential. `family` are wildcards of the model names
+    that it serves though no table lists them yet. `only_streams`: it refuses other calls.
+    """
+
+    name: str
+    dialect: str
+    base: str
+    generate: str
+    stream: str  # empty: as `generate`
+    count: str  # empty: it cannot count tokens
+    models: str
+    auth: str
+    headers: Mapping[str, str]
+    family: tuple[str, ...]
+    only_streams: bool = False
+    quirks: frozenset[str] = frozenset()
+
+
+# fmt: off
+PROVIDERS = {row.name: row for row in (
+    #        name                    dialect      base                                         generate, stream, count, models
+    Provider("claude",               "claude",    "https://api.anthropic.com",
+             "/v1/messages", "", "/v1/messages/count_tokens", "/v1/models?limit=1000",
+             "bearer", {"anthropic-version": "2023-06-01"}, ("claude-*",)),
+    Provider("codex",                "responses", "https://chatgpt.com/backend-api/codex",
+             "/responses", "", "", "",
+             "bearer", {"originator": "cliproxy"}, ("gpt-*", "codex-*"), True),
+    Provider("openai",               "responses", "https://api.openai.com/v1",
+             "/responses", "", "/responses/input_tokens", "/models",
+             "bearer", {}, ("gpt-*", "o1*", "o3*", "o4*", "codex-*", "chatgpt-*")),
+    Provider("gemini",               "gemini",    "https://generativelanguage.googleapis.com",
+             "/v1beta/models/{model}:generateContent", "/v1beta/models/{model}:streamGenerateContent?alt=sse",
+             "/v1beta/models/{model}:countTokens", "/v1beta/models?pageSize=1000",
+             "x-goog-api-key", {}, ("gemini-*", "gemma-*", "imagen-*")),
+    Provider("openai-compatibility", "chat",      "",
+             "/chat/completions", "", "", "/models",
+             "bearer", {}, ()),
+    Provider("openai-chat",          "chat",      "https://api.openai.com/v1",
+             "/chat/completions", "", "", "/models",
+             "bearer", {}, ()),
+)}
+# fmt: on
+
+
 class Model(NamedTuple):
     """What is known of a model. Zero and empty mean unknown, and nothing is limited by them."""
 
@@ -1406,22 +1453,1666 @@ def fetch(
 ########################################################################################
 # 14. ROUTING
 ########################################################################################
-# Accounts and their choice.
+# An account is one credential and where it may be used; the router knows which models they offer,
+# who is next, and who must rest. Its lock is never held across I/O.
+
+
+class Account:
+    """One credential: of the config, of the environment or of a file in the auth dir.
+
+    Fixed once made; a changed file or config makes new accounts. `entry` has the keys of
+    `claude-api-key` and its like (spec/config.md 4). `models` is None if it serves whatever its
+    provider is known for.
+    """
+
+    def __init__(
+        self, name: str, provider: Provider, entry: Json, credential: Credential | None = None
+    ) -> None:
+        self.name, self.provider, self.credential = name, provider, credential
+        self.key = entry.get("api-key") or ""
+        self.origin, self.path = split_url(
+            entry.get("base-url") or provider.base, entry.get("proxy-url") or ""
+        )
+        self.prefix = (entry.get("prefix") or "").strip(" /")
+        self.priority = entry.get("priority") or 0
+        self.weight = 1 if entry.get("weight") is None else entry["weight"]
+        self.headers = {name.lower(): str(v) for name, v in (entry.get("headers") or {}).items()}
+        self.excluded = [pattern.lower() for pattern in entry.get("excluded-models") or ()]
+        self.models = [
+            (row.get("alias") or row["name"], row["name"]) for row in entry.get("models") or ()
+        ] or None
+        self.disable_cooling = bool(entry.get("disable-cooling"))
+        self.quirks = provider.quirks | frozenset(entry.get("quirks") or ())
+        self.refreshing = threading.Lock()  # held across the one network call it is made for
+
+    @property
+    def token(self) -> str:
+        """The secret that goes upstream; empty for an endpoint that wants none."""
+        return self.credential.data.get("access_token", "") if self.credential else self.key
+
+    def excludes(self, model: str) -> bool:
+        """Tell whether the owner has switched this model off. Case does not count."""
+        return any(wildcard(pattern, model.lower()) for pattern in self.excluded)
+
+    def offers(self) -> list[tuple[str, str]]:
+        """Return the pairs of the name that clients ask for and the upstream's own."""
+        known = [(row.id, row.id) for row in MODELS.values() if self.provider.name in row.providers]
+        pairs = known if self.models is None else self.models
+        return [(public, own) for public, own in pairs if not self.excludes(own)]
+
+    def serves_unlisted(self, model: str) -> bool:
+        """Tell whether a model that no table lists is likely one of this account's provider."""
+        if self.models is not None or self.excludes(model):
+            return False
+        return any(wildcard(pattern, model) for pattern in self.provider.family)
+
+
+class Candidate(NamedTuple):
+    """One way to serve a model: by this account, under this name."""
+
+    account: Account
+    model: str
+
+
+class Cooldown(NamedTuple):
+    """An account's rest for one model, until `end` in monotonic seconds."""
+
+    end: float
+    level: int = 0  # refusals without a hint in a row
+    soft: bool = False  # the fault may be passing: try it when there is nobody else
+
+
+COOLDOWNS = {  # HTTP status -> seconds. Source: spec/providers.md 11.2
+    401: 1_800.0, 402: 1_800.0, 403: 1_800.0, 404: 43_200.0,
+    408: 60.0, 500: 60.0, 502: 60.0, 503: 60.0, 504: 60.0, 529: 60.0,
+}  # fmt: skip
+BACKOFF_LIMIT = 1_800.0  # seconds, for refusals that give no time
+
+
+class Router:
+    """Chooses accounts. Owns the cooldowns and turns; its lock is never held across I/O."""
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self._now = now
+        self._lock = threading.Lock()
+        self._accounts: list[Account] = []  # these are guarded by Router._lock
+        self._offers: dict[str, list[Candidate]] = {}
+        self._strategy = "round-robin"
+        self._disable_cooling = False
+        self._force_prefix = False
+        self._turns: dict[str, int] = {}
+        self._cooling: dict[tuple[str, str], Cooldown] = {}  # (account, model)
+
+    def configure(self, accounts: Iterable[Account], config: Config) -> None:
+        """Replace all accounts; cooldowns stay with the accounts of the same name."""
+        accounts = sorted(accounts, key=lambda account: account.name)
+        force = config["force-model-prefix"]
+        offers: dict[str, list[Candidate]] = {}
+        for account in accounts:
+            for public, own in account.offers():
+                for name in self._names(account, public, force):
+                    offers.setdefault(name, []).append(Candidate(account, own))
+        with self._lock:
+            self._accounts, self._offers, self._force_prefix = accounts, offers, force
+            self._strategy = STRATEGIES.get(config["routing.strategy"], "round-robin")
+            self._disable_cooling = config["disable-cooling"]
+
+    @staticmethod
+    def _names(account: Account, public: str, force: bool) -> Iterator[str]:
+        prefixed = f"{account.prefix}/{public}"
+        if not account.prefix or not force or account.prefix == public:
+            yield public
+        if account.prefix:
+            yield prefixed
+
+    def models(self) -> list[str]:
+        """Return the names of all models that are offered, sorted."""
+        with self._lock:
+            return sorted(self._offers)
+
+    def owner(self, model: str) -> Candidate:
+        """Return the first candidate of an offered model. Raises KeyError."""
+        with self._lock:
+            return self._offers[model][0]
+
+    def accounts(self) -> list[Account]:
+        with self._lock:
+            return self._accounts
+
+    def candidates(self, model: str) -> list[Candidate]:
+        """Return who is asked for a model, in order.
+
+        The highest priority first; in each priority as the strategy says; whoever cools down is
+        left out. Raises ProxyError: model_not_found, naming the nearest models, or rate_limited
+        with the time until the first is free again.
+        """
+        with self._lock:
+            found = self._offers.get(model) or self._unlisted(model)
+            if not found:
+                raise self._unknown(model)
+            ready = self._ready(found)
+            if len(ready) > 1:
+                turn = self._turns[model] = self._turns.get(model, -1) + 1
+                ready = STRATEGY_ORDERS[self._strategy](ready, turn)
+                ready.sort(key=lambda candidate: -candidate.account.priority)
+            return ready
+
+    def _unlisted(self, model: str) -> list[Candidate]:
+        found = []
+        for account in self._accounts:
+            names = {name: own for own in [model] for name in self._names(account, own, self._force_prefix)}
+            own = model[len(account.prefix) + 1 :] if model.startswith(f"{account.prefix}/") else ""
+            for name in filter(None, (own if account.prefix else "", model if model in names else "")):
+                if account.serves_unlisted(name):
+                    found.append(Candidate(account, name))
+                    break
+        return found
+
+    def _ready(self, found: list[Candidate]) -> list[Candidate]:
+        """Return those that do not rest; if all do, those whose fault may have passed."""
+        if not self._cooling:
+            return list(found)
+        now = self._now()
+        rests = [self._cooling.get((c.account.name, c.model)) for c in found]
+        ready = [c for c, rest in zip(found, rests) if rest is None or rest.end <= now]
+        ready = ready or [c for c, rest in zip(found, rests) if rest and rest.soft]
+        if ready:
+            return ready
+        end, first = min((rest.end, c.account.name) for c, rest in zip(found, rests) if rest)
+        message = (
+            f"every account for {found[0].model!r} is cooling down; "
+            f"{first} is free first, in {end - now:.0f} s"
+        )
+        raise ProxyError("rate_limited", message, retry_after=end - now)
+
+    def _unknown(self, model: str) -> ProxyError:
+        if not self._accounts:
+            return ProxyError("model_not_found", NO_ACCOUNT.format(model=model))
+        close = ", ".join(map(repr, nearest_names(model, list(self._offers), 3)))
+        hint = f"; nearest: {close}" if close else ""
+        message = f"no account serves {model!r}{hint}; GET /v1/models lists all"
+        return ProxyError("model_not_found", message, param="model")
+
+    def punish(self, candidate: Candidate, error: ProxyError) -> None:
+        """Let an account rest for a model after a refusal, as long as the upstream said."""
+        status = error.status
+        with self._lock:
+            key = (candidate.account.name, candidate.model)
+            last = self._cooling.get(key, Cooldown(0.0))
+            if (self._disable_cooling or candidate.account.disable_cooling) and status not in HARD:
+                return
+            if status == 429:
+                wait = error.retry_after
+                if wait is None:
+                    wait = min(2.0**last.level, BACKOFF_LIMIT)
+                self._cooling[key] = Cooldown(self._now() + wait, last.level + 1)
+            elif status in COOLDOWNS and error.sent:
+                wait = COOLDOWNS[status] if error.retry_after is None else error.retry_after
+                self._cooling[key] = Cooldown(self._now() + wait, 0, status not in HARD)
+
+    def reward(self, candidate: Candidate) -> None:
+        """Forget the rest of an account that has answered."""
+        if self._cooling:
+            with self._lock:
+                self._cooling.pop((candidate.account.name, candidate.model), None)
+
+
+HARD = frozenset({401, 402, 403, 404})  # faults that time does not mend by itself
+NO_ACCOUNT = (
+    "no account is set up, so {model!r} cannot be served (the model 'echo' always is): "
+    "set ANTHROPIC_API_KEY, OPENAI_API_KEY or GEMINI_API_KEY, add a key to the config, "
+    "or run: python cliproxy.py login"
+)
+
+
+def in_turn(ready: list[Candidate], turn: int) -> list[Candidate]:
+    start = turn % len(ready)
+    return ready[start:] + ready[:start]
+
+
+def in_order(ready: list[Candidate], turn: int) -> list[Candidate]:
+    return ready
+
+
+STRATEGIES = {  # the spellings that a config may have
+    "round-robin": "round-robin", "roundrobin": "round-robin", "rr": "round-robin",
+    "fill-first": "fill-first", "fillfirst": "fill-first", "ff": "fill-first",
+}  # fmt: skip
+STRATEGY_ORDERS = {"round-robin": in_turn, "fill-first": in_order}
+
+
+class KeyList(NamedTuple):
+    """A config list of API keys, or an environment variable, and the provider it is for.
+
+    `also` is the row for clients of another dialect that the same key and base URL serve.
+    """
+
+    source: str
+    provider: str
+    also: str = ""
+
+
+KEY_LISTS = (
+    KeyList("claude-api-key", "claude"),
+    KeyList("codex-api-key", "openai"),
+    KeyList("gemini-api-key", "gemini"),
+)
+KEY_VARIABLES = (
+    KeyList("ANTHROPIC_API_KEY", "claude"),
+    KeyList("OPENAI_API_KEY", "openai", "openai-chat"),
+    KeyList("GEMINI_API_KEY", "gemini"),
+    KeyList("GOOGLE_API_KEY", "gemini"),
+    KeyList("OPENROUTER_API_KEY", "openrouter"),
+)
+FILE_PROVIDERS = {"claude": "claude", "codex": "codex"}  # type of a credential file -> provider
+
+
+def find_accounts(
+    config: Config, credentials: Iterable[Credential], environ: Mapping[str, str]
+) -> list[Account]:
+    """Return all accounts that the owner has, each named after where it stands."""
+    return [
+        *accounts_of_lists(config),
+        *accounts_of_endpoints(config),
+        *accounts_of_files(config, credentials),
+        *accounts_of_environ(config, environ),
+    ]
+
+
+def with_overrides(config: Config, provider: Provider, entry: Json) -> Json:
+    """Fill an entry's base and proxy URL from `providers.<name>` and the global setting."""
+    override = config["providers"].get(provider.name, {})
+    entry = {**entry, "proxy-url": entry.get("proxy-url") or config["proxy-url"]}
+    return {**entry, "base-url": entry.get("base-url") or override.get("base-url") or provider.base}
+
+
+def accounts_of_lists(config: Config) -> Iterator[Account]:
+    for row in KEY_LISTS:
+        provider = PROVIDERS[row.provider]
+        for number, entry in enumerate(config[row.source]):
+            name = f"{row.source}[{number}]"
+            yield Account(name, provider, with_overrides(config, provider, entry))
+
+
+def accounts_of_endpoints(config: Config) -> Iterator[Account]:
+    for number, entry in enumerate(config["openai-compatibility"]):
+        name = (entry.get("name") or f"openai-compatibility[{number}]").strip().lower()
+        preset = PRESETS.get(name)
+        provider = PROVIDERS["openai-compatibility"]._replace(name=name)
+        if preset:
+            provider = provider._replace(base=preset.base, quirks=preset.quirks, family=("*",))
+        keys = entry.get("api-key-entries") or [{}]
+        for key_number, key in enumerate(keys):
+            merged = {**entry, **{k: v for k, v in key.items() if v not in {None, ""}}}
+            merged["quirks"] = endpoint_quirks(merged, provider)
+            yield Account(f"{name}[{key_number}]", provider, with_overrides(config, provider, merged))
+
+
+def accounts_of_files(config: Config, credentials: Iterable[Credential]) -> Iterator[Account]:
+    for credential in credentials:
+        provider = PROVIDERS.get(FILE_PROVIDERS.get(credential.type, ""))
+        if provider is None or credential.data.get("disabled"):
+            continue
+        data = {key.replace("_", "-"): value for key, value in credential.data.items()}
+        data["excluded-models"] = [
+            *(data.get("excluded-models") or ()),
+            *config["oauth-excluded-models"].get(credential.type, ()),
+        ]
+        yield Account(credential.name, provider, with_overrides(config, provider, data), credential)
+
+
+def accounts_of_environ(config: Config, environ: Mapping[str, str]) -> Iterator[Account]:
+    for row in KEY_VARIABLES:
+        key = environ.get(row.source, "").strip()
+        if not key:
+            continue
+        preset = PRESETS.get(row.provider)
+        provider = PROVIDERS.get(row.provider)
+        if provider is None and preset:
+            provider = PROVIDERS["openai-compatibility"]._replace(
+                name=row.provider, base=preset.base, quirks=preset.quirks, family=("*/*",)
+            )
+        if provider:
+            yield Account(row.source, provider, with_overrides(config, provider, {"api-key": key}))
+
+
+def endpoint_quirks(entry: Json, provider: Provider) -> list[str]:
+    """Return what an OpenAI-compatible endpoint needs otherwise than OpenAI itself."""
+    host = urlsplit(entry.get("base-url") or provider.base).hostname or ""
+    if provider.quirks or host == "api.openai.com":
+        return []
+    return ["max-tokens", "system"]
 
 
 ########################################################################################
 # 15. UPSTREAM
 ########################################################################################
-# One request, one account after the other.
+# One request of a client, asked of one account after the other until one begins to answer. Two
+# lanes: the bytes pass through when both sides speak one dialect, else they are translated by
+# generators that the thread of the client's socket pulls. The first piece commits.
+
+Pieces = Generator[bytes, None, None]
+
+
+class Call:
+    """A client's request for a model, on its way to an upstream.
+
+    `action` is generate, count or compact. `stream` is None while only the body knows. `id` is
+    random hex, `created` Unix time: they seed whatever ids an answer lacks.
+    """
+
+    def __init__(self, dialect: Dialect, action: str, body: bytes | bytearray) -> None:
+        self.dialect, self.action, self.body = dialect, action, body
+        self.query: Mapping[str, str] = {}
+        self.headers: Headers = {}
+        self.watcher = Watcher()
+        self.id, self.created = secrets.token_hex(12), int(time.time())
+        self.account = ""  # who answered, for the log
+        self.usage: Json = {}  # the upstream's words, for the log
+        self._span: tuple[int, int] | None = None
+        self._json: Json | None = None
+        self.path_model = ""  # Gemini's requests have the model in their path,
+        self.path_stream: bool | None = None  # and whether to stream
+
+    @functools.cached_property
+    def model(self) -> str:
+        """The model's name as the client wrote it. Raises ProxyError if there is none."""
+        if self.path_model:
+            return self.path_model
+        found = find_model(self.body)
+        if found:
+            self._span, name = found
+        else:
+            name = self.json.get("model")
+        if not isinstance(name, str) or not name:
+            raise ProxyError("invalid_request", "'model' is missing or no string", param="model")
+        return name
+
+    @property
+    def json(self) -> Json:
+        """The decoded body. Raises ProxyError if it is no JSON object."""
+        if self._json is None:
+            try:
+                decoded = json.loads(self.body)
+            except (ValueError, RecursionError) as exc:
+                raise ProxyError("invalid_request", f"the body is not JSON: {exc}") from exc
+            if not isinstance(decoded, dict):
+                raise ProxyError("invalid_request", "the body is not a JSON object")
+            self._json = decoded
+        return self._json
+
+    @property
+    def stream(self) -> bool:
+        """Does the client want a stream?"""
+        return bool(self.json.get("stream")) if self.path_stream is None else self.path_stream
+
+    @functools.cached_property
+    def request(self) -> Request:
+        """The request in the neutral model. Raises ProxyError for what is no such request."""
+        extra = {"model": self.model, "stream": self.stream} if self.path_model else {}
+        if self.query.get("alt"):
+            extra["_alt"] = self.query["alt"]
+        try:
+            request = self.dialect.read_request({**self.json, **extra})
+        except (KeyError, TypeError, AttributeError, ValueError, IndexError) as exc:
+            # Readers index freely; this is why.
+            message = f"this is no {self.dialect.name} request: {type(exc).__name__}: {exc}"
+            raise ProxyError("invalid_request", message) from exc
+        return request._replace(id=self.id, created=self.created)
+
+    def with_model(self, model: str) -> list[bytes | bytearray | memoryview]:
+        """Return the body as it came, in pieces, but for another name of the model."""
+        if self.path_model or model == self.model:
+            return [self.body]
+        if self._span is None:
+            return [dumps({**self.json, "model": model}).encode("ascii")]
+        view, (start, end) = memoryview(self.body), self._span
+        return [view[:start], quote(model).encode("ascii"), view[end:]]
+
+
+MODEL_VALUE = re.compile(rb'"model"\s*:\s*("(?:[^"\\\x00-\x1f]|\\.)*")')
+
+
+def find_model(body: bytes | bytearray) -> tuple[tuple[int, int], str] | None:
+    """Find the top-level `model` in a JSON text without decoding it.
+
+    Returns where its value stands, quotes included, and the value; None if only decoding can
+    tell: it is not in front of the first nested value nor behind the last, or stands twice.
+    """
+    first, last = body.find(b"{") + 1, body.rfind(b"}")
+    nested = [at for at in (body.find(b"{", first), body.find(b"[", first)) if at >= 0]
+    match = MODEL_VALUE.search(body, first, min(nested, default=last))
+    if match is None and nested:
+        match = MODEL_VALUE.search(body, max(body.rfind(b"}", 0, last), body.rfind(b"]", 0, last)))
+    if match is None or body[match.start() - 1] == 0x5C:  # a backslash: inside of a string
+        return None
+    again = body.find(b'"model"', match.end())
+    while again >= 0:
+        if MODEL_VALUE.match(body, again) and body[again - 1] != 0x5C:
+            return None
+        again = body.find(b'"model"', again + 7)
+    try:
+        return match.span(1), json.loads(match[1])
+    except ValueError:
+        return None
+
+
+class Answer(NamedTuple):
+    """What goes back to the client. Its body comes in `pieces`, the first one without delay.
+
+    `headers` are the upstream's worth passing on; `length` is that of the body, if known. After
+    the first piece a ProxyError may come: it is for the client as an error of a stream.
+    """
+
+    status: int
+    headers: Headers
+    pieces: Pieces
+    length: int | None = None
+
+
+class Tap:
+    """Reads usage and the end of a passing stream from the few pieces that can hold them."""
+
+    def __init__(self, dialect: Dialect) -> None:
+        self.finished = False
+        self._ends = STREAM_ENDS[dialect.name]
+        self._tail = b""  # a word may be cut in two
+        self._found: list[bytes] = []
+        self._more = False  # the object may go on in the next piece
+
+    def feed(self, piece: bytes) -> None:
+        window = self._tail + piece
+        self._tail = piece[-32:]
+        if b'"usage' in window:
+            self._found.append(window)
+            self._more = True
+        elif self._more:
+            self._found.append(piece)
+            self._more = len(self._found) < 64  # pieces: an object so long is none of ours
+        if not self.finished:
+            for end in self._ends:
+                if end in window:
+                    self.finished = True
+
+    def usage(self) -> Json:
+        """Return the usage objects that passed, merged, later values winning."""
+        text, usage = b"".join(self._found).decode("utf-8", "replace"), Json()
+        for match in USAGE_KEY.finditer(text):
+            with contextlib.suppress(ValueError):
+                usage.update(json.JSONDecoder().raw_decode(text, match.end())[0])
+        return usage
+
+
+STREAM_ENDS = {  # how a complete stream of each dialect ends; chat endpoints may leave theirs out
+    "claude": (b"message_stop",),
+    "chat": (b"",),
+    "responses": (b"response.completed", b"response.incomplete", b"response.failed"),
+    "gemini": (b"finishReason", b"blockReason"),
+}
+USAGE_KEY = re.compile(r'"usage(?:Metadata)?"\s*:\s*(?={)')
+
+DROPPED_HEADERS = HOP_BY_HOP | frozenset(  # of a client's request; never sent on
+    "host content-length content-encoding accept-encoding expect authorization x-api-key"
+    " x-goog-api-key cookie origin referer via forwarded x-real-ip openai-organization"
+    " openai-project openai-platform".split()
+)
+DROPPED_PREFIXES = ("x-forwarded-", "cf-", "sec-", "proxy-")
+PASSED_HEADERS = (  # of an upstream's answer, by their beginnings
+    "content-type", "retry-after", "request-id", "x-request-id", "x-should-retry", "x-ratelimit-",
+    "anthropic-", "openai-", "x-codex-", "ratelimit-",
+)  # fmt: skip
+
+
+def client_headers(call: Call) -> Headers:
+    """Return those of a client's headers that may go to an upstream of its own dialect."""
+    return {
+        name: value
+        for name, value in call.headers.items()
+        if name not in DROPPED_HEADERS and not name.startswith(DROPPED_PREFIXES)
+    }
+
+
+def upstream_headers(call: Call, account: Account, provider: Provider, same: bool) -> Headers:
+    """Return the headers of a call to an upstream: a real client's own, ours, the account's."""
+    headers = client_headers(call) if same else {"user-agent": USER_AGENT}
+    for name, value in provider.headers.items():
+        headers.setdefault(name, value)
+    headers["content-type"] = "application/json"
+    headers["accept-encoding"] = "identity"
+    if account.token:
+        auth = provider.auth
+        if auth == "bearer" and provider.name == "claude" and is_anthropic_key(account):
+            auth = "x-api-key"
+        headers.update(AUTH_HEADERS[auth](account.token))
+    prepare = PREPARE_HEADERS.get(provider.name)
+    if prepare:
+        prepare(headers, call, account)
+    for name, value in account.headers.items():
+        headers[name] = call.headers.get(value[1:].lower(), "") if value.startswith("$") else value
+    return headers
+
+
+AUTH_HEADERS: dict[str, Callable[[str], Headers]] = {
+    "bearer": lambda token: {"authorization": f"Bearer {token}"},
+    "x-api-key": lambda token: {"x-api-key": token},
+    "x-goog-api-key": lambda token: {"x-goog-api-key": token},
+}
+
+
+def is_anthropic_key(account: Account) -> bool:
+    """Tell whether this is an API key for Anthropic's own host, which wants it in x-api-key."""
+    official = account.origin.scheme == "https" and account.origin.host == "api.anthropic.com"
+    return official and not account.credential and not account.token.startswith("sk-ant-oat")
+
+
+def claude_oauth_headers(headers: Headers, call: Call, account: Account) -> None:
+    """Add the beta that a bearer token of a log-in needs. Source: spec/providers.md 2.3."""
+    if account.credential or account.token.startswith("sk-ant-oat"):
+        betas = [beta for beta in headers.get("anthropic-beta", "").replace(" ", "").split(",") if beta]
+        if "oauth-2025-04-20" not in betas:
+            headers["anthropic-beta"] = ",".join([*betas, "oauth-2025-04-20"])
+
+
+def codex_headers(headers: Headers, call: Call, account: Account) -> None:
+    """Name the ChatGPT account, and the conversation for its cache. Source: spec/providers.md 3.3."""
+    headers["accept"] = "text/event-stream"
+    data = account.credential.data if account.credential else {}
+    if data.get("account_id"):
+        headers["chatgpt-account-id"] = data["account_id"]
+    key = call.json.get("prompt_cache_key")
+    if isinstance(key, str) and "session_id" not in headers and key.isprintable():
+        headers["session_id"] = key
+
+
+PREPARE_HEADERS = {"claude": claude_oauth_headers, "codex": codex_headers}
+
+CODEX_FORCED = {"stream": True, "store": False}
+CODEX_REMOVED = frozenset(  # refused with 400 "Unsupported parameter". Source: spec/dialects.md 4.1
+    "max_output_tokens max_completion_tokens temperature top_p top_k truncation user metadata"
+    " safety_identifier prompt_cache_retention prompt_cache_options context_management"
+    " previous_response_id stream_options generate background".split()
+)
+CODEX_TIERS = {"priority": "priority", "fast": "priority"}
+
+
+def prepare_codex(body: Json, model: Json) -> Json:
+    """Fit a Responses body to the ChatGPT backend, which refuses much of the public API's.
+
+    Returns the same object if it fits already. Source: spec/dialects.md 4.1.
+    """
+    fitted = {key: value for key, value in body.items() if key not in CODEX_REMOVED}
+    fitted.update(CODEX_FORCED)
+    fitted["instructions"] = body.get("instructions") or ""
+    if isinstance(body.get("input"), str):
+        fitted["input"] = [{"role": "user", "content": body["input"]}]
+    else:
+        fitted["input"] = [codex_item(item) for item in body.get("input") or ()]
+    include = body.get("include") or []
+    if "reasoning.encrypted_content" not in include:
+        fitted["include"] = [*include, "reasoning.encrypted_content"]
+    if not fitted.get("tools"):
+        fitted.pop("parallel_tool_calls", None)
+    fitted.pop("service_tier", None)
+    if body.get("service_tier") in CODEX_TIERS:
+        fitted["service_tier"] = CODEX_TIERS[body["service_tier"]]
+    effort = (body.get("reasoning") or {}).get("effort")
+    if effort in CODEX_EFFORTS:
+        fitted["reasoning"] = {**body["reasoning"], "effort": CODEX_EFFORTS[effort]}
+    return body if fitted == body else fitted
+
+
+CODEX_EFFORTS = {"minimal": "low", "ultra": "max"}
+
+
+def codex_item(item: Json) -> Json:
+    """Fit one input item: the backend knows no system role."""
+    return {**item, "role": "developer"} if item.get("role") == "system" else item
+
+
+PREPARE: dict[str, Callable[[Json, Json], Json]] = {"codex": prepare_codex}
+
+
+class App:
+    """What all requests share: the configuration, the accounts, the connections."""
+
+    def __init__(self, config_file: ConfigFile, store: Store, environ: Mapping[str, str]) -> None:
+        self.config_file, self.store, self._environ = config_file, store, environ
+        self.router, self.pool = Router(), Pool()
+        self.reload()
+
+    @property
+    def config(self) -> Config:
+        return self.config_file.config
+
+    def reload(self) -> None:
+        """Make the accounts anew from the config, the credential files and the environment."""
+        credentials = self.store.credentials()
+        self.router.configure(find_accounts(self.config, credentials, self._environ), self.config)
+
+    def poll(self) -> None:
+        """Take over what changed on disk; called every second."""
+        changed = [self.config_file.poll(), self.store.scan()]
+        if any(changed):
+            self.reload()
+        self.pool.prune()
+
+
+def dispatch(call: Call, app: App) -> Answer:
+    """Ask the accounts that serve a model, one after the other, until one begins to answer.
+
+    Rounds as `request-retry` and `max-retry-interval` allow. Raises the last ProxyError when
+    nobody answers, and at once what is the client's own mistake.
+    """
+    if call.model == ECHO:
+        return answer_echo(call)
+    rounds = app.config["request-retry"]
+    for turn in itertools.count():
+        try:
+            return ask_all(call, app)
+        except ProxyError as error:
+            wait = error.retry_after
+            patient = wait is not None and wait <= app.config["max-retry-interval"]
+            if turn >= rounds or not patient or not KINDS[error.kind].retry:
+                raise
+            pause(call, wait or 0.0)
+    raise AssertionError("not reached")
+
+
+def pause(call: Call, seconds: float) -> None:
+    """Wait for a cooldown to end, watching the client."""
+    end, never = time.monotonic() + seconds, threading.Event()
+    while (left := end - time.monotonic()) > 0:
+        call.watcher.tick()
+        never.wait(min(left, TICK))
+
+
+def ask_all(call: Call, app: App) -> Answer:
+    """Ask each ready account once."""
+    failure: ProxyError | None = None
+    for candidate in app.router.candidates(call.model):
+        try:
+            answer = ask(call, candidate, app)
+        except ProxyError as error:
+            if not KINDS[error.kind].retry:
+                raise
+            app.router.punish(candidate, error)
+            log.warning(
+                "rid=%s %s: %s", call.id[:8], candidate.account.name, error
+            )
+            failure = error
+        else:
+            app.router.reward(candidate)
+            call.account = candidate.account.name
+            return answer
+    raise failure or ProxyError("internal", "no candidate")
+
+
+def ask(call: Call, candidate: Candidate, app: App) -> Answer:
+    """Ask one account. Raises ProxyError before the first piece of the answer is given out."""
+    account = candidate.account
+    provider = account.provider_for(call.dialect.name)
+    same = provider.dialect == call.dialect.name
+    if call.action != "generate" and not (same and path_of(call, provider)):
+        return answer_locally(call)
+    lane = relay if same and PROOF_MARK not in call.body else translate
+    return lane(call, account, provider, candidate.model, app)
+
+
+def path_of(call: Call, provider: Provider) -> str:
+    """Return the provider's path for a call, empty if it has none."""
+    if call.action == "generate":
+        return (provider.stream if call.path_stream else "") or provider.generate
+    return {"count": provider.count, "compact": f"{provider.generate}/compact"}.get(call.action, "")
+
+
+def open_exchange(
+    call: Call, account: Account, provider: Provider, path: str, body: list[bytes | bytearray | memoryview], app: App
+) -> Exchange:
+    """Send a call to an account. Raises ProxyError for a refusal, with the upstream's own words."""
+    same = provider.dialect == call.dialect.name
+    headers = upstream_headers(call, account, provider, same)
+    length = sum(map(len, body))
+    head = request_head("POST", account.path + path, account.origin, headers, length)
+    exchange = app.pool.open(account.origin, head, body, call.watcher)
+    if exchange.status >= 400:
+        with contextlib.closing(exchange):
+            raise refusal(exchange, DIALECTS[provider.dialect])
+    return exchange
+
+
+def refusal(exchange: Exchange, dialect: Dialect) -> ProxyError:
+    """Read an upstream's error answer, keeping it as it came for a client of the same dialect."""
+    body = exchange.body()
+    error = dialect.read_error(exchange.status, body)
+    error.status, error.body = exchange.status, body
+    error.headers = passed_headers(exchange)
+    hint = retry_after(exchange.headers, time.time())
+    error.retry_after = error.retry_after if hint is None else hint
+    return error
+
+
+def passed_headers(exchange: Exchange) -> Headers:
+    """Return the headers of an upstream's answer that are worth a client's while."""
+    found = exchange.headers.items()
+    return {name: value for name, value in found if name.startswith(PASSED_HEADERS)}
+
+
+def relay(call: Call, account: Account, provider: Provider, model: str, app: App) -> Answer:
+    """The pass-through lane: the bytes go through in both directions as they are."""
+    body = call.with_model(model)
+    prepare = PREPARE.get(provider.name)
+    if prepare:
+        before = {**call.json, "model": model}
+        after = prepare(before, call.json)
+        body = body if after is before else [dumps(after).encode("ascii")]
+    path = path_of(call, provider).replace("{model}", urlquote(model, safe=""))
+    exchange = open_exchange(call, account, provider, path + call.passed_query(path), body, app)
+    headers = passed_headers(exchange)
+    streaming = headers.get("content-type", "").startswith("text/event-stream")
+    if provider.only_streams and not call.stream:
+        whole = dumps(collected_response(sse_read(exchange.decoded()))).encode("ascii")
+        return Answer(200, {**headers, "content-type": "application/json"}, iter_once(whole), len(whole))
+    encoding = exchange.headers.get("content-encoding", "")
+    if encoding and encoding in call.headers.get("accept-encoding", ""):
+        headers["content-encoding"] = encoding
+        return begin(exchange.status, headers, exchange.pieces(), exchange.length)
+    tap = Tap(call.dialect)
+    pieces = tapped(exchange.decoded() if encoding else exchange.pieces(), tap, call, streaming)
+    answer = begin(exchange.status, headers, pieces, None if encoding else exchange.length)
+    return answer
+
+
+def iter_once(data: bytes) -> Pieces:
+    yield data
+
+
+def begin(status: int, headers: Headers, pieces: Pieces, length: int | None = None) -> Answer:
+    """Pull the first piece, so that a failure before it can still be an HTTP error."""
+    first = next(pieces, b"")
+    return Answer(status, headers, resumed(first, pieces), length)
+
+
+def resumed(first: bytes, pieces: Pieces) -> Pieces:
+    with contextlib.closing(pieces):
+        yield first
+        yield from pieces
+
+
+def tapped(pieces: Pieces, tap: Tap, call: Call, streaming: bool) -> Pieces:
+    """Yield the pieces of a passing answer as they come, reading usage on the side.
+
+    Raises ProxyError for an error that is the first event of a stream, and after a stream that
+    ended without the end that its dialect has.
+    """
+    with contextlib.closing(pieces):
+        fresh = streaming
+        for piece in pieces:
+            if fresh and b'"error' in piece:
+                raise_first_error(piece, call.dialect)
+            fresh = False
+            tap.feed(piece)
+            yield piece
+    call.usage = tap.usage()
+    if streaming and not tap.finished:
+        raise ProxyError("upstream_failed", "the upstream ended its stream in the middle")
+
+
+def raise_first_error(piece: bytes, dialect: Dialect) -> None:
+    """Raise the error that a stream begins with, if it does."""
+    payload = next(sse_read([piece]), None) or {}
+    error = payload.get("error") or (payload.get("response") or {}).get("error")
+    if payload.get("type") == "error" or error:
+        raise dialect.read_error(502, dumps({"error": error or payload}).encode("ascii"))
+
+
+def collected_response(payloads: Iterable[Json]) -> Json:
+    """Return the response object that a Responses stream ends with, its output complete.
+
+    Raises ProxyError if the stream failed or broke off. Source: spec/dialects.md 4.1.
+    """
+    items: dict[int, Json] = {}
+    for payload in payloads:
+        kind = payload.get("type")
+        if kind == "response.output_item.done":
+            items[payload.get("output_index", len(items))] = payload["item"]
+        elif kind in {"response.completed", "response.incomplete"}:
+            response = payload["response"]
+            output = response.get("output") or [item for _, item in sorted(items.items())]
+            return {**response, "output": output}
+        elif kind in {"response.failed", "error"}:
+            error = payload.get("error") or (payload.get("response") or {}).get("error") or payload
+            raise DIALECTS["responses"].read_error(502, dumps({"error": error}).encode("ascii"))
+    raise ProxyError("upstream_failed", "the upstream closed the stream before response.completed")
+
+
+def translate(call: Call, account: Account, provider: Provider, model: str, app: App) -> Answer:
+    """The translated lane: the client's dialect to the upstream's, and the answer back."""
+    request, upstream = call.request, DIALECTS[provider.dialect]
+    target = Target(provider.name, model_row(model), account.quirks | provider.quirks)
+    stream = request.stream or provider.only_streams or "stream" in target.quirks
+    fitted = fit_request(request._replace(model=model, stream=stream), target, upstream.name)
+    body = upstream.write_request(fitted.request, target)
+    if upstream.name == "gemini":
+        body = {key: value for key, value in body.items() if key not in {"model", "stream"}}
+    prepare = PREPARE.get(provider.name)
+    if prepare:
+        body = prepare(body, call.json)
+    path = ((provider.stream if stream else "") or provider.generate).replace("{model}", urlquote(model, safe=""))
+    exchange = open_exchange(call, account, provider, path, [dumps(body).encode("ascii")], app)
+    events = fit_events(read_answer(exchange, upstream, request), request, fitted, target)
+    headers = passed_headers(exchange)
+    if request.stream:
+        headers["content-type"] = "text/event-stream" if call.sse else "application/json"
+        return begin(200, headers, call.dialect.write_stream(events, request))
+    headers["content-type"] = "application/json"
+    whole = dumps(call.dialect.write_response(collect(events), request)).encode("ascii")
+    return Answer(200, headers, iter_once(whole), len(whole))
+
+
+def read_answer(exchange: Exchange, upstream: Dialect, request: Request) -> Events:
+    """Read an upstream's answer, a stream or not, as events."""
+    with contextlib.closing(exchange):
+        if exchange.headers.get("content-type", "").startswith("text/event-stream"):
+            yield from upstream.read_stream(sse_read(exchange.decoded()), request)
+            return
+        try:
+            body = json.loads(exchange.body())
+            yield from upstream.read_response(body, request)
+        except (KeyError, TypeError, AttributeError, ValueError) as exc:
+            raise ProxyError("upstream_failed", f"the upstream's answer is malformed: {exc!r}") from exc
+
+
+ECHO = "echo"  # a model that needs no account: it repeats the last user text
+
+
+def answer_echo(call: Call) -> Answer:
+    """Answer as the built-in model `echo` does, in the client's dialect."""
+    request = call.request
+    events = echo_events(request)
+    if request.stream:
+        kind = "text/event-stream" if call.sse else "application/json"
+        return begin(200, {"content-type": kind}, call.dialect.write_stream(events, request))
+    whole = dumps(call.dialect.write_response(collect(events), request)).encode("ascii")
+    return Answer(200, {"content-type": "application/json"}, iter_once(whole), len(whole))
+
+
+def echo_events(request: Request) -> Events:
+    """Repeat the last user text; call the first tool if that text asks for it."""
+    texts = [text_of(m.parts) for m in request.messages if m.role == "user" and text_of(m.parts)]
+    text = texts[-1] if texts else "(no text)"
+    answered = bool(request.messages) and any(p.kind == "result" for p in request.messages[-1].parts)
+    tools = [tool for tool in request.tools if tool.kind != "hosted"]
+    wants = not answered and bool(tools) and re.search(r"\b(tool|call)\b", text, re.IGNORECASE)
+    yield MessageStart(digest("echo", request.id), request.model, request.created)
+    if wants:
+        tool = tools[0]
+        body = text if tool.kind == "custom" else "{}"
+        part = Part("call", body, f"call_{digest(request.id)}", tool.name, custom=tool.kind == "custom", namespace=tool.namespace)
+        yield from part_events(0, part)
+    else:
+        yield from part_events(0, Part("text", text))
+    yield Usage(input=estimate_tokens(request), output=max(1, len(text) // 4))
+    yield MessageEnd("tool_calls" if wants else "stop")
+
+
+def answer_locally(call: Call) -> Answer:
+    """Estimate a token count that the upstream cannot give. Raises ProxyError for other calls."""
+    if call.action != "count":
+        message = f"{call.action} is served by upstreams of the {call.dialect.name} dialect only"
+        raise ProxyError("not_implemented", message)
+    name = {"gemini": "totalTokens"}.get(call.dialect.name, "input_tokens")
+    count: Json = {name: estimate_tokens(call.request)}
+    if call.dialect.name == "responses":
+        count["object"] = "response.input_tokens"
+    whole = dumps(count).encode("ascii")
+    headers = {"content-type": "application/json", "x-cliproxy-estimate": "bytes/4"}
+    return Answer(200, headers, iter_once(whole), len(whole))
 
 
 ########################################################################################
 # 16. SERVER
 ########################################################################################
-# The listening side.
+# A ThreadingHTTPServer whose handler reads heads with NETWORK's strict parser. A thread serves one
+# client connection and is the only one that writes its socket. Here, and nowhere else, an
+# exception becomes an HTTP status.
+
+CLIENT_TICK = 5.0  # seconds: the patience of a recv() from a client
+IDLE_CLIENT = 120.0  # seconds that a connection may wait for its next request
+SLOW_CLIENT = 30.0  # seconds of silence in the middle of a head or a body
+DRAIN_LIMIT = 2**20  # bytes of a refused request's body that are read so as to keep the connection
+GRACE = 30.0  # seconds that running answers get when the server stops
+
+
+class ClientGone(Exception):  # noqa: N818 -- no error: clients may leave
+    """The client has hung up; nobody is left to tell."""
+
+
+class Handler(socketserver.BaseRequestHandler, Watcher):
+    """One client connection, on its own thread."""
+
+    server: Server
+
+    def handle(self) -> None:
+        try:
+            sock = self.server.secure(self.request)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            limit_sends(sock)
+            set_patience(sock, CLIENT_TICK)
+            self.wire = Wire(sock)
+            while self.serve_one():
+                pass
+        except (ClientGone, OSError):
+            pass  # nobody is left to tell
+
+    def serve_one(self) -> bool:
+        """Serve one request; return whether the connection may serve another."""
+        self.method, self.path, self.headers = "", "/", Headers()
+        self.keep, self.waited, self.call, self.body_read = True, 0.0, None, True
+        self.started: str | None = None  # how the body goes out, once the status line has gone
+        self.out: list[bytes] = []  # frames that have not been sent
+        self.head = b""  # the head, until it is sent with the first of them
+        self.wire.answered = bool(self.wire.rest)
+        try:
+            head = self.wire.read_head(self.idle)
+            if head is None:
+                return False
+            with self.server.working():
+                self.serve_head(head)
+        except ProxyError as error:
+            self.refuse(error)
+        return self.keep
+
+    def serve_head(self, head: bytes) -> None:
+        try:
+            self.read_request_line(head)
+        except ValueError as exc:
+            self.keep = False
+            raise ProxyError("invalid_request", f"malformed request: {exc}") from exc
+        begun = time.monotonic()
+        try:
+            self.answer()
+        except ProxyError as error:
+            self.fail(error)
+        except ClientGone:
+            self.keep, self.status = False, 499
+        except Exception:
+            log.exception("bug: %s %s", self.method, escaped(self.path))
+            self.fail(ProxyError("internal", "internal error; the log has more"))
+        self.log_request(begun)
+
+    def idle(self) -> None:
+        """Wait for a request, or for the rest of one."""
+        self.waited += CLIENT_TICK
+        if self.server.stopping or self.waited >= IDLE_CLIENT:
+            raise ClientGone
+        if self.wire.answered and self.waited >= SLOW_CLIENT:
+            self.keep = False
+            raise ProxyError("caller_timeout", f"the request stalled for {SLOW_CLIENT:.0f} s")
+
+    def read_request_line(self, head: bytes) -> None:
+        """Take the head apart. Raises ValueError for what no client sends in good faith."""
+        first, self.headers = parse_head(head)
+        words = first.split(" ")
+        if len(words) != 3 or words[2] not in {"HTTP/1.1", "HTTP/1.0"} or not words[0].isalpha():
+            raise ValueError(f"{first[:60]!r} is no HTTP/1 request line")
+        self.method, target, version = words
+        if not target.startswith(("/", "http://", "https://")) and target != "*":
+            raise ValueError(f"{target[:60]!r} is no path")
+        path, _, query = target.partition("?")
+        if path.startswith("http"):
+            path = urlsplit(path).path or "/"
+        self.path, self.query = path, dict(parse_qsl(query, keep_blank_values=True)) if query else {}
+        length = body_length(self.headers)
+        self.body_read = length == 0
+        self.length = length
+        self.version = version
+        connection = self.headers.get("connection", "").lower()
+        self.keep = "close" not in connection if version == "HTTP/1.1" else "keep-alive" in connection
+
+    def answer(self) -> None:
+        """Find the row of ROUTES and do what it says."""
+        self.check_origin()
+        route, self.argument = find_route(self.method, self.path)
+        self.dialect = dialect_of(self.path, self.headers)
+        if route.admit:
+            self.admit()
+        route.handle(self, route)
+
+    def check_origin(self) -> None:
+        """Refuse what a web page sends: another site's, or one whose name was rebound to us."""
+        origin = self.headers.get("origin", "")
+        host = (urlsplit("//" + self.headers.get("host", "")).hostname or "").lower()
+        if self.server.loopback and host and not is_loopback(host) and host != self.server.host:
+            self.dialect = dialect_of(self.path, self.headers)
+            message = f"the host {host!r} is not this machine; use http://127.0.0.1:{self.server.port}"
+            raise ProxyError("forbidden", message)
+        foreign = origin == "null" or (
+            origin.startswith(("http://", "https://")) and (urlsplit(origin).hostname or "") != host
+        )
+        if foreign or self.headers.get("sec-fetch-site") == "cross-site":
+            self.dialect = dialect_of(self.path, self.headers)
+            raise ProxyError("forbidden", "a page of another web site may not use this proxy")
+
+    def admit(self) -> None:
+        """Check the client's key. Any valid one in any of its places will do."""
+        keys = self.server.app.config["api-keys"]
+        if not keys:
+            return
+        scheme, _, bearer = self.headers.get("authorization", "").partition(" ")
+        given = (
+            bearer.strip() if scheme.lower() == "bearer" else "",
+            self.headers.get("authorization", ""),
+            self.headers.get("x-api-key", ""),
+            self.headers.get("x-goog-api-key", ""),
+            self.query.get("key", ""),
+            self.query.get("auth_token", ""),
+        )
+        encoded = [key.encode() for key in filter(None, given)]
+        valid = [hmac.compare_digest(key, known.encode()) for key in encoded for known in keys]
+        if not any(valid):
+            what = "is not one of the config's api-keys" if encoded else "is missing"
+            message = f"the API key {what}; send one as Authorization: Bearer, x-api-key or x-goog-api-key"
+            raise ProxyError("unauthorized", message)
+
+    def read_body(self) -> bytes | bytearray:
+        """Read the request's body, its content encoding undone.
+
+        Raises ProxyError: too_large, invalid_request, caller_timeout.
+        """
+        if self.length is not None and self.length > BODY_LIMIT:
+            raise ProxyError("too_large", f"the body is larger than {BODY_LIMIT:,} bytes")
+        if self.length != 0 and self.headers.get("expect", "").lower() == "100-continue":
+            self.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        self.waited, self.wire.answered = 0.0, True
+        try:
+            if self.length is None:
+                body: bytes | bytearray = self.wire.read_chunked(BODY_LIMIT, self.idle)
+            else:
+                body = self.wire.read_exactly(self.length, self.idle)
+            self.body_read = True
+            encoding = self.headers.get("content-encoding", "")
+            return unpack(bytes(body), encoding) if encoding else body
+        except ConnectionError as exc:
+            raise ClientGone from exc
+        except ValueError as exc:
+            self.keep = self.body_read and self.keep
+            raise ProxyError("invalid_request", f"the body cannot be read: {exc}") from exc
+
+    def drop_body(self) -> None:
+        """Make the connection usable after a request whose body nobody wants, or give it up."""
+        if self.body_read:
+            return
+        small = self.length is not None and self.length <= DRAIN_LIMIT
+        if small and "expect" not in self.headers:
+            self.read_body()
+        else:
+            self.keep = False
+
+    def refuse(self, error: ProxyError) -> None:
+        """Answer what is not even a request, and close."""
+        self.keep = False
+        with contextlib.suppress(ClientGone):
+            self.send_json(error.status, {"error": {"message": str(error), "type": "invalid_request_error"}})
+            self.linger()
+
+    def linger(self) -> None:
+        """Let the client read the answer before the connection is reset by what it still sends."""
+        with contextlib.suppress(OSError):
+            self.wire.sock.shutdown(socket.SHUT_WR)
+            set_patience(self.wire.sock, 1.0)
+            for _ in range(DRAIN_LIMIT // PIECE):
+                if not self.wire.sock.recv(PIECE):
+                    break
+
+    def fail(self, error: ProxyError) -> None:
+        """Answer with an error in the client's dialect, unless an answer has begun: then hang up."""
+        if self.started == "pending":  # blank lines have gone out: the status is lost
+            self.out.append(dumps(self.dialect.write_error(error)).encode("ascii"))
+            self.finish_body()
+            return
+        if self.started:
+            self.keep = False
+            return
+        dialect = getattr(self, "dialect", DIALECTS["chat"])
+        with contextlib.suppress(ClientGone):
+            self.drop_body()
+        if error.body and self.call and self.call.dialect is dialect and self.call.verbatim(error):
+            self.send(error.status, dict(error.headers), error.body)
+        else:
+            headers = {} if error.retry_after is None else {"retry-after": f"{math.ceil(error.retry_after)}"}
+            status = 529 if (error.kind, dialect.name) == ("overloaded", "claude") else error.status
+            self.send_json(status, dialect.write_error(error), headers)
+        if not self.keep:
+            self.linger()
+
+    def send_json(self, status: int, body: Any, headers: Headers | None = None) -> None:
+        whole = dumps(body).encode("ascii")
+        self.send(status, {"content-type": "application/json", **(headers or {})}, whole)
+
+    def send(self, status: int, headers: Headers, body: bytes) -> None:
+        """Send a whole answer."""
+        self.status = status
+        head = self.make_head(status, headers, f"content-length: {len(body)}\r\n")
+        self.started = "whole"
+        self.write(head if self.method == "HEAD" else head + body)
+
+    def make_head(self, status: int, headers: Headers, framing: str) -> bytes:
+        lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
+        close = "" if self.keep else "connection: close\r\n"
+        return f"{STATUS_LINES[status]}{lines}{framing}{close}\r\n".encode("latin-1", "replace")
+
+    def write(self, data: bytes) -> None:
+        """Send bytes. Raises ClientGone."""
+        try:
+            self.wire.send(data)
+        except OSError as exc:
+            raise ClientGone from exc
+
+    def send_answer(self, answer: Answer) -> None:
+        """Send an answer piece by piece, each as it comes.
+
+        Frames that are ready are sent together: `flush` sends them before the upstream is waited
+        for. A failure of a stream becomes its dialect's error frame; of anything else, a hang-up.
+        """
+        with contextlib.closing(answer.pieces) as pieces:
+            self.start_body(answer)
+            try:
+                for piece in pieces:
+                    self.out.append(piece)
+                    if len(self.out) > 64:  # noqa: SIM102 -- frames: enough for one send
+                        self.flush()
+            except ProxyError as error:
+                if not answer.headers.get("content-type", "").startswith("text/event-stream"):
+                    raise ClientGone from error
+                log.warning("rid=%s broke off: %s", self.call.id[:8] if self.call else "-", error)
+                self.out.append(stream_error(self.dialect, error))
+                self.broken = True
+            self.finish_body()
+
+    def start_body(self, answer: Answer) -> None:
+        """Hold the head ready, to go out with the first piece."""
+        if self.started == "pending":
+            return
+        self.status = answer.status
+        if answer.length is not None:
+            framing, self.started = f"content-length: {answer.length}\r\n", "plain"
+        elif self.version == "HTTP/1.1":
+            framing, self.started = "transfer-encoding: chunked\r\n", "chunked"
+        else:
+            self.keep = False
+            framing, self.started = "", "plain"
+        self.head = self.make_head(answer.status, answer.headers, framing)
+
+    def flush(self) -> None:
+        """Send what is ready, in one piece."""
+        if not self.out:
+            return
+        data = self.out[0] if len(self.out) == 1 else b"".join(self.out)
+        self.out.clear()
+        if self.started != "plain":
+            data = b"%x\r\n%b\r\n" % (len(data), data) if data else b""
+        if self.head:
+            data, self.head = self.head + data, b""
+        self.waited = 0.0
+        self.write(data)
+
+    def finish_body(self) -> None:
+        if self.started != "plain":
+            self.out = [b"".join(self.out)]
+            data = self.out[0]
+            self.out.clear()
+            last = b"%x\r\n%b\r\n0\r\n\r\n" % (len(data), data) if data else b"0\r\n\r\n"
+            head, self.head = self.head, b""
+            self.write(head + last)
+        else:
+            self.out.append(b"")
+            self.flush()
+
+    def tick(self) -> None:
+        """Watch the client while an upstream is silent, and keep it patient."""
+        if hung_up(self.wire.sock):
+            raise ClientGone
+        self.waited += TICK
+        config = self.server.app.config
+        if self.started in {"chunked", "pending"}:
+            interval, sign = config["streaming.keepalive-seconds"], self.dialect.keepalive
+            if self.started == "pending":
+                interval, sign = config["nonstream-keepalive-interval"], b"\n"
+            if 0 < interval <= self.waited and not self.head:
+                self.out.append(sign)
+                self.flush()
+        elif self.started is None and self.call and 0 < config["nonstream-keepalive-interval"] <= self.waited:
+            self.start_pending()
+
+    def start_pending(self) -> None:
+        """Begin a long answer that is no stream with a blank line, so that nobody hangs up."""
+        if self.version == "HTTP/1.1" and self.call and not self.call.stream:
+            head = self.make_head(200, {"content-type": "application/json"}, "transfer-encoding: chunked\r\n")
+            self.started, self.head, self.status = "pending", head, 200
+            self.out.append(b"\n")
+            self.flush()
+
+    def log_request(self, begun: float) -> None:
+        if not log.isEnabledFor(logging.INFO):
+            return
+        call = self.call
+        model = f" {escaped(call.logged_model)} account={call.account or '-'}" if call else ""
+        usage = f" in={call.tokens(INPUT_WORDS)} out={call.tokens(OUTPUT_WORDS)}" if call and call.usage else ""
+        log.info(
+            "rid=%s %s %s%s status=%d total=%.3fs%s",
+            call.id[:8] if call else "-", self.method, escaped(self.path), model, self.status,
+            time.monotonic() - begun, usage,
+        )  # fmt: skip
+
+    # What the rows of ROUTES do.
+
+    def generate(self, route: Route) -> None:
+        """Serve a request for a model, end to end."""
+        self.dialect = DIALECTS[route.dialect]
+        call = Call(self.dialect, route.action, self.read_body())
+        self.call = call
+        call.headers, call.query, call.watcher = self.headers, self.query, self
+        if self.argument:
+            model, _, verb = self.argument.rpartition(":")
+            if verb not in GEMINI_VERBS:
+                raise ProxyError("not_found", f"unknown method {verb!r}; known: {', '.join(GEMINI_VERBS)}")
+            call.action, call.path_stream = GEMINI_VERBS[verb]
+            call.path_model = model
+        self.waited = 0.0
+        self.send_answer(dispatch(call, self.server.app))
+
+    def list_models(self, route: Route) -> None:
+        self.send_json(200, self.lister(route)[0](self.server.app.router))
+
+    def show_model(self, route: Route) -> None:
+        router, name = self.server.app.router, self.argument
+        if name != ECHO and name not in router.models():
+            close = ", ".join(map(repr, nearest_names(name, [*router.models(), ECHO], 3)))
+            raise ProxyError("model_not_found", f"no model {name!r}" + (f"; nearest: {close}" if close else ""))
+        self.send_json(200, self.lister(route)[1](router, name))
+
+    def lister(self, route: Route) -> tuple[Callable[[Router], Json], Callable[[Router, str], Json]]:
+        """Return the shape of model lists that this client reads; its headers tell."""
+        if route.dialect == "gemini" or "x-goog-api-key" in self.headers:
+            return gemini_models, gemini_model
+        if "anthropic-version" in self.headers or self.headers.get("user-agent", "").startswith("claude-cli"):
+            return claude_models, claude_model
+        return openai_models, openai_model
+
+    def show_health(self, route: Route) -> None:
+        self.send_json(200, {"status": "ok"})
+
+    def show_root(self, route: Route) -> None:
+        endpoints = sorted({f"{row.method} {row.path}" for row in ROUTE_ROWS if row.admit})
+        self.send_json(200, {"message": "cliproxy", "version": __version__, "endpoints": endpoints})
+
+    def show_options(self, route: Route) -> None:
+        self.send(204, {"allow": "GET, HEAD, POST, OPTIONS"}, b"")
+
+    def refuse_upgrade(self, route: Route) -> None:
+        raise ProxyError("upgrade_required", "no WebSocket here; POST to the same path")
+
+    def refuse_stored(self, route: Route) -> None:
+        message = "no responses are stored here; send store: false and the whole history"
+        raise ProxyError("not_implemented", message)
+
+
+INPUT_WORDS = ("input_tokens", "prompt_tokens", "promptTokenCount")
+OUTPUT_WORDS = ("output_tokens", "completion_tokens", "candidatesTokenCount")
+
+
+def escaped(text: str) -> str:
+    """Return a client's text for the log: one word, no control characters."""
+    return quote(text)[1:-1].replace(" ", "%20")
+
+
+def openai_model(router: Router, name: str) -> Json:
+    owner = "cliproxy" if name == ECHO else router.owner(name).account.provider.name
+    return {"id": name, "object": "model", "created": 0, "owned_by": owner}
+
+
+def openai_models(router: Router) -> Json:
+    names = [*router.models(), ECHO]
+    return {"object": "list", "data": [openai_model(router, name) for name in names]}
+
+
+def claude_model(router: Router, name: str) -> Json:
+    display = name if name == ECHO else model_row(router.owner(name).model).name or name
+    return {"type": "model", "id": name, "display_name": display, "created_at": "1970-01-01T00:00:00Z"}
+
+
+def claude_models(router: Router) -> Json:
+    names = [*router.models(), ECHO]
+    data = [claude_model(router, name) for name in names]
+    return {"data": data, "has_more": False, "first_id": names[0], "last_id": names[-1]}
+
+
+def gemini_model(router: Router, name: str) -> Json:
+    row = Model(ECHO) if name == ECHO else model_row(router.owner(name).model)
+    limits = {"inputTokenLimit": row.context, "outputTokenLimit": row.output}
+    return {
+        "name": f"models/{name}",
+        "displayName": row.name or name,
+        **{key: value for key, value in limits.items() if value},
+        "supportedGenerationMethods": list(GEMINI_VERBS),
+    }
+
+
+def gemini_models(router: Router) -> Json:
+    return {"models": [gemini_model(router, name) for name in [*router.models(), ECHO]]}
+
+
+class Route(NamedTuple):
+    """One public route. `path` may end in `*`: the rest becomes the handler's argument."""
+
+    method: str
+    path: str
+    handle: Callable[[Handler, Route], None]
+    dialect: str = ""
+    action: str = "generate"
+    admit: bool = True  # does it want a client key?
+
+
+GEMINI_VERBS: dict[str, tuple[str, bool | None]] = {  # verb -> action, stream
+    "generateContent": ("generate", False),
+    "streamGenerateContent": ("generate", True),
+    "countTokens": ("count", False),
+}
+# fmt: off
+ROUTE_ROWS = (
+    Route("POST", "/v1/messages",               Handler.generate,       "claude"),
+    Route("POST", "/v1/messages/count_tokens",  Handler.generate,       "claude", "count"),
+    Route("POST", "/v1/chat/completions",       Handler.generate,       "chat"),
+    Route("POST", "/v1/responses",              Handler.generate,       "responses"),
+    Route("POST", "/v1/responses/compact",      Handler.generate,       "responses", "compact"),
+    Route("POST", "/v1/responses/input_tokens", Handler.generate,       "responses", "count"),
+    Route("GET",  "/v1/responses",              Handler.refuse_upgrade, "responses"),
+    Route("GET",  "/v1/responses/*",            Handler.refuse_stored,  "responses"),
+    Route("GET",  "/v1/models",                 Handler.list_models),
+    Route("GET",  "/v1/models/*",               Handler.show_model),
+    Route("POST", "/v1/models/*",               Handler.generate,       "gemini"),
+    Route("GET",  "/v1beta/models",             Handler.list_models,    "gemini"),
+    Route("GET",  "/v1beta/models/*",           Handler.show_model,     "gemini"),
+    Route("POST", "/v1beta/models/*",           Handler.generate,       "gemini"),
+    Route("GET",  "/health",                    Handler.show_health,    admit=False),
+    Route("GET",  "/healthz",                   Handler.show_health,    admit=False),
+    Route("GET",  "/",                          Handler.show_root,      admit=False),
+)
+# fmt: on
+ROUTES = {(row.method, row.path): row for row in ROUTE_ROWS}
+OPTIONS = Route("OPTIONS", "*", Handler.show_options, admit=False)
+STATUS_LINES = collections.defaultdict(
+    lambda: "HTTP/1.1 500 Error\r\n",
+    {code: f"HTTP/1.1 {code} {name}\r\n" for code, name in STATUS_NAMES.items()},
+)
+
+
+def tidy_path(path: str) -> str:
+    """Return the path that a client meant: with /v1 once, without doubled or final slashes.
+
+    Clients append /v1 to base URLs that have one already, or do not (spec/clients.md).
+    """
+    words = [word for word in path.split("/") if word]
+    while words[:2] == ["v1", "v1"] or words[:2] == ["v1", "v1beta"]:
+        del words[0]
+    if words and words[0] not in {"v1", "v1beta", "health", "healthz"}:
+        words.insert(0, "v1")
+    return "/" + "/".join(words)
+
+
+def find_route(method: str, path: str) -> tuple[Route, str]:
+    """Return the row for a request and what its `*` stands for.
+
+    Raises ProxyError: not_found, naming the likely right path, or method_not_allowed.
+    """
+    if method == "OPTIONS":
+        return OPTIONS, ""
+    method = "GET" if method == "HEAD" else method
+    route = ROUTES.get((method, path))
+    if route:
+        return route, ""
+    tidy = tidy_path(path)
+    route = ROUTES.get((method, tidy))
+    if route:
+        return route, ""
+    for row in ROUTE_ROWS:
+        if row.method == method and row.path.endswith("*") and tidy.startswith(row.path[:-1]):
+            return row, unquote(tidy[len(row.path) - 1 :]).removeprefix("models/")
+    allowed = [row.method for row in ROUTE_ROWS if row.path == tidy]
+    if allowed:
+        raise ProxyError("method_not_allowed", f"{tidy} takes {', '.join(allowed)}, not {method}")
+    close = nearest_names(tidy, [row.path for row in ROUTE_ROWS], 1)
+    hint = f"; did you mean {close[0]}?" if close else ""
+    raise ProxyError("not_found", f"no route for {method} {path}{hint}")
+
+
+def dialect_of(path: str, headers: Headers) -> Dialect:
+    """Return the dialect in which a client of this path wants to hear of errors."""
+    if "/messages" in path or "anthropic-version" in headers:
+        return DIALECTS["claude"]
+    if "/v1beta" in path or "Content" in path or "countTokens" in path or "x-goog-api-key" in headers:
+        return DIALECTS["gemini"]
+    return DIALECTS["responses" if "/responses" in path else "chat"]
+
+
+class Server(ThreadingHTTPServer):
+    """The listening socket, and what every request shares."""
+
+    request_queue_size = 1_024
+    daemon_threads = True
+    block_on_close = False
+
+    def __init__(self, address: tuple[str, int], app: App) -> None:
+        self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+        super().__init__(address, Handler)
+        self.app, self.stopping = app, False
+        self.host, self.port = address[0], self.server_address[1]
+        self.loopback = is_loopback(address[0])
+        self._idle = threading.Condition()
+        self._working = 0  # requests being served; guarded by _idle
+        self._tls = server_tls(app.config)
+
+    def server_bind(self) -> None:
+        """Bind without asking the network for this machine's name, as HTTPServer would."""
+        socketserver.TCPServer.server_bind(self)
+        self.server_name, self.server_port = self.server_address[:2]
+
+    def secure(self, sock: socket.socket) -> socket.socket:
+        """Shake hands on the connection's own thread, if this server speaks TLS."""
+        if self._tls is None:
+            return sock
+        sock.settimeout(CONNECT_TIMEOUT)
+        wrapped: socket.socket = self._tls.wrap_socket(sock, server_side=True)
+        return wrapped
+
+    @contextlib.contextmanager
+    def working(self) -> Iterator[None]:
+        """Count a request that is being served."""
+        with self._idle:
+            self._working += 1
+        try:
+            yield
+        finally:
+            with self._idle:
+                self._working -= 1
+                if not self._working:
+                    self._idle.notify_all()
+
+    def stop(self, grace: float = GRACE) -> bool:
+        """Stop accepting, let running answers finish; False if some did not in `grace` seconds."""
+        self.stopping = True
+        self.shutdown()
+        self.server_close()
+        with self._idle:
+            return self._idle.wait_for(lambda: not self._working, grace)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        log.exception("bug in a connection's thread")
+
+
+def server_tls(config: Config) -> Any:
+    """Return the context for serving TLS, None if the config does not ask for it."""
+    if not config["tls.enable"]:
+        return None
+    import ssl  # noqa: PLC0415 -- slow
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(config["tls.cert"], config["tls.key"])
+    except (OSError, TypeError) as exc:
+        raise ProxyError("invalid_request", f"tls.cert and tls.key: {exc}") from exc
+    return context
+
+
+def make_server(app: App) -> Server:
+    """Bind and listen as the config says; port 0 picks a free one. Raises ProxyError."""
+    host, port = app.config["host"], app.config["port"]
+    check_exposure(app.config)
+    try:
+        return Server((host, port), app)
+    except OSError as exc:
+        message = f"cannot listen on {host}:{port}: {exc}; set another `port` in the config, or --port"
+        raise ProxyError("invalid_request", message) from exc
 
 
 ########################################################################################
 # 17. COMMANDS
 ########################################################################################
-# The command line.
+# argparse rows. Whatever goes wrong is one sentence on stderr and exit status 1; usage errors are 2.
+
+
+def say(text: str = "") -> None:
+    """Tell the user, on stdout."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def make_app(options: argparse.Namespace) -> App:
+    """Load the config that the options name and the credential files, reporting oddities."""
+    config_file = ConfigFile(find_config(options.config))
+    for warning in config_file.config.warnings:
+        log.warning("%s", warning)
+    store = Store(Path(config_file.config["auth-dir"]).expanduser())
+    store.scan()
+    return App(config_file, store, os.environ)
+
+
+def cmd_serve(options: argparse.Namespace) -> int:
+    """Serve until SIGINT or SIGTERM."""
+    sys.setswitchinterval(0.0005)  # spec/performance.md, lesson 7
+    app = make_app(options)
+    app.config_file.override({key: getattr(options, key) for key in ("host", "port")})
+    server = make_server(app)
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: os._exit(1) if stop.is_set() else stop.set())
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    greet(server, app)
+    while not stop.wait(1.0):
+        app.poll()
+    log.info("stopping; running answers have %.0f s", GRACE)
+    return 0 if server.stop() else 1
+
+
+def greet(server: Server, app: App) -> None:
+    """Print where the server listens, what it found, and what to do next."""
+    scheme = "https" if app.config["tls.enable"] else "http"
+    say(f"cliproxy {__version__} listens on {scheme}://{server.host}:{server.port}")
+    say(f"config: {app.config.path or 'none (defaults)'}; credentials: {app.store.folder}")
+    accounts = app.router.accounts()
+    for account in accounts:
+        say(f"  {account.name}: {account.provider.name}, {mask(account.token)}")
+    if not accounts:
+        say("no account yet: set ANTHROPIC_API_KEY, OPENAI_API_KEY or GEMINI_API_KEY, or log in:")
+        say("  python cliproxy.py login codex --no-browser")
+    say("try it without any account: the model 'echo' repeats what you say")
+
+
+def cmd_models(options: argparse.Namespace) -> int:
+    """Print the models that the present credentials can serve."""
+    router = make_app(options).router
+    for name in router.models():
+        candidate = router.owner(name)
+        say(f"{name:40} {candidate.account.provider.name:14} {candidate.account.name}")
+    say(f"{ECHO:40} {'built in':14} -")
+    return 0
+
+
+def cmd_config(options: argparse.Namespace) -> int:
+    """Check the config file, or print an example or the reference of all keys."""
+    if options.what == "example":
+        say(example_config().rstrip())
+    elif options.what == "reference":
+        say("\n".join(config_reference()))
+    else:
+        path = find_config(options.config)
+        config = load_config(path)
+        for warning in config.warnings:
+            say(f"warning: {warning}")
+        say(f"{path or 'no config file'}: good")
+    return 0
+
+
+class Command(NamedTuple):
+    """A subcommand: what it does and its arguments beside --config and --debug."""
+
+    name: str
+    run: Callable[[argparse.Namespace], int]
+    help: str
+    arguments: tuple[tuple[str, Json], ...] = ()
+
+
+COMMANDS = (
+    Command("serve", cmd_serve, "serve clients (what `cliproxy` does without a subcommand)", (
+        ("--host", {"help": "address to bind, default 127.0.0.1"}),
+        ("--port", {"type": int, "help": "port to bind, default 8317"}),
+    )),
+    Command("models", cmd_models, "list the models that can be served"),
+    Command("config", cmd_config, "check the config file; print an example or all keys", (
+        ("what", {"nargs": "?", "choices": ["check", "example", "reference"], "default": "check"}),
+    )),
+)  # fmt: skip
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Build the command line from COMMANDS."""
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--config", help="config file, JSON or YAML")
+    common.add_argument("--debug", action="store_true", help="log more")
+    parser = argparse.ArgumentParser(prog="cliproxy", description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("--version", action="version", version=version())
+    rows = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for command in COMMANDS:
+        row = rows.add_parser(command.name, help=command.help, parents=[common])
+        row.set_defaults(run=command.run)
+        for flag, settings in command.arguments:
+            row.add_argument(flag, **settings)
+    return parser
+
+
+def version() -> str:
+    """Return the version and eight digits of this file's own sha256: which copy is it?"""
+    with open(__file__, "rb") as file:
+        return f"cliproxy {__version__} ({hashlib.sha256(file.read()).hexdigest()[:8]})"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
+    words = sys.argv[1:] if argv is None else argv
+    if words == ["--version"]:
+        say(version())
+        return 0
+    if not words or words[0] not in {*(row.name for row in COMMANDS), "-h", "--help", "--version"}:
+        words = ["serve", *words]
+    options = make_parser().parse_args(words)
+    level = logging.DEBUG if options.debug else logging.INFO
+    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    try:
+        return options.run(options)  # type: ignore[no-any-return]
+    except ProxyError as error:
+        sys.stderr.write(f"cliproxy: {error}\n")
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
