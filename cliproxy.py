@@ -104,23 +104,6 @@ def sse_data(event: bytes) -> bytes:
     return b"\n".join(line[5:].strip() for line in lines if line.startswith(b"data:"))
 
 
-def sse_read(chunks: Iterable[bytes]) -> Iterator[Json]:
-    """Decode the JSON objects in the `data:` fields of a stream of bytes, cut anywhere.
-
-    Comments, `event:` lines and the `[DONE]` sentinel are skipped; every dialect repeats the
-    event name inside the payload. Raises ProxyError("upstream_failed") for what is not JSON.
-    """
-    for event in sse_split(chunks):
-        data = sse_data(event)
-        if data and data != b"[DONE]":
-            try:
-                payload = json.loads(data)
-            except ValueError as exc:
-                raise ProxyError("upstream_failed", f"the upstream sent {data[:80]!r}") from exc
-            if isinstance(payload, dict):
-                yield payload
-
-
 def without(data: Mapping[str, Any], known: frozenset[str]) -> Json:
     """Return what `data` holds beside the `known` keys: what a reader keeps in `extra`."""
     return {key: data[key] for key in data.keys() - known} if data.keys() - known else {}
@@ -217,6 +200,23 @@ def error_of_status(status: int, message: str) -> ProxyError:
     error = ProxyError(KIND_BY_STATUS.get(status, fallback), message)
     error.status = status if status >= 400 else error.status
     return error
+
+
+def sse_read(chunks: Iterable[bytes]) -> Iterator[Json]:
+    """Decode the JSON objects in the `data:` fields of a stream of bytes, cut anywhere.
+
+    Comments, `event:` lines and the `[DONE]` sentinel are skipped; every dialect repeats the
+    event name inside the payload. Raises ProxyError("upstream_failed") for what is not JSON.
+    """
+    for event in sse_split(chunks):
+        data = sse_data(event)
+        if data and data != b"[DONE]":
+            try:
+                payload = json.loads(data)
+            except ValueError as exc:
+                raise ProxyError("upstream_failed", f"the upstream sent {data[:80]!r}") from exc
+            if isinstance(payload, dict):
+                yield payload
 
 
 ########################################################################################
