@@ -29,6 +29,7 @@ Contents (each room uses only rooms above it; [pure] ones touch no clock, socket
 from __future__ import annotations
 
 import base64
+import binascii
 import contextlib
 import functools
 import hashlib
@@ -644,6 +645,982 @@ def text_of(parts: Iterable[Part], joint: str = "\n") -> str:
 # 5. CLAUDE                                                                       [pure]
 ########################################################################################
 # The Anthropic Messages API. Only this room knows its field names. Source: spec/dialects.md 1C.
+#
+# `extra["claude"]` of a part is either what its block held beside the modelled fields, or, told
+# by its "type", the whole block, which then is written as it came. Keys that begin with "_" are
+# notes on the form of the original: `_string`, a `content` or `system` that was one string.
+
+CLAUDE_CHOICES = {"auto": "auto", "any": "required", "tool": "required", "none": "none"}
+CLAUDE_MODES = {"auto": "auto", "required": "any", "none": "none"}
+CLAUDE_DISPLAYS = {"summarized": "auto", "omitted": "omitted"}
+CLAUDE_HOSTED = {  # what we write for another dialect's tool; read: any date
+    "web_search": "web_search_20250305",
+    "web_fetch": "web_fetch_20250910",
+    "code_execution": "code_execution_20250825",
+}
+CLAUDE_SOURCES = {  # type of a `source` -> Media.source, and the field that holds the data
+    "base64": ("base64", "data"),
+    "url": ("url", "url"),
+    "file": ("file_id", "file_id"),
+    "text": ("text", "data"),
+}
+CLAUDE_MIMES = {  # what can be sent inline, by kind of media; no other kind is taken at all
+    "image": {"image/jpeg", "image/png", "image/gif", "image/webp"},
+    "document": {"application/pdf"},
+}
+CLAUDE_JSON = "Answer with one JSON object only."  # there is no such mode: spec/dialects.md 2.9
+CLAUDE_PARAMS_READ = words_read(PARAMS, "claude")
+CLAUDE_PARAMS_WRITE = words_write(PARAMS, "claude")
+CLAUDE_FINISH_READ = words_read(FINISH_REASONS, "claude")
+CLAUDE_FINISH_WRITE = words_write(FINISH_REASONS, "claude")
+
+# Fields that have a place in the model; the rest of an object is kept in `extra`.
+CLAUDE_MODELLED = {
+    "tool": frozenset({"name", "description", "input_schema", "strict", "cache_control"}),
+    "message": frozenset({"role", "content"}),
+    "answer": frozenset({"id", "type", "role", "model", "content", "stop_sequence", "usage"}),
+    "usage": frozenset(
+        {"input_tokens", "cache_read_input_tokens", "cache_creation_input_tokens", "output_tokens"}
+    ),
+    "thinking": frozenset({"type", "budget_tokens", "display"}),
+    "output_config": frozenset({"effort", "format"}),
+    "metadata": frozenset({"user_id"}),
+    "tool_choice": frozenset({"type", "name", "disable_parallel_tool_use"}),
+}
+CLAUDE_NESTED = ("thinking", "output_config", "metadata", "tool_choice")
+CLAUDE_MODELLED["request"] = frozenset(
+    {*CLAUDE_PARAMS_READ, *CLAUDE_NESTED, "model", "messages", "system", "tools", "stream"}
+)
+
+
+def claude_rest(data: Json, known: frozenset[str]) -> Json:
+    """Return what the model has no place for: unknown fields, and empty forms of known ones."""
+    rest = {
+        key: value
+        for key, value in data.items()
+        if key not in known or value is None or value is False or value == []
+    }
+    if "content" in known and isinstance(data.get("content"), str):
+        rest["_string"] = True
+    return rest
+
+
+def claude_merge(fresh: Json, rest: Mapping[str, Any]) -> Json:
+    """Put back what `claude_rest` kept; `fresh` wins, and objects are merged."""
+    for key, value in rest.items():
+        if key not in fresh and not key.startswith("_"):
+            fresh[key] = value
+        elif isinstance(value, dict) and isinstance(fresh.get(key), dict):
+            claude_merge(fresh[key], value)
+    return fresh
+
+
+def claude_own(rest: Json) -> Mapping[str, Json]:
+    """Return the `extra` that holds `rest`."""
+    return {"claude": rest} if rest else EMPTY
+
+
+def claude_cache(cache: str) -> Json:
+    """Return the `cache_control` of a breakpoint; 5 minutes are the default."""
+    return {"type": "ephemeral", "ttl": cache} if cache == "1h" else {"type": "ephemeral"}
+
+
+def claude_read_cache(data: Json, rest: Json) -> str:
+    """Return an object's cache breakpoint; a form that we would not write goes to `rest`."""
+    control = data.get("cache_control")
+    if not control:
+        return ""
+    cache: str = control.get("ttl") or "5m"
+    if control != claude_cache(cache):
+        rest["cache_control"] = control
+    return cache
+
+
+# ---- blocks, of requests and of answers alike
+
+
+def claude_read_citation(citation: Json, length: int = 0) -> Citation:
+    """Read a citation. It is about the whole block: from 0 to the block's `length`."""
+    url = citation.get("url") or citation.get("source") or ""
+    title = citation.get("title") or citation.get("document_title") or ""
+    text = citation.get("cited_text") or ""
+    return Citation(url, title, 0, length, text, {"claude": citation})
+
+
+def claude_read_text(block: Json) -> Part:
+    text = block.get("text") or ""
+    citations = tuple(claude_read_citation(c, len(text)) for c in block.get("citations") or ())
+    return Part("text", text, citations=citations)
+
+
+def claude_read_media(block: Json) -> Part:
+    """Read an image or a document; one made of blocks is a text for everybody else."""
+    source, title = block["source"], block.get("title") or ""
+    if source["type"] in CLAUDE_SOURCES:
+        name, field = CLAUDE_SOURCES[source["type"]]
+        mime = source.get("media_type") or ""
+        return Part("media", media=Media(block["type"], name, source[field], mime, title))
+    text = text_of(claude_read_content(source.get("content")))
+    return Part("media", media=Media("document", "text", text, "text/plain", title))
+
+
+def claude_read_result(block: Json) -> Part:
+    parts = claude_read_content(block.get("content"))
+    return Part("result", id=block["tool_use_id"], parts=parts, error=bool(block.get("is_error")))
+
+
+def claude_read_search_result(block: Json) -> Part:
+    """Read a search result: for everybody else a text with a title and where it is from."""
+    text = "\n".join((block["source"], text_of(claude_read_content(block["content"]))))
+    return Part("media", media=Media("document", "text", text, "text/plain", block["title"]))
+
+
+def claude_read_call(block: Json, kind: str = "call") -> Part:
+    return Part(kind, dumps_text(block.get("input") or {}), block["id"], block["name"])
+
+
+# fmt: off
+CLAUDE_READERS: dict[str, tuple[Callable[[Json], Part], frozenset[str]]] = {
+    # type: (reader, modelled fields); without fields, the whole block is kept
+    "text":              (claude_read_text,          frozenset({"type", "text", "citations", "cache_control"})),
+    "image":             (claude_read_media,         frozenset({"type", "source", "cache_control"})),
+    "document":          (claude_read_media,         frozenset({"type", "source", "title", "cache_control"})),
+    "thinking":          (lambda b: Part("thinking", b.get("thinking") or "", proof=b.get("signature") or ""),
+                          frozenset({"type", "thinking", "signature"})),
+    "redacted_thinking": (lambda b: Part("thinking", proof=b["data"], redacted=True), frozenset({"type", "data"})),
+    "tool_use":          (claude_read_call,          frozenset({"type", "id", "name", "input", "cache_control"})),
+    "tool_result":       (claude_read_result,
+                          frozenset({"type", "tool_use_id", "content", "is_error", "cache_control"})),
+    "search_result":     (claude_read_search_result, frozenset()),
+    "server_tool_use":   (lambda b: claude_read_call(b, "hosted"), frozenset()),
+    "mcp_tool_use":      (lambda b: claude_read_call(b, "hosted"), frozenset()),
+    "*_tool_result":     (lambda b: Part("hosted_result", id=b["tool_use_id"], name=b["type"][:-12]), frozenset()),
+    "*":                 (lambda b: Part("opaque"), frozenset()),
+}
+# fmt: on
+
+
+def claude_read_block(block: Json) -> Part:
+    """Read one content block, of any type."""
+    kind = block["type"]
+    if kind not in CLAUDE_READERS:
+        kind = "*_tool_result" if kind.endswith("_tool_result") else "*"
+    read, known = CLAUDE_READERS[kind]
+    part = read(block)
+    whole = not known or (kind == "document" and block["source"]["type"] not in CLAUDE_SOURCES)
+    rest = block if whole else claude_rest(block, known)
+    cache = claude_read_cache(block, {} if whole else rest)
+    return part._replace(cache=cache, extra=claude_own(rest)) if rest or cache else part
+
+
+def claude_read_content(content: str | list[Json] | None) -> tuple[Part, ...]:
+    """Read a `content` or `system` field: a string or a list of blocks."""
+    if isinstance(content, str):
+        return (Part("text", content),) if content else ()
+    return tuple(map(claude_read_block, content or ()))
+
+
+def claude_refuse(constant: str) -> None:
+    raise ValueError(constant)  # NaN and the infinities are not JSON
+
+
+def claude_input(text: str) -> Json:
+    """Return a call's arguments as the object Claude wants. Source: spec/dialects.md 2.3."""
+    try:
+        value = json.loads(text, parse_constant=claude_refuse) if text.strip() else {}
+    except ValueError:
+        value = text  # a model wrote it: no reason to refuse the conversation
+    return value if isinstance(value, dict) else {"input": value}
+
+
+def claude_write_text(part: Part, _request: Request) -> Json:
+    """Write a text. Only citations that Claude made can go back to it."""
+    block: Json = {"type": "text", "text": part.text}
+    own = [citation.extra.get("claude", EMPTY) for citation in part.citations]
+    if citations := [c for c in own if c and c.get("encrypted_index") != ""]:
+        block["citations"] = citations
+    return block
+
+
+def claude_write_thinking(part: Part, _request: Request) -> Json:
+    if part.redacted:
+        return {"type": "redacted_thinking", "data": part.proof}
+    return {"type": "thinking", "thinking": part.text, "signature": part.proof}
+
+
+def claude_write_call(part: Part, _request: Request) -> Json:
+    arguments = {"input": part.text} if part.custom else claude_input(part.text)
+    return {"type": "tool_use", "id": part.id, "name": part.name, "input": arguments}
+
+
+def claude_write_result(part: Part, request: Request) -> Json:
+    block: Json = {"type": "tool_result", "tool_use_id": part.id}
+    if content := claude_write_content(part.parts, part.extra, request):
+        block["content"] = content
+    if part.error:
+        block["is_error"] = True
+    return block
+
+
+def claude_media(media: Media) -> Media:
+    """Bring inline data into a form that Claude takes: plain texts are not encoded there."""
+    if media.source != "base64":
+        return media
+    if media.mime.startswith("text/") or media.mime == "application/json":
+        text = binascii.a2b_base64(media.data).decode("utf-8", "replace")
+        return media._replace(kind="document", source="text", data=text)
+    return media._replace(mime="image/jpeg") if media.mime == "image/jpg" else media
+
+
+
+def claude_media_fault(media: Media, request: Request) -> str:
+    """Say what Claude cannot take of a medium; empty if it can."""
+    if media.kind not in CLAUDE_MIMES:
+        return f"{media.kind} {media.mime}".strip()
+    if media.source == "file_id" and request.dialect != "claude":
+        return f"{media.kind} that is stored by another service"
+    if media.source == "base64" and media.mime not in CLAUDE_MIMES[media.kind]:
+        return f"{media.kind} of type {media.mime!r}"
+    return ""
+
+
+def claude_source(media: Media) -> Json:
+    """Return the `source` object of a medium."""
+    kind, field = next((k, row[1]) for k, row in CLAUDE_SOURCES.items() if row[0] == media.source)
+    source = {"type": kind, field: media.data}
+    if kind in {"base64", "text"}:
+        source["media_type"] = media.mime if kind == "base64" else "text/plain"
+    return source
+
+
+CLAUDE_FIELDS = {"responses": "input", "gemini": "contents"}  # where messages are, elsewhere
+
+
+def claude_write_media(part: Part, request: Request) -> Json:
+    """Write an image or a document. Raises ProxyError("invalid_request") for anything else."""
+    media = claude_media(part.media or Media("", "", ""))
+    if fault := claude_media_fault(media, request):
+        field = CLAUDE_FIELDS.get(request.dialect, "messages")
+        raise ProxyError("invalid_request", f"{field}: Claude takes no {fault}", param=field)
+    block: Json = {"type": media.kind, "source": claude_source(media)}
+    if media.name and media.kind == "document":
+        block["title"] = media.name
+    return block
+
+
+CLAUDE_WRITERS: dict[str, Callable[[Part, Request], Json]] = {  # another kind is not written
+    "text": claude_write_text,
+    "refusal": claude_write_text,
+    "thinking": claude_write_thinking,
+    "call": claude_write_call,
+    "result": claude_write_result,
+    "media": claude_write_media,
+}
+
+
+def claude_write_block(part: Part, request: Request) -> Json | None:
+    """Write one part as a content block; None for what only another dialect has."""
+    own = part.extra.get("claude", EMPTY)
+    if "type" in own:
+        return own
+    if part.kind not in CLAUDE_WRITERS:
+        return None
+    block = CLAUDE_WRITERS[part.kind](part, request)
+    if part.cache and part.kind != "thinking":
+        block["cache_control"] = claude_cache(part.cache)
+    return claude_merge(block, own) if own else block
+
+
+def claude_write_content(
+    parts: tuple[Part, ...], extra: Mapping[str, Json], request: Request
+) -> str | list[Json]:
+    """Write a `content` or `system` field, in the form it had. Blank texts are refused: no text."""
+    if "_string" in extra.get("claude", EMPTY):
+        return text_of(parts, "")
+    blocks = [claude_write_block(p, request) for p in parts if p.kind != "text" or p.text.strip()]
+    return [block for block in blocks if block]
+
+
+# ---- requests
+
+
+def claude_read_tool(tool: Json) -> Tool:
+    """Read a tool. Those with a dated type are built in, and kept whole."""
+    kind, rest = tool.get("type") or "custom", {}
+    cache = claude_read_cache(tool, rest)
+    if kind != "custom":
+        name = next((name for name in CLAUDE_HOSTED if kind.startswith(f"{name}_")), kind)
+        return Tool(name, kind="hosted", cache=cache, extra={"claude": tool})
+    rest.update(claude_rest(tool, CLAUDE_MODELLED["tool"]))
+    return Tool(
+        name=tool["name"],
+        description=tool.get("description") or "",
+        schema=tool.get("input_schema"),
+        strict=tool.get("strict"),
+        cache=cache,
+        extra=claude_own(rest),
+    )
+
+
+def claude_read_choice(choice: Json | None) -> ToolChoice | None:
+    if not choice:
+        return None
+    names = (choice["name"],) if choice["type"] == "tool" else ()
+    return ToolChoice(CLAUDE_CHOICES[choice["type"]], names)
+
+
+def claude_read_thinking(thinking: Json, config: Json) -> Thinking:
+    """Read `thinking` and the effort, which is a part of `output_config`."""
+    kind = thinking.get("type")
+    return Thinking(
+        effort="none" if kind == "disabled" else config.get("effort") or "",
+        budget=thinking.get("budget_tokens"),
+        summary=CLAUDE_DISPLAYS.get(thinking.get("display", ""), ""),
+        adaptive=kind == "adaptive",
+    )
+
+
+def claude_read_format(config: Json) -> Format | None:
+    form = config.get("format")
+    return Format("schema", schema=form["schema"]) if form else None
+
+
+def claude_read_params(body: Json) -> Json:
+    params = {
+        CLAUDE_PARAMS_READ[key]: value
+        for key, value in body.items()
+        if key in CLAUDE_PARAMS_READ and value is not None
+    }
+    if user := (body.get("metadata") or EMPTY).get("user_id"):
+        params["user"] = user
+    if (body.get("tool_choice") or EMPTY).get("disable_parallel_tool_use"):
+        params["parallel"] = False
+    return params
+
+
+def claude_request_rest(body: Json) -> Json:
+    """Return what the model has no place for, of the body and of the objects in it."""
+    rest = claude_rest(body, CLAUDE_MODELLED["request"])
+    for key in CLAUDE_NESTED:
+        if inner := claude_rest(body.get(key) or {}, CLAUDE_MODELLED[key]):
+            rest[key] = inner
+    if (body.get("thinking") or EMPTY).get("type") == "disabled" and body.get("output_config"):
+        rest["output_config"] = without(body["output_config"], frozenset({"format"}))
+    if isinstance(body.get("system"), str):
+        rest["_string"] = True
+    return rest
+
+
+def claude_read_message(message: Json) -> Message:
+    rest = claude_rest(message, CLAUDE_MODELLED["message"])
+    return Message(message["role"], claude_read_content(message["content"]), claude_own(rest))
+
+
+def claude_read_request(body: Json) -> Request:
+    """Read the body of POST /v1/messages."""
+    config = body.get("output_config") or {}
+    return Request(
+        dialect="claude",
+        model=body["model"],
+        messages=tuple(map(claude_read_message, body["messages"])),
+        system=claude_read_content(body.get("system")),
+        tools=tuple(map(claude_read_tool, body.get("tools") or ())),
+        choice=claude_read_choice(body.get("tool_choice")),
+        params=claude_read_params(body),
+        thinking=claude_read_thinking(body.get("thinking") or {}, config),
+        format=claude_read_format(config),
+        stream=bool(body.get("stream")),
+        extra=claude_own(claude_request_rest(body)),
+    )
+
+
+CLAUDE_NO_RESULT = Part("result", parts=(Part("text", "[no result]"),), error=True)
+
+
+def claude_turns(messages: Iterable[Message]) -> list[Message]:
+    """Arrange messages as Claude wants them: alternating, and each call's result in the next turn.
+
+    A result may stand anywhere after its call, and the last of several counts. A call without one
+    gets an error; a result without a call becomes what it holds. Source: spec/dialects.md 4.2.
+    """
+    arranged: list[tuple[str, list[Part], dict[str, Part]]] = []
+    pending: dict[str, dict[str, Part]] = {}  # call id -> the results of the turn it stands in
+    for turn in turns(messages):
+        kept: list[Part] = []
+        for part in turn.parts:
+            if part.kind != "result":
+                kept.append(part)
+            elif part.id in pending:
+                pending[part.id][part.id] = part
+            else:
+                kept.extend(part.parts)
+        results = {p.id: CLAUDE_NO_RESULT._replace(id=p.id) for p in kept if p.kind == "call"}
+        pending.update(dict.fromkeys(results, results))
+        arranged.append((turn.role, kept, results))
+    joined = []
+    for role, kept, results in arranged:
+        joined.append(Message(role, tuple(kept)))
+        joined.append(Message("tool", tuple(results.values())))
+    return [Message(*turn) for turn in turns(m for m in joined if m.parts)]
+
+
+def claude_write_messages(request: Request) -> list[Json]:
+    """Write the messages; those that were Claude's already keep their order and number."""
+    own = request.dialect == "claude"
+    written: list[Json] = []
+    for message in request.messages if own else claude_turns(request.messages):
+        role = SIDES.get(message.role, "user")
+        content = claude_write_content(message.parts, message.extra, request)
+        if content and not own and written and written[-1]["role"] == role:
+            written[-1]["content"] += content  # what stood between them could not be written
+        elif content:
+            fresh = {"role": role, "content": content}
+            written.append(claude_merge(fresh, message.extra.get("claude", EMPTY)))
+    return written
+
+
+def claude_write_system(request: Request) -> str | list[Json]:
+    lines = request.system
+    if request.format and request.format.kind == "json":
+        lines = (*lines, Part("text", CLAUDE_JSON))
+    return claude_write_content(lines, request.extra, request)
+
+
+def claude_hosted_tool(tool: Tool) -> Json | None:
+    """Write a tool that another dialect's service runs, if Claude's has one like it."""
+    if tool.name not in CLAUDE_HOSTED:
+        return None
+    written: Json = {"type": CLAUDE_HOSTED[tool.name], "name": tool.name}
+    for definition in tool.extra.values():
+        domains = (definition.get("filters") or EMPTY).get("allowed_domains")
+        place = definition.get("user_location")
+        if domains:
+            written["allowed_domains"] = domains
+        if place:  # Chat nests it once more
+            written["user_location"] = {"type": "approximate", **place.get("approximate", place)}
+    return written
+
+
+def claude_schema(schema: Json | None) -> Json:
+    """Return a schema whose root is an object without combinators, as Claude wants it.
+
+    The branches of a root combinator are joined: all their properties, and of `allOf` all that
+    is required, else what every branch requires. Source: spec/dialects.md 2.4.
+    """
+    joined: Json = {**(schema or {}), "type": "object"}
+    joined["properties"] = {**(joined.get("properties") or {})}
+    for word in ("allOf", "anyOf", "oneOf"):
+        branches = [branch for branch in joined.pop(word, None) or () if isinstance(branch, dict)]
+        for branch in branches:
+            joined["properties"].update(branch.get("properties") or {})
+        needs = [set(branch.get("required") or ()) for branch in branches]
+        if needs:
+            need = set.union(*needs) if word == "allOf" else set.intersection(*needs)
+            joined["required"] = sorted(need.union(joined.get("required") or ()))
+    return joined
+
+
+def claude_write_tool(tool: Tool) -> Json | None:
+    """Write a tool; None for one that only another service can run."""
+    own = tool.extra.get("claude", EMPTY)
+    if tool.kind == "hosted":
+        return own or claude_hosted_tool(tool)
+    written: Json = {"name": tool.name}
+    if tool.description:
+        written["description"] = tool.description
+    written["input_schema"] = claude_schema(tool.schema)
+    if tool.strict:
+        written["strict"] = True
+    if tool.cache:
+        written["cache_control"] = claude_cache(tool.cache)
+    return claude_merge(written, own)
+
+
+def claude_write_choice(request: Request, tools: list[Json]) -> Json | None:
+    serial = request.params.get("parallel") is False
+    choice = request.choice or (ToolChoice("auto") if serial else None)
+    if choice is None or not tools:
+        return None
+    written: Json = {"type": CLAUDE_MODES[choice.mode]}
+    if choice.mode == "required" and len(choice.names) == 1:
+        written = {"type": "tool", "name": choice.names[0]}
+    if serial and choice.mode != "none":
+        written["disable_parallel_tool_use"] = True
+    return written
+
+
+def claude_write_thinking_field(thinking: Thinking) -> Json | None:
+    """Write `thinking`; the effort stands elsewhere."""
+    if thinking.effort == "none":
+        return {"type": "disabled"}
+    if thinking.budget is None and not thinking.adaptive:
+        return None
+    written: Json = {"type": "adaptive"}
+    if thinking.budget is not None:
+        written = {"type": "enabled", "budget_tokens": thinking.budget}
+    if thinking.summary:
+        written["display"] = "omitted" if thinking.summary == "omitted" else "summarized"
+    return written
+
+
+def claude_write_config(request: Request) -> Json:
+    config: Json = {}
+    if request.thinking.effort not in {"", "none"}:
+        config["effort"] = request.thinking.effort
+    if request.format and request.format.kind == "schema":
+        config["format"] = {"type": "json_schema", "schema": request.format.schema}
+    return config
+
+
+def claude_write_params(request: Request, thinks: bool) -> Json:
+    """Write the plain parameters that Claude takes together. Source: spec/dialects.md 1C.1."""
+    params = {
+        CLAUDE_PARAMS_WRITE[name]: value
+        for name, value in request.params.items()
+        if name in CLAUDE_PARAMS_WRITE
+    }
+    if "temperature" in params:
+        params["temperature"] = min(params["temperature"], 1)
+        if request.dialect != "claude":
+            params.pop("top_p", None)
+    if thinks:
+        fits = {"temperature": lambda t: t == 1, "top_p": lambda p: p >= 0.95, "top_k": lambda k: 0}
+        params = {k: v for k, v in params.items() if k not in fits or fits[k](v)}
+    params["stop_sequences"] = [s for s in params.pop("stop_sequences", ()) if s.strip()]
+    return params
+
+
+def claude_write_request(request: Request, target: Target) -> Json:
+    """Write the body of POST /v1/messages. Raises ProxyError for media that Claude cannot take."""
+    tools = [written for tool in request.tools if (written := claude_write_tool(tool))]
+    thinking = claude_write_thinking_field(request.thinking)
+    thinks = thinking is not None and thinking["type"] != "disabled"
+    user = request.params.get("user")
+    body: Json = {
+        "model": target.model.id or request.model,
+        "messages": claude_write_messages(request),
+        "system": claude_write_system(request),
+        "tools": tools,
+        "tool_choice": claude_write_choice(request, tools),
+        "thinking": thinking,
+        "output_config": claude_write_config(request),
+        "metadata": {"user_id": user} if user else None,
+        **claude_write_params(request, thinks),
+        "stream": request.stream or None,
+    }
+    fresh = {key: value for key, value in body.items() if value or value == 0 or key == "messages"}
+    return claude_merge(fresh, request.extra.get("claude", EMPTY))
+
+
+# ---- answers, read
+
+
+CLAUDE_TEXTS = {  # kind of a part whose body comes in deltas -> type of the delta, and its field
+    "text": ("text_delta", "text"),
+    "refusal": ("text_delta", "text"),
+    "thinking": ("thinking_delta", "thinking"),
+    "call": ("input_json_delta", "partial_json"),
+    "hosted": ("input_json_delta", "partial_json"),
+}
+CLAUDE_DELTAS = dict(CLAUDE_TEXTS.values())  # type of a delta -> its field
+
+
+class ClaudeReader:
+    """One answer on its way in: the open block, and what its end will need."""
+
+    def __init__(self) -> None:
+        self.at = -1  # number of the last part that began
+        self.part: Part | None = None  # of the open block
+        self.begun = False  # is its PartStart out? not before there is something in it
+        self.texts: list[str] = []
+        self.citations: list[Json] = []
+        self.started = self.called = self.ended = False
+        self.usage: Json = {}
+        self.end: Json = {}
+
+    def begin(self) -> Event:
+        """Announce the open part, without its body."""
+        part = self.part or Part("text")
+        self.at, self.begun = self.at + 1, True
+        return PartStart(self.at, part._replace(text="", proof="", citations=()))
+
+    def add(self, field: str, value: Any) -> Iterator[Event]:
+        """Add to the open part, which begins with its first content."""
+        if not self.begun:
+            yield self.begin()
+        yield PartDelta(self.at, field, value)
+
+    def message_start(self, payload: Json) -> Iterator[Event]:
+        message = payload["message"]
+        self.started = True
+        yield MessageStart(message.get("id") or "", message.get("model") or "")
+        yield from self.take_usage(message)
+        self.end.update(without(message, CLAUDE_MODELLED["answer"] - {"stop_sequence"}))
+        for block in message.get("content") or ():  # whole, also in a stream after a server tool
+            yield from self.content_block_start({"content_block": block})
+            yield from self.content_block_stop(payload)
+
+    def content_block_start(self, payload: Json) -> Iterator[Event]:
+        if not self.started:
+            self.started = True
+            yield MessageStart("", "")
+        yield from self.content_block_stop(payload)  # some gateways forget it
+        block = payload["content_block"]
+        part = self.part = claude_read_block(block)
+        self.begun, self.texts, self.citations = False, [], list(block.get("citations") or ())
+        self.called = self.called or part.kind == "call"
+        if part.kind in {"call", "hosted"}:
+            yield self.begin()
+        elif part.kind in CLAUDE_TEXTS and part.text:
+            self.texts.append(part.text)
+            yield from self.add("text", part.text)
+        if part.kind in CLAUDE_TEXTS and part.proof:
+            yield from self.add("proof", part.proof)
+
+    def odd_delta(self, delta: Json) -> Iterator[Event]:
+        """Read a delta that is not text; of an unknown block, its strings are put together."""
+        if delta["type"] == "signature_delta" and delta.get("signature"):
+            yield from self.add("proof", delta["signature"])
+        elif delta["type"] == "citations_delta":
+            self.citations.append(delta["citation"])
+        elif self.part and self.part.kind == "opaque":
+            block = dict(self.part.extra["claude"])
+            for key in delta.keys() - {"type"}:
+                block[key] = (block.get(key) or "") + (delta[key] or "")
+            self.part = self.part._replace(extra={"claude": block})
+
+    def content_block_stop(self, _payload: Json) -> Iterator[Event]:
+        """End the open part. Arguments that came in no delta are those of the block's start."""
+        part, self.part = self.part, None
+        if part is None:
+            return
+        if part.kind not in CLAUDE_TEXTS:
+            self.at += 1
+            yield from part_events(self.at, part)
+            return
+        if part.kind in {"call", "hosted"} and not self.texts:
+            self.texts.append(part.text)
+            yield PartDelta(self.at, "text", part.text)
+        text = "".join(self.texts)
+        if part.kind == "hosted":
+            block = {**part.extra["claude"], "input": claude_input(text)}
+            yield PartDelta(self.at, "extra", {"claude": block})
+        for citation in self.citations:
+            yield from self.add("citation", claude_read_citation(citation, len(text)))
+        if self.begun:
+            yield PartEnd(self.at)
+        self.begun = False
+
+    def take_usage(self, data: Json) -> Iterator[Event]:
+        """Overwrite the counts that `data` has; they are running totals."""
+        counts = {key: n for key, n in (data.get("usage") or {}).items() if n is not None}
+        if counts:
+            self.usage.update(counts)
+            yield claude_read_usage(self.usage)
+
+    def message_delta(self, payload: Json) -> Iterator[Event]:
+        self.end.update(without(payload, frozenset({"type", "delta", "usage"})))
+        self.end.update(payload.get("delta") or {})
+        self.ended = self.ended or bool(self.end.get("stop_reason"))
+        yield from self.take_usage(payload)
+
+    def message_stop(self, payload: Json) -> Iterator[Event]:
+        """End the answer. Source of the precedence: spec/dialects.md 2.7."""
+        yield from self.content_block_stop(payload)
+        raw = self.end.pop("stop_reason", None) or ""
+        finish = CLAUDE_FINISH_READ.get(raw, "stop")
+        if self.called and finish == "stop":
+            finish = "tool_calls"
+        if raw and raw not in CLAUDE_FINISH_READ:
+            self.end["stop_reason"] = raw  # has no row: for Claude's writer only
+        sequence = self.end.pop("stop_sequence", None) or ""
+        yield MessageEnd(finish, sequence, raw, extra=claude_own(self.end))
+
+
+CLAUDE_EVENTS: dict[Any, Callable[[ClaudeReader, Json], Iterator[Event]]] = {  # the rest: skipped
+    "message_start": ClaudeReader.message_start,
+    "content_block_start": ClaudeReader.content_block_start,
+    "content_block_stop": ClaudeReader.content_block_stop,
+    "message_delta": ClaudeReader.message_delta,
+}
+
+
+def claude_read_usage(usage: Json) -> Usage:
+    """Read token counts; Claude's input is without what the cache held. spec/dialects.md 2.10."""
+    read = usage.get("cache_read_input_tokens") or 0
+    write = usage.get("cache_creation_input_tokens") or 0
+    return Usage(
+        input=(usage.get("input_tokens") or 0) + read + write,
+        cache_read=read,
+        cache_write=write,
+        output=usage.get("output_tokens") or 0,
+        reasoning=(usage.get("output_tokens_details") or EMPTY).get("thinking_tokens") or 0,
+        extra=claude_own(without(usage, CLAUDE_MODELLED["usage"])),
+    )
+
+
+def claude_read_response(body: Json, _request: Request) -> Events:
+    """Read a full answer. Raises the ProxyError that the body may be instead."""
+    if "error" in body:
+        raise claude_failure(body, "upstream_error")
+    reader = ClaudeReader()
+    yield from reader.message_start({"message": body})
+    yield from reader.message_stop(body)
+
+
+def claude_read_stream(payloads: Iterable[Json], _request: Request) -> Events:
+    """Read the payloads of a stream; pings and unknown events are skipped.
+
+    Raises the ProxyError that an `error` event stands for, and ProxyError("upstream_failed") if
+    the stream ends early. `index` is not looked at: blocks never overlap, and gateways omit it.
+    """
+    reader = ClaudeReader()
+    for payload in payloads:
+        kind = payload.get("type")
+        if kind == "content_block_delta":
+            delta = payload["delta"]
+            field = CLAUDE_DELTAS.get(delta["type"])
+            if field is None:
+                yield from reader.odd_delta(delta)
+            elif (text := delta.get(field)) and reader.part:
+                if not reader.begun:
+                    yield reader.begin()
+                reader.texts.append(text)
+                yield PartDelta(reader.at, "text", text)
+        elif kind == "message_stop":
+            reader.ended = True
+            break
+        elif kind in CLAUDE_EVENTS:
+            yield from CLAUDE_EVENTS[kind](reader, payload)
+        elif "error" in payload:
+            raise claude_failure(payload, "upstream_error")
+    if not reader.ended:
+        raise ProxyError("upstream_failed", "the upstream closed the stream before message_stop")
+    yield from reader.message_stop({})
+
+
+# ---- answers, written
+
+
+def claude_write_usage(usage: Usage) -> Json:
+    fresh: Json = {
+        "input_tokens": max(0, usage.input - usage.cache_read - usage.cache_write),
+        "cache_creation_input_tokens": usage.cache_write,
+        "cache_read_input_tokens": usage.cache_read,
+        "output_tokens": usage.output,
+    }
+    if usage.reasoning:
+        fresh["output_tokens_details"] = {"thinking_tokens": usage.reasoning}
+    return claude_merge(fresh, usage.extra.get("claude", EMPTY))
+
+
+def claude_write_citation(citation: Citation) -> Json:
+    """Write a citation; one from elsewhere has no index that Claude could take back."""
+    return citation.extra.get("claude") or {
+        "type": "web_search_result_location",
+        "url": citation.url,
+        "title": citation.title,
+        "cited_text": citation.text,
+        "encrypted_index": "",
+    }
+
+
+def claude_write_stop(end: MessageEnd) -> Json:
+    """Write why the answer ended: Claude's own word if it was Claude that ended it."""
+    reason = "stop_sequence" if end.stop_sequence else CLAUDE_FINISH_WRITE[end.finish]
+    if CLAUDE_FINISH_READ.get(end.raw) == end.finish:
+        reason = end.raw
+    stop = {"stop_reason": reason, "stop_sequence": end.stop_sequence or None}
+    return {**stop, **end.extra.get("claude", EMPTY)}
+
+
+def claude_write_message(start: MessageStart, request: Request) -> Json:
+    """Write the empty message that an answer begins with."""
+    return {
+        "id": start.id or f"msg_{digest(request.id, 'message')}",
+        "type": "message",
+        "role": "assistant",
+        "model": start.model or request.model,
+        "content": [],
+        "stop_reason": None,
+        "stop_sequence": None,
+        "usage": claude_write_usage(Usage()),
+    }
+
+
+def claude_shown(part: Part) -> Part:
+    """Return a part as Claude can show it: media in an answer become a text."""
+    if part.kind != "media" or not part.media:
+        return part
+    where = part.media.data if part.media.source == "url" else part.media.mime
+    return Part("text", f"[{part.media.kind}: {where}]")
+
+
+def claude_write_answer(part: Part, request: Request) -> Json | None:
+    """Write one part of an answer as a content block."""
+    block = claude_write_block(claude_shown(part), request)
+    if block and part.kind == "text" and part.citations:
+        block["citations"] = [claude_write_citation(citation) for citation in part.citations]
+    return block
+
+
+def claude_write_response(response: Response, request: Request) -> Json:
+    """Write a full answer; Claude has only ever one choice."""
+    message = claude_write_message(response.start, request)
+    for choice in response.choices[:1]:
+        blocks = [claude_write_answer(part, request) for part in choice.parts]
+        message["content"] = [block for block in blocks if block]
+        message.update(claude_write_stop(choice.end))
+    message["usage"] = claude_write_usage(response.usage or Usage())
+    return message
+
+
+def claude_frame(kind: str, **fields: Any) -> bytes:
+    return sse_frame({"type": kind, **fields}, kind)
+
+
+CLAUDE_HEAD = 'event: content_block_delta\ndata: {"type":"content_block_delta","index":%d,"delta":{"type":"%s","%s":'
+
+
+class ClaudeWriter:
+    """One stream on its way out: the open block, and what each of its text deltas begins with."""
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.at = -1  # index of the last block that was started
+        self.part = Part("")  # the open one
+        self.head = b""  # empty: no block is open, or none that takes deltas
+        self.open = False
+        self.usage, self.end = Usage(), MessageEnd("stop")
+
+    def start(self, event: MessageStart) -> bytes:
+        return claude_frame("message_start", message=claude_write_message(event, self.request))
+
+    def start_block(self, block: Json) -> bytes:
+        self.at, self.open = self.at + 1, True
+        return claude_frame("content_block_start", index=self.at, content_block=block)
+
+    def part_start(self, event: PartStart) -> bytes:
+        """Start a block, unless it must wait for its proof or is of another dialect."""
+        self.part, shown = event.part, claude_shown(event.part)
+        block = claude_write_block(shown._replace(text=""), self.request)
+        if block is None or self.part.redacted:
+            return b""
+        if shown.kind == "hosted":
+            block = {**block, "input": {}}
+        frame = self.start_block(block)
+        if shown.kind in CLAUDE_TEXTS:
+            self.head = (CLAUDE_HEAD % (self.at, *CLAUDE_TEXTS[shown.kind])).encode("ascii")
+        text = shown.text if shown.kind != self.part.kind else ""
+        return frame + self.head + quote(text).encode("ascii") + b"}}\n\n" if text else frame
+
+    def delta(self, event: PartDelta) -> bytes:
+        """Write a delta other than text."""
+        if event.field == "proof" and self.part.redacted:
+            block = claude_write_block(self.part._replace(proof=event.value), self.request)
+            return self.start_block(block or {})
+        if event.field == "proof" and self.part.kind == "thinking":
+            return self.odd({"type": "signature_delta", "signature": event.value})
+        if event.field == "citation" and self.part.kind == "text":
+            citation = claude_write_citation(event.value)
+            return self.odd({"type": "citations_delta", "citation": citation})
+        return b""
+
+    def odd(self, delta: Json) -> bytes:
+        return claude_frame("content_block_delta", index=self.at, delta=delta)
+
+    def part_end(self, _event: PartEnd) -> bytes:
+        frame = claude_frame("content_block_stop", index=self.at) if self.open else b""
+        self.head, self.open = b"", False
+        return frame
+
+    def note_usage(self, event: Usage) -> bytes:
+        self.usage = event
+        return b""
+
+    def note_end(self, event: MessageEnd) -> bytes:
+        self.end = event
+        return b""
+
+    def finish(self) -> bytes:
+        """Write the two last frames, when nothing more can come: usage may be late."""
+        stop = claude_write_stop(self.end)
+        aside = {key: stop.pop(key) for key in ("context_management",) if key in stop}
+        usage = claude_write_usage(self.usage)
+        last = claude_frame("message_delta", delta=stop, usage=usage, **aside)
+        return last + claude_frame("message_stop")
+
+
+CLAUDE_FRAMES: dict[type, Callable[[ClaudeWriter, Any], bytes]] = {
+    MessageStart: ClaudeWriter.start,
+    PartStart: ClaudeWriter.part_start,
+    PartDelta: ClaudeWriter.delta,
+    PartEnd: ClaudeWriter.part_end,
+    Usage: ClaudeWriter.note_usage,
+    MessageEnd: ClaudeWriter.note_end,
+}
+
+
+def claude_write_stream(events: Iterable[Event], request: Request) -> Frames:
+    """Write events as server-sent events, each as soon as it is there.
+
+    An error after the first frame ends the stream with an `error` event; before it, it is raised.
+    """
+    writer, begun = ClaudeWriter(request), False
+    try:
+        for event in events:
+            if isinstance(event, PartDelta) and event.field == "text":
+                if writer.head:
+                    yield writer.head + quote(event.value).encode("ascii") + b"}}\n\n"
+            elif frame := CLAUDE_FRAMES[type(event)](writer, event):
+                begun = True
+                yield frame
+    except ProxyError as error:
+        if not begun:
+            raise
+        yield sse_frame(claude_write_error(error), "error")
+        return
+    yield writer.finish()
+
+
+# ---- errors
+
+CLAUDE_KINDS = {kind.claude: name for name, kind in reversed(KINDS.items())} | {
+    "api_error": "upstream_error",
+    "timeout_error": "upstream_timeout",
+}
+CLAUDE_PHRASES = (  # a finer kind than the type tells
+    ("prompt is too long", "context_too_long"),
+    ("exceed context limit", "context_too_long"),
+    ("credit balance is too low", "billing"),
+)
+
+
+def claude_failure(body: Any, kind: str) -> ProxyError:
+    """Return the error that a body or an `error` event stands for; `kind` if it does not say."""
+    body = body if isinstance(body, dict) else {}
+    error = body.get("error") or body
+    error = error if isinstance(error, dict) else {"message": error}
+    message = str(error.get("message") or error.get("detail") or "the upstream gave no reason")
+    kind = CLAUDE_KINDS.get(error.get("type", ""), kind)
+    kind = next((finer for phrase, finer in CLAUDE_PHRASES if phrase in message), kind)
+    return ProxyError(kind, message)
+
+
+def claude_read_error(status: int, body: bytes) -> ProxyError:
+    """Read an error answer: the kind is told by its type, else by the HTTP status."""
+    fallback = error_of_status(status, body[:500].decode("utf-8", "replace").strip())
+    try:
+        error = claude_failure(json.loads(body), fallback.kind)
+    except ValueError:
+        return fallback
+    error.status = fallback.status
+    return error
+
+
+def claude_write_error(error: ProxyError) -> Json:
+    """Write the body of an error answer, which is that of an `error` event too."""
+    return {"type": "error", "error": {"type": KINDS[error.kind].claude, "message": str(error)}}
 
 
 ########################################################################################
