@@ -43,7 +43,7 @@ import sys
 import threading
 import time
 import zlib
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Union
 from urllib.parse import unquote, urlsplit
 
@@ -342,6 +342,10 @@ class Model(NamedTuple):
     levels: tuple[str, ...] = ()  # efforts it takes by name
     thinking: bool | None = None  # can it think? None: unknown
     can_stop: bool = True  # can thinking be switched off?
+    dynamic: bool = False  # may the model decide how much to think?
+    providers: tuple[str, ...] = ()  # who serves it
+    traits: tuple[str, ...] = ()  # words of TRAITS
+    plans: tuple[str, ...] = ()  # the ChatGPT plans that include it; empty: all
 
 
 class Target(NamedTuple):
@@ -354,6 +358,337 @@ class Target(NamedTuple):
     provider: str
     model: Model
     quirks: frozenset[str] = frozenset()
+
+
+TRAITS = {
+    "text": "reads text only",
+    "image": "answers with images too",
+    "media": "makes images or videos, and holds no conversation",
+    "old": "no longer listed by its provider; tried when somebody asks for it",
+}
+# fmt: off
+OWNERS = {  # of the models of each provider, as lists of models name them
+    "claude": "anthropic", "codex": "openai", "openai": "openai", "gemini": "google", "gemini-cli": "google",
+    "vertex": "google", "antigravity": "antigravity", "qwen": "qwen", "kimi": "moonshot", "xai": "xai", "iflow": "iflow",
+}
+SPELLINGS = {  # words of model ids that are not simply capitalised
+    "gpt": "GPT", "glm": "GLM", "deepseek": "DeepSeek", "oss": "OSS", "iflow": "iFlow", "minimax": "MiniMax",
+}
+# fmt: on
+
+
+def undated(id: str) -> str:
+    """Return a model id without the date or `latest` that some end in."""
+    return re.sub(r"[-@](?:[0-9]{8}|[0-9]{4}-[0-9]{2}-[0-9]{2}|latest)$", "", id)
+
+
+def spell(id: str) -> str:
+    """Return the name that people use for a model: claude-opus-4-8 is Claude Opus 4.8."""
+    words = re.sub(r"(?<=-[0-9])-(?=[0-9](?:-|$))", ".", undated(id)).split("-")
+    return " ".join(SPELLINGS.get(word, word[:1].upper() + word[1:]) for word in words)
+
+
+def row(  # noqa: PLR0913 -- an argument a column
+    id: str,
+    providers: str,
+    context: int = 0,
+    output: int = 0,
+    thinking: str = "",
+    levels: str = "",
+    *,
+    plans: str = "",
+    traits: str = "",
+    name: str = "",
+) -> Model:
+    """Read one row of a table of models; cells of several words are split here.
+
+    `thinking` holds the budget as least-most, `off` if it can be switched off, `auto` if the
+    model may decide; `-` alone: it does not think. Nothing there nor in `levels`: unknown.
+    """
+    served, words, efforts = tuple(providers.split()), thinking.split(), tuple(levels.split())
+    least, _, most = next((word for word in words if word[0] in "0123456789"), "0-0").partition("-")
+    thinks = words != ["-"] if words or efforts else None
+    return Model(
+        id,
+        OWNERS[served[0]],
+        name or spell(id),
+        context,
+        output,
+        (int(least), int(most)),
+        efforts,
+        thinks,
+        can_stop=not thinks or "off" in words or "none" in efforts,
+        dynamic="auto" in words,
+        providers=served,
+        traits=tuple(traits.split()),
+        plans=tuple(plans.split()),
+    )
+
+
+# fmt: off
+ANY = "none auto minimal low medium high xhigh"  # of iFlow: all but the first two mean the same
+MODEL_ROWS = (  # of several rows with one id the first counts, unless the provider is known. Source: spec/providers.md 14
+    #   id, providers, context, output, thinking, levels
+    row("claude-fable-5",             "claude", 1_000_000, 128_000, "1024-128000 off", "low medium high xhigh max"),
+    row("claude-opus-5",              "claude", 1_000_000, 128_000, "off auto",        "low medium high xhigh max"),
+    row("claude-sonnet-5",            "claude", 1_000_000, 128_000, "off auto",        "low medium high xhigh max"),
+    row("claude-opus-4-8",            "claude", 1_000_000, 128_000, "1024-128000 off", "low medium high xhigh max"),
+    row("claude-opus-4-7",            "claude", 1_000_000, 128_000, "1024-128000 off", "low medium high xhigh max"),
+    row("claude-opus-4-6",            "claude", 1_000_000, 128_000, "1024-128000 off", "low medium high max"),
+    row("claude-sonnet-4-6",          "claude", 200_000,   64_000,  "1024-128000 off", "low medium high max"),
+    row("claude-opus-4-5-20251101",   "claude", 200_000,   64_000,  "1024-128000 off"),
+    row("claude-sonnet-4-5-20250929", "claude", 200_000,   64_000,  "1024-128000 off"),
+    row("claude-haiku-4-5-20251001",  "claude", 200_000,   64_000,  "1024-128000 off"),
+    row("claude-opus-4-1-20250805",   "claude", 200_000,   32_000,  "1024-128000 off"),
+    row("claude-opus-4-20250514",     "claude", 200_000,   32_000,  "1024-128000 off"),
+    row("claude-sonnet-4-20250514",   "claude", 200_000,   64_000,  "1024-128000 off"),
+    row("claude-3-7-sonnet-20250219", "claude", 128_000,   8_192,   "1024-128000 off"),
+    row("claude-3-5-haiku-20241022",  "claude", 128_000,   8_192,   "-"),
+    row("claude-3-haiku-20240307",    "claude", 200_000,   4_096,   "-", traits="old"),
+    row("gpt-5.6-sol",         "codex", 372_000,   128_000, "",  "low medium high xhigh max", plans="team plus"),
+    row("gpt-5.6-sol",         "codex", 921_000,   128_000, "",  "low medium high xhigh max", plans="pro"),
+    row("gpt-5.6-terra",       "codex", 372_000,   128_000, "",  "low medium high xhigh max", plans="free team plus"),
+    row("gpt-5.6-terra",       "codex", 921_000,   128_000, "",  "low medium high xhigh max", plans="pro"),
+    row("gpt-5.6-luna",        "codex", 372_000,   128_000, "",  "low medium high xhigh max", plans="free team plus"),
+    row("gpt-5.6-luna",        "codex", 921_000,   128_000, "",  "low medium high xhigh max", plans="pro"),
+    row("gpt-5.5",             "codex", 272_000,   128_000, "",  "low medium high xhigh"),
+    row("gpt-5.4",             "codex", 1_050_000, 128_000, "",  "low medium high xhigh", plans="team plus pro"),
+    row("gpt-5.4-mini",        "codex", 400_000,   128_000, "",  "low medium high xhigh"),
+    row("gpt-5.3-codex-spark", "codex", 128_000,   128_000, "",  "low medium high xhigh", plans="plus pro", traits="text"),
+    row("codex-auto-review",   "codex", 272_000,   128_000, "",  "low medium high xhigh"),
+    row("gpt-image-2",         "codex", 0,         0,       "-", plans="team plus pro", traits="media"),
+    row("gpt-image-1.5",       "codex", 0,         0,       "-", plans="team plus pro", traits="media"),
+    row("gpt-5.3-codex",       "codex", 400_000,   128_000, "",  "low medium high xhigh", traits="old"),
+    row("gpt-5.2-codex",       "codex", 400_000,   128_000, "",  "low medium high xhigh", traits="old"),
+    row("gpt-5.2",             "codex", 400_000,   128_000, "",  "none low medium high xhigh", traits="old"),
+    row("gpt-5.1-codex-max",   "codex", 400_000,   128_000, "",  "low medium high xhigh", traits="old"),
+    row("gpt-5.1-codex-mini",  "codex", 400_000,   128_000, "",  "low medium high", traits="old"),
+    row("gpt-5.1-codex",       "codex", 400_000,   128_000, "",  "low medium high", traits="old"),
+    row("gpt-5.1",             "codex", 400_000,   128_000, "",  "none low medium high", traits="old"),
+    row("gpt-5-codex-mini",    "codex", 400_000,   128_000, "",  "low medium high", traits="old"),
+    row("gpt-5-codex",         "codex", 400_000,   128_000, "",  "low medium high", traits="old"),
+    row("gpt-5",               "codex", 400_000,   128_000, "",  "minimal low medium high", traits="old"),
+    row("gemini-3.7-flash",               "gemini vertex",            1_048_576, 65_536, "128-65535 auto",     "minimal low medium high"),
+    row("gemini-3.6-flash",               "gemini vertex",            1_048_576, 65_536, "128-32768 auto",     "minimal low medium high"),
+    row("gemini-3.5-flash",               "gemini vertex",            1_048_576, 65_536, "128-32768 auto",     "minimal low medium high"),
+    row("gemini-3.5-flash-lite",          "gemini vertex",            1_048_576, 65_536, "128-32768 auto",     "minimal low medium high"),
+    row("gemini-3.1-pro-preview",         "gemini gemini-cli",        1_048_576, 65_536, "128-32768 auto",     "low medium high"),
+    row("gemini-3.1-flash-lite-preview",  "gemini",                   1_048_576, 65_536, "128-32768 auto",     "minimal high"),
+    row("gemini-3.1-flash-lite-preview",  "gemini-cli",               1_048_576, 65_536, "128-32768 auto",     "minimal low medium high"),
+    row("gemini-3.1-flash-image-preview", "gemini",                   1_048_576, 65_536, "128-32768 auto",     "minimal high", traits="image"),
+    row("gemini-3-pro-preview",           "gemini gemini-cli",        1_048_576, 65_536, "128-32768 auto",     "low high"),
+    row("gemini-3-flash-preview",         "gemini gemini-cli",        1_048_576, 65_536, "128-32768 auto",     "minimal low medium high"),
+    row("gemini-3-pro-image-preview",     "gemini",                   1_048_576, 65_536, "128-32768 auto",     "low high", traits="image"),
+    row("gemini-3.1-pro",                 "vertex",                   1_048_576, 65_536, "128-32768 auto",     "low medium high"),
+    row("gemini-3.1-flash-lite",          "vertex",                   1_048_576, 65_536, "128-32768 auto",     "minimal low medium high"),
+    row("gemini-3.1-flash-image",         "vertex",                   1_048_576, 65_536, "128-32768 auto",     "minimal high", traits="image"),
+    row("gemini-3-pro",                   "vertex",                   1_048_576, 65_536, "128-32768 auto",     "low high"),
+    row("gemini-3-pro-image",             "vertex",                   1_048_576, 65_536, "128-32768 auto",     "low high", traits="image"),
+    row("gemini-3-flash",                 "vertex",                   1_048_576, 65_536, "128-32768 auto",     "minimal low medium high"),
+    row("gemini-2.5-pro",                 "gemini gemini-cli vertex", 1_048_576, 65_536, "128-32768 auto"),
+    row("gemini-2.5-flash",               "gemini gemini-cli vertex", 1_048_576, 65_536, "0-24576 off auto"),
+    row("gemini-2.5-flash-lite",          "gemini gemini-cli vertex", 1_048_576, 65_536, "0-24576 off auto"),
+    row("gemini-2.5-flash-image",         "gemini",                   1_048_576, 8_192,  "-", traits="image"),
+    row("gemini-2.5-flash-image",         "vertex",                   1_048_576, 65_536, "0-24576 off auto", traits="image"),
+    row("gemini-pro-latest",              "gemini",                   1_048_576, 65_536, "128-32768 auto"),
+    row("gemini-flash-latest",            "gemini",                   1_048_576, 65_536, "0-24576 off auto"),
+    row("gemini-flash-lite-latest",       "gemini",                   1_048_576, 65_536, "512-24576 off auto"),
+    row("imagen-4.0-generate-001",        "vertex",                   0,         0,      "-", traits="media"),
+    row("imagen-4.0-ultra-generate-001",  "vertex",                   0,         0,      "-", traits="media"),
+    row("imagen-4.0-fast-generate-001",   "vertex",                   0,         0,      "-", traits="media"),
+    row("imagen-3.0-generate-002",        "vertex",                   0,         0,      "-", traits="media"),
+    row("imagen-3.0-fast-generate-001",   "vertex",                   0,         0,      "-", traits="media"),
+    row("claude-opus-4-6-thinking",   "antigravity", 200_000,   64_000, "1024-64000 off auto"),
+    row("claude-sonnet-4-6",          "antigravity", 200_000,   64_000, "1024-64000 off auto"),
+    row("claude-opus-4-5-thinking",   "antigravity", 0,         64_000, "1024-128000 off auto", traits="old"),
+    row("claude-sonnet-4-5-thinking", "antigravity", 0,         64_000, "1024-128000 off auto", traits="old"),
+    row("claude-sonnet-4-5",          "antigravity", 0,         64_000, "-", traits="old"),
+    row("gemini-pro-agent",           "antigravity", 1_048_576, 65_535, "1-65535 auto",         "low medium high", name="Gemini 3.1 Pro (High)"),
+    row("gemini-3.1-pro-low",         "antigravity", 1_048_576, 65_535, "1-65535 auto",         "low medium high"),
+    row("gemini-3.7-flash-high",      "antigravity", 1_048_576, 65_536, "1-65535 auto",         "minimal low medium high"),
+    row("gemini-3.6-flash-high",      "antigravity", 1_048_576, 65_536, "1-65535 auto",         "minimal low medium high"),
+    row("gemini-3-flash-agent",       "antigravity", 1_048_576, 65_536, "128-32768 auto",       "minimal low medium high", name="Gemini 3.5 Flash (High)"),
+    row("gemini-3.5-flash-low",       "antigravity", 1_048_576, 65_535, "1-65535 auto",         "low medium high", name="Gemini 3.5 Flash (Medium)"),
+    row("gemini-3.5-flash-extra-low", "antigravity", 1_048_576, 65_535, "1-65535 auto",         "low medium high", name="Gemini 3.5 Flash (Low)"),
+    row("gemini-3-flash",             "antigravity", 1_048_576, 65_536, "128-32768 auto",       "minimal low medium high"),
+    row("gemini-3.1-flash-lite",      "antigravity", 1_048_576, 65_535, "1-65535 off auto",     "minimal low medium high"),
+    row("gemini-3.1-flash-image",     "antigravity", 0,         0,      "128-32768 auto",       "minimal high", traits="image"),
+    row("gemini-3-pro-high",          "antigravity", 1_048_576, 65_536, "128-32768 auto",       "low high", traits="old"),
+    row("gemini-3-pro-image",         "antigravity", 1_048_576, 65_536, "128-32768 auto",       "low high", traits="image old"),
+    row("gemini-2.5-flash",           "antigravity", 1_048_576, 65_536, "0-24576 off auto", traits="old"),
+    row("gemini-2.5-flash-lite",      "antigravity", 1_048_576, 65_536, "0-24576 off auto", traits="old"),
+    row("gpt-oss-120b-medium",        "antigravity", 114_000,   32_768, "-"),
+    row("tab_flash_lite_preview",     "antigravity", 0,         0,      "-", traits="old"),
+    row("coder-model",       "qwen", 1_048_576, 65_536, "-", name="Qwen 3.6 Plus"),
+    row("qwen3-coder-plus",  "qwen", 32_768,    8_192,  "-", traits="old"),
+    row("qwen3-coder-flash", "qwen", 8_192,     2_048,  "-", traits="old"),
+    row("vision-model",      "qwen", 32_768,    2_048,  "-", traits="old", name="Qwen3 Vision Model"),
+    row("kimi-k3",                  "kimi", 1_048_576, 65_536, "",    "low high max"),
+    row("kimi-k3-256k",             "kimi", 262_144,   65_536, "",    "low high max"),
+    row("kimi-k2.7-code",           "kimi", 262_144,   65_536, "",    "low high"),
+    row("kimi-k2.7-code-highspeed", "kimi", 262_144,   65_536, "",    "low high"),
+    row("kimi-k2.6",                "kimi", 262_144,   65_536, "off", "low high"),
+    row("kimi-k2.5",                "kimi", 262_144,   32_768, "off", "low high"),
+    row("kimi-k2-thinking",         "kimi", 131_072,   32_768, "off", "low high"),
+    row("kimi-k2",                  "kimi", 131_072,   32_768, "-"),
+    row("grok-4.6",                       "xai", 500_000,   65_536,  "",    "low medium high xhigh"),
+    row("grok-4.5",                       "xai", 500_000,   65_536,  "",    "low medium high"),
+    row("grok-4.3",                       "xai", 1_000_000, 65_536,  "off", "none low medium high"),
+    row("grok-4.20-0309-reasoning",       "xai", 2_000_000, 65_536,  "-"),
+    row("grok-4.20-0309-non-reasoning",   "xai", 2_000_000, 65_536,  "-"),
+    row("grok-4.20-multi-agent-0309",     "xai", 2_000_000, 65_536,  "",    "low medium high"),
+    row("grok-build-0.1",                 "xai", 256_000,   256_000, "-"),
+    row("grok-3-mini",                    "xai", 131_072,   32_768,  "",    "low medium high", traits="text"),
+    row("grok-3-mini-fast",               "xai", 131_072,   32_768,  "",    "low medium high", traits="text"),
+    row("grok-composer-2.5-fast",         "xai", 200_000,   32_768,  "-", name="Composer 2.5 Fast"),
+    row("grok-imagine-image",             "xai", 0,         0,       "-", traits="media"),
+    row("grok-imagine-image-quality",     "xai", 0,         0,       "-", traits="media"),
+    row("grok-imagine-image-2.0",         "xai", 0,         0,       "-", traits="media"),
+    row("grok-imagine-video",             "xai", 0,         0,       "-", traits="media"),
+    row("grok-imagine-video-1.5",         "xai", 0,         0,       "-", traits="media"),
+    row("grok-imagine-video-1.5-preview", "xai", 0,         0,       "-", traits="media"),
+    row("qwen3-max-preview",             "iflow", 0, 0, "off auto", ANY),
+    row("glm-4.6",                       "iflow", 0, 0, "off auto", ANY),
+    row("glm-4.7",                       "iflow", 0, 0, "off auto", ANY, traits="old"),
+    row("deepseek-v3.2",                 "iflow", 0, 0, "off auto", ANY),
+    row("deepseek-v3.1",                 "iflow", 0, 0, "off auto", ANY),
+    row("minimax-m2",                    "iflow", 0, 0, "off auto", ANY, traits="old"),
+    row("minimax-m2.1",                  "iflow", 0, 0, "off auto", ANY, traits="old"),
+    row("kimi-k2.5",                     "iflow", 0, 0, "off auto", ANY, traits="old"),
+    row("tstars2.0",                     "iflow", traits="old"),
+    row("qwen3-coder-plus",              "iflow"),
+    row("qwen3-max",                     "iflow"),
+    row("qwen3-vl-plus",                 "iflow"),
+    row("kimi-k2-0905",                  "iflow", traits="old"),
+    row("kimi-k2",                       "iflow"),
+    row("kimi-k2-thinking",              "iflow", traits="old"),
+    row("deepseek-v3.2-chat",            "iflow", traits="old"),
+    row("deepseek-v3.2-reasoner",        "iflow", traits="old"),
+    row("deepseek-r1",                   "iflow"),
+    row("deepseek-v3",                   "iflow"),
+    row("qwen3-32b",                     "iflow"),
+    row("qwen3-235b-a22b-thinking-2507", "iflow"),
+    row("qwen3-235b-a22b-instruct",      "iflow"),
+    row("qwen3-235b",                    "iflow"),
+    row("iflow-rome-30ba3b",             "iflow"),
+)
+FAMILIES = (  # what to assume of an id that has no row: the first match counts; limits stay unknown
+    row("claude-2*",         "claude",                   0, 0, "-", traits="old"),
+    row("claude-instant*",   "claude",                   0, 0, "-", traits="old"),
+    row("claude-3-7-*",      "claude",                   0, 0, "1024-128000 off", traits="old"),
+    row("claude-3-*",        "claude",                   0, 0, "-", traits="old"),
+    row("claude-*-4-0",      "claude",                   0, 0, "1024-128000 off"),
+    row("claude-*",          "claude",                   0, 0, "off auto",           "low medium high max"),
+    row("gpt-3*",            "openai",                   0, 0, "-"),
+    row("gpt-4*",            "openai",                   0, 0, "-"),
+    row("gpt-5*-chat*",      "codex",                    0, 0, "-"),
+    row("gpt-image*",        "codex",                    0, 0, "-", traits="media"),
+    row("gpt-5-pro*",        "codex",                    0, 0, "",                   "high"),
+    row("gpt-5-codex*",      "codex",                    0, 0, "",                   "low medium high"),
+    row("gpt-5-*",           "codex",                    0, 0, "",                   "minimal low medium high"),
+    row("gpt-5.1*",          "codex",                    0, 0, "",                   "low medium high"),
+    row("gpt-oss*",          "openai",                   0, 0, "",                   "low medium high", traits="text"),
+    row("gpt-*",             "codex",                    0, 0, "",                   "low medium high xhigh"),
+    row("o1*",               "openai",                   0, 0, "",                   "low medium high"),
+    row("o3*",               "openai",                   0, 0, "",                   "low medium high"),
+    row("o4*",               "openai",                   0, 0, "",                   "low medium high"),
+    row("gemini-1*",         "gemini vertex",            0, 0, "-"),
+    row("gemini-2.0*",       "gemini vertex",            0, 0, "-"),
+    row("gemini-2.5-pro*",   "gemini gemini-cli vertex", 0, 0, "128-32768 auto"),
+    row("gemini-2.5-flash*", "gemini gemini-cli vertex", 0, 0, "512-24576 off auto"),
+    row("gemini-3-pro*",     "gemini gemini-cli vertex", 0, 0, "128-32768 auto",     "low high"),
+    row("gemini-*-pro*",     "gemini gemini-cli vertex", 0, 0, "128-32768 auto",     "low medium high"),
+    row("gemini-*-flash*",   "gemini gemini-cli vertex", 0, 0, "128-32768 auto",     "minimal low medium high"),
+    row("gemini-*",          "gemini gemini-cli vertex"),
+    row("imagen-*",          "vertex",                   0, 0, "-", traits="media"),
+    row("kimi-*",            "kimi",                     0, 0, "off",                "low high"),
+    row("grok-*",            "xai"),
+)
+# fmt: on
+MODEL_INDEX = {  # (provider or empty, id with or without its date) -> model
+    (provider, name): model
+    for model in reversed(MODEL_ROWS)  # so that the first one stays
+    for name in (undated(model.id), model.id)
+    for provider in (*model.providers, "")
+}
+MODELS = {model.id: MODEL_INDEX["", model.id]._replace(id=model.id) for model in MODEL_ROWS}
+
+
+def model_row(id: str, provider: str = "") -> Model:
+    """Return what is known of a model, under the id asked for.
+
+    Looked up among those of `provider` first, with the date its id ends in or without; failing
+    that its family tells a little, and of the others nothing is known.
+    """
+    keys = ((who, name) for who in (provider, "") for name in (id, undated(id)))
+    found = next((MODEL_INDEX[key] for key in keys if key in MODEL_INDEX), None)
+    if not found:
+        found = next((model for model in FAMILIES if wildcard(model.id, id)), Model(id))
+        return found._replace(id=id, name=spell(id))
+    return found._replace(id=id)
+
+
+def models_of(provider: str, plan: str = "") -> dict[str, Model]:
+    """Return the models that a provider lists, by id. A plan we do not know gets those of pro."""
+    plan = plan if plan in {"free", "team", "plus"} else "pro"
+    return {
+        model.id: model
+        for model in MODEL_ROWS
+        if provider in model.providers
+        and "old" not in model.traits
+        and (not model.plans or plan in model.plans)
+    }
+
+
+class Effort(NamedTuple):
+    """How much to think, as said in a model's name: the first two fields of Thinking."""
+
+    effort: str = ""  # a key of EFFORTS
+    budget: int | None = None  # tokens
+
+
+def split_suffix(name: str) -> tuple[str, Effort | None]:
+    """Take `model(high)` or `model(8192)` apart: what is in the last parentheses is the effort.
+
+    What is no effort stays part of the name. Source: spec/providers.md 13.
+    """
+    base, _, word = name.rpartition("(")
+    word = {"-1": "auto", "0": "none"}.get(word[:-1].lower(), word[:-1].lower())
+    if not base or not name.endswith(")"):
+        return name, None
+    if word in EFFORTS:
+        return base, Effort(word)
+    if re.fullmatch("[0-9]{1,9}", word):
+        return base, Effort(budget=int(word))
+    return name, None
+
+
+VARIANTS = {  # endings people put on a model's name; some real names end so, too
+    "-minimal": "minimal", "-low": "low", "-medium": "medium", "-high": "high", "-xhigh": "xhigh", "-thinking": "high",
+}
+
+
+def effort_variant(name: str, known: Collection[str]) -> tuple[str, Effort | None]:
+    """Take `gpt-5-high` apart, if `gpt-5` is among the `known` models and the whole is not.
+
+    Source: spec/providers.md 13.
+    """
+    ending = next((ending for ending in VARIANTS if name.endswith(ending)), "")
+    base = name[: len(name) - len(ending)]
+    if not ending or name in known or name in MODELS:
+        return name, None
+    if base in known or base in {undated(model) for model in known}:
+        return base, Effort(VARIANTS[ending])
+    return name, None
+
+
+def nearest_names(name: str, names: Iterable[str], limit: int = 3) -> list[str]:
+    """Return those of `names` that look most like `name`, best first."""
+    import difflib  # noqa: PLC0415 -- needed once a mistake
+
+    folded = {known.lower(): known for known in names}
+    return [folded[near] for near in difflib.get_close_matches(name.lower(), folded, limit, 0.5)]
+
 
 
 ########################################################################################
