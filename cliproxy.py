@@ -44,6 +44,7 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, Union
 from urllib.parse import unquote, urlsplit
 
@@ -2753,7 +2754,376 @@ def fetch(
 ########################################################################################
 # 12. STORE
 ########################################################################################
-# The credential files, as CLIProxyAPI lays them out.
+# The credential files, as CLIProxyAPI lays them out: one JSON object a file, `type` says whose.
+# Other programs write them too, so each write begins with reading. Two locks keep processes apart,
+# and both die with their holder: `.lock` for the instant of a write, `.NAME.lock` for a refresh.
+# Source: spec/providers.md 1.1.
+
+Stamp = tuple[int, int, int]  # mtime in ns, size, inode: a file with the same stamp is unchanged
+RACY = 2_000_000_000  # ns: the file system's clock may be this coarse, and writers this slow
+NOT_CREDENTIALS = frozenset(["config.json"])  # it may live in the same folder
+EXPIRY_KEYS = ("expired", "expire", "expires_at", "expiresAt", "expiry", "expires")
+REFRESH_KEYS = ("last_refresh", "lastRefresh", "last_refreshed_at", "lastRefreshedAt")
+TIME = re.compile(
+    r"(\d{4})-(\d\d)-(\d\d)[Tt ](\d\d):(\d\d)(?::(\d\d)(\.\d+)?)?\s*([Zz]|[+-]\d\d:?\d\d)?"
+)
+
+
+def read_time(value: object) -> float | None:
+    """Return the Unix time a file or a service means; None if it is no time.
+
+    RFC 3339, the same without a zone (UTC) or seconds, and numbers or digits: seconds, or
+    milliseconds from 1e12 on.
+    """
+    try:
+        number = float(value) if isinstance(value, (int, float, str)) else 0.0
+    except ValueError:
+        return read_date(str(value).strip())
+    if not 0 < number < 1e16 or isinstance(value, bool):
+        return None
+    return number / 1000 if number > 1e12 else number
+
+
+def read_date(text: str) -> float | None:
+    """Return the Unix time of an RFC 3339 date."""
+    from datetime import datetime, timedelta, timezone  # noqa: PLC0415 -- not needed to start
+
+    match = TIME.fullmatch(text)
+    if not match:
+        return None
+    *fields, fraction, zone = match.groups()
+    offset = timedelta()
+    if zone and zone not in "Zz":
+        digits = zone[1:].replace(":", "")
+        offset = int(zone[0] + "1") * timedelta(hours=int(digits[:2]), minutes=int(digits[2:]))
+    try:
+        year, month, day, hour, minute, second = (int(field or 0) for field in fields)
+        moment = datetime(year, month, day, hour, minute, second, tzinfo=timezone.utc) - offset
+    except (ValueError, OverflowError):
+        return None
+    return moment.timestamp() + float(fraction or 0)
+
+
+def write_time(moment: float, *, utc: bool = False) -> str:
+    """Return RFC 3339 with the local offset, or with `Z`: as Go writes it."""
+    local = time.gmtime(moment) if utc else time.localtime(moment)
+    minutes = 0 if utc else (local.tm_gmtoff or 0) // 60
+    zone = f"{'-' if minutes < 0 else '+'}{abs(minutes) // 60:02}:{abs(minutes) % 60:02}"
+    return time.strftime("%Y-%m-%dT%H:%M:%S", local) + (zone if minutes else "Z")
+
+
+def field_of(data: Json, *keys: str) -> Any:
+    """Return the first of `keys` that says something, in the file or in its `token` object."""
+    token = data.get("token")
+    for place in (data, token if isinstance(token, dict) else {}):
+        for key in keys:
+            if place.get(key) not in (None, "", 0):
+                return place[key]
+    return None
+
+
+def expires_at(data: Json) -> float | None:
+    """Return when the access token expires, in Unix time; None if the file does not say."""
+    moment = read_time(field_of(data, *EXPIRY_KEYS))
+    issued, life = read_time(data.get("timestamp")), data.get("expires_in")
+    if moment is None and issued and isinstance(life, (int, float)):
+        return issued + life  # antigravity
+    return moment
+
+
+def last_refresh(data: Json) -> float | None:
+    """Return when the tokens were renewed, in Unix time; None if the file does not say."""
+    return read_time(field_of(data, *REFRESH_KEYS))
+
+
+def merged(old: Json, changes: Json) -> Json:
+    """Return `old` with `changes` laid over it, key order kept; None removes a key."""
+    new = dict(old)
+    for key, value in changes.items():
+        if value is None:
+            new.pop(key, None)
+        elif isinstance(value, dict) and isinstance(new.get(key), dict):
+            new[key] = merged(new[key], value)
+        else:
+            new[key] = value
+    return new
+
+
+def dump_like(data: Json, old: bytes) -> bytes:
+    """Encode `data` in the layout of `old`: indented or compact, with or without a last newline."""
+    body = old.strip()
+    indent = re.match(rb"\{\r?\n([ \t]+)", body)
+    layout: Json = {"separators": (",", ":")}
+    if indent or b"\n" in body:
+        layout = {"indent": indent[1].decode() if indent else 2}
+    try:
+        text = json.dumps(data, ensure_ascii=False, **layout).encode()
+    except UnicodeEncodeError:  # half of a surrogate pair
+        text = json.dumps(data, **layout).encode()
+    return text + b"\n" * old.endswith(b"\n")
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Replace a file as a whole, 0600: whoever reads it finds the old bytes or the new ones.
+
+    Through symbolic links. A crash leaves a `.NAME.*.new` beside it at worst. Raises OSError.
+    """
+    path = Path(os.path.realpath(path))
+    draft = path.with_name(f".{path.name}.{os.urandom(4).hex()}.new")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+    try:
+        with open(os.open(draft, flags, 0o600), "wb") as file:  # noqa: PTH123 -- a descriptor
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        replace(draft, path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
+    if os.name == "posix":  # the new name must survive a power cut as well
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def replace(draft: Path, path: Path) -> None:
+    """Rename; on Windows a reader of the old file is in the way for an instant."""
+    for _ in range(20 if os.name == "nt" else 0):
+        with contextlib.suppress(PermissionError):
+            return os.replace(draft, path)  # noqa: PTH105 -- returns None
+        threading.Event().wait(0.05)
+    return os.replace(draft, path)  # noqa: PTH105
+
+
+def lock_descriptor(descriptor: int) -> None:
+    """Wait for the lock of an open file. The system drops it when the file is closed."""
+    if sys.platform == "win32":
+        import msvcrt  # noqa: PLC0415
+
+        while True:
+            with contextlib.suppress(OSError):  # it gives up after ten seconds
+                return msvcrt.locking(descriptor, msvcrt.LK_LOCK, 1)
+    import fcntl  # noqa: PLC0415
+
+    return fcntl.flock(descriptor, fcntl.LOCK_EX)
+
+
+def acquire(path: Path) -> int:
+    """Return a descriptor that holds the lock of a file."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        lock_descriptor(descriptor)
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), path.stat()):
+                return descriptor
+        os.close(descriptor)  # the file was deleted while we waited
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Generator[None, None, None]:
+    """Keep other threads and processes out. The lock dies with its holder: it is never stale."""
+    descriptor = acquire(path)
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+class Credential(NamedTuple):
+    """One file, as it was read."""
+
+    name: str  # file name
+    path: Path
+    type: str  # claude, codex, ...
+    data: Json  # the file, whole
+    stamp: Stamp
+
+
+def stamp_of(status: os.stat_result) -> Stamp:
+    return status.st_mtime_ns, status.st_size, status.st_ino
+
+
+def read_credential(path: Path) -> tuple[Credential, bytes]:
+    """Read one file. Raises ProxyError: not_found, or internal for a damaged or foreign one."""
+    try:
+        with path.open("rb") as file:
+            stamp, raw = stamp_of(os.fstat(file.fileno())), file.read()
+        data = json.loads(raw)
+    except FileNotFoundError as exc:
+        raise ProxyError("not_found", f"there is no {path.name!r} in {path.parent}") from exc
+    except OSError as exc:
+        raise ProxyError("internal", f"{path} cannot be read: {exc.strerror}") from exc
+    except (ValueError, RecursionError) as exc:
+        raise ProxyError("internal", f"{path} is damaged, and left as it is: {exc}") from exc
+    if not isinstance(data, dict) or not isinstance(data.get("type"), str) or not data["type"]:
+        raise ProxyError("internal", f"{path} is no credential: it has no `type`")
+    return Credential(path.name, path, data["type"], data, stamp), raw
+
+
+class Store:
+    """The credential files of one folder. Only it writes them.
+
+    `problems` maps the names of files that cannot be used to the reason; `report` is told each
+    reason once. `credentials()` is as of the last `scan()`, except for what was written here.
+    """
+
+    def __init__(self, folder: Path, report: Callable[[str], None] = lambda message: None) -> None:
+        self.folder, self._report = Path(folder).expanduser(), report
+        self._lock = threading.Lock()
+        self._known: dict[str, Credential] = {}  # guarded by Store._lock, as all below
+        self._changed = False  # by us, since the last scan
+        self._bad: dict[str, Stamp] = {}
+        self.problems: dict[str, str] = {}
+        self._snapshot: tuple[Credential, ...] = ()  # replaced whole: read without the lock
+        try:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            mode = self.folder.stat().st_mode
+        except OSError as exc:
+            raise ProxyError("internal", f"no auth-dir at {self.folder}: {exc.strerror}") from exc
+        if os.name == "posix" and mode & 0o077:
+            report(f"others can look into {self.folder}; `chmod 700` it")
+
+    def credentials(self) -> list[Credential]:
+        """Return what there is, sorted by name."""
+        return list(self._snapshot)
+
+    def get(self, name: str) -> Credential:
+        """Read one file again, now. Raises ProxyError if it is gone, damaged or foreign."""
+        return read_credential(self._path(name))[0]
+
+    def scan(self) -> bool:
+        """Look at the folder; tell whether a credential came, changed or went since last time.
+
+        Costs a stat for each file, so it may run every second.
+        """
+        with self._lock:
+            before, now = self._snapshot, time.time_ns()
+            found, drafts = self._files()
+            for draft in drafts:
+                self._recover(draft)
+            for name in [*self._known, *self._bad]:
+                if name not in found:
+                    self._forget(name)
+            for name, status in found.items():
+                self._look(name, stamp_of(status), abs(now - status.st_mtime_ns) < RACY)
+            self._publish()
+            changed, self._changed = self._changed or before != self._snapshot, False
+            return changed
+
+    def merge(self, name: str, changes: Json) -> Credential:
+        """Lay `changes` over what the file says now; None removes a key. Raises ProxyError."""
+        with self._writing():
+            credential, raw = read_credential(self._path(name))
+            return self._write(name, merged(credential.data, changes), raw)
+
+    def create(self, name: str, data: Json) -> Credential:
+        """Write a new file; of one that is there already, the keys not in `data` stay."""
+        with self._writing():
+            old: Json = {}
+            raw = b"\n"  # a new file is laid out as CLIProxyAPI does: compact, with a newline
+            with contextlib.suppress(ProxyError):
+                credential, raw = read_credential(self._path(name))
+                old = credential.data
+            return self._write(name, merged(old, data), raw)
+
+    def delete(self, name: str) -> None:
+        """Remove a file. Raises ProxyError if there is none."""
+        with self._writing():
+            path = self._path(name)
+            try:
+                path.unlink()
+            except FileNotFoundError as exc:
+                raise ProxyError("not_found", f"there is no {name!r} in {self.folder}") from exc
+            with contextlib.suppress(OSError):
+                self._lock_of(name).unlink()
+            self._forget(name)
+            self._publish()
+            self._changed = True
+
+    def refreshing(self, name: str) -> contextlib.AbstractContextManager[None]:
+        """Return the lock under which one of all processes renews the tokens of a file."""
+        return locked(self._lock_of(name))
+
+    @contextlib.contextmanager
+    def _writing(self) -> Generator[None, None, None]:
+        """Hold the folder, and turn what the file system says into a ProxyError."""
+        try:
+            with self._lock, locked(self.folder / ".lock"):
+                yield
+        except OSError as exc:
+            message = f"cannot write in {self.folder}: {exc.strerror or exc}"
+            raise ProxyError("internal", message) from exc
+
+    def _files(self) -> tuple[dict[str, os.stat_result], list[str]]:
+        """Return the status of each credential file, and the names of unfinished writes."""
+        try:
+            names = [path.name for path in self.folder.iterdir()]
+        except OSError as exc:
+            raise ProxyError("internal", f"cannot read {self.folder}: {exc.strerror}") from exc
+        found = {}
+        for name in filter(self._is_ours, names):
+            with contextlib.suppress(OSError):  # gone, or a dangling link
+                found[name] = (self.folder / name).stat()
+        return found, [name for name in names if name.endswith(".new")]
+
+    def _path(self, name: str) -> Path:
+        if not self._is_ours(name) or Path(name).name != name or "\\" in name or ":" in name:
+            raise ProxyError("invalid_request", f"{name!r} is no name of a credential file")
+        return self.folder / name
+
+    def _lock_of(self, name: str) -> Path:
+        return self._path(name).with_name(f".{name}.lock")
+
+    @staticmethod
+    def _is_ours(name: str) -> bool:
+        return name.endswith(".json") and name[0] != "." and name not in NOT_CREDENTIALS
+
+    def _write(self, name: str, data: Json, old: bytes) -> Credential:
+        path = self._path(name)
+        write_atomic(path, dump_like(data, old))
+        self._known[name] = Credential(name, path, data["type"], data, stamp_of(path.stat()))
+        self._publish()
+        self._changed = True
+        return self._known[name]
+
+    def _publish(self) -> None:
+        self._snapshot = tuple(self._known[name] for name in sorted(self._known))
+
+    def _forget(self, name: str) -> None:
+        self._known.pop(name, None)
+        self._bad.pop(name, None)
+        self.problems.pop(name, None)
+
+    def _look(self, name: str, stamp: Stamp, racy: bool) -> None:
+        """Read a file again if it may have changed."""
+        known = self._known[name].stamp if name in self._known else self._bad.get(name)
+        if known == stamp and not racy:
+            return
+        try:
+            credential = read_credential(self.folder / name)[0]
+        except ProxyError as error:
+            if not racy:  # else: somebody may be writing it this instant; what we know stays
+                self._forget(name)
+                self._bad[name], self.problems[name] = stamp, str(error)
+                self._report(str(error))
+        else:
+            self._forget(name)
+            self._known[name] = credential
+
+    def _recover(self, draft: str) -> None:
+        """Finish, or drop, a write whose writer was killed: new tokens may be in it."""
+        name = draft[1:].rsplit(".", 2)[0]
+        path, old = self.folder / draft, self.folder / name
+        if not name or not self._is_ours(name):
+            return
+        with contextlib.suppress(OSError), locked(self.folder / ".lock"):
+            if old.exists() and path.stat().st_mtime_ns >= old.stat().st_mtime_ns:
+                with contextlib.suppress(ProxyError):  # it was not even written to its end
+                    read_credential(path)
+                    replace(path, old)
+            path.unlink(missing_ok=True)
 
 
 ########################################################################################
