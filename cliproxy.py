@@ -28,25 +28,38 @@ Contents (each room uses only rooms above it; [pure] ones touch no clock, socket
 
 from __future__ import annotations
 
+import argparse
 import base64
 import binascii
+import collections
 import contextlib
 import functools
 import hashlib
+import hmac
+import itertools
 import json
+import logging
+import math
 import os
 import re
+import secrets
 import select
+import signal
 import socket
+import socketserver
 import struct
 import sys
 import threading
 import time
 import zlib
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from email.utils import parsedate_to_datetime
+from http.client import responses as STATUS_NAMES
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple, Union
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
+from urllib.parse import quote as urlquote
 
 if sys.version_info < (3, 9):  # noqa: UP036 -- a copied file meets old interpreters
     raise SystemExit("cliproxy needs Python 3.9 or newer")
@@ -57,6 +70,7 @@ USER_AGENT = f"cliproxy/{__version__}"
 
 Json = dict[str, Any]  # a decoded JSON object
 Frames = Generator[bytes, None, None]  # encoded pieces of an answer's body
+log = logging.getLogger("cliproxy")
 
 
 ########################################################################################
@@ -119,6 +133,21 @@ def digest(*words: object) -> str:
 def wildcard(pattern: str, name: str) -> bool:
     """Tell whether `name` matches `pattern`, in which `*` is any run of characters."""
     return re.fullmatch(".*".join(map(re.escape, pattern.split("*"))), name, re.DOTALL) is not None
+
+
+def retry_after(headers: Mapping[str, str], now: float) -> float | None:
+    """Return the seconds until the upstream wants to be asked again, None if it does not say.
+
+    Reads `retry-after-ms`, and `retry-after` in seconds or as an HTTP date. `now` is Unix time;
+    the result is never negative. Garbage is None. Source: RFC 9110 10.2.3.
+    """
+    for name, unit in (("retry-after-ms", 1_000.0), ("retry-after", 1.0)):
+        with contextlib.suppress(ValueError):
+            return max(0.0, float(headers.get(name, "")) / unit)
+    try:
+        return max(0.0, parsedate_to_datetime(headers.get("retry-after", "")).timestamp() - now)
+    except (TypeError, ValueError, IndexError):
+        return None  # TypeError and IndexError: 3.9 raises them where later versions do not
 
 
 def mask(secret: str) -> str:
@@ -193,6 +222,7 @@ class ProxyError(Exception):
         self.status = KINDS[kind].status
         self.headers: Mapping[str, str] = {}
         self.body = b""
+        self.dialect = ""  # of `body`
         self.sent = True  # may the upstream have received the request?
 
 
@@ -2578,6 +2608,11 @@ class Exchange:
         self.done = not self._left
         return payload
 
+    @property
+    def length(self) -> int | None:
+        """The length of the body as it comes, None if the head does not tell."""
+        return int(self.headers["content-length"]) if self._left is not None else None
+
     def pieces(self) -> Generator[bytes, None, None]:
         """Yield the body as it comes, and close at the end or when the consumer stops."""
         try:
@@ -3151,6 +3186,7 @@ class Account:
         self, name: str, provider: Provider, entry: Json, credential: Credential | None = None
     ) -> None:
         self.name, self.provider, self.credential = name, provider, credential
+        self.also = PROVIDERS.get(entry.get("also", ""))
         self.key = entry.get("api-key") or ""
         self.origin, self.path = split_url(
             entry.get("base-url") or provider.base, entry.get("proxy-url") or ""
@@ -3171,6 +3207,10 @@ class Account:
     def token(self) -> str:
         """The secret that goes upstream; empty for an endpoint that wants none."""
         return self.credential.data.get("access_token", "") if self.credential else self.key
+
+    def provider_for(self, dialect: str) -> Provider:
+        """Return the row by which to ask for a client of this dialect."""
+        return self.also if self.also and self.also.dialect == dialect else self.provider
 
     def excludes(self, model: str) -> bool:
         """Tell whether the owner has switched this model off. Case does not count."""
@@ -3455,7 +3495,8 @@ def accounts_of_environ(config: Config, environ: Mapping[str, str]) -> Iterator[
                 name=row.provider, base=preset.base, quirks=preset.quirks, family=("*/*",)
             )
         if provider:
-            yield Account(row.source, provider, with_overrides(config, provider, {"api-key": key}))
+            entry = {"api-key": key, "also": row.also}
+            yield Account(row.source, provider, with_overrides(config, provider, entry))
 
 
 def endpoint_quirks(entry: Json, provider: Provider) -> list[str]:
@@ -3522,6 +3563,26 @@ class Call:
                 raise ProxyError("invalid_request", "the body is not a JSON object")
             self._json = decoded
         return self._json
+
+    @property
+    def sse(self) -> bool:
+        """Does the client read its stream as server-sent events? Gemini's must say so."""
+        return self.dialect.name != "gemini" or self.query.get("alt") == "sse"
+
+    @property
+    def logged_model(self) -> str:
+        with contextlib.suppress(ProxyError):
+            return self.model
+        return "-"
+
+    def tokens(self, words: Iterable[str]) -> int:
+        """Return the first of the upstream's token counts that goes by one of these words."""
+        return next((self.usage[word] for word in words if word in self.usage), 0)
+
+    def passed_query(self, path: str) -> str:
+        """Return what of the client's query goes on to an upstream of its dialect, with its mark."""
+        query = {k: v for k, v in self.query.items() if k not in {"key", "auth_token", "alt"}}
+        return ("&" if "?" in path else "?") + urlencode(query) if query else ""
 
     @property
     def stream(self) -> bool:
@@ -3866,7 +3927,7 @@ def refusal(exchange: Exchange, dialect: Dialect) -> ProxyError:
     """Read an upstream's error answer, keeping it as it came for a client of the same dialect."""
     body = exchange.body()
     error = dialect.read_error(exchange.status, body)
-    error.status, error.body = exchange.status, body
+    error.status, error.body, error.dialect = exchange.status, body, dialect.name
     error.headers = passed_headers(exchange)
     hint = retry_after(exchange.headers, time.time())
     error.retry_after = error.retry_after if hint is None else hint
@@ -4258,7 +4319,7 @@ class Handler(socketserver.BaseRequestHandler, Watcher):
         dialect = getattr(self, "dialect", DIALECTS["chat"])
         with contextlib.suppress(ClientGone):
             self.drop_body()
-        if error.body and self.call and self.call.dialect is dialect and self.call.verbatim(error):
+        if error.body and error.dialect == dialect.name:
             self.send(error.status, dict(error.headers), error.body)
         else:
             headers = {} if error.retry_after is None else {"retry-after": f"{math.ceil(error.retry_after)}"}
