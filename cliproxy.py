@@ -1024,11 +1024,11 @@ CLAUDE_HOSTED = {  # what we write for another dialect's tool; read: any date
     "web_fetch": "web_fetch_20250910",
     "code_execution": "code_execution_20250825",
 }
-CLAUDE_SOURCES = {  # type of a `source` -> Media.source, and the field that holds the data
-    "base64": ("base64", "data"),
-    "url": ("url", "url"),
-    "file": ("file_id", "file_id"),
-    "text": ("text", "data"),
+CLAUDE_SOURCES = {  # type of a `source` -> the field that holds its data
+    "base64": "data",
+    "text": "data",
+    "url": "url",
+    "file": "file_id",
 }
 CLAUDE_MIMES = {  # what can be sent inline, by kind of media; no other kind is taken at all
     "image": {"image/jpeg", "image/png", "image/gif", "image/webp"},
@@ -1040,23 +1040,20 @@ CLAUDE_PARAMS_WRITE = words_write(PARAMS, "claude")
 CLAUDE_FINISH_READ = words_read(FINISH_REASONS, "claude")
 CLAUDE_FINISH_WRITE = words_write(FINISH_REASONS, "claude")
 
-# Fields that have a place in the model; the rest of an object is kept in `extra`.
-CLAUDE_MODELLED = {
-    "tool": frozenset({"name", "description", "input_schema", "strict", "cache_control"}),
-    "message": frozenset({"role", "content"}),
-    "answer": frozenset({"id", "type", "role", "model", "content", "stop_sequence", "usage"}),
-    "usage": frozenset(
-        {"input_tokens", "cache_read_input_tokens", "cache_creation_input_tokens", "output_tokens"}
-    ),
-    "thinking": frozenset({"type", "budget_tokens", "display"}),
-    "output_config": frozenset({"effort", "format"}),
-    "metadata": frozenset({"user_id"}),
-    "tool_choice": frozenset({"type", "name", "disable_parallel_tool_use"}),
-}
-CLAUDE_NESTED = ("thinking", "output_config", "metadata", "tool_choice")
-CLAUDE_MODELLED["request"] = frozenset(
-    {*CLAUDE_PARAMS_READ, *CLAUDE_NESTED, "model", "messages", "system", "tools", "stream"}
-)
+# fmt: off
+CLAUDE_MODELLED = {name: frozenset(words.split()) for name, words in {
+    # The fields that have a place in the model; the rest of an object is kept in `extra`.
+    "request":       " ".join(CLAUDE_PARAMS_READ) + " model messages system tools tool_choice thinking output_config metadata stream",
+    "tool_choice":   "type name disable_parallel_tool_use",
+    "thinking":      "type budget_tokens display",
+    "output_config": "effort format",
+    "metadata":      "user_id",
+    "tool":          "name description input_schema strict",
+    "message":       "role content",
+    "answer":        "id type role model content usage",
+    "usage":         "input_tokens cache_read_input_tokens cache_creation_input_tokens output_tokens",
+}.items()}
+# fmt: on
 
 
 def claude_rest(data: Json, known: frozenset[str]) -> Json:
@@ -1086,20 +1083,13 @@ def claude_own(rest: Json) -> Mapping[str, Json]:
     return {"claude": rest} if rest else EMPTY
 
 
-def claude_cache(cache: str) -> Json:
-    """Return the `cache_control` of a breakpoint; 5 minutes are the default."""
-    return {"type": "ephemeral", "ttl": cache} if cache == "1h" else {"type": "ephemeral"}
-
-
-def claude_read_cache(data: Json, rest: Json) -> str:
-    """Return an object's cache breakpoint; a form that we would not write goes to `rest`."""
+def claude_read_cache(data: Json) -> str:
     control = data.get("cache_control")
-    if not control:
-        return ""
-    cache: str = control.get("ttl") or "5m"
-    if control != claude_cache(cache):
-        rest["cache_control"] = control
-    return cache
+    return (control.get("ttl") or "5m") if control else ""
+
+
+def claude_write_cache(cache: str) -> Json:
+    return {"type": "ephemeral", "ttl": cache} if cache == "1h" else {"type": "ephemeral"}
 
 
 # ---- blocks, of requests and of answers alike
@@ -1122,12 +1112,13 @@ def claude_read_text(block: Json) -> Part:
 def claude_read_media(block: Json) -> Part:
     """Read an image or a document; one made of blocks is a text for everybody else."""
     source, title = block["source"], block.get("title") or ""
-    if source["type"] in CLAUDE_SOURCES:
-        name, field = CLAUDE_SOURCES[source["type"]]
-        mime = source.get("media_type") or ""
-        return Part("media", media=Media(block["type"], name, source[field], mime, title))
-    text = text_of(claude_read_content(source.get("content")))
-    return Part("media", media=Media("document", "text", text, "text/plain", title))
+    kind = source["type"]
+    if kind not in CLAUDE_SOURCES:
+        text = text_of(claude_read_content(source.get("content")))
+        return Part("media", media=Media("document", "text", text, "text/plain", title))
+    name = "file_id" if kind == "file" else kind
+    data, mime = source[CLAUDE_SOURCES[kind]], source.get("media_type") or ""
+    return Part("media", media=Media(block["type"], name, data, mime, title))
 
 
 def claude_read_result(block: Json) -> Part:
@@ -1141,27 +1132,29 @@ def claude_read_search_result(block: Json) -> Part:
     return Part("media", media=Media("document", "text", text, "text/plain", block["title"]))
 
 
+def claude_read_thought(block: Json) -> Part:
+    return Part("thinking", block.get("thinking") or "", proof=block.get("signature") or "")
+
+
 def claude_read_call(block: Json, kind: str = "call") -> Part:
     return Part(kind, dumps_text(block.get("input") or {}), block["id"], block["name"])
 
 
 # fmt: off
-CLAUDE_READERS: dict[str, tuple[Callable[[Json], Part], frozenset[str]]] = {
-    # type: (reader, modelled fields); without fields, the whole block is kept
-    "text":              (claude_read_text,          frozenset({"type", "text", "citations", "cache_control"})),
-    "image":             (claude_read_media,         frozenset({"type", "source", "cache_control"})),
-    "document":          (claude_read_media,         frozenset({"type", "source", "title", "cache_control"})),
-    "thinking":          (lambda b: Part("thinking", b.get("thinking") or "", proof=b.get("signature") or ""),
-                          frozenset({"type", "thinking", "signature"})),
-    "redacted_thinking": (lambda b: Part("thinking", proof=b["data"], redacted=True), frozenset({"type", "data"})),
-    "tool_use":          (claude_read_call,          frozenset({"type", "id", "name", "input", "cache_control"})),
-    "tool_result":       (claude_read_result,
-                          frozenset({"type", "tool_use_id", "content", "is_error", "cache_control"})),
-    "search_result":     (claude_read_search_result, frozenset()),
-    "server_tool_use":   (lambda b: claude_read_call(b, "hosted"), frozenset()),
-    "mcp_tool_use":      (lambda b: claude_read_call(b, "hosted"), frozenset()),
-    "*_tool_result":     (lambda b: Part("hosted_result", id=b["tool_use_id"], name=b["type"][:-12]), frozenset()),
-    "*":                 (lambda b: Part("opaque"), frozenset()),
+CLAUDE_READERS: dict[str, tuple[Callable[[Json], Part], str]] = {
+    # type of a block    its reader, and the fields that are modelled; if none, the block is kept whole
+    "text":              (claude_read_text,   "type text citations"),
+    "image":             (claude_read_media,  "type source"),
+    "document":          (claude_read_media,  "type source title"),
+    "tool_use":          (claude_read_call,   "type id name input"),
+    "tool_result":       (claude_read_result, "type tool_use_id content is_error"),
+    "thinking":          (claude_read_thought, "type thinking signature"),
+    "redacted_thinking": (lambda b: Part("thinking", proof=b["data"], redacted=True), "type data"),
+    "search_result":     (claude_read_search_result, ""),
+    "server_tool_use":   (lambda b: claude_read_call(b, "hosted"), ""),
+    "mcp_tool_use":      (lambda b: claude_read_call(b, "hosted"), ""),
+    "*_tool_result":     (lambda b: Part("hosted_result", id=b["tool_use_id"], name=b["type"][:-12]), ""),
+    "*":                 (lambda b: Part("opaque"), ""),
 }
 # fmt: on
 
@@ -1172,11 +1165,10 @@ def claude_read_block(block: Json) -> Part:
     if kind not in CLAUDE_READERS:
         kind = "*_tool_result" if kind.endswith("_tool_result") else "*"
     read, known = CLAUDE_READERS[kind]
-    part = read(block)
-    whole = not known or (kind == "document" and block["source"]["type"] not in CLAUDE_SOURCES)
-    rest = block if whole else claude_rest(block, known)
-    cache = claude_read_cache(block, {} if whole else rest)
-    return part._replace(cache=cache, extra=claude_own(rest)) if rest or cache else part
+    part, rest = read(block), block
+    if known and (kind != "document" or block["source"]["type"] in CLAUDE_SOURCES):
+        rest = claude_rest(block, frozenset(known.split()))
+    return part._replace(cache=claude_read_cache(block), extra=claude_own(rest)) if rest else part
 
 
 def claude_read_content(content: str | list[Json] | None) -> tuple[Part, ...]:
@@ -1186,14 +1178,10 @@ def claude_read_content(content: str | list[Json] | None) -> tuple[Part, ...]:
     return tuple(map(claude_read_block, content or ()))
 
 
-def claude_refuse(constant: str) -> None:
-    raise ValueError(constant)  # NaN and the infinities are not JSON
-
-
 def claude_input(text: str) -> Json:
     """Return a call's arguments as the object Claude wants. Source: spec/dialects.md 2.3."""
-    try:
-        value = json.loads(text, parse_constant=claude_refuse) if text.strip() else {}
+    try:  # `int` raises for NaN and the infinities, which are not JSON
+        value = json.loads(text, parse_constant=int) if text.strip() else {}
     except ValueError:
         value = text  # a model wrote it: no reason to refuse the conversation
     return value if isinstance(value, dict) else {"input": value}
@@ -1238,7 +1226,6 @@ def claude_media(media: Media) -> Media:
     return media._replace(mime="image/jpeg") if media.mime == "image/jpg" else media
 
 
-
 def claude_media_fault(media: Media, request: Request) -> str:
     """Say what Claude cannot take of a medium; empty if it can."""
     if media.kind not in CLAUDE_MIMES:
@@ -1250,15 +1237,6 @@ def claude_media_fault(media: Media, request: Request) -> str:
     return ""
 
 
-def claude_source(media: Media) -> Json:
-    """Return the `source` object of a medium."""
-    kind, field = next((k, row[1]) for k, row in CLAUDE_SOURCES.items() if row[0] == media.source)
-    source = {"type": kind, field: media.data}
-    if kind in {"base64", "text"}:
-        source["media_type"] = media.mime if kind == "base64" else "text/plain"
-    return source
-
-
 CLAUDE_FIELDS = {"responses": "input", "gemini": "contents"}  # where messages are, elsewhere
 
 
@@ -1268,10 +1246,12 @@ def claude_write_media(part: Part, request: Request) -> Json:
     if fault := claude_media_fault(media, request):
         field = CLAUDE_FIELDS.get(request.dialect, "messages")
         raise ProxyError("invalid_request", f"{field}: Claude takes no {fault}", param=field)
-    block: Json = {"type": media.kind, "source": claude_source(media)}
-    if media.name and media.kind == "document":
-        block["title"] = media.name
-    return block
+    kind = "file" if media.source == "file_id" else media.source
+    source = {"type": kind, CLAUDE_SOURCES[kind]: media.data}
+    if kind in {"base64", "text"}:
+        source["media_type"] = media.mime if kind == "base64" else "text/plain"
+    titled = media.name and media.kind == "document"
+    return {"type": media.kind, "source": source, **({"title": media.name} if titled else {})}
 
 
 CLAUDE_WRITERS: dict[str, Callable[[Part, Request], Json]] = {  # another kind is not written
@@ -1293,7 +1273,7 @@ def claude_write_block(part: Part, request: Request) -> Json | None:
         return None
     block = CLAUDE_WRITERS[part.kind](part, request)
     if part.cache and part.kind != "thinking":
-        block["cache_control"] = claude_cache(part.cache)
+        block["cache_control"] = claude_write_cache(part.cache)
     return claude_merge(block, own) if own else block
 
 
@@ -1312,12 +1292,13 @@ def claude_write_content(
 
 def claude_read_tool(tool: Json) -> Tool:
     """Read a tool. Those with a dated type are built in, and kept whole."""
-    kind, rest = tool.get("type") or "custom", {}
-    cache = claude_read_cache(tool, rest)
+    kind, cache = tool.get("type") or "custom", claude_read_cache(tool)
     if kind != "custom":
         name = next((name for name in CLAUDE_HOSTED if kind.startswith(f"{name}_")), kind)
         return Tool(name, kind="hosted", cache=cache, extra={"claude": tool})
-    rest.update(claude_rest(tool, CLAUDE_MODELLED["tool"]))
+    rest = claude_rest(tool, CLAUDE_MODELLED["tool"])
+    if tool.get("description") == "":
+        rest["description"] = ""  # not the same as none: both must come back as they were
     return Tool(
         name=tool["name"],
         description=tool.get("description") or "",
@@ -1367,7 +1348,7 @@ def claude_read_params(body: Json) -> Json:
 def claude_request_rest(body: Json) -> Json:
     """Return what the model has no place for, of the body and of the objects in it."""
     rest = claude_rest(body, CLAUDE_MODELLED["request"])
-    for key in CLAUDE_NESTED:
+    for key in ("tool_choice", "thinking", "output_config", "metadata"):
         if inner := claude_rest(body.get(key) or {}, CLAUDE_MODELLED[key]):
             rest[key] = inner
     if (body.get("thinking") or EMPTY).get("type") == "disabled" and body.get("output_config"):
@@ -1498,7 +1479,7 @@ def claude_write_tool(tool: Tool) -> Json | None:
     if tool.strict:
         written["strict"] = True
     if tool.cache:
-        written["cache_control"] = claude_cache(tool.cache)
+        written["cache_control"] = claude_write_cache(tool.cache)
     return claude_merge(written, own)
 
 
@@ -1515,16 +1496,15 @@ def claude_write_choice(request: Request, tools: list[Json]) -> Json | None:
     return written
 
 
-def claude_write_thinking_field(thinking: Thinking) -> Json | None:
+def claude_write_thinking_field(thinking: Thinking) -> Json:
     """Write `thinking`; the effort stands elsewhere."""
-    if thinking.effort == "none":
-        return {"type": "disabled"}
-    if thinking.budget is None and not thinking.adaptive:
-        return None
-    written: Json = {"type": "adaptive"}
-    if thinking.budget is not None:
-        written = {"type": "enabled", "budget_tokens": thinking.budget}
-    if thinking.summary:
+    kind = "adaptive" if thinking.adaptive else ""
+    kind = "enabled" if thinking.budget is not None else kind
+    kind = "disabled" if thinking.effort == "none" else kind
+    written: Json = {"type": kind} if kind else {}
+    if kind == "enabled":
+        written["budget_tokens"] = thinking.budget
+    if thinking.summary and kind in {"enabled", "adaptive"}:
         written["display"] = "omitted" if thinking.summary == "omitted" else "summarized"
     return written
 
@@ -1550,8 +1530,8 @@ def claude_write_params(request: Request, thinks: bool) -> Json:
         if request.dialect != "claude":
             params.pop("top_p", None)
     if thinks:
-        fits = {"temperature": lambda t: t == 1, "top_p": lambda p: p >= 0.95, "top_k": lambda k: 0}
-        params = {k: v for k, v in params.items() if k not in fits or fits[k](v)}
+        least = {"temperature": 1, "top_p": 0.95, "top_k": math.inf}
+        params = {k: v for k, v in params.items() if k not in least or v >= least[k]}
     params["stop_sequences"] = [s for s in params.pop("stop_sequences", ()) if s.strip()]
     return params
 
@@ -1560,7 +1540,7 @@ def claude_write_request(request: Request, target: Target) -> Json:
     """Write the body of POST /v1/messages. Raises ProxyError for media that Claude cannot take."""
     tools = [written for tool in request.tools if (written := claude_write_tool(tool))]
     thinking = claude_write_thinking_field(request.thinking)
-    thinks = thinking is not None and thinking["type"] != "disabled"
+    thinks = thinking.get("type", "disabled") != "disabled"
     user = request.params.get("user")
     body: Json = {
         "model": target.model.id or request.model,
@@ -1582,13 +1562,13 @@ def claude_write_request(request: Request, target: Target) -> Json:
 
 
 CLAUDE_TEXTS = {  # kind of a part whose body comes in deltas -> type of the delta, and its field
-    "text": ("text_delta", "text"),
-    "refusal": ("text_delta", "text"),
-    "thinking": ("thinking_delta", "thinking"),
-    "call": ("input_json_delta", "partial_json"),
-    "hosted": ("input_json_delta", "partial_json"),
+    "text": (b"text_delta", b"text"),
+    "refusal": (b"text_delta", b"text"),
+    "thinking": (b"thinking_delta", b"thinking"),
+    "call": (b"input_json_delta", b"partial_json"),
+    "hosted": (b"input_json_delta", b"partial_json"),
 }
-CLAUDE_DELTAS = dict(CLAUDE_TEXTS.values())  # type of a delta -> its field
+CLAUDE_DELTAS = {kind.decode(): field.decode() for kind, field in CLAUDE_TEXTS.values()}
 
 
 class ClaudeReader:
@@ -1596,118 +1576,114 @@ class ClaudeReader:
 
     def __init__(self) -> None:
         self.at = -1  # number of the last part that began
-        self.part: Part | None = None  # of the open block
+        self.part = Part("")  # of the open block
         self.begun = False  # is its PartStart out? not before there is something in it
         self.texts: list[str] = []
         self.citations: list[Json] = []
-        self.started = self.called = self.ended = False
+        self.called = False  # is there a call that the client must answer?
         self.usage: Json = {}
         self.end: Json = {}
 
     def begin(self) -> Event:
         """Announce the open part, without its body."""
-        part = self.part or Part("text")
         self.at, self.begun = self.at + 1, True
-        return PartStart(self.at, part._replace(text="", proof="", citations=()))
+        return PartStart(self.at, self.part._replace(text="", proof="", citations=()))
 
     def add(self, field: str, value: Any) -> Iterator[Event]:
         """Add to the open part, which begins with its first content."""
-        if not self.begun:
+        if value and not self.begun:
             yield self.begin()
-        yield PartDelta(self.at, field, value)
+        if value and field == "text":
+            self.texts.append(value)
+        if value:
+            yield PartDelta(self.at, field, value)
 
     def message_start(self, payload: Json) -> Iterator[Event]:
         message = payload["message"]
-        self.started = True
         yield MessageStart(message.get("id") or "", message.get("model") or "")
         yield from self.take_usage(message)
-        self.end.update(without(message, CLAUDE_MODELLED["answer"] - {"stop_sequence"}))
+        self.end.update(without(message, CLAUDE_MODELLED["answer"]))
         for block in message.get("content") or ():  # whole, also in a stream after a server tool
             yield from self.content_block_start({"content_block": block})
             yield from self.content_block_stop(payload)
 
     def content_block_start(self, payload: Json) -> Iterator[Event]:
-        if not self.started:
-            self.started = True
-            yield MessageStart("", "")
         yield from self.content_block_stop(payload)  # some gateways forget it
         block = payload["content_block"]
         part = self.part = claude_read_block(block)
-        self.begun, self.texts, self.citations = False, [], list(block.get("citations") or ())
-        self.called = self.called or part.kind == "call"
+        self.citations = list(block.get("citations") or ())
         if part.kind in {"call", "hosted"}:
+            caller = block.get("caller") or EMPTY  # of a call by code: the code has its result
+            self.called |= part.kind == "call" and caller.get("type", "direct") == "direct"
             yield self.begin()
-        elif part.kind in CLAUDE_TEXTS and part.text:
-            self.texts.append(part.text)
+        elif part.kind in CLAUDE_TEXTS:
             yield from self.add("text", part.text)
-        if part.kind in CLAUDE_TEXTS and part.proof:
             yield from self.add("proof", part.proof)
 
-    def odd_delta(self, delta: Json) -> Iterator[Event]:
-        """Read a delta that is not text; of an unknown block, its strings are put together."""
-        if delta["type"] == "signature_delta" and delta.get("signature"):
+    def content_block_delta(self, payload: Json) -> Iterator[Event]:
+        delta = payload["delta"]
+        if self.part.kind in CLAUDE_TEXTS and delta["type"] in CLAUDE_DELTAS:
+            yield from self.add("text", delta[CLAUDE_DELTAS[delta["type"]]])
+        elif delta["type"] == "signature_delta":
             yield from self.add("proof", delta["signature"])
         elif delta["type"] == "citations_delta":
             self.citations.append(delta["citation"])
-        elif self.part and self.part.kind == "opaque":
-            block = dict(self.part.extra["claude"])
-            for key in delta.keys() - {"type"}:
-                block[key] = (block.get(key) or "") + (delta[key] or "")
-            self.part = self.part._replace(extra={"claude": block})
+        elif self.part.kind == "opaque":
+            whole = {**self.part.extra["claude"], **without(delta, frozenset({"type"}))}
+            self.part = self.part._replace(extra={"claude": whole})
 
     def content_block_stop(self, _payload: Json) -> Iterator[Event]:
         """End the open part. Arguments that came in no delta are those of the block's start."""
-        part, self.part = self.part, None
-        if part is None:
-            return
-        if part.kind not in CLAUDE_TEXTS:
+        part, self.part = self.part, Part("")
+        if part.kind and part.kind not in CLAUDE_TEXTS:
             self.at += 1
             yield from part_events(self.at, part)
-            return
         if part.kind in {"call", "hosted"} and not self.texts:
-            self.texts.append(part.text)
-            yield PartDelta(self.at, "text", part.text)
+            yield from self.add("text", part.text)
         text = "".join(self.texts)
         if part.kind == "hosted":
-            block = {**part.extra["claude"], "input": claude_input(text)}
-            yield PartDelta(self.at, "extra", {"claude": block})
+            whole = {**part.extra["claude"], "input": claude_input(text)}
+            yield from self.add("extra", {"claude": whole})
         for citation in self.citations:
             yield from self.add("citation", claude_read_citation(citation, len(text)))
         if self.begun:
             yield PartEnd(self.at)
-        self.begun = False
+        self.begun, self.texts, self.citations = False, [], []
 
     def take_usage(self, data: Json) -> Iterator[Event]:
         """Overwrite the counts that `data` has; they are running totals."""
-        counts = {key: n for key, n in (data.get("usage") or {}).items() if n is not None}
+        counts = {key: n for key, n in (data.get("usage") or EMPTY).items() if n is not None}
+        self.usage.update(counts)
         if counts:
-            self.usage.update(counts)
             yield claude_read_usage(self.usage)
 
     def message_delta(self, payload: Json) -> Iterator[Event]:
         self.end.update(without(payload, frozenset({"type", "delta", "usage"})))
-        self.end.update(payload.get("delta") or {})
-        self.ended = self.ended or bool(self.end.get("stop_reason"))
+        self.end.update(payload.get("delta") or EMPTY)
         yield from self.take_usage(payload)
 
     def message_stop(self, payload: Json) -> Iterator[Event]:
         """End the answer. Source of the precedence: spec/dialects.md 2.7."""
         yield from self.content_block_stop(payload)
-        raw = self.end.pop("stop_reason", None) or ""
+        raw, rest = self.end.get("stop_reason") or "", dict(self.end)
+        sequence = rest.pop("stop_sequence", None) or ""
         finish = CLAUDE_FINISH_READ.get(raw, "stop")
-        if self.called and finish == "stop":
-            finish = "tool_calls"
-        if raw and raw not in CLAUDE_FINISH_READ:
-            self.end["stop_reason"] = raw  # has no row: for Claude's writer only
-        sequence = self.end.pop("stop_sequence", None) or ""
-        yield MessageEnd(finish, sequence, raw, extra=claude_own(self.end))
+        if raw in CLAUDE_FINISH_READ or not raw:
+            rest.pop("stop_reason", None)  # any other has no row: for Claude's writer only
+        finish = "tool_calls" if self.called and finish == "stop" else finish
+        yield MessageEnd(finish, sequence, raw, extra=claude_own(rest))
+
+    def error(self, payload: Json) -> Iterator[Event]:
+        raise claude_failure(payload, "upstream_error")
 
 
-CLAUDE_EVENTS: dict[Any, Callable[[ClaudeReader, Json], Iterator[Event]]] = {  # the rest: skipped
+CLAUDE_EVENTS: dict[str, Callable[[ClaudeReader, Json], Iterator[Event]]] = {  # skipped: others
     "message_start": ClaudeReader.message_start,
     "content_block_start": ClaudeReader.content_block_start,
+    "content_block_delta": ClaudeReader.content_block_delta,
     "content_block_stop": ClaudeReader.content_block_stop,
     "message_delta": ClaudeReader.message_delta,
+    "error": ClaudeReader.error,
 }
 
 
@@ -1727,9 +1703,9 @@ def claude_read_usage(usage: Json) -> Usage:
 
 def claude_read_response(body: Json, _request: Request) -> Events:
     """Read a full answer. Raises the ProxyError that the body may be instead."""
-    if "error" in body:
-        raise claude_failure(body, "upstream_error")
     reader = ClaudeReader()
+    if body.get("type") != "message":
+        reader.error(body)
     yield from reader.message_start({"message": body})
     yield from reader.message_stop(body)
 
@@ -1740,27 +1716,20 @@ def claude_read_stream(payloads: Iterable[Json], _request: Request) -> Events:
     Raises the ProxyError that an `error` event stands for, and ProxyError("upstream_failed") if
     the stream ends early. `index` is not looked at: blocks never overlap, and gateways omit it.
     """
-    reader = ClaudeReader()
+    reader, kind = ClaudeReader(), ""
     for payload in payloads:
-        kind = payload.get("type")
-        if kind == "content_block_delta":
+        kind = payload.get("type") or "error"
+        if kind == "content_block_delta" and reader.begun:  # nearly all of them
             delta = payload["delta"]
-            field = CLAUDE_DELTAS.get(delta["type"])
-            if field is None:
-                yield from reader.odd_delta(delta)
-            elif (text := delta.get(field)) and reader.part:
-                if not reader.begun:
-                    yield reader.begin()
+            if text := delta.get(CLAUDE_DELTAS.get(delta["type"])):
                 reader.texts.append(text)
                 yield PartDelta(reader.at, "text", text)
-        elif kind == "message_stop":
-            reader.ended = True
+                continue
+        if kind == "message_stop":
             break
-        elif kind in CLAUDE_EVENTS:
+        if kind in CLAUDE_EVENTS:
             yield from CLAUDE_EVENTS[kind](reader, payload)
-        elif "error" in payload:
-            raise claude_failure(payload, "upstream_error")
-    if not reader.ended:
+    if kind != "message_stop" and not reader.end.get("stop_reason"):
         raise ProxyError("upstream_failed", "the upstream closed the stream before message_stop")
     yield from reader.message_stop({})
 
@@ -1845,7 +1814,10 @@ def claude_frame(kind: str, **fields: Any) -> bytes:
     return sse_frame({"type": kind, **fields}, kind)
 
 
-CLAUDE_HEAD = 'event: content_block_delta\ndata: {"type":"content_block_delta","index":%d,"delta":{"type":"%s","%s":'
+CLAUDE_HEAD = (
+    b'event: content_block_delta\ndata: {"type":"content_block_delta","index":%d,'
+    b'"delta":{"type":"%b","%b":'
+)
 
 
 class ClaudeWriter:
@@ -1857,42 +1829,47 @@ class ClaudeWriter:
         self.part = Part("")  # the open one
         self.head = b""  # empty: no block is open, or none that takes deltas
         self.open = False
+        self.begun = False  # is anything out?
         self.usage, self.end = Usage(), MessageEnd("stop")
 
-    def start(self, event: MessageStart) -> bytes:
+    def message_start(self, event: MessageStart) -> bytes:
+        self.begun = True
         return claude_frame("message_start", message=claude_write_message(event, self.request))
 
-    def start_block(self, block: Json) -> bytes:
+    def start(self, part: Part) -> bytes:
+        """Start a block, unless it is of another dialect."""
+        block = claude_write_block(part, self.request)
+        if block is None:
+            return b""
+        if part.kind == "hosted":
+            block = {**block, "input": {}}  # comes in deltas, like that of any call
         self.at, self.open = self.at + 1, True
+        if part.kind in CLAUDE_TEXTS:
+            self.head = CLAUDE_HEAD % (self.at, *CLAUDE_TEXTS[part.kind])
         return claude_frame("content_block_start", index=self.at, content_block=block)
 
     def part_start(self, event: PartStart) -> bytes:
-        """Start a block, unless it must wait for its proof or is of another dialect."""
-        self.part, shown = event.part, claude_shown(event.part)
-        block = claude_write_block(shown._replace(text=""), self.request)
-        if block is None or self.part.redacted:
+        """Start a block, unless it must wait for its proof."""
+        self.part = claude_shown(event.part)
+        if self.part.redacted:
             return b""
-        if shown.kind == "hosted":
-            block = {**block, "input": {}}
-        frame = self.start_block(block)
-        if shown.kind in CLAUDE_TEXTS:
-            self.head = (CLAUDE_HEAD % (self.at, *CLAUDE_TEXTS[shown.kind])).encode("ascii")
-        text = shown.text if shown.kind != self.part.kind else ""
-        return frame + self.head + quote(text).encode("ascii") + b"}}\n\n" if text else frame
+        frame = self.start(self.part._replace(text=""))
+        return frame + self.text(self.part.text) if self.part.text else frame
 
-    def delta(self, event: PartDelta) -> bytes:
+    def text(self, text: str) -> bytes:
+        return self.head + quote(text).encode("ascii") + b"}}\n\n" if self.head else b""
+
+    def part_delta(self, event: PartDelta) -> bytes:
         """Write a delta other than text."""
         if event.field == "proof" and self.part.redacted:
-            block = claude_write_block(self.part._replace(proof=event.value), self.request)
-            return self.start_block(block or {})
+            return self.start(self.part._replace(proof=event.value))
         if event.field == "proof" and self.part.kind == "thinking":
-            return self.odd({"type": "signature_delta", "signature": event.value})
+            return self.delta(type="signature_delta", signature=event.value)
         if event.field == "citation" and self.part.kind == "text":
-            citation = claude_write_citation(event.value)
-            return self.odd({"type": "citations_delta", "citation": citation})
+            return self.delta(type="citations_delta", citation=claude_write_citation(event.value))
         return b""
 
-    def odd(self, delta: Json) -> bytes:
+    def delta(self, **delta: Any) -> bytes:
         return claude_frame("content_block_delta", index=self.at, delta=delta)
 
     def part_end(self, _event: PartEnd) -> bytes:
@@ -1900,11 +1877,11 @@ class ClaudeWriter:
         self.head, self.open = b"", False
         return frame
 
-    def note_usage(self, event: Usage) -> bytes:
+    def keep_usage(self, event: Usage) -> bytes:
         self.usage = event
         return b""
 
-    def note_end(self, event: MessageEnd) -> bytes:
+    def keep_end(self, event: MessageEnd) -> bytes:
         self.end = event
         return b""
 
@@ -1918,12 +1895,12 @@ class ClaudeWriter:
 
 
 CLAUDE_FRAMES: dict[type, Callable[[ClaudeWriter, Any], bytes]] = {
-    MessageStart: ClaudeWriter.start,
+    MessageStart: ClaudeWriter.message_start,
     PartStart: ClaudeWriter.part_start,
-    PartDelta: ClaudeWriter.delta,
+    PartDelta: ClaudeWriter.part_delta,
     PartEnd: ClaudeWriter.part_end,
-    Usage: ClaudeWriter.note_usage,
-    MessageEnd: ClaudeWriter.note_end,
+    Usage: ClaudeWriter.keep_usage,
+    MessageEnd: ClaudeWriter.keep_end,
 }
 
 
@@ -1932,21 +1909,20 @@ def claude_write_stream(events: Iterable[Event], request: Request) -> Frames:
 
     An error after the first frame ends the stream with an `error` event; before it, it is raised.
     """
-    writer, begun = ClaudeWriter(request), False
+    writer = ClaudeWriter(request)
     try:
         for event in events:
             if isinstance(event, PartDelta) and event.field == "text":
-                if writer.head:
-                    yield writer.head + quote(event.value).encode("ascii") + b"}}\n\n"
-            elif frame := CLAUDE_FRAMES[type(event)](writer, event):
-                begun = True
+                frame = writer.text(event.value)
+            else:
+                frame = CLAUDE_FRAMES[type(event)](writer, event)
+            if frame:
                 yield frame
+        yield writer.finish()
     except ProxyError as error:
-        if not begun:
+        if not writer.begun:
             raise
         yield sse_frame(claude_write_error(error), "error")
-        return
-    yield writer.finish()
 
 
 # ---- errors
