@@ -56,6 +56,7 @@ from collections.abc import Callable, Collection, Generator, Iterable, Iterator,
 from email.utils import parsedate_to_datetime
 from http.client import responses as STATUS_NAMES
 from http.server import ThreadingHTTPServer
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple, Union
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
@@ -1980,7 +1981,1137 @@ def claude_write_error(error: ProxyError) -> Json:
 ########################################################################################
 # 8. GEMINI                                                                       [pure]
 ########################################################################################
-# The Gemini API.
+# The Gemini API: generateContent, of AI Studio, Vertex and Code Assist. Only this room knows its
+# field names. Source: spec/dialects.md 1D and 4.3.
+
+GEMINI_PARAMS = words_read(PARAMS, "gemini")  # all of them inside generationConfig
+GEMINI_PARAMS_WRITE = words_write(PARAMS, "gemini")
+GEMINI_FINISH = words_read(FINISH_REASONS, "gemini")
+GEMINI_FINISH_WRITE = words_write(FINISH_REASONS, "gemini")
+GEMINI_MODES = {"AUTO": "auto", "ANY": "required", "NONE": "none", "VALIDATED": "auto", "MODE_UNSPECIFIED": "auto"}
+GEMINI_MODES_WRITE = {"auto": "AUTO", "required": "ANY", "none": "NONE"}
+GEMINI_HOSTED = {  # what the service runs: key of a tool, or toolType of a call -> canonical name
+    "googleSearch": "web_search", "urlContext": "web_fetch", "codeExecution": "code_execution",
+    "googleSearchRetrieval": "web_search", "GOOGLE_SEARCH_WEB": "web_search", "URL_CONTEXT": "web_fetch",
+}  # fmt: skip
+GEMINI_HOSTED_WRITE = {name: key for key, name in reversed(GEMINI_HOSTED.items()) if key[0].islower()}
+GEMINI_MIMES = {  # of a URL that comes without one, by its ending
+    "png": "image/png", "jpg": "image/jpeg", "jpeg": "image/jpeg", "gif": "image/gif", "webp": "image/webp",
+    "heic": "image/heic", "pdf": "application/pdf", "txt": "text/plain", "mp3": "audio/mpeg", "wav": "audio/wav",
+    "mp4": "video/mp4", "mov": "video/quicktime", "webm": "video/webm",
+    "image": "image/jpeg", "audio": "audio/mpeg", "video": "video/mp4", "document": "application/pdf",
+}  # fmt: skip
+GEMINI_KINDS = {  # status word of an error -> its kind
+    "INVALID_ARGUMENT": "invalid_request", "FAILED_PRECONDITION": "invalid_request", "OUT_OF_RANGE": "invalid_request",
+    "UNAUTHENTICATED": "unauthorized", "PERMISSION_DENIED": "forbidden", "NOT_FOUND": "not_found",
+    "ABORTED": "conflict", "ALREADY_EXISTS": "conflict", "RESOURCE_EXHAUSTED": "rate_limited",
+    "INTERNAL": "upstream_error", "UNKNOWN": "upstream_error", "UNAVAILABLE": "overloaded",
+    "UNIMPLEMENTED": "not_implemented", "DEADLINE_EXCEEDED": "upstream_timeout",
+}  # fmt: skip
+GEMINI_REASONS = (  # words in an error that say more than its status
+    ("API_KEY_INVALID", "unauthorized"),
+    ("exceeds the maximum number of tokens", "context_too_long"),
+)
+GEMINI_SENTINEL = "skip_thought_signature_validator"  # instead of a lost proof; the service's own
+GEMINI_UNANSWERED = Part("result", parts=(Part("text", "the call was not answered"),), error=True)
+
+# Both spellings of a field are read (proto3 JSON), camelCase is written. Keys inside OPAQUE ones
+# are the user's.
+GEMINI_OPAQUE = frozenset(
+    "args response parameters parametersJsonSchema responseSchema responseJsonSchema labels partMetadata".split()
+)
+GEMINI_SPELLINGS = {
+    re.sub("[A-Z]", lambda m: "_" + m[0].lower(), name): name
+    for name in (
+        "systemInstruction toolConfig generationConfig safetySettings cachedContent serviceTier inlineData fileData"
+        " mimeType fileUri displayName functionCall functionResponse executableCode codeExecutionResult toolCall"
+        " toolResponse toolType thoughtSignature videoMetadata mediaResolution partMetadata functionDeclarations"
+        " parametersJsonSchema googleSearch urlContext codeExecution googleSearchRetrieval fileSearch googleMaps"
+        " computerUse mcpServers functionCallingConfig allowedFunctionNames retrievalConfig"
+        " includeServerSideToolInvocations topP topK candidateCount maxOutputTokens stopSequences presencePenalty"
+        " frequencyPenalty responseLogprobs responseMimeType responseSchema responseJsonSchema responseModalities"
+        " thinkingConfig includeThoughts thinkingBudget thinkingLevel speechConfig imageConfig willContinue"
+    ).split()
+}
+GEMINI_MAPS = frozenset({"properties", "$defs", "definitions", "defs"})  # schemas by name
+GEMINI_LISTS = frozenset({"anyOf", "oneOf", "allOf", "prefixItems"})
+GEMINI_SCHEMA = {  # OpenAPI's keyword, as Google spells it -> JSON Schema's; empty: dropped
+    "any_of": "anyOf", "min_items": "minItems", "max_items": "maxItems", "min_length": "minLength",
+    "max_length": "maxLength", "nullable": "", "propertyOrdering": "", "property_ordering": "",
+}  # fmt: skip
+
+
+def gemini_camel(value: Any) -> Any:
+    """Respell the known keys of a body in camelCase, but for those that are the user's."""
+    if isinstance(value, list):
+        return [gemini_camel(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    named = ((GEMINI_SPELLINGS.get(key, key), item) for key, item in value.items())
+    return {key: item if key in GEMINI_OPAQUE else gemini_camel(item) for key, item in named}
+
+
+def gemini_list(value: Any) -> list[Any]:
+    """Return a repeated field; one value may stand for itself (proto3 JSON)."""
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
+def gemini_extra(rest: Json) -> Mapping[str, Json]:
+    """Return the `extra` that holds what is left of an object; what is empty in it is left out."""
+    kept = {key: value for key, value in rest.items() if value not in (None, {})}
+    return {"gemini": kept} if kept else EMPTY
+
+
+def gemini_merge(base: Json, extra: Mapping[str, Any]) -> Json:
+    """Put unmodelled fields back into an object, deeply; notes, which begin with `_`, are not."""
+    for key, value in extra.items():
+        if not key.startswith("_"):
+            old = base.get(key)
+            both = isinstance(old, dict) and isinstance(value, dict)
+            base[key] = gemini_merge(old, value) if both else value
+    return base
+
+
+def gemini_own(extra: Mapping[str, Json]) -> Json:
+    return extra.get("gemini", EMPTY)
+
+
+def gemini_object(text: str) -> Json | None:
+    """Parse the text of a JSON object; None if it is anything else."""
+    try:
+        value = json.loads(text, parse_constant=float) if text.lstrip()[:1] == "{" else None
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) and "NaN" not in text and "Infinity" not in text else None
+
+
+def gemini_schema(schema: Any) -> Any:
+    """OpenAPI schema -> JSON Schema: lower-case types, `nullable` as a type of its own."""
+    if not isinstance(schema, dict):
+        return schema
+    lowered: Json = {}
+    for key, value in schema.items():
+        if name := GEMINI_SCHEMA.get(key, key):
+            lowered[name] = gemini_keyword(name, value)
+    if schema.get("nullable") and isinstance(lowered.get("type"), str):
+        lowered["type"] = [lowered["type"], "null"]
+    return lowered
+
+
+def gemini_keyword(key: str, value: Any) -> Any:
+    """Return the value of one keyword of a schema, with the schemas in it made JSON Schema."""
+    if key == "type":
+        return value.lower() if isinstance(value, str) else value
+    if key in GEMINI_MAPS and isinstance(value, dict):
+        return {name: gemini_schema(item) for name, item in value.items()}
+    if key in GEMINI_LISTS and isinstance(value, list):
+        return [gemini_schema(item) for item in value]
+    if key[:3] in {"min", "max"} and isinstance(value, str) and value.isdecimal():
+        return int(value)  # int64 is a string in proto3 JSON
+    return gemini_schema(value) if key in {"items", "additionalProperties"} else value
+
+
+# --- parts, of requests and answers alike ---
+
+
+def gemini_media_kind(mime: str) -> str:
+    """Return the kind of a medium by its type: image/png is an image, application/pdf a document."""
+    family = mime.partition("/")[0]
+    return family if family in {"image", "audio", "video"} else "document"
+
+
+def gemini_mime(media: Media) -> str:
+    """Return the type of a medium; that of a URL is guessed by its ending, then by its kind."""
+    ending = media.data[-6:].rpartition(".")[2].lower()
+    return media.mime or GEMINI_MIMES.get(ending) or GEMINI_MIMES[media.kind]
+
+
+def gemini_read_inline(data: Json, new: str) -> Part:
+    mime = data.get("mimeType", "")
+    media = Media(gemini_media_kind(mime), "base64", data["data"], mime, data.get("displayName", ""))
+    return Part("media", media=media)
+
+
+def gemini_read_file(data: Json, new: str) -> Part:
+    uri, mime = data["fileUri"], data.get("mimeType", "")
+    source = "file_id" if uri.startswith("gs:") or "generativelanguage" in uri else "url"
+    media = Media(gemini_media_kind(mime), source, uri, mime)
+    media = media._replace(kind=gemini_media_kind(gemini_mime(media)))
+    return Part("media", media=media, extra=gemini_extra({"_bare": not mime or None}))
+
+
+def gemini_read_call(data: Json, new: str) -> Part:
+    id = data.get("id")
+    notes = {"_bare": "args" not in data or None, "_id": None if id else "made"}
+    arguments = dumps_text(data.get("args") or {})
+    return Part("call", arguments, id or new, data["name"], extra=gemini_extra(notes))
+
+
+def gemini_read_result(data: Json, new: str) -> Part:
+    """Read a functionResponse. A text that is its one `output` or `error` is unwrapped."""
+    response: Json = data.get("response") or {}
+    key, value = next(iter(response.items())) if len(response) == 1 else ("", None)
+    whole = key not in {"output", "error"} or not isinstance(value, str)
+    media = tuple(gemini_read_part(item, "") for item in gemini_list(data.get("parts")))
+    text = Part("text", dumps_text(response) if whole else value)
+    parts = (text, *media) if response or not media else media
+    extra = {"gemini": {"_whole": whole}}
+    id, name = data.get("id") or "", data["name"]
+    return Part("result", "", id, name, parts, error=key == "error", extra=extra)
+
+
+def gemini_read_hosted(data: Json, new: str) -> Part:
+    """Read executableCode or toolCall: a call that the service itself runs."""
+    kind = data.get("toolType", "codeExecution")
+    name = GEMINI_HOSTED.get(kind, kind.lower())
+    arguments = data.get("args") or {key: data[key] for key in ("language", "code") if key in data}
+    return Part("hosted", dumps_text(arguments), data.get("id") or new, name)
+
+
+def gemini_read_hosted_result(data: Json, new: str) -> Part:
+    kind = data.get("toolType", "codeExecution")
+    parts = (Part("text", data["output"]),) if data.get("output") else ()
+    return Part("hosted_result", "", data.get("id") or "", GEMINI_HOSTED.get(kind, kind.lower()), parts)
+
+
+GEMINI_PARTS: dict[str, tuple[Callable[[Json, str], Part], frozenset[str]]] = {
+    # field of a part: its reader, and the fields inside that the reader takes
+    "inlineData": (gemini_read_inline, frozenset({"data", "mimeType", "displayName"})),
+    "fileData": (gemini_read_file, frozenset({"fileUri", "mimeType"})),
+    "functionCall": (gemini_read_call, frozenset({"id", "name", "args"})),
+    "functionResponse": (gemini_read_result, frozenset({"id", "name", "response", "parts"})),
+    "executableCode": (gemini_read_hosted, frozenset()),  # none: the whole object goes to `extra`
+    "codeExecutionResult": (gemini_read_hosted_result, frozenset()),
+    "toolCall": (gemini_read_hosted, frozenset()),
+    "toolResponse": (gemini_read_hosted_result, frozenset()),
+}
+
+
+def gemini_read_part(data: Json, new: str) -> Part:
+    """Read one part; `new` is the id of a call that has none. A signature is no sign of a thought."""
+    proof = data.get("thoughtSignature") or ""
+    if isinstance(text := data.get("text"), str):
+        kind = "thinking" if data.get("thought") else "text"
+        rest = without(data, GEMINI_TEXT[kind])
+        return Part(kind, text, proof=proof, extra=gemini_extra(rest))
+    field = next((key for key in data if key in GEMINI_PARTS), "")
+    rest = without(data, GEMINI_SIGNED)
+    if not field or (data.get("thought") and field in {"inlineData", "fileData"}):
+        kind = "opaque" if rest else "text"  # a draft of an image is for those who know what it is
+        return Part(kind, proof=proof, extra={"gemini": rest} if rest else EMPTY)
+    read, known = GEMINI_PARTS[field]
+    part = read(data[field], new)
+    rest = {**gemini_own(part.extra), **rest, field: without(data[field], known)}
+    extra = gemini_extra(rest) if known else {"gemini": rest}
+    return part._replace(proof=proof, extra=extra)
+
+
+GEMINI_SIGNED = frozenset({"thoughtSignature"})
+GEMINI_TEXT = {"text": frozenset({"text", "thoughtSignature"}), "thinking": frozenset({"text", "thought", "thoughtSignature"})}
+
+
+def gemini_write_media(part: Part, own: Json) -> Json:
+    assert part.media  # noqa: S101 -- what the kind means
+    media = part.media
+    if media.source == "text":
+        return {"text": f"{media.name}\n{media.data}" if media.name else media.data}
+    if media.source == "base64":
+        named = {"displayName": media.name} if media.name else {}
+        return {"inlineData": {"mimeType": gemini_mime(media), "data": media.data, **named}}
+    typed = {} if own.get("_bare") else {"mimeType": gemini_mime(media)}
+    return {"fileData": {"fileUri": media.data, **typed}}
+
+
+def gemini_write_call(part: Part, own: Json) -> Json:
+    arguments = gemini_object(part.text)
+    if arguments is None and part.text.strip():  # the model's own words: not to be refused
+        arguments = {"input": part.text}
+    call = {"name": part.name} if own.get("_bare") else {"name": part.name, "args": arguments or {}}
+    return {"functionCall": call if own.get("_id") else {"id": part.id, **call}}
+
+
+def gemini_write_result(part: Part, own: Json) -> Json:
+    """Write a functionResponse: an object as it is, else what is needed to make it one."""
+    text, media = text_of(part.parts), [p for p in part.parts if p.kind == "media"]
+    response = gemini_object(text) if own.get("_whole", not part.error) else None
+    if response is None:
+        response = {"error" if part.error else "output": text} if text or not media else {}
+    named = {"name": part.name, "response": response}
+    written = named if own.get("_id") else {"id": part.id, **named}
+    if media:
+        written["parts"] = [gemini_write_part(p) for p in media]
+    return {"functionResponse": written}
+
+
+GEMINI_WRITE: dict[str, Callable[[Part, Json], Json]] = {  # what is not here is all in `extra`
+    "text": lambda part, own: {"text": part.text},
+    "thinking": lambda part, own: {"text": part.text, "thought": True},
+    "refusal": lambda part, own: {"text": part.text},
+    "media": gemini_write_media,
+    "call": gemini_write_call,
+    "result": gemini_write_result,
+}
+
+
+def gemini_write_part(part: Part) -> Json:
+    """Write one part; empty if this dialect has no such part."""
+    own = gemini_own(part.extra)
+    write = GEMINI_WRITE.get(part.kind)
+    written = gemini_merge(write(part, own) if write else {}, own)
+    if part.proof and written:
+        written["thoughtSignature"] = part.proof
+    return written
+
+
+def gemini_move_proofs(parts: Iterable[Part]) -> list[Part]:
+    """Move the proof of a thought that stands directly before a call to that call."""
+    moved: list[Part] = []
+    for part in parts:
+        before = moved[-1] if moved else part
+        if part.kind == "call" and not part.proof and before.kind == "thinking" and before.proof:
+            moved[-1:] = [before._replace(proof="")] if before.text else []
+            moved.append(part._replace(proof=before.proof))
+        else:
+            moved.append(part)
+    return moved
+
+
+# --- reading requests ---
+
+GEMINI_REQUEST = frozenset(
+    {"model", "stream", "contents", "systemInstruction", "tools", "toolConfig", "generationConfig"}
+)
+
+
+def gemini_read_request(body: Json) -> Request:
+    """Body of generateContent -> Request; `model` and `stream`, which the path says, are in it."""
+    data = gemini_camel(body)
+    system = data.get("systemInstruction") or {}
+    if not isinstance(system, dict) or "parts" not in system:  # a text or a part, as the SDKs take it
+        system = {"parts": [{"text": system} if isinstance(system, str) else system]} if system else {}
+    tool_config, config = data.get("toolConfig") or {}, data.get("generationConfig") or {}
+    format, format_rest = gemini_read_format(config)
+    thinking, thinking_rest = gemini_read_thinking(config.get("thinkingConfig") or {})
+    config_rest = {**without(config, GEMINI_CONFIG), **format_rest, "thinkingConfig": thinking_rest}
+    choice, choice_rest = gemini_read_choice(tool_config)
+    rest = {
+        **without(data, GEMINI_REQUEST),
+        "systemInstruction": without(system, GEMINI_CONTENT),
+        "toolConfig": choice_rest,
+        "generationConfig": {key: value for key, value in config_rest.items() if value not in (None, {})},
+    }
+    return Request(
+        "gemini",
+        data["model"],
+        gemini_read_contents(gemini_list(data["contents"])),
+        system=tuple(gemini_read_part(part, "") for part in gemini_list(system.get("parts"))),
+        tools=tuple(gemini_read_tools(gemini_list(data.get("tools")))),
+        choice=choice,
+        params={GEMINI_PARAMS[k]: v for k, v in config.items() if k in GEMINI_PARAMS and v is not None},
+        thinking=thinking,
+        format=format,
+        stream=bool(data.get("stream")),
+        extra=gemini_extra(rest),
+    )
+
+
+GEMINI_CONTENT = frozenset({"parts"})
+GEMINI_FORMAT = frozenset({"responseMimeType", "responseSchema", "responseJsonSchema"})
+GEMINI_CONFIG = frozenset({*GEMINI_PARAMS, *GEMINI_FORMAT, "thinkingConfig"})
+
+
+def gemini_read_schema(data: Json, openapi: str, plain: str) -> tuple[Json | None, Json]:
+    """Read a schema in either of its two forms, and keep the original where it was another one."""
+    key = plain if data.get(plain) is not None else openapi
+    original = data.get(key)
+    lowered = gemini_schema(original)
+    return lowered, {key: original} if key == openapi or lowered != original else {}
+
+
+def gemini_read_format(config: Json) -> tuple[Format | None, Json]:
+    """Return the wanted form of the answer, and the fields that have no place in it."""
+    if config.get("responseMimeType") != "application/json":  # text/plain, or an enum
+        return None, {key: config[key] for key in GEMINI_FORMAT if key in config}
+    schema, rest = gemini_read_schema(config, "responseSchema", "responseJsonSchema")
+    return Format("json" if schema is None else "schema", schema=schema), rest
+
+
+def gemini_read_thinking(config: Json) -> tuple[Thinking, Json]:
+    """Return how much to think; a level that nobody else knows stays in the rest."""
+    level = str(config.get("thinkingLevel") or "").lower()
+    effort = level if level in EFFORTS else ""
+    shown = config.get("includeThoughts")
+    summary = "" if shown is None else "auto" if shown else "omitted"
+    known = frozenset({"includeThoughts", "thinkingBudget", *(["thinkingLevel"] if effort else [])})
+    rest = {} if level == "thinking_level_unspecified" else without(config, known)
+    return Thinking(effort, config.get("thinkingBudget"), summary), rest
+
+
+def gemini_read_choice(config: Json) -> tuple[ToolChoice | None, Json]:
+    """Return the tool choice; VALIDATED, which is `auto` elsewhere, is noted."""
+    calling = config.get("functionCallingConfig")
+    rest = without(config, frozenset({"functionCallingConfig"}))
+    if calling is None:
+        return None, rest
+    mode = calling.get("mode") or "MODE_UNSPECIFIED"
+    names = tuple(calling.get("allowedFunctionNames") or ())
+    more = without(calling, frozenset({"mode", "allowedFunctionNames"}))
+    note = {} if mode in GEMINI_MODES_WRITE.values() else {"_mode": mode}
+    calling_rest = {"functionCallingConfig": more} if more else {}
+    return ToolChoice(GEMINI_MODES.get(mode, "auto"), names), {**rest, **note, **calling_rest}
+
+
+def gemini_read_tools(tools: Iterable[Json]) -> Iterator[Tool]:
+    """Read the functions and the service's own tools; `_at` notes which object they came in."""
+    for at, tool in enumerate(tools):
+        for key, value in tool.items():
+            if key != "functionDeclarations":
+                extra = {"gemini": {"_at": at, key: value}}
+                yield Tool(GEMINI_HOSTED.get(key, key), kind="hosted", extra=extra)
+                continue
+            for data in gemini_list(value):
+                schema, rest = gemini_read_schema(data, "parameters", "parametersJsonSchema")
+                rest = {**without(data, GEMINI_FUNCTION), **rest, "_at": at}
+                text = data.get("description") or ""
+                yield Tool(data["name"], text, schema, extra=gemini_extra(rest))
+
+
+GEMINI_FUNCTION = frozenset({"name", "description", "parameters", "parametersJsonSchema"})
+
+
+def gemini_read_contents(contents: Iterable[Json]) -> tuple[Message, ...]:
+    """Read the turns, one message each; every response gets the id of the call it answers."""
+    messages: list[Message] = []
+    calls: list[Part] = []  # of the nearest model turn; ids of those with a response are in `done`
+    done: set[str] = set()
+    for turn, content in enumerate(contents):
+        role = "assistant" if content.get("role") == "model" else "user"
+        parts = [
+            gemini_read_part(part, f"call_{turn}_{at}_{digest(part)[:8]}")
+            for at, part in enumerate(gemini_list(content.get("parts")))
+        ]
+        if role == "assistant":
+            calls = [] if not messages or messages[-1].role == "user" else calls
+            calls += [part for part in parts if part.kind == "call"]
+            parts = gemini_pair_hosted(parts)
+        else:
+            parts = [pair for part in parts if (pair := gemini_pair(part, calls, done, turn))]
+        wire = content.get("role")
+        note = {} if wire in {"user", "model"} else {"_role": wire or ""}
+        extra = {**without(content, frozenset({"role", "parts"})), **note}
+        messages.append(Message(role, tuple(parts), gemini_extra(extra)))
+    return tuple(messages)
+
+
+def gemini_pair(part: Part, calls: list[Part], done: set[str], turn: int) -> Part | None:
+    """Give a response the id of its call: by id if both have one, else the next of its name.
+
+    None if the call has been answered: gemini-cli repeats the responses when it resumes.
+    """
+    if part.kind != "result":
+        return part
+    wire = part.id
+    named = [call for call in calls if call.name == part.name]
+    if not any(call.id == wire for call in calls):
+        open_ids = [call.id for call in named if call.id not in done]
+        made = wire or f"call_{turn}_{digest(part.name)[:8]}"
+        part = part._replace(id=open_ids[0] if open_ids else named[-1].id if named else made)
+    if part.id in done:
+        return None
+    done.add(part.id)
+    rest = {**gemini_own(part.extra), "_id": None if part.id == wire else "made"}
+    if wire and wire != part.id:
+        rest["functionResponse"] = {"id": wire}
+    return part._replace(extra=gemini_extra(rest))
+
+
+def gemini_pair_hosted(parts: list[Part]) -> list[Part]:
+    """Give a result of the service's own tool the id of the call before it, if it has none."""
+    last, paired = "", []
+    for part in parts:
+        last = part.id if part.kind == "hosted" else last
+        lost = part.kind == "hosted_result" and not part.id
+        paired.append(part._replace(id=last) if lost else part)
+    return paired
+
+
+# --- writing requests ---
+
+
+def gemini_is_new(model: str) -> bool:
+    """Tell whether a model is Gemini 3 or newer: they check signatures and take media as results."""
+    found = re.search(r"gemini-(\d+)", model)
+    return bool(found) and int(found[1]) >= 3  # type: ignore[index]
+
+
+def gemini_write_request(request: Request, target: Target) -> Json:
+    """Request -> body of generateContent, with `model` and `stream` for the path."""
+    own = gemini_own(request.extra)
+    new = gemini_is_new(target.model.id)
+    system = request.system if request.messages else ()
+    messages = request.messages or (Message("user", request.system),)
+    body: Json = {"model": request.model, "stream": request.stream}
+    if request.dialect == "gemini":
+        body["contents"] = [gemini_write_content(message) for message in messages]
+    else:
+        body["contents"] = gemini_write_turns(messages, new)
+    if new:
+        gemini_add_sentinels(body["contents"])
+    more = {
+        "systemInstruction": {"parts": parts} if (parts := gemini_write_texts(system)) else {},
+        "tools": gemini_write_tools(request, target, new=new),
+        "toolConfig": gemini_write_choice(request) if request.tools else {},
+        "generationConfig": gemini_write_config(request, target),
+    }
+    return gemini_merge({**body, **{key: value for key, value in more.items() if value}}, own)
+
+
+def gemini_write_texts(parts: Iterable[Part]) -> list[Json]:
+    """Write parts, but those that are empty or unknown here."""
+    kept = (part for part in parts if part.kind != "text" or part.text or part.proof)
+    return [written for part in kept if (written := gemini_write_part(part))]
+
+
+def gemini_write_content(message: Message) -> Json:
+    """Write a message of this dialect as it was."""
+    own = gemini_own(message.extra)
+    role = own.get("_role", "model" if message.role == "assistant" else "user")
+    named = {"role": role} if role else {}
+    parts = [written for part in message.parts if (written := gemini_write_part(part))]
+    return gemini_merge({**named, "parts": parts}, own)
+
+
+def gemini_write_turns(messages: Iterable[Message], new: bool) -> list[Json]:
+    """Write the messages of a foreign dialect as contents that alternate and begin with the user."""
+    contents: list[Json] = []
+    calls: list[Part] = []
+    for turn in turns(m if m.role == "assistant" else m._replace(role="user") for m in messages):
+        model = turn.role == "assistant"
+        parts = gemini_write_model(turn.parts) if model else gemini_write_user(turn.parts, calls, new)
+        calls = [part for part in turn.parts if part.kind == "call"] if model else []
+        role = "model" if model else "user"
+        if parts and contents and contents[-1]["role"] == role:
+            contents[-1]["parts"] += parts
+        elif parts:
+            contents.append({"role": role, "parts": parts})
+    if not contents or contents[0]["role"] == "model":
+        contents.insert(0, {"role": "user", "parts": [{"text": "."}]})
+    return contents
+
+
+def gemini_write_model(parts: Iterable[Part]) -> list[Json]:
+    """Write an answer of a foreign dialect: of thoughts, only their proofs go back."""
+    proofs = [
+        part._replace(kind="text", text="") if part.kind == "thinking" else part
+        for part in gemini_move_proofs(parts)
+    ]
+    return gemini_write_texts(proofs)
+
+
+def gemini_write_user(parts: Iterable[Part], calls: Iterable[Part], new: bool) -> list[Json]:
+    """Write a user's turn: one response for each call of the turn before, in its order, then the rest.
+
+    Media in results go inside the responses, or for older models after all of them. A result
+    without a call is told as it is, without its frame.
+    """
+    results: dict[str, Part] = {}
+    rest: list[Part] = []
+    written: list[Part] = []
+    media: list[Part] = []
+    for part in parts:
+        results.setdefault(part.id, part) if part.kind == "result" else rest.append(part)
+    for call in calls:
+        result = results.pop(call.id, GEMINI_UNANSWERED)._replace(id=call.id, name=call.name)
+        if not new:
+            media += [part for part in result.parts if part.kind == "media"]
+            result = result._replace(parts=tuple(p for p in result.parts if p.kind != "media"))
+        written.append(result)
+    orphans = [part for result in results.values() for part in result.parts]
+    return gemini_write_texts([*written, *media, *orphans, *rest])
+
+
+def gemini_add_sentinels(contents: list[Json]) -> None:
+    """Give each step's first call since the user last spoke a signature, where it has none.
+
+    Gemini 3 answers 400 for one that is missing.
+    """
+    for content in reversed(contents):
+        if content.get("role") != "model":
+            if not any("functionResponse" in part for part in content["parts"]):
+                return
+            continue
+        for part in content["parts"]:
+            if "functionCall" in part:
+                part.setdefault("thoughtSignature", GEMINI_SENTINEL)
+                break
+
+
+def gemini_write_tools(request: Request, target: Target, *, new: bool) -> list[Json]:
+    """Write the tools: functions in one object, each tool of the service in its own.
+
+    Before Gemini 3 the two do not go together: then the functions stay.
+    """
+    groups: dict[object, Json] = {}
+    functions = any(tool.kind == "function" for tool in request.tools)
+    schema_key = "parameters" if "openapi-schema" in target.quirks else "parametersJsonSchema"
+    for tool in request.tools:
+        own = gemini_own(tool.extra)
+        if tool.kind != "hosted":
+            group = groups.setdefault(own.get("_at", "functions"), {})
+            group.setdefault("functionDeclarations", []).append(gemini_write_function(tool, schema_key))
+        elif own:
+            gemini_merge(groups.setdefault(own["_at"], {}), own)
+        elif tool.name in GEMINI_HOSTED_WRITE and (new or not functions):
+            groups[tool.name] = {GEMINI_HOSTED_WRITE[tool.name]: {}}
+    return list(groups.values())
+
+
+def gemini_write_function(tool: Tool, key: str) -> Json:
+    """Write a function; one without arguments has no schema: an empty object is refused by some."""
+    own = gemini_own(tool.extra)
+    text = {"description": tool.description} if tool.description else {}
+    written = {"name": tool.name, **text}
+    schema = tool.schema or {}
+    takes = any(schema.get(word) for word in (*GEMINI_LISTS, *GEMINI_MAPS, "$ref", "additionalProperties"))
+    if (takes or (own and tool.schema is not None)) and "parameters" not in own:
+        written[key] = schema
+    return gemini_merge(written, own)
+
+
+def gemini_write_choice(request: Request) -> Json:
+    """Write the tool choice; a subset of the tools may only be named where a call is required."""
+    if request.choice is None:
+        return {}
+    mode, names = request.choice
+    note = gemini_own(request.extra).get("toolConfig", EMPTY).get("_mode", "")
+    noted = GEMINI_MODES.get(note, "auto") == mode and note
+    calling: Json = {"mode": noted or GEMINI_MODES_WRITE[mode]}
+    if names and (mode == "required" or noted):
+        calling["allowedFunctionNames"] = list(names)
+    return {"functionCallingConfig": calling}
+
+
+def gemini_write_config(request: Request, target: Target) -> Json:
+    """Write generationConfig: the plain parameters, the form of the answer and the thinking."""
+    config = {GEMINI_PARAMS_WRITE[k]: v for k, v in request.params.items() if k in GEMINI_PARAMS_WRITE}
+    if "stopSequences" in config:
+        config["stopSequences"] = config["stopSequences"][:5]  # the service takes no more, and no empty list
+    if request.format:
+        config["responseMimeType"] = "application/json"
+        own = gemini_own(request.extra).get("generationConfig", EMPTY)
+        if request.format.schema is not None and "responseSchema" not in own:
+            openapi = "openapi-schema" in target.quirks
+            config["responseSchema" if openapi else "responseJsonSchema"] = request.format.schema
+    config["thinkingConfig"] = gemini_write_thinking(request)
+    return {key: value for key, value in config.items() if value not in ([], {})}
+
+
+def gemini_write_thinking(request: Request) -> Json:
+    """Write how much to think, by name or in tokens, never both; thoughts are shown unless unwanted."""
+    effort, budget, summary, _ = request.thinking
+    config: Json = {}
+    if effort in {"none", "auto"}:
+        config["thinkingBudget"] = EFFORTS[effort]
+    elif effort:
+        config["thinkingLevel"] = effort.upper()
+    elif budget is not None:
+        config["thinkingBudget"] = budget
+    shown = summary or (request.dialect != "gemini" and config.get("thinkingBudget", config) != 0 and config)
+    if shown:
+        config["includeThoughts"] = summary != "omitted"
+    return config
+
+
+# --- reading answers ---
+
+
+class GeminiChoice:
+    """A candidate that is being read: its open part, and what must wait for the end.
+
+    `numbers` counts the parts of all candidates. A chunk may end anywhere in a part, so a text goes
+    on after a signature in its midst; but where there is only one chunk, `whole`, parts are parts.
+    """
+
+    def __init__(self, number: int, numbers: Iterator[int], seed: str, *, whole: bool) -> None:
+        self.number, self.numbers, self.seed, self.whole = number, numbers, seed, whole
+        self.at, self.open, self.proof = 0, "", False  # the open part: number, kind, proof seen
+        self.texts: list[str] = []  # of the open text part
+        self.before = ""  # the text parts before it: what is cited is counted from the first
+        self.call: Json = {}  # a call whose arguments arrive in pieces
+        self.hosted = ""  # id of the last call that the service ran
+        self.kinds: set[str] = set()  # of the parts so far
+        self.ids: set[str] = set()
+        self.finish, self.raw = "", ""
+        self.extra: Json = {}
+
+    def read(self, data: Json) -> Iterator[Event]:
+        """Read what a chunk adds. Most are one more piece of the open text."""
+        for part in (data.get("content") or EMPTY).get("parts") or ():
+            text = part.get("text")
+            if text and len(part) == 1 and self.open == "text" and not self.whole:
+                self.texts.append(text)
+                yield PartDelta(self.at, "text", text)
+            elif text is not None:
+                yield from self.add_text(gemini_read_part(part, ""))
+            else:
+                yield from self.add(part)
+        if data.keys() - {"content", "index"}:
+            self.raw = data.get("finishReason") or self.raw
+            self.finish = GEMINI_FINISH.get(self.raw, "error") if self.raw else ""
+            self.extra.update(without(data, GEMINI_CANDIDATE))
+            if self.open and (logprobs := data.get("logprobsResult")):
+                yield PartDelta(self.at, "logprobs", list(gemini_read_logprobs(logprobs)))
+
+    def add_text(self, part: Part) -> Iterator[Event]:
+        """Read a text or thought: more of the open part, or a new one. An empty one has its proof."""
+        if not part.text and not part.proof:
+            return
+        same = part.kind == self.open or (self.open and not part.text)
+        if not same or (self.proof and (self.whole or part.proof)):
+            yield from self.close()
+            self.at, self.open, self.proof = next(self.numbers), part.kind, False
+            self.kinds.add(part.kind)
+            yield PartStart(self.at, part._replace(text="", proof=""), self.number)
+        if part.text:
+            self.texts.append(part.text)
+            yield PartDelta(self.at, "text", part.text)
+        if part.proof:
+            self.proof = True
+            yield PartDelta(self.at, "proof", part.proof)
+
+    def add(self, data: Json) -> Iterator[Event]:
+        """Read a part of any other kind. Vertex may send a call in pieces: it is kept till its end."""
+        call = data.get("functionCall", EMPTY)
+        if "functionCall" not in data or call.get("name"):
+            yield from self.close()
+            if not call.get("willContinue") and "partialArgs" not in call:
+                yield from self.add_whole(data)
+                return
+            self.call = {**data, "functionCall": {**without(call, GEMINI_PIECES), "args": {}}}
+        for piece in call.get("partialArgs") or ():
+            gemini_put(self.call["functionCall"]["args"], piece)
+        if self.call and not call.get("willContinue"):
+            yield from self.close()
+
+    def add_whole(self, data: Json) -> Iterator[Event]:
+        """Read a part that is complete, and give it an id if it needs one."""
+        at = next(self.numbers)
+        new = f"call_{digest(self.seed, at)}"
+        part = gemini_read_part(data, new)
+        if part.kind == "text" and not part.proof:
+            return
+        if part.id in self.ids and part.kind == "call":
+            part = part._replace(id=new)
+        if part.kind == "hosted_result":
+            part = part._replace(id=part.id or self.hosted)
+        self.hosted = part.id if part.kind == "hosted" else self.hosted
+        self.ids.add(part.id)
+        self.kinds.add(part.kind)
+        yield from part_events(at, part, self.number)
+
+    def close(self) -> Iterator[Event]:
+        """End what is open: a text, or a call in pieces."""
+        if self.open:
+            yield PartEnd(self.at)
+            self.before += "".join(self.texts) if self.open == "text" else ""
+            self.open, self.texts = "", []
+        if call := self.call:
+            self.call = {}
+            yield from self.add_whole(call)
+
+    def end(self) -> Iterator[Event]:
+        """End the candidate; its sources, which come last, belong to the text that is still open."""
+        if self.open == "text":
+            for citation in gemini_read_citations(self.extra, self.before, "".join(self.texts)):
+                yield PartDelta(self.at, "citation", citation)
+        yield from self.close()
+        if self.finish == "error" and not self.kinds:
+            message = self.extra.get("finishMessage") or f"the model stopped with {self.raw}"
+            raise ProxyError("upstream_failed", message)
+        called = "call" in self.kinds and self.finish in {"stop", "error"}
+        finish = "tool_calls" if called else self.finish
+        yield MessageEnd(finish, raw=self.raw, choice=self.number, extra=gemini_extra(self.extra))
+
+
+GEMINI_CANDIDATE = frozenset({"content", "index", "finishReason", "logprobsResult"})
+GEMINI_PIECES = frozenset({"partialArgs", "willContinue"})
+GEMINI_STEP = re.compile(r"\.([^.\[\]]+)|\[(\d+)\]|\[['\"](.*?)['\"]\]")  # of a path: .name [0] ['name']
+
+
+def gemini_put(root: Any, piece: Json) -> None:
+    """Put a piece of the arguments where its path says, `$.a[0].b`; a string grows."""
+    steps = [int(at) if at else name or quoted for name, at, quoted in GEMINI_STEP.findall(piece["jsonPath"])]
+    for step, after in zip(steps, steps[1:]):
+        root = gemini_slot(root, step, [] if isinstance(after, int) else {})
+    value = next((piece[key] for key in ("stringValue", "numberValue", "boolValue") if key in piece), None)
+    old = gemini_slot(root, steps[-1], None)
+    root[steps[-1]] = old + value if isinstance(old, str) and isinstance(value, str) else value
+
+
+def gemini_slot(node: Any, step: Any, default: Any) -> Any:
+    """Return what is at a step of a list or an object; at first that is `default`."""
+    if isinstance(node, list):
+        node.extend([None] * (step + 1 - len(node)))
+        node[step] = default if node[step] is None else node[step]
+        return node[step]
+    return node.setdefault(step, default)
+
+
+def gemini_read_stream(payloads: Iterable[Json], request: Request) -> Events:
+    """Chunks -> events. Finish and usage wait for the end of the stream: the last ones count."""
+    return gemini_read_chunks(payloads, request, whole=False)
+
+
+def gemini_read_response(body: Json, request: Request) -> Events:
+    """A full answer -> events; an array is what a stream without `alt=sse` leaves."""
+    return gemini_read_chunks(gemini_list(body), request, whole=isinstance(body, dict))
+
+
+def gemini_read_chunks(payloads: Iterable[Json], request: Request, *, whole: bool) -> Events:
+    choices: dict[int, GeminiChoice] = {}
+    usage: Json = {}
+    numbers = count()
+    started = False
+    try:
+        for payload in payloads:
+            chunk = payload["response"] if "response" in payload else payload  # of Code Assist
+            if "error" in chunk:
+                raise gemini_error(chunk, 0)
+            usage = chunk.get("usageMetadata", usage)
+            if not started:
+                started = True
+                yield MessageStart(chunk.get("responseId", ""), chunk.get("modelVersion", ""))
+                yield from gemini_read_usage(usage)
+            for candidate in gemini_candidates(chunk):
+                number = candidate.get("index", 0)
+                if number not in choices:
+                    choices[number] = GeminiChoice(number, numbers, request.id, whole=whole)
+                yield from choices[number].read(candidate)
+    except ProxyError:
+        if not gemini_done(choices):
+            raise
+    if not gemini_done(choices):
+        raise ProxyError("upstream_failed", "the upstream ended its answer without a finishReason")
+    yield from gemini_read_usage(usage)
+    for choice in choices.values():
+        yield from choice.end()
+
+
+def gemini_done(choices: Mapping[int, GeminiChoice]) -> bool:
+    return bool(choices) and all(choice.finish for choice in choices.values())
+
+
+def gemini_candidates(chunk: Json) -> Iterable[Json]:
+    """Return the candidates of a chunk; a prompt that was refused has none, which makes one."""
+    reason = chunk["promptFeedback"].get("blockReason") if "promptFeedback" in chunk else ""
+    if reason and not chunk.get("candidates"):
+        known = GEMINI_FINISH.get(reason) == "content_filter"
+        return [{"finishReason": reason if known else "SAFETY"}]
+    candidates: Iterable[Json] = chunk.get("candidates") or ()
+    return candidates
+
+
+def gemini_read_usage(data: Json) -> Iterator[Usage]:
+    """Read usageMetadata, if it counts anything: early ones only name the traffic type."""
+    if "promptTokenCount" not in data:
+        return
+    prompt, hosted = data["promptTokenCount"], data.get("toolUsePromptTokenCount", 0)
+    thoughts = data.get("thoughtsTokenCount", 0)
+    rest = data.get("totalTokenCount", 0) - prompt - hosted - thoughts
+    output = data.get("candidatesTokenCount", max(0, rest)) + thoughts
+    extra = gemini_extra(without(data, GEMINI_USAGE))
+    yield Usage(prompt + hosted, data.get("cachedContentTokenCount", 0), 0, output, thoughts, extra)
+
+
+GEMINI_USAGE = frozenset(
+    "promptTokenCount cachedContentTokenCount candidatesTokenCount thoughtsTokenCount totalTokenCount".split()
+)
+
+
+def gemini_read_citations(candidate: Json, before: str, text: str) -> Iterator[Citation]:
+    """Read groundingMetadata, whose offsets are bytes of all texts, for the last of them."""
+    grounding = candidate.get("groundingMetadata") or EMPTY
+    sources = [next(iter(chunk.values()), EMPTY) for chunk in grounding.get("groundingChunks") or ()]
+    data, base = (before + text).encode("utf-8", "replace"), len(before.encode("utf-8", "replace"))
+    for support in grounding.get("groundingSupports") or ():
+        segment = support.get("segment") or EMPTY
+        ends = (segment.get("startIndex", 0), segment.get("endIndex", 0))
+        start, end = (len(data[base : max(base, at)].decode("utf-8", "ignore")) for at in ends)
+        for at in support.get("groundingChunkIndices") or ():
+            source = sources[at] if at < len(sources) else EMPTY
+            named = [source.get(key) or "" for key in ("uri", "title", "text")]
+            yield Citation(named[0], named[1], start, end, named[2])
+
+
+def gemini_read_token(data: Json) -> Json:
+    token = data.get("token", "")
+    return {"token": token, "logprob": data.get("logProbability", 0.0), "bytes": [*token.encode()]}
+
+
+def gemini_read_logprobs(data: Json) -> Iterator[Json]:
+    """Read logprobsResult into OpenAI's form."""
+    tops = [top.get("candidates") or () for top in data.get("topCandidates") or ()]
+    for at, chosen in enumerate(data.get("chosenCandidates") or ()):
+        others = [gemini_read_token(other) for other in tops[at]] if at < len(tops) else []
+        yield {**gemini_read_token(chosen), "top_logprobs": others}
+
+
+# --- writing answers ---
+
+
+class GeminiOut:
+    """What of one choice waits for the last chunk."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+        self.citations: list[tuple[int, Citation]] = []  # with the characters before their part
+        self.logprobs: list[Json] = []
+        self.proof = ""  # of a thought: goes to the call that follows, or out on its own
+
+
+class GeminiLive:
+    """An open part. `head` and `tail` are the chunk around a text; empty for what is sent whole."""
+
+    def __init__(self, part: Part, choice: int, out: GeminiOut) -> None:
+        self.part, self.choice, self.out = part, choice, out
+        self.texts = out.texts if part.kind in {"text", "refusal"} else []
+        self.before = len("".join(self.texts))
+        self.head = self.tail = ""
+
+
+class GeminiWriter:
+    """Turns events into chunks, and chunks into frames."""
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.sse = gemini_own(request.extra).get("_alt") == "sse"
+        self.lead, self.trail = ("data: ", "\r\n\r\n") if self.sse else ("[", "")
+        self.begun = False
+        self.names: Json = {}
+        self.usage: Json = {}
+        self.live: dict[int, GeminiLive] = {}
+        self.outs: dict[int, GeminiOut] = {}
+        self.ends: list[Json] = []
+        self.take: dict[type, Callable[[Any], Iterable[Json]]] = {
+            MessageStart: self.begin,
+            PartStart: self.open,
+            PartDelta: self.change,
+            PartEnd: self.close,
+            Usage: self.count,
+            MessageEnd: self.end,
+        }
+
+    def frame(self, data: str) -> bytes:
+        """Frame a chunk: an event of its own, or an element of the one array."""
+        lead, self.begun = self.lead, True
+        self.lead = lead if self.sse else ",\r\n"
+        return (lead + data + self.trail).encode("ascii")
+
+    def chunk(self, choice: int, part: Json) -> Json:
+        candidate = {"content": {"parts": [part], "role": "model"}, "index": choice}
+        return {"candidates": [candidate], **self.names}
+
+    def begin(self, event: MessageStart) -> Iterable[Json]:
+        self.names = gemini_write_names(event, self.request)
+        return ()
+
+    def open(self, event: PartStart) -> Iterator[Json]:
+        """Open a part; of texts, prepare the chunk that its deltas go into."""
+        kind, out = event.part.kind, self.outs.setdefault(event.choice, GeminiOut())
+        if out.proof and kind != "call":
+            yield self.chunk(event.choice, gemini_write_proof(out))
+        self.live[event.at] = live = GeminiLive(event.part, event.choice, out)
+        if kind in {"text", "thinking", "refusal"}:
+            part = gemini_write_part(event.part._replace(text="\0"))
+            live.head, live.tail = dumps(self.chunk(event.choice, part)).split('"\\u0000"', 1)
+
+    def change(self, event: PartDelta) -> Iterator[Json]:
+        """Take a delta that is not written at once."""
+        live = self.live[event.at]
+        if event.field == "text":
+            live.texts.append(event.value)
+        elif event.field == "citation":
+            live.out.citations.append((live.before, event.value))
+        elif event.field == "logprobs":
+            live.out.logprobs += event.value
+        elif event.field == "proof" and live.part.kind == "thinking":
+            live.out.proof = event.value
+        elif event.field == "proof" and live.head:
+            yield self.chunk(live.choice, {"text": "", "thoughtSignature": event.value})
+        else:
+            live.part = part_with(live.part, event)
+
+    def close(self, event: PartEnd) -> Iterator[Json]:
+        """End a part: calls, media and the like are written now, in one piece."""
+        live = self.live.pop(event.at)
+        if live.head:
+            return
+        part = live.part._replace(text="".join(live.texts))
+        if live.out.proof and part.proof:
+            yield self.chunk(live.choice, gemini_write_proof(live.out))
+        if part.kind == "call":
+            part = part._replace(proof=part.proof or live.out.proof)
+            live.out.proof = ""
+        if written := gemini_write_part(part):
+            yield self.chunk(live.choice, written)
+
+    def count(self, event: Usage) -> Iterable[Json]:
+        self.usage = gemini_write_usage(event)
+        return ()
+
+    def end(self, event: MessageEnd) -> Iterable[Json]:
+        """Keep the end of a choice for the last chunk."""
+        out = self.outs.setdefault(event.choice, GeminiOut())
+        part = gemini_write_proof(out) if out.proof else {"text": ""}
+        self.ends.append(gemini_write_candidate(event, [part], out))
+        return ()
+
+    def last(self) -> Json:
+        return {"candidates": self.ends, **self.usage, **self.names}
+
+
+def gemini_write_stream(events: Iterable[Event], request: Request) -> Frames:
+    """Events -> server-sent events, or without `alt=sse` one JSON array, written as it grows."""
+    writer = GeminiWriter(request)
+    try:
+        for event in events:
+            if type(event) is PartDelta and event.field == "text" and writer.live[event.at].head:
+                live = writer.live[event.at]
+                live.texts.append(event.value)
+                yield writer.frame(live.head + quote(event.value) + live.tail)
+            else:
+                for chunk in writer.take[type(event)](event):
+                    yield writer.frame(dumps(chunk))
+        yield writer.frame(dumps(writer.last()))
+    except ProxyError as error:
+        if not writer.begun:
+            raise
+        yield writer.frame(dumps(gemini_write_error(error)))
+    if not writer.sse:
+        yield b"]"
+
+
+def gemini_write_response(response: Response, request: Request) -> Json:
+    """A collected answer -> GenerateContentResponse."""
+    candidates = []
+    for choice in response.choices:
+        out = GeminiOut()
+        for part in choice.parts:
+            before = len("".join(out.texts))
+            out.citations += [(before, citation) for citation in part.citations]
+            out.texts += [part.text] if part.kind in {"text", "refusal"} else []
+        out.logprobs = list(choice.logprobs)
+        written = [gemini_write_part(part) for part in gemini_move_proofs(choice.parts)]
+        candidates.append(gemini_write_candidate(choice.end, [*filter(None, written)], out))
+    usage = gemini_write_usage(response.usage) if response.usage else {}
+    return {"candidates": candidates, **usage, **gemini_write_names(response.start, request)}
+
+
+def gemini_write_names(start: MessageStart, request: Request) -> Json:
+    id = start.id or digest(request.id, "response")
+    return {"modelVersion": start.model or request.model, "responseId": id}
+
+
+def gemini_write_proof(out: GeminiOut) -> Json:
+    """Write the proof of a thought that no call follows."""
+    proof, out.proof = out.proof, ""
+    return {"text": "", "thought": True, "thoughtSignature": proof}
+
+
+def gemini_write_candidate(end: MessageEnd, parts: list[Json], out: GeminiOut) -> Json:
+    """Write a candidate with all that comes last in it; a word of this dialect is used again."""
+    known = GEMINI_FINISH.get(end.raw, "error") == end.finish or end.finish == "tool_calls"
+    word = end.raw if known and end.raw.isupper() else GEMINI_FINISH_WRITE[end.finish]
+    candidate: Json = {"content": {"parts": parts, "role": "model"}, "finishReason": word, "index": end.choice}
+    if out.citations:
+        candidate["groundingMetadata"] = gemini_write_citations("".join(out.texts), out.citations)
+    if out.logprobs:
+        candidate["logprobsResult"] = gemini_write_logprobs(out.logprobs)
+    return gemini_merge(candidate, gemini_own(end.extra))
+
+
+def gemini_write_citations(text: str, citations: Iterable[tuple[int, Citation]]) -> Json:
+    """Write groundingMetadata: the sources, each once, and which bytes of the texts refer to them."""
+    sources: dict[str, int] = {}
+    chunks: list[Json] = []
+    supports: list[Json] = []
+    for before, citation in citations:
+        at = sources.setdefault(citation.url, len(sources))
+        if at == len(chunks):
+            chunks.append({"web": {"uri": citation.url, "title": citation.title}})
+        start, end = before + citation.start, before + citation.end
+        segment = {
+            "startIndex": len(text[:start].encode("utf-8", "replace")),
+            "endIndex": len(text[:end].encode("utf-8", "replace")),
+            "text": text[start:end],
+        }
+        supports.append({"segment": segment, "groundingChunkIndices": [at]})
+    return {"groundingChunks": chunks, "groundingSupports": supports}
+
+
+def gemini_write_token(data: Json) -> Json:
+    return {"token": data["token"], "logProbability": data["logprob"]}
+
+
+def gemini_write_logprobs(tokens: Iterable[Json]) -> Json:
+    tops = [{"candidates": [*map(gemini_write_token, t.get("top_logprobs") or ())]} for t in tokens]
+    chosen = {"chosenCandidates": [*map(gemini_write_token, tokens)]}
+    return {**chosen, "topCandidates": tops} if any(top["candidates"] for top in tops) else chosen
+
+
+def gemini_write_usage(usage: Usage) -> Json:
+    """Write usageMetadata, whose total is the sum of its parts."""
+    own = gemini_own(usage.extra)
+    counts = {
+        "promptTokenCount": usage.input - own.get("toolUsePromptTokenCount", 0),
+        "cachedContentTokenCount": usage.cache_read,
+        "candidatesTokenCount": usage.output - usage.reasoning,
+        "thoughtsTokenCount": usage.reasoning,
+        "totalTokenCount": usage.input + usage.output,
+    }
+    needed = {"promptTokenCount", "candidatesTokenCount", "totalTokenCount"}
+    written = {key: value for key, value in counts.items() if value or key in needed}
+    return {"usageMetadata": gemini_merge(written, own)}
+
+
+# --- errors ---
+
+
+def gemini_error(data: Json, status: int) -> ProxyError:
+    """Return the error that an error object stands for: its details first, then its words."""
+    found = data.get("error")
+    error: Json = found if isinstance(found, dict) else {"message": found or data.get("message")}
+    message = str(error.get("message") or "the upstream failed")
+    code = error.get("code")
+    status = status or (code if isinstance(code, int) else 0)
+    said = message + dumps(error.get("details") or [])
+    kind = next((kind for word, kind in GEMINI_REASONS if word in said), "")
+    kind = kind or GEMINI_KINDS.get(error.get("status", ""), "")
+    result = ProxyError(kind, message) if kind else error_of_status(status, message)
+    result.status = status if status >= 400 else result.status
+    if delay := re.search(r'"retryDelay":"([\d.]+)s"', said):
+        result.retry_after = float(delay[1])
+    return result
+
+
+def gemini_read_error(status: int, body: bytes) -> ProxyError:
+    """Read the body of a failed call, which may stand in an array, or be no JSON at all."""
+    try:
+        data = json.loads(body)
+    except ValueError:
+        return error_of_status(status, body[:500].decode("utf-8", "replace") or f"HTTP {status}")
+    data = data[0] if isinstance(data, list) and data else data
+    return gemini_error(data if isinstance(data, dict) else {"message": str(data)}, status)
+
+
+def gemini_write_error(error: ProxyError) -> Json:
+    """Write an error; in a stream, clients look for `error` as the first key."""
+    kind = KINDS[error.kind]
+    body: Json = {"code": kind.status, "message": str(error), "status": kind.gemini}
+    if error.retry_after is not None:
+        delay = f"{error.retry_after:g}s"
+        body["details"] = [{"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": delay}]
+    return {"error": body}
 
 
 ########################################################################################
