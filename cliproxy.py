@@ -3142,6 +3142,7 @@ CONNECT_TIMEOUT = 15.0  # seconds
 SILENCE_LIMIT = 600.0  # seconds without a byte from an upstream; long thinking is silent
 SEND_TIMEOUT = 60  # seconds that a peer may refuse to take more bytes
 IDLE_LIMIT = 55.0  # seconds that an idle upstream connection is kept
+FRESH = 1.0  # seconds of idleness after which a connection is looked at before it is used
 IDLE_COUNT = 128  # idle connections kept for one origin
 
 CONTROLS = bytes(set(range(32)) - set(b"\t\r\n")) + b"\x7f"
@@ -3780,7 +3781,8 @@ class Pool:
                 wire = wires.pop() if wires else None
             if wire is None:
                 return None
-            if self._now() - wire.since < IDLE_LIMIT and not hung_up(wire.sock):
+            idle = self._now() - wire.since
+            if idle < FRESH or (idle < IDLE_LIMIT and not hung_up(wire.sock)):
                 return wire
             wire.close()
 
@@ -4640,15 +4642,16 @@ class Call:
         self.account = ""  # who answered, for the log
         self.usage: Json = {}  # the upstream's words, for the log
         self._span: tuple[int, int] | None = None
+        self._model = ""
         self._json: Json | None = None
         self.path_model = ""  # Gemini's requests have the model in their path,
         self.path_stream: bool | None = None  # and whether to stream
 
-    @functools.cached_property
+    @property
     def model(self) -> str:
         """The model's name as the client wrote it. Raises ProxyError if there is none."""
-        if self.path_model:
-            return self.path_model
+        if self._model or self.path_model:
+            return self._model or self.path_model
         found = find_model(self.body)
         if found:
             self._span, name = found
@@ -4656,6 +4659,7 @@ class Call:
             name = self.json.get("model")
         if not isinstance(name, str) or not name:
             raise ProxyError("invalid_request", "'model' is missing or no string", param="model")
+        self._model = name
         return name
 
     @property
@@ -4727,24 +4731,24 @@ def find_model(body: bytes | bytearray) -> tuple[tuple[int, int], str] | None:
     """Find the top-level `model` in a JSON text without decoding it.
 
     Returns where its value stands, quotes included, and the value; None if only decoding can
-    tell: it is not in front of the first nested value nor behind the last, or stands twice.
+    tell: it stands neither in front of the first nested value nor behind the last, or in both
+    places. A second one between nested values is not looked for: nobody sends it, and to search
+    a large body would cost more than all else that is done with it.
     """
     first, last = body.find(b"{") + 1, body.rfind(b"}")
-    nested = [at for at in (body.find(b"{", first), body.find(b"[", first)) if at >= 0]
-    match = MODEL_VALUE.search(body, first, min(nested, default=last))
-    if match is None and nested:
-        match = MODEL_VALUE.search(body, max(body.rfind(b"}", 0, last), body.rfind(b"]", 0, last)))
-    if match is None or body[match.start() - 1] == 0x5C:  # a backslash: inside of a string
+    opening = body[first : first + HEAD_LIMIT].translate(NESTING).find(b"[")
+    nested = first + opening if opening >= 0 else last
+    closing = max(body.rfind(b"}", nested, last), body.rfind(b"]", nested, last), nested)
+    found = [m for m in (MODEL_VALUE.search(body, first, nested), MODEL_VALUE.search(body, closing)) if m]
+    if len(found) != 1 or body[found[0].start() - 1] == 0x5C:  # a backslash: inside of a string
         return None
-    again = body.find(b'"model"', match.end())
-    while again >= 0:
-        if MODEL_VALUE.match(body, again) and body[again - 1] != 0x5C:
-            return None
-        again = body.find(b'"model"', again + 7)
     try:
-        return match.span(1), json.loads(match[1])
+        return found[0].span(1), json.loads(found[0][1])
     except ValueError:
         return None
+
+
+NESTING = bytes.maketrans(b"{", b"[")  # either opens a nested value
 
 
 class Answer(NamedTuple):
@@ -4789,7 +4793,7 @@ class Tap:
         text, usage = b"".join(self._found).decode("utf-8", "replace"), Json()
         for match in USAGE_KEY.finditer(text):
             with contextlib.suppress(ValueError):
-                usage.update(json.JSONDecoder().raw_decode(text, match.end())[0])
+                usage.update(JSON_DECODER.raw_decode(text, match.end())[0])
         return usage
 
 
@@ -4799,6 +4803,7 @@ STREAM_ENDS = {  # how a complete stream of each dialect ends; chat endpoints ma
     "responses": (b"response.completed", b"response.incomplete", b"response.failed"),
     "gemini": (b"finishReason", b"blockReason"),
 }
+JSON_DECODER = json.JSONDecoder()
 USAGE_KEY = re.compile(r'"usage(?:Metadata)?"\s*:\s*(?={)')
 
 DROPPED_HEADERS = HOP_BY_HOP | frozenset(  # of a client's request; never sent on
@@ -5068,8 +5073,7 @@ def relay(call: Call, account: Account, provider: Provider, model: str, app: App
         return begin(exchange.status, headers, exchange.pieces(), exchange.length)
     tap = Tap(call.dialect)
     pieces = tapped(exchange.decoded() if encoding else exchange.pieces(), tap, call, streaming)
-    answer = begin(exchange.status, headers, pieces, None if encoding else exchange.length)
-    return answer
+    return begin(exchange.status, headers, pieces, None if encoding else exchange.length)
 
 
 def iter_once(data: bytes) -> Pieces:
@@ -5237,6 +5241,9 @@ class ClientGone(Exception):  # noqa: N818 -- no error: clients may leave
     """The client has hung up; nobody is left to tell."""
 
 
+LogLine = tuple[float, Union[Call, None], str, str, int, float]  # when, call, method, path, status, seconds
+
+
 class Handler(socketserver.BaseRequestHandler, Watcher):
     """One client connection, on its own thread."""
 
@@ -5266,8 +5273,11 @@ class Handler(socketserver.BaseRequestHandler, Watcher):
             head = self.wire.read_head(self.idle)
             if head is None:
                 return False
-            with self.server.working():
+            self.server.work(1)
+            try:
                 self.serve_head(head)
+            finally:
+                self.server.work(-1)
         except ProxyError as error:
             self.refuse(error)
         return self.keep
@@ -5543,16 +5553,13 @@ class Handler(socketserver.BaseRequestHandler, Watcher):
             self.flush()
 
     def log_request(self, begun: float) -> None:
+        """Leave a line for the log; it is written within a second, off the hot path."""
         if not log.isEnabledFor(logging.INFO):
             return
         call = self.call
-        model = f" {escaped(call.logged_model)} account={call.account or '-'}" if call else ""
-        usage = f" in={call.tokens(INPUT_WORDS)} out={call.tokens(OUTPUT_WORDS)}" if call and call.usage else ""
-        log.info(
-            "rid=%s %s %s%s status=%d total=%.3fs%s",
-            call.id[:8] if call else "-", self.method, escaped(self.path), model, self.status,
-            time.monotonic() - begun, usage,
-        )  # fmt: skip
+        self.server.lines.append((
+            time.time(), call, self.method, self.path, self.status, time.monotonic() - begun,
+        ))  # fmt: skip
 
     # What the rows of ROUTES do.
 
@@ -5605,6 +5612,24 @@ class Handler(socketserver.BaseRequestHandler, Watcher):
     def refuse_stored(self, route: Route) -> None:
         message = "no responses are stored here; send store: false and the whole history"
         raise ProxyError("not_implemented", message)
+
+
+def write_lines(lines: collections.deque[LogLine]) -> None:
+    """Write the log lines of the requests since the last time, all at once."""
+    text = []
+    while lines:
+        now, call, method, path, status, total = lines.popleft()
+        stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(now))
+        line = f"{stamp},{int(now % 1 * 1000):03} INFO rid={call.id[:8] if call else '-'} {method} {escaped(path)}"
+        if call:
+            line += f" {escaped(call.logged_model)} account={call.account or '-'}"
+        line += f" status={status} total={total:.3f}s"
+        if call and call.usage:
+            line += f" in={call.tokens(INPUT_WORDS)} out={call.tokens(OUTPUT_WORDS)}"
+        text.append(line + "\n")
+    if text:
+        sys.stderr.write("".join(text))
+        sys.stderr.flush()
 
 
 INPUT_WORDS = ("input_tokens", "prompt_tokens", "promptTokenCount")
@@ -5760,6 +5785,7 @@ class Server(ThreadingHTTPServer):
         self.loopback = is_loopback(address[0])
         self._idle = threading.Condition()
         self._working = 0  # requests being served; guarded by _idle
+        self.lines: collections.deque[LogLine] = collections.deque()
         self._tls = server_tls(app.config)
 
     def server_bind(self) -> None:
@@ -5775,18 +5801,12 @@ class Server(ThreadingHTTPServer):
         wrapped: socket.socket = self._tls.wrap_socket(sock, server_side=True)
         return wrapped
 
-    @contextlib.contextmanager
-    def working(self) -> Iterator[None]:
-        """Count a request that is being served."""
+    def work(self, change: int) -> None:
+        """Count a request that begins (1) or ends (-1) being served."""
         with self._idle:
-            self._working += 1
-        try:
-            yield
-        finally:
-            with self._idle:
-                self._working -= 1
-                if not self._working:
-                    self._idle.notify_all()
+            self._working += change
+            if self.stopping:
+                self._idle.notify_all()
 
     def stop(self, grace: float = GRACE) -> bool:
         """Stop accepting, let running answers finish; False if some did not in `grace` seconds."""
@@ -5860,8 +5880,11 @@ def cmd_serve(options: argparse.Namespace) -> int:
     greet(server, app)
     while not stop.wait(1.0):
         app.poll()
+        write_lines(server.lines)
     log.info("stopping; running answers have %.0f s", GRACE)
-    return 0 if server.stop() else 1
+    finished = server.stop()
+    write_lines(server.lines)
+    return 0 if finished else 1
 
 
 def greet(server: Server, app: App) -> None:
