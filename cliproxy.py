@@ -610,7 +610,7 @@ FAMILIES = (  # what to assume of an id that has no row: the first match counts;
     row("claude-3-7-*",      "claude",                   0, 0, "1024-128000 off", traits="old"),
     row("claude-3-*",        "claude",                   0, 0, "-", traits="old"),
     row("claude-*-4-0",      "claude",                   0, 0, "1024-128000 off"),
-    row("claude-*",          "claude",                   0, 0, "off auto",           "low medium high max"),
+    row("claude-*",          "claude",                   0, 0, "off auto",           "low medium high xhigh max"),
     row("gpt-3*",            "openai",                   0, 0, "-"),
     row("gpt-4*",            "openai",                   0, 0, "-"),
     row("gpt-5*-chat*",      "codex",                    0, 0, "-"),
@@ -695,9 +695,11 @@ def split_suffix(name: str) -> tuple[str, Effort | None]:
     return name, None
 
 
-VARIANTS = {  # endings people put on a model's name; some real names end so, too
+# fmt: off
+VARIANTS = {  # endings that people put on a model's name; some real names end so, too
     "-minimal": "minimal", "-low": "low", "-medium": "medium", "-high": "high", "-xhigh": "xhigh", "-thinking": "high",
 }
+# fmt: on
 
 
 def effort_variant(name: str, known: Collection[str]) -> tuple[str, Effort | None]:
