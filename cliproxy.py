@@ -90,6 +90,18 @@ def sse_frame(data: Json, event: str = "") -> bytes:
     return f"{head}data: {dumps(data)}\n\n".encode("ascii")
 
 
+def sse_strip_mark(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """Drop the byte order mark that a stream may begin with."""
+    mark, head, left = b"\xef\xbb\xbf", b"", iter(chunks)
+    while len(head) < len(mark) and mark.startswith(head):
+        chunk = next(left, None)
+        if chunk is None:
+            break
+        head += chunk
+    yield head.removeprefix(mark)
+    yield from left
+
+
 def sse_split(chunks: Iterable[bytes]) -> Iterator[bytes]:
     """Group the bytes of a stream, cut anywhere, into whole events without their blank line.
 
@@ -97,20 +109,23 @@ def sse_split(chunks: Iterable[bytes]) -> Iterator[bytes]:
     Source: html.spec.whatwg.org 9.2.6.
     """
     pieces: list[bytes] = []  # of the event that is still incomplete: joined once
-    for chunk in chunks:
-        if pieces and pieces[-1].endswith(b"\r"):
-            chunk = pieces.pop() + chunk  # noqa: PLW2901 -- CR LF must not be cut in two
-        if b"\r" in chunk and not chunk.endswith(b"\r"):
-            chunk = chunk.replace(b"\r\n", b"\n").replace(b"\r", b"\n")  # noqa: PLW2901
-        seam = pieces[-1][-1:] + chunk[:1] if pieces else b""
-        if b"\n\n" in chunk or seam == b"\n\n":
-            *events, rest = b"".join((*pieces, chunk)).split(b"\n\n")
-            yield from filter(None, events)
+    after_cr = False
+    for chunk in sse_strip_mark(chunks):
+        cut = after_cr and chunk.startswith(b"\n")  # CR LF in two chunks: the CR has ended the line
+        after_cr = chunk.endswith(b"\r") if chunk else after_cr
+        text = chunk[cut:]
+        if b"\r" in text:
+            text = text.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        seam = pieces[-1][-1:] + text[:1] if pieces else b""
+        if b"\n\n" in text or seam == b"\n\n":
+            *events, rest = b"".join((*pieces, text)).split(b"\n\n")
+            yield from (event for event in events if event.strip(b"\n"))
             pieces = [rest] if rest else []
-        elif chunk:
-            pieces.append(chunk)
-    rest = b"".join(pieces).replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-    yield from (event for event in rest.split(b"\n\n") if event.strip(b"\n"))
+        elif text:
+            pieces.append(text)
+    rest = b"".join(pieces)
+    if rest.strip(b"\n"):
+        yield rest
 
 
 def sse_data(event: bytes) -> bytes:
