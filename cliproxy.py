@@ -56,7 +56,7 @@ from collections.abc import Callable, Collection, Generator, Iterable, Iterator,
 from email.utils import parsedate_to_datetime
 from http.client import responses as STATUS_NAMES
 from http.server import ThreadingHTTPServer
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
 from typing import Any, NamedTuple, Union
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
@@ -170,6 +170,187 @@ def mask(secret: str) -> str:
     """Shorten a secret to what identifies it: `sk-a...wxyz`. Source: spec/config.md 9."""
     keep = 4 if len(secret) > 8 else 2 if len(secret) > 4 else 1  # characters on either side
     return f"{secret[:keep]}...{secret[-keep:]}" if len(secret) > 2 else "..."
+
+
+class Step(NamedTuple):
+    """One step of a JSON path: into an object, an array, or those elements that pass a test.
+
+    `kind`: key (of an object, or index of an array), name (of an object only), glob (the first
+    key that fits a pattern), first and all (elements that pass the test in `word`).
+    """
+
+    kind: str
+    word: str
+
+
+PATH_STEP = re.compile(
+    r"""\#\((?P<test>(?:"(?:[^"\\]|\\.)*"|[^"])*?)\)(?P<all>\#?)(?=[.|]|$)"""
+    r"""|(?P<word>(?:\\.?|[^.|\\])*)""",
+    re.DOTALL,
+)
+PATH_TEST = re.compile(r"(?P<path>.*?)\s*(?P<operator>==?|!=|!?%)\s*(?P<value>.*)", re.DOTALL)
+MISSING = object()  # what is at a path where nothing is
+
+
+def path_steps(path: str) -> list[Step]:
+    """Split a JSON path at its dots. The syntax is gjson's. Source: spec/config.md 7."""
+    steps, at = [], 0
+    while at <= len(path) and (found := PATH_STEP.match(path, at)):
+        at = found.end() + 1
+        word = found["word"]
+        if word is None:
+            steps.append(Step("all" if found["all"] else "first", found["test"]))
+        elif word == "#":
+            steps.append(Step("all", ""))
+        elif re.fullmatch(":-?[0-9]+", word):
+            steps.append(Step("name", word[1:]))
+        elif re.search(r"[*?]", re.sub(r"\\.", "", word)):
+            steps.append(Step("glob", word))
+        else:
+            steps.append(Step("key", re.sub(r"\\(.)", r"\1", word)))
+    return steps
+
+
+def path_is_query(path: str) -> bool:
+    """Tell whether a path searches: it then finds what is there, and creates nothing."""
+    return re.search(r"[#*?|@]", re.sub(r"\\.", "", path, flags=re.DOTALL)) is not None
+
+
+def path_index(step: Step) -> int | None:
+    """Return the array index that a step stands for; -1 is one past the end, or the last."""
+    return int(step.word) if step.kind == "key" and re.fullmatch("-1|[0-9]+", step.word) else None
+
+
+def path_children(node: Any, step: Step) -> Iterator[tuple[str | int, Any]]:
+    """Yield the keys and values in `node` that one step leads to."""
+    if isinstance(node, dict):
+        keys = [step.word] if step.kind in {"key", "name"} and step.word in node else []
+        if step.kind == "glob":
+            parts = re.findall(r"\\.|.", step.word, re.DOTALL)
+            pattern = "".join({"*": ".*", "?": "."}.get(c) or re.escape(c[-1]) for c in parts)
+            keys = [key for key in node if re.fullmatch(pattern, key, re.DOTALL)][:1]
+        yield from ((key, node[key]) for key in keys)
+    elif isinstance(node, list):
+        index = path_index(step)
+        if index is not None and 0 <= index < len(node):
+            yield index, node[index]
+        elif step.kind in {"first", "all"}:
+            fits = ((at, item) for at, item in enumerate(node) if path_test(item, step.word))
+            yield from islice(fits, 1 if step.kind == "first" else None)
+
+
+def path_test(item: Any, test: str) -> bool:
+    """Tell whether an element passes the test of `#(test)`: a path, or a path and a comparison."""
+    found = PATH_TEST.fullmatch(test)
+    if not found:
+        return not test or path_exists(item, test)
+    try:
+        value = json.loads(found["value"])
+    except ValueError:
+        value = found["value"]  # quotes may be left out
+    fits = path_is(item, found["path"], value, like=found["operator"].endswith("%"))
+    return fits != found["operator"].startswith("!")
+
+
+def path_find(node: Any, steps: list[Step]) -> Iterator[tuple[tuple[str | int, ...], Any]]:
+    """Yield every place that a path leads to, as keys from the root, and the value there."""
+    if not steps:
+        yield (), node
+        return
+    for key, child in path_children(node, steps[0]):
+        for place, value in path_find(child, steps[1:]):
+            yield (key, *place), value
+
+
+def path_exists(data: Any, path: str) -> bool:
+    """Tell whether there is anything at a path, be it null."""
+    return any(True for _ in path_find(data, path_steps(path)))
+
+
+def path_is(data: Any, path: str, value: Any, *, like: bool = False) -> bool:
+    """Tell whether `value` is at a path, or any value that it is a wildcard for; "" is `data`."""
+    found = [there for _, there in path_find(data, path_steps(path) if path else [])]
+    if like:
+        return any(isinstance(there, str) and wildcard(str(value), there) for there in found)
+    return any(same_json(there, value) for there in found)
+
+
+def path_get(data: Any, path: str, default: Any = None) -> Any:
+    """Return what is at a path: a list if the path asks for all of something."""
+    steps = path_steps(path)
+    values = [value for _, value in path_find(data, steps)]
+    if any(step.kind == "all" for step in steps):
+        return values
+    return values[0] if values else default
+
+
+def path_set(data: Any, path: str, value: Any) -> Any:
+    """Return `data` with `value` at a path; `data` itself if that changes nothing.
+
+    The argument is never changed: what leads to the path is copied, the rest is shared. Objects
+    and arrays are made as needed, unless the path searches.
+    """
+    if not path_is_query(path):
+        return path_put(data, path_steps(path), value) if path else data
+    for place, _ in list(path_find(data, path_steps(path))):
+        steps = [Step("name" if isinstance(key, str) else "key", str(key)) for key in place]
+        data = path_put(data, steps, value)
+    return data
+
+
+def path_put(node: Any, steps: list[Step], value: Any) -> Any:
+    """Return `node` with `value` where the steps lead, or `node` itself."""
+    if not steps:
+        return node if node is not MISSING and same_json(node, value) else value
+    index = path_index(steps[0])
+    if isinstance(node, dict):
+        key = steps[0].word
+        child = node.get(key, MISSING)
+        grown = path_put(child, steps[1:], value)
+        return node if grown is child else {**node, key: grown}
+    if not isinstance(node, list):  # nothing there, or a plain value in the way
+        return path_put({} if index is None else [], steps, value)
+    if index is None:
+        return node
+    at = len(node) if index < 0 else index
+    child = node[at] if at < len(node) else MISSING
+    grown = path_put(child, steps[1:], value)
+    if grown is child:
+        return node
+    items = [*node, *[None] * (at + 1 - len(node))]
+    items[at] = grown
+    return items
+
+
+def path_delete(data: Any, path: str) -> Any:
+    """Return `data` without what is at a path; `data` itself if that changes nothing.
+
+    The argument is never changed. A path that searches deletes nothing.
+    """
+    return data if path_is_query(path) else path_cut(data, path_steps(path))
+
+
+def path_cut(node: Any, steps: list[Step]) -> Any:
+    """Return `node` without what the steps lead to, or `node` itself."""
+    key: Any = steps[0].word
+    if isinstance(node, list):
+        index = path_index(steps[0])
+        key = len(node) - 1 if index == -1 else index
+    there = node if isinstance(node, dict) else range(len(node)) if isinstance(node, list) else ()
+    if key not in there:
+        return node
+    copy = node.copy()
+    if len(steps) == 1:
+        del copy[key]
+        return copy
+    copy[key] = path_cut(node[key], steps[1:])
+    return node if copy[key] is node[key] else copy
+
+
+def same_json(one: Any, other: Any) -> bool:
+    """Tell whether two values are the same JSON: 1 and 1.0 are, 1 and true are not."""
+    numbers = {type(one), type(other)} <= {int, float}
+    return one == other if numbers else dumps(one) == dumps(other)
 
 
 ########################################################################################
