@@ -54,6 +54,7 @@ import time
 import zlib
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from email.utils import parsedate_to_datetime
+from functools import reduce
 from http.client import responses as STATUS_NAMES
 from http.server import ThreadingHTTPServer
 from itertools import count, islice
@@ -919,6 +920,187 @@ def nearest_names(name: str, names: Iterable[str], limit: int = 3) -> list[str]:
     folded = {known.lower(): known for known in names}
     return [folded[near] for near in difflib.get_close_matches(name.lower(), folded, limit, 0.5)]
 
+
+class Preset(NamedTuple):
+    """A service with an API like OpenAI's, so that its name in the config is enough."""
+
+    base: str
+    key: str = ""  # the environment variables its key may be in
+    quirks: str = ""  # words of QUIRKS
+
+
+QUIRKS = {  # what a service does unlike the others of its dialect; most are of OpenAI's Chat Completions
+    "max-tokens": "calls the limit of an answer max_tokens",
+    "system": "knows the role system, but not developer",
+    "reasoning-content": "wants its reasoning_content back with the calls that came of it",
+    "string-content": "takes the content of a message as a string only",
+    "empty-content": "wants an empty string for the content that a message of calls lacks",
+    "no-stream-options": "refuses stream_options",
+    "custom-tools": "has tools that take free text",
+    "no-sampling": "refuses temperature, top_p and top_k",
+    "minimal-to-low": "has no effort below low",
+    "openapi-schema": "takes the schema of a tool in Gemini's older form only",
+    "mid-system": "takes system messages anywhere in a conversation, though it speaks Claude's dialect",
+}
+# fmt: off
+PRESETS = {  # `unverified` stands where we know no more than that such services usually are so
+    "openai":           Preset("https://api.openai.com/v1",                         "OPENAI_API_KEY",                "custom-tools"),
+    "openrouter":       Preset("https://openrouter.ai/api/v1",                      "OPENROUTER_API_KEY",            "max-tokens system"),
+    "deepseek":         Preset("https://api.deepseek.com/v1",                       "DEEPSEEK_API_KEY",              "max-tokens system reasoning-content"),
+    "groq":             Preset("https://api.groq.com/openai/v1",                    "GROQ_API_KEY",                  "system"),
+    "mistral":          Preset("https://api.mistral.ai/v1",                         "MISTRAL_API_KEY",               "max-tokens system no-stream-options"),
+    "zai":              Preset("https://api.z.ai/api/paas/v4",                      "ZAI_API_KEY",                   "max-tokens system reasoning-content"),
+    "zai-coding":       Preset("https://api.z.ai/api/coding/paas/v4",               "ZAI_API_KEY",                   "max-tokens system reasoning-content"),
+    "glm":              Preset("https://open.bigmodel.cn/api/paas/v4",              "ZHIPU_API_KEY ZHIPUAI_API_KEY", "max-tokens system reasoning-content"),
+    "moonshot":         Preset("https://api.moonshot.ai/v1",                        "MOONSHOT_API_KEY",              "max-tokens system reasoning-content"),
+    "moonshot-cn":      Preset("https://api.moonshot.cn/v1",                        "MOONSHOT_API_KEY",              "max-tokens system reasoning-content"),
+    "together":         Preset("https://api.together.xyz/v1",                       "TOGETHER_API_KEY",              "max-tokens system"),
+    "fireworks":        Preset("https://api.fireworks.ai/inference/v1",             "FIREWORKS_API_KEY",             "max-tokens system"),
+    "cerebras":         Preset("https://api.cerebras.ai/v1",                        "CEREBRAS_API_KEY",              "system"),
+    "xai":              Preset("https://api.x.ai/v1",                               "XAI_API_KEY",                   "system"),
+    "perplexity":       Preset("https://api.perplexity.ai",                         "PERPLEXITY_API_KEY",            "max-tokens system"),
+    "nvidia":           Preset("https://integrate.api.nvidia.com/v1",               "NVIDIA_API_KEY",                "max-tokens system"),
+    "siliconflow":      Preset("https://api.siliconflow.com/v1",                    "SILICONFLOW_API_KEY",           "max-tokens system"),
+    "siliconflow-cn":   Preset("https://api.siliconflow.cn/v1",                     "SILICONFLOW_API_KEY",           "max-tokens system"),
+    "dashscope":        Preset("https://dashscope-intl.aliyuncs.com/compatible-mode/v1", "DASHSCOPE_API_KEY",        "max-tokens system"),
+    "dashscope-cn":     Preset("https://dashscope.aliyuncs.com/compatible-mode/v1", "DASHSCOPE_API_KEY",             "max-tokens system"),
+    "minimax":          Preset("https://api.minimax.io/v1",                         "MINIMAX_API_KEY",               "max-tokens system"),  # unverified: quirks
+    "novita":           Preset("https://api.novita.ai/openai/v1",                   "NOVITA_API_KEY",                "max-tokens system"),  # unverified: quirks
+    "deepinfra":        Preset("https://api.deepinfra.com/v1/openai",               "DEEPINFRA_API_KEY",             "max-tokens system"),  # unverified: quirks
+    "huggingface":      Preset("https://router.huggingface.co/v1",                  "HF_TOKEN",                      "max-tokens system"),  # unverified: quirks
+    "sambanova":        Preset("https://api.sambanova.ai/v1",                       "SAMBANOVA_API_KEY",             "max-tokens system"),  # unverified
+    "cohere":           Preset("https://api.cohere.ai/compatibility/v1",            "COHERE_API_KEY CO_API_KEY",     "max-tokens"),  # unverified: quirks
+    "gemini":           Preset("https://generativelanguage.googleapis.com/v1beta/openai", "GEMINI_API_KEY",          "system"),  # unverified: quirks
+    "ollama":           Preset("http://127.0.0.1:11434/v1",                         "",                              "max-tokens system"),
+    "ollama-cloud":     Preset("https://ollama.com/v1",                             "OLLAMA_API_KEY",                "max-tokens system"),
+    "vllm":             Preset("http://127.0.0.1:8000/v1",                          "VLLM_API_KEY",                  "system"),
+    "sglang":           Preset("http://127.0.0.1:30000/v1",                         "",                              "system"),  # unverified: quirks
+    "lmstudio":         Preset("http://127.0.0.1:1234/v1",                          "",                              "max-tokens system"),
+    "llamacpp":         Preset("http://127.0.0.1:8080/v1",                          "LLAMA_API_KEY",                 "max-tokens system"),
+    "litellm":          Preset("http://127.0.0.1:4000/v1",                          "LITELLM_API_KEY LITELLM_MASTER_KEY"),
+}
+LARGE = (
+    "claude-opus-* gpt-5.6-sol gpt-5.5 gemini-pro-agent gemini-3.1-pro* gemini-3-pro-preview gemini-3-pro gemini-2.5-pro"
+    " kimi-k3 grok-4.6 grok-4.5"
+)
+MEDIUM = (
+    "claude-sonnet-* gpt-5.6-terra gpt-5.5 gemini-3.7-flash* gemini-3.1-pro* gemini-3.6-flash* gemini-3-flash*"
+    " gemini-2.5-pro kimi-k3 grok-4.5"
+)
+SMALL = (
+    "claude-haiku-* gpt-5.6-luna gpt-5.4-mini gemini-3.5-flash-lite gemini-3.1-flash-lite* gemini-3-flash* gemini-2.5-flash"
+    " grok-3-mini-fast"
+)
+OTHERS = "gpt-5* gemini-*-flash kimi-* grok-4* glm-* deepseek-* qwen3* minimax-* claude-*"  # better than nothing
+FALLBACK_ROWS = (  # for models that no account serves: those to try, best first; a wildcard is the highest version
+    ("claude-opus-*",          f"{LARGE} {OTHERS}"),
+    ("claude-haiku-*",         f"{SMALL} {OTHERS}"),
+    ("claude-*-haiku-*",       f"{SMALL} {OTHERS}"),
+    ("claude-*",               f"{MEDIUM} {LARGE} {OTHERS}"),
+    ("gpt-*-nano",             SMALL),  # from here on: what clients ask for without being told to
+    ("gpt-*-mini",             SMALL),
+    ("gemini-*-flash-lite*",   SMALL),
+    ("gemini-*-flash*",        SMALL),
+    ("gemini-3-pro-preview",   "gemini-3.1-pro-preview gemini-3-pro gemini-3.1-pro"),
+    ("gemini-3.1-pro-preview", "gemini-3-pro-preview gemini-3.1-pro gemini-pro-agent"),
+)
+FALLBACKS = tuple((name, tuple(cell.split())) for name, cell in FALLBACK_ROWS)
+# fmt: on
+
+
+def by_version(name: str) -> list[tuple[bool, int, str]]:
+    """Return a sort key that counts the numbers in a name as numbers: 4.10 is above 4.9."""
+    words = re.split("([0-9]+)", undated(name))
+    return [(word.isdecimal(), int(word) if word.isdecimal() else 0, word) for word in words]
+
+
+def fallback_for(
+    name: str,
+    available: Collection[str],
+    rules: Iterable[tuple[str, Sequence[str]]] = FALLBACKS,
+) -> str | None:
+    """Return the available model to use in place of `name`; None if no rule finds any."""
+    patterns = (choice for rule, choices in rules if wildcard(rule, name) for choice in choices)
+    found = ([model for model in available if wildcard(choice, model)] for choice in patterns)
+    return max(next(filter(None, found), ()), key=by_version, default=None)
+
+
+class PayloadCase(NamedTuple):
+    """What the conditions of payload rules look at, beside the body."""
+
+    models: tuple[str, ...]  # as sent upstream, as asked for, and that with its suffix
+    protocol: str  # of the upstream: openai, gemini, claude, codex, antigravity
+    from_protocol: str  # of the client: openai, responses, gemini, claude
+    headers: Mapping[str, str]  # of the client, names in lower case
+    root: str = ""  # paths start at this member of the body, as Code Assist wraps it
+
+
+def pairs_of(cell: Any) -> list[tuple[str, Any]]:
+    """Return the pairs of an object, or of a list of objects."""
+    objects = cell if isinstance(cell, list) else [cell or {}]
+    return [pair for each in objects for pair in each.items()]
+
+
+PAYLOAD_CONDITIONS: dict[str, Callable[[Any, Json, PayloadCase], bool]] = {  # absent or empty: true
+    "protocol": lambda cell, _, case: str(cell).lower() == case.protocol,
+    "from-protocol": lambda cell, _, case: str(cell).lower() == case.from_protocol,
+    "headers": lambda cell, _, case: all(
+        wildcard(str(value), case.headers.get(key.lower(), "")) and key.lower() in case.headers
+        for key, value in pairs_of(cell)
+    ),
+    "match": lambda cell, body, _: all(path_is(body, *pair) for pair in pairs_of(cell)),
+    "not-match": lambda cell, body, _: not any(path_is(body, *pair) for pair in pairs_of(cell)),
+    "exist": lambda cell, body, _: all(path_exists(body, path) for path in cell),
+    "not-exist": lambda cell, body, _: not any(path_exists(body, path) for path in cell),
+}
+
+
+def payload_fits(entry: Json, body: Json, case: PayloadCase) -> bool:
+    """Tell whether one of the `models` of a payload rule is meant."""
+    return any(wildcard(entry.get("name", ""), model) for model in case.models) and all(
+        holds(entry[key], body, case) for key, holds in PAYLOAD_CONDITIONS.items() if entry.get(key)
+    )
+
+
+def payload_values(params: Json, *, raw: bool) -> Json:
+    """Return the values of a rule by path; raw ones are JSON texts, and one bad one voids all."""
+    if not raw:
+        return params
+    try:
+        return {key: json.loads(v) if isinstance(v, str) else v for key, v in params.items()}
+    except ValueError:
+        return {}
+
+
+def apply_payload(rules: Json, body: Json, original: Json, case: PayloadCase) -> Json:
+    """Return `body` as the payload rules want it; `body` itself if they change nothing.
+
+    `original` is the body as first translated: a default is set only where that has nothing, and
+    the first one wins. The kinds of rules run in the order default, default-raw, override,
+    override-raw, filter. Neither body is changed. Source: spec/config.md 7.
+    """
+    if case.root:
+        inner, first = body.get(case.root, {}), original.get(case.root, {})
+        changed = apply_payload(rules, inner, first, case._replace(root=""))
+        return body if changed is inner else {**body, case.root: changed}
+    result, taken = body, set()
+    chosen = (
+        (kind, rule.get("params") or {})
+        for kind in ("default", "default-raw", "override", "override-raw", "filter")
+        for rule in rules.get(kind) or ()
+        if any(payload_fits(entry, body, case) for entry in rule.get("models") or ())
+    )
+    for kind, params in chosen:
+        if kind == "filter":
+            result = reduce(path_delete, params, result)
+            continue
+        for path, value in payload_values(params, raw=kind.endswith("-raw")).items():
+            if kind.startswith("override"):
+                result = path_set(result, path, value)
+            elif path not in taken and not path_exists(original, path):
+                result = path_set(result, path, value)
+                taken.add(path)
+    return result
 
 
 ########################################################################################
