@@ -33,6 +33,7 @@ import base64
 import binascii
 import collections
 import contextlib
+import difflib
 import functools
 import hashlib
 import hmac
@@ -112,15 +113,15 @@ def sse_split(chunks: Iterable[bytes]) -> Iterator[bytes]:
     pieces: list[bytes] = []  # of the event that is still incomplete: joined once
     after_cr = False
     for chunk in sse_strip_mark(chunks):
-        cut = after_cr and chunk.startswith(b"\n")  # CR LF in two chunks: the CR has ended the line
-        after_cr = chunk.endswith(b"\r") if chunk else after_cr
-        text = chunk[cut:]
-        if b"\r" in text:
+        text = chunk
+        if after_cr or b"\r" in chunk:  # CR LF in two chunks: the CR has ended the line
+            text = chunk[after_cr and chunk.startswith(b"\n") :]
+            after_cr = chunk.endswith(b"\r") if chunk else after_cr
             text = text.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         seam = pieces[-1][-1:] + text[:1] if pieces else b""
         if b"\n\n" in text or seam == b"\n\n":
             *events, rest = b"".join((*pieces, text)).split(b"\n\n")
-            yield from (event for event in events if event.strip(b"\n"))
+            yield from filter(bytes.strip, events)  # more blank lines than one make no event
             pieces = [rest] if rest else []
         elif text:
             pieces.append(text)
@@ -219,7 +220,8 @@ def path_is_query(path: str) -> bool:
 
 def path_index(step: Step) -> int | None:
     """Return the array index that a step stands for; -1 is one past the end, or the last."""
-    return int(step.word) if step.kind == "key" and re.fullmatch("-1|[0-9]+", step.word) else None
+    fits = step.kind == "key" and re.fullmatch("-1|[0-9]{1,4}", step.word)
+    return int(step.word) if fits else None
 
 
 def path_children(node: Any, step: Step) -> Iterator[tuple[str | int, Any]]:
@@ -851,10 +853,10 @@ def model_row(id: str, provider: str = "") -> Model:
     """
     keys = ((who, name) for who in (provider, "") for name in (id, undated(id)))
     found = next((MODEL_INDEX[key] for key in keys if key in MODEL_INDEX), None)
-    if not found:
-        found = next((model for model in FAMILIES if wildcard(model.id, id)), Model(id))
-        return found._replace(id=id, name=spell(id))
-    return found._replace(id=id)
+    if found:
+        return found._replace(id=id)
+    family = next((model for model in FAMILIES if wildcard(model.id, id)), None)
+    return family._replace(id=id, name=spell(id)) if family else Model(id)
 
 
 def models_of(provider: str, plan: str = "") -> dict[str, Model]:
@@ -915,8 +917,6 @@ def effort_variant(name: str, known: Collection[str]) -> tuple[str, Effort | Non
 
 def nearest_names(name: str, names: Iterable[str], limit: int = 3) -> list[str]:
     """Return those of `names` that look most like `name`, best first."""
-    import difflib  # noqa: PLC0415 -- needed once a mistake
-
     folded = {known.lower(): known for known in names}
     return [folded[near] for near in difflib.get_close_matches(name.lower(), folded, limit, 0.5)]
 
@@ -991,7 +991,7 @@ SMALL = (
     "claude-haiku-* gpt-5.6-luna gpt-5.4-mini gemini-3.5-flash-lite gemini-3.1-flash-lite* gemini-3-flash* gemini-2.5-flash"
     " grok-3-mini-fast"
 )
-OTHERS = "gpt-5* gemini-*-flash kimi-* grok-4* glm-* deepseek-* qwen3* minimax-* claude-*"  # better than nothing
+OTHERS = "gpt-5* gemini-*-flash kimi-* grok-4* glm-* deepseek-* qwen3* minimax-* coder-model claude-*"  # better than nothing
 FALLBACK_ROWS = (  # for models that no account serves: those to try, best first; a wildcard is the highest version
     ("claude-opus-*",          f"{LARGE} {OTHERS}"),
     ("claude-haiku-*",         f"{SMALL} {OTHERS}"),
@@ -1062,45 +1062,48 @@ def payload_fits(entry: Json, body: Json, case: PayloadCase) -> bool:
     )
 
 
-def payload_values(params: Json, *, raw: bool) -> Json:
-    """Return the values of a rule by path; raw ones are JSON texts, and one bad one voids all."""
-    if not raw:
-        return params
+def payload_values(params: Any, kind: str) -> Iterable[tuple[str, Any]]:
+    """Return the paths and values of a rule; raw values are JSON, and one bad one voids the rule."""
+    if kind == "filter":
+        return [(path, None) for path in params]
+    if not kind.endswith("-raw"):
+        return pairs_of(params)
     try:
-        return {key: json.loads(v) if isinstance(v, str) else v for key, v in params.items()}
+        return [(k, json.loads(v) if isinstance(v, str) else v) for k, v in pairs_of(params)]
     except ValueError:
-        return {}
+        return []
+
+
+def payload_changes(rules: Json, body: Json, case: PayloadCase) -> Iterator[tuple[str, str, Any]]:
+    """Yield the kind, path and value of each change that the rules want, in their order."""
+    kinds = ("default", "default-raw", "override", "override-raw", "filter")
+    for kind, rule in ((name, rule) for name in kinds for rule in rules.get(name) or ()):
+        if any(payload_fits(entry, body, case) for entry in rule.get("models") or ()):
+            for path, value in payload_values(rule.get("params") or {}, kind):
+                yield kind, path.removeprefix(".") if case.root else path, value
 
 
 def apply_payload(rules: Json, body: Json, original: Json, case: PayloadCase) -> Json:
     """Return `body` as the payload rules want it; `body` itself if they change nothing.
 
     `original` is the body as first translated: a default is set only where that has nothing, and
-    the first one wins. The kinds of rules run in the order default, default-raw, override,
-    override-raw, filter. Neither body is changed. Source: spec/config.md 7.
+    the first one wins. Conditions look at `body` as it came. Neither body is changed.
+    Source: spec/config.md 7.
     """
-    if case.root:
-        inner, first = body.get(case.root, {}), original.get(case.root, {})
-        changed = apply_payload(rules, inner, first, case._replace(root=""))
-        return body if changed is inner else {**body, case.root: changed}
-    result, taken = body, set()
-    chosen = (
-        (kind, rule.get("params") or {})
-        for kind in ("default", "default-raw", "override", "override-raw", "filter")
-        for rule in rules.get(kind) or ()
-        if any(payload_fits(entry, body, case) for entry in rule.get("models") or ())
-    )
-    for kind, params in chosen:
+    inner = body.get(case.root, {}) if case.root else body
+    first = original.get(case.root, {}) if case.root else original
+    result, taken = inner, set()
+    for kind, path, value in payload_changes(rules, inner, case):
         if kind == "filter":
-            result = reduce(path_delete, params, result)
-            continue
-        for path, value in payload_values(params, raw=kind.endswith("-raw")).items():
-            if kind.startswith("override"):
-                result = path_set(result, path, value)
-            elif path not in taken and not path_exists(original, path):
-                result = path_set(result, path, value)
-                taken.add(path)
-    return result
+            result = path_delete(result, path)
+        elif kind.startswith("override"):
+            result = path_set(result, path, value)
+        elif path not in taken and not path_exists(first, path):
+            result = path_set(result, path, value)
+            taken.add(path)
+    if result is inner:
+        return body
+    return {**body, case.root: result} if case.root else result
 
 
 ########################################################################################
