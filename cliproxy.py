@@ -2364,68 +2364,63 @@ def claude_write_error(error: ProxyError) -> Json:
 ########################################################################################
 # 8. GEMINI                                                                       [pure]
 ########################################################################################
-# The Gemini API: generateContent, of AI Studio, Vertex and Code Assist. Only this room knows its
+# The Gemini API, generateContent, of AI Studio, Vertex and Code Assist. Only this room knows its
 # field names. Source: spec/dialects.md 1D and 4.3.
 
+# fmt: off
 GEMINI_PARAMS = words_read(PARAMS, "gemini")  # all of them inside generationConfig
 GEMINI_PARAMS_WRITE = words_write(PARAMS, "gemini")
 GEMINI_FINISH = words_read(FINISH_REASONS, "gemini")
 GEMINI_FINISH_WRITE = words_write(FINISH_REASONS, "gemini")
-GEMINI_MODES = {"AUTO": "auto", "ANY": "required", "NONE": "none", "VALIDATED": "auto", "MODE_UNSPECIFIED": "auto"}
-GEMINI_MODES_WRITE = {"auto": "AUTO", "required": "ANY", "none": "NONE"}
-GEMINI_HOSTED = {  # what the service runs: key of a tool, or toolType of a call -> canonical name
+GEMINI_KINDS = {kind.gemini: name for name, kind in reversed(KINDS.items())} | {
+    "FAILED_PRECONDITION": "invalid_request", "INTERNAL": "upstream_error", "DEADLINE_EXCEEDED": "upstream_timeout",
+}
+GEMINI_SAID = {  # words of an error that say more than its status
+    "API_KEY_INVALID": "unauthorized", "exceeds the maximum number of tokens": "context_too_long",
+}
+GEMINI_MODES = {"AUTO": "auto", "ANY": "required", "NONE": "none"}  # VALIDATED: auto
+GEMINI_MODES_WRITE = {mode: word for word, mode in GEMINI_MODES.items()}
+GEMINI_HOSTED = {  # what the service itself runs: key of a tool, or toolType of a call -> canonical name
     "googleSearch": "web_search", "urlContext": "web_fetch", "codeExecution": "code_execution",
     "googleSearchRetrieval": "web_search", "GOOGLE_SEARCH_WEB": "web_search", "URL_CONTEXT": "web_fetch",
-}  # fmt: skip
-GEMINI_HOSTED_WRITE = {name: key for key, name in reversed(GEMINI_HOSTED.items()) if key[0].islower()}
-GEMINI_MIMES = {  # of a URL that comes without one, by its ending
-    "png": "image/png", "jpg": "image/jpeg", "jpeg": "image/jpeg", "gif": "image/gif", "webp": "image/webp",
-    "heic": "image/heic", "pdf": "application/pdf", "txt": "text/plain", "mp3": "audio/mpeg", "wav": "audio/wav",
-    "mp4": "video/mp4", "mov": "video/quicktime", "webm": "video/webm",
-    "image": "image/jpeg", "audio": "audio/mpeg", "video": "video/mp4", "document": "application/pdf",
-}  # fmt: skip
-GEMINI_KINDS = {  # status word of an error -> its kind
-    "INVALID_ARGUMENT": "invalid_request", "FAILED_PRECONDITION": "invalid_request", "OUT_OF_RANGE": "invalid_request",
-    "UNAUTHENTICATED": "unauthorized", "PERMISSION_DENIED": "forbidden", "NOT_FOUND": "not_found",
-    "ABORTED": "conflict", "ALREADY_EXISTS": "conflict", "RESOURCE_EXHAUSTED": "rate_limited",
-    "INTERNAL": "upstream_error", "UNKNOWN": "upstream_error", "UNAVAILABLE": "overloaded",
-    "UNIMPLEMENTED": "not_implemented", "DEADLINE_EXCEEDED": "upstream_timeout",
-}  # fmt: skip
-GEMINI_REASONS = (  # words in an error that say more than its status
-    ("API_KEY_INVALID", "unauthorized"),
-    ("exceeds the maximum number of tokens", "context_too_long"),
-)
-GEMINI_SENTINEL = "skip_thought_signature_validator"  # instead of a lost proof; the service's own
-GEMINI_UNANSWERED = Part("result", parts=(Part("text", "the call was not answered"),), error=True)
-
-# Both spellings of a field are read (proto3 JSON), camelCase is written. Keys inside OPAQUE ones
-# are the user's.
-GEMINI_OPAQUE = frozenset(
-    "args response parameters parametersJsonSchema responseSchema responseJsonSchema labels partMetadata".split()
-)
-GEMINI_SPELLINGS = {
-    re.sub("[A-Z]", lambda m: "_" + m[0].lower(), name): name
-    for name in (
-        "systemInstruction toolConfig generationConfig safetySettings cachedContent serviceTier inlineData fileData"
-        " mimeType fileUri displayName functionCall functionResponse executableCode codeExecutionResult toolCall"
-        " toolResponse toolType thoughtSignature videoMetadata mediaResolution partMetadata functionDeclarations"
-        " parametersJsonSchema googleSearch urlContext codeExecution googleSearchRetrieval fileSearch googleMaps"
-        " computerUse mcpServers functionCallingConfig allowedFunctionNames retrievalConfig"
-        " includeServerSideToolInvocations topP topK candidateCount maxOutputTokens stopSequences presencePenalty"
-        " frequencyPenalty responseLogprobs responseMimeType responseSchema responseJsonSchema responseModalities"
-        " thinkingConfig includeThoughts thinkingBudget thinkingLevel speechConfig imageConfig willContinue"
-    ).split()
 }
-GEMINI_MAPS = frozenset({"properties", "$defs", "definitions", "defs"})  # schemas by name
-GEMINI_LISTS = frozenset({"anyOf", "oneOf", "allOf", "prefixItems"})
-GEMINI_SCHEMA = {  # OpenAPI's keyword, as Google spells it -> JSON Schema's; empty: dropped
+GEMINI_HOSTED_WRITE = {name: key for key, name in reversed(GEMINI_HOSTED.items()) if key[0].islower()}
+GEMINI_MIMES = {  # of a URL that comes without one: by its ending, or by what it is
+    "png": "image/png", "gif": "image/gif", "webp": "image/webp", "heic": "image/heic", "image": "image/jpeg",
+    "wav": "audio/wav", "audio": "audio/mpeg", "webm": "video/webm", "mov": "video/quicktime", "video": "video/mp4",
+    "txt": "text/plain", "document": "application/pdf",
+}
+GEMINI_SPELLINGS = {  # both spellings of a field are read (proto3 JSON), camelCase is written
+    re.sub("[A-Z]", lambda m: "_" + m[0].lower(), name): name for name in (
+        "systemInstruction", "toolConfig", "generationConfig", "safetySettings", "cachedContent", "serviceTier",
+        "inlineData", "fileData", "mimeType", "fileUri", "displayName", "functionCall", "functionResponse",
+        "executableCode", "codeExecutionResult", "toolCall", "toolResponse", "toolType", "thoughtSignature",
+        "videoMetadata", "mediaResolution", "partMetadata", "functionDeclarations", "parametersJsonSchema",
+        "googleSearch", "urlContext", "codeExecution", "googleSearchRetrieval", "fileSearch", "googleMaps",
+        "computerUse", "mcpServers", "functionCallingConfig", "allowedFunctionNames", "retrievalConfig",
+        "includeServerSideToolInvocations", "topP", "topK", "candidateCount", "maxOutputTokens", "stopSequences",
+        "presencePenalty", "frequencyPenalty", "responseLogprobs", "responseMimeType", "responseSchema",
+        "responseJsonSchema", "responseModalities", "thinkingConfig", "includeThoughts", "thinkingBudget",
+        "thinkingLevel", "speechConfig", "imageConfig",
+    )
+}
+GEMINI_OPAQUE = frozenset({  # the keys inside these are the user's
+    "args", "response", "parameters", "parametersJsonSchema", "responseSchema", "responseJsonSchema", "labels",
+})
+GEMINI_SCHEMA = {  # keyword of OpenAPI, as Google may spell it -> of JSON Schema; empty: dropped
     "any_of": "anyOf", "min_items": "minItems", "max_items": "maxItems", "min_length": "minLength",
     "max_length": "maxLength", "nullable": "", "propertyOrdering": "", "property_ordering": "",
-}  # fmt: skip
+}
+# fmt: on
+GEMINI_SCHEMA_MAPS = frozenset({"properties", "$defs", "definitions"})  # schemas by name
+GEMINI_SCHEMA_LISTS = frozenset({"anyOf", "oneOf", "allOf", "prefixItems"})
+GEMINI_WORDS = frozenset({"text", "thinking", "refusal"})  # parts that are written as they come
+GEMINI_SENTINEL = "skip_thought_signature_validator"  # the service's own, for a lost signature
+GEMINI_UNANSWERED = Part("result", parts=(Part("text", "the call was not answered"),), error=True)
 
 
 def gemini_camel(value: Any) -> Any:
-    """Respell the known keys of a body in camelCase, but for those that are the user's."""
+    """Copy a body with its known keys in camelCase; what the user named is left alone."""
     if isinstance(value, list):
         return [gemini_camel(item) for item in value]
     if not isinstance(value, dict):
@@ -2440,65 +2435,63 @@ def gemini_list(value: Any) -> list[Any]:
 
 
 def gemini_extra(rest: Json) -> Mapping[str, Json]:
-    """Return the `extra` that holds what is left of an object; what is empty in it is left out."""
-    kept = {key: value for key, value in rest.items() if value not in (None, {})}
-    return {"gemini": kept} if kept else EMPTY
+    return {"gemini": rest} if rest else EMPTY
+
+
+def gemini_own(extra: Mapping[str, Json], field: str = "") -> Json:
+    """Return this dialect's part of `extra`, or what is left of one object in it."""
+    own = extra.get("gemini", EMPTY)
+    return own.get(field, EMPTY) if field else own
 
 
 def gemini_merge(base: Json, extra: Mapping[str, Any]) -> Json:
     """Put unmodelled fields back into an object, deeply; notes, which begin with `_`, are not."""
     for key, value in extra.items():
         if not key.startswith("_"):
-            old = base.get(key)
-            both = isinstance(old, dict) and isinstance(value, dict)
-            base[key] = gemini_merge(old, value) if both else value
+            deep = isinstance(value, dict)
+            base[key] = gemini_merge(base.get(key) or {}, value) if deep else value
     return base
-
-
-def gemini_own(extra: Mapping[str, Json]) -> Json:
-    return extra.get("gemini", EMPTY)
 
 
 def gemini_object(text: str) -> Json | None:
     """Parse the text of a JSON object; None if it is anything else."""
+    if text.lstrip()[:1] != "{":
+        return None
     try:
-        value = json.loads(text, parse_constant=float) if text.lstrip()[:1] == "{" else None
+        value = json.loads(text)
+        json.JSONEncoder(allow_nan=False).encode(value)  # NaN is no JSON
     except ValueError:
         return None
-    return value if isinstance(value, dict) and "NaN" not in text and "Infinity" not in text else None
+    return value if isinstance(value, dict) else None
 
 
 def gemini_schema(schema: Any) -> Any:
-    """OpenAPI schema -> JSON Schema: lower-case types, `nullable` as a type of its own."""
+    """Turn an OpenAPI schema into JSON Schema: lower-case types, `nullable` as one of them."""
     if not isinstance(schema, dict):
         return schema
-    lowered: Json = {}
-    for key, value in schema.items():
-        if name := GEMINI_SCHEMA.get(key, key):
-            lowered[name] = gemini_keyword(name, value)
+    named = ((GEMINI_SCHEMA.get(key, key), value) for key, value in schema.items())
+    lowered = {key: gemini_keyword(key, value) for key, value in named if key}
     if schema.get("nullable") and isinstance(lowered.get("type"), str):
         lowered["type"] = [lowered["type"], "null"]
     return lowered
 
 
 def gemini_keyword(key: str, value: Any) -> Any:
-    """Return the value of one keyword of a schema, with the schemas in it made JSON Schema."""
-    if key == "type":
-        return value.lower() if isinstance(value, str) else value
-    if key in GEMINI_MAPS and isinstance(value, dict):
+    """Return the value of one keyword, with the schemas in it made JSON Schema."""
+    if isinstance(value, str):  # a count is a string in proto3 JSON
+        number = key.startswith(("min", "max")) and value.isdecimal()
+        return value.lower() if key == "type" else int(value) if number else value
+    if key in GEMINI_SCHEMA_MAPS and isinstance(value, dict):
         return {name: gemini_schema(item) for name, item in value.items()}
-    if key in GEMINI_LISTS and isinstance(value, list):
+    if key in GEMINI_SCHEMA_LISTS and isinstance(value, list):
         return [gemini_schema(item) for item in value]
-    if key[:3] in {"min", "max"} and isinstance(value, str) and value.isdecimal():
-        return int(value)  # int64 is a string in proto3 JSON
     return gemini_schema(value) if key in {"items", "additionalProperties"} else value
 
 
-# --- parts, of requests and answers alike ---
+# --- parts, of requests and answers. A reader pops what it takes; what stays is for `extra` ---
 
 
 def gemini_media_kind(mime: str) -> str:
-    """Return the kind of a medium by its type: image/png is an image, application/pdf a document."""
     family = mime.partition("/")[0]
     return family if family in {"image", "audio", "video"} else "document"
 
@@ -2509,127 +2502,123 @@ def gemini_mime(media: Media) -> str:
     return media.mime or GEMINI_MIMES.get(ending) or GEMINI_MIMES[media.kind]
 
 
-def gemini_read_inline(data: Json, new: str) -> Part:
-    mime = data.get("mimeType", "")
-    media = Media(gemini_media_kind(mime), "base64", data["data"], mime, data.get("displayName", ""))
-    return Part("media", media=media)
+def gemini_read_inline(data: Json) -> Part:
+    mime, name = data.pop("mimeType", ""), data.pop("displayName", "")
+    return Part(
+        "media", media=Media(gemini_media_kind(mime), "base64", data.pop("data"), mime, name)
+    )
 
 
-def gemini_read_file(data: Json, new: str) -> Part:
-    uri, mime = data["fileUri"], data.get("mimeType", "")
+def gemini_read_file(data: Json) -> Part:
+    """Read fileData: a URL, or a file that only Google has."""
+    uri, mime = data.pop("fileUri"), data.pop("mimeType", "")
     source = "file_id" if uri.startswith("gs:") or "generativelanguage" in uri else "url"
-    media = Media(gemini_media_kind(mime), source, uri, mime)
-    media = media._replace(kind=gemini_media_kind(gemini_mime(media)))
-    return Part("media", media=media, extra=gemini_extra({"_bare": not mime or None}))
+    media = Media("document", source, uri, mime)
+    return Part("media", media=media._replace(kind=gemini_media_kind(gemini_mime(media))))
 
 
-def gemini_read_call(data: Json, new: str) -> Part:
-    id = data.get("id")
-    notes = {"_bare": "args" not in data or None, "_id": None if id else "made"}
-    arguments = dumps_text(data.get("args") or {})
-    return Part("call", arguments, id or new, data["name"], extra=gemini_extra(notes))
+def gemini_read_call(data: Json) -> Part:
+    arguments = dumps_text(data.pop("args", None) or {})
+    return Part("call", arguments, data.pop("id", None) or "", data.pop("name"))
 
 
-def gemini_read_result(data: Json, new: str) -> Part:
+def gemini_read_result(data: Json) -> Part:
     """Read a functionResponse. A text that is its one `output` or `error` is unwrapped."""
-    response: Json = data.get("response") or {}
+    response: Json = data.pop("response", None) or {}
+    media = tuple(map(gemini_read_part, gemini_list(data.pop("parts", None))))
     key, value = next(iter(response.items())) if len(response) == 1 else ("", None)
-    whole = key not in {"output", "error"} or not isinstance(value, str)
-    media = tuple(gemini_read_part(item, "") for item in gemini_list(data.get("parts")))
-    text = Part("text", dumps_text(response) if whole else value)
+    whole = data["_whole"] = key not in {"output", "error"} or not isinstance(value, str)
+    text = Part("text", dumps_text(response) if whole else str(value))
     parts = (text, *media) if response or not media else media
-    extra = {"gemini": {"_whole": whole}}
-    id, name = data.get("id") or "", data["name"]
-    return Part("result", "", id, name, parts, error=key == "error", extra=extra)
+    call = data.pop("id", None) or ""
+    return Part("result", "", call, data.pop("name"), parts, error=key == "error")
 
 
-def gemini_read_hosted(data: Json, new: str) -> Part:
-    """Read executableCode or toolCall: a call that the service itself runs."""
+def gemini_read_hosted(data: Json) -> Part:
+    """Read what the service itself called; the whole object stays for `extra`."""
     kind = data.get("toolType", "codeExecution")
+    arguments = data.get("args") or {k: data[k] for k in ("language", "code") if k in data}
     name = GEMINI_HOSTED.get(kind, kind.lower())
-    arguments = data.get("args") or {key: data[key] for key in ("language", "code") if key in data}
-    return Part("hosted", dumps_text(arguments), data.get("id") or new, name)
+    return Part("hosted", dumps_text(arguments), data.get("id") or "", name)
 
 
-def gemini_read_hosted_result(data: Json, new: str) -> Part:
-    kind = data.get("toolType", "codeExecution")
-    parts = (Part("text", data["output"]),) if data.get("output") else ()
-    return Part("hosted_result", "", data.get("id") or "", GEMINI_HOSTED.get(kind, kind.lower()), parts)
+def gemini_read_hosted_result(data: Json) -> Part:
+    return gemini_read_hosted(data)._replace(kind="hosted_result", text="")
 
 
-GEMINI_PARTS: dict[str, tuple[Callable[[Json, str], Part], frozenset[str]]] = {
-    # field of a part: its reader, and the fields inside that the reader takes
-    "inlineData": (gemini_read_inline, frozenset({"data", "mimeType", "displayName"})),
-    "fileData": (gemini_read_file, frozenset({"fileUri", "mimeType"})),
-    "functionCall": (gemini_read_call, frozenset({"id", "name", "args"})),
-    "functionResponse": (gemini_read_result, frozenset({"id", "name", "response", "parts"})),
-    "executableCode": (gemini_read_hosted, frozenset()),  # none: the whole object goes to `extra`
-    "codeExecutionResult": (gemini_read_hosted_result, frozenset()),
-    "toolCall": (gemini_read_hosted, frozenset()),
-    "toolResponse": (gemini_read_hosted_result, frozenset()),
+GEMINI_PARTS: dict[str, Callable[[Json], Part]] = {
+    "inlineData": gemini_read_inline,
+    "fileData": gemini_read_file,
+    "functionCall": gemini_read_call,
+    "functionResponse": gemini_read_result,
+    "executableCode": gemini_read_hosted,
+    "codeExecutionResult": gemini_read_hosted_result,
+    "toolCall": gemini_read_hosted,
+    "toolResponse": gemini_read_hosted_result,
 }
 
 
-def gemini_read_part(data: Json, new: str) -> Part:
-    """Read one part; `new` is the id of a call that has none. A signature is no sign of a thought."""
-    proof = data.get("thoughtSignature") or ""
-    if isinstance(text := data.get("text"), str):
-        kind = "thinking" if data.get("thought") else "text"
-        rest = without(data, GEMINI_TEXT[kind])
-        return Part(kind, text, proof=proof, extra=gemini_extra(rest))
+def gemini_read_part(part: Json) -> Part:
+    """Read one part. A signature may be on any, and does not make a text a thought."""
+    data = {**part}
+    proof = data.pop("thoughtSignature", None) or ""
+    if isinstance(data.get("text"), str):
+        text, kind = data.pop("text"), "text"
+        if data.get("thought"):
+            del data["thought"]
+            kind = "thinking"
+        return Part(kind, text, proof=proof, extra=gemini_extra(data))
     field = next((key for key in data if key in GEMINI_PARTS), "")
-    rest = without(data, GEMINI_SIGNED)
-    if not field or (data.get("thought") and field in {"inlineData", "fileData"}):
-        kind = "opaque" if rest else "text"  # a draft of an image is for those who know what it is
-        return Part(kind, proof=proof, extra={"gemini": rest} if rest else EMPTY)
-    read, known = GEMINI_PARTS[field]
-    part = read(data[field], new)
-    rest = {**gemini_own(part.extra), **rest, field: without(data[field], known)}
-    extra = gemini_extra(rest) if known else {"gemini": rest}
-    return part._replace(proof=proof, extra=extra)
+    if not field or (data.get("thought") and field == "inlineData"):  # a draft of an image
+        return Part("opaque" if data else "text", proof=proof, extra=gemini_extra(data))
+    data[field] = {**data[field]}
+    read = GEMINI_PARTS[field](data[field])
+    rest = {key: value for key, value in data.items() if value != {}}
+    return read._replace(proof=proof, extra=gemini_extra(rest))
 
 
-GEMINI_SIGNED = frozenset({"thoughtSignature"})
-GEMINI_TEXT = {"text": frozenset({"text", "thoughtSignature"}), "thinking": frozenset({"text", "thought", "thoughtSignature"})}
-
-
-def gemini_write_media(part: Part, own: Json) -> Json:
-    assert part.media  # noqa: S101 -- what the kind means
-    media = part.media
+def gemini_write_media(part: Part) -> Json:
+    media = part.media or Media("document", "text", "")
     if media.source == "text":
         return {"text": f"{media.name}\n{media.data}" if media.name else media.data}
+    mime = {"mimeType": gemini_mime(media)}
     if media.source == "base64":
         named = {"displayName": media.name} if media.name else {}
-        return {"inlineData": {"mimeType": gemini_mime(media), "data": media.data, **named}}
-    typed = {} if own.get("_bare") else {"mimeType": gemini_mime(media)}
-    return {"fileData": {"fileUri": media.data, **typed}}
+        return {"inlineData": {**mime, "data": media.data, **named}}
+    return {"fileData": {"fileUri": media.data, **mime}}
 
 
-def gemini_write_call(part: Part, own: Json) -> Json:
+def gemini_write_id(part: Part, field: str) -> Json:
+    """Write the id of a call or result, if it had one on the wire."""
+    wire = gemini_own(part.extra, field).get("_id", part.id)
+    return {"id": wire} if wire else {}
+
+
+def gemini_write_call(part: Part) -> Json:
+    """Write a functionCall; arguments that are no object are the model's own, and not refused."""
     arguments = gemini_object(part.text)
-    if arguments is None and part.text.strip():  # the model's own words: not to be refused
-        arguments = {"input": part.text}
-    call = {"name": part.name} if own.get("_bare") else {"name": part.name, "args": arguments or {}}
-    return {"functionCall": call if own.get("_id") else {"id": part.id, **call}}
+    if arguments is None:
+        arguments = {"input": part.text} if part.text.strip() else {}
+    call = {"name": part.name, "args": arguments}
+    return {"functionCall": {**gemini_write_id(part, "functionCall"), **call}}
 
 
-def gemini_write_result(part: Part, own: Json) -> Json:
-    """Write a functionResponse: an object as it is, else what is needed to make it one."""
+def gemini_write_result(part: Part) -> Json:
+    """Write a functionResponse: an object as it is, a text as its `output` or `error`."""
     text, media = text_of(part.parts), [p for p in part.parts if p.kind == "media"]
-    response = gemini_object(text) if own.get("_whole", not part.error) else None
+    whole = gemini_own(part.extra, "functionResponse").get("_whole", not part.error)
+    response = gemini_object(text) if whole else None
     if response is None:
         response = {"error" if part.error else "output": text} if text or not media else {}
-    named = {"name": part.name, "response": response}
-    written = named if own.get("_id") else {"id": part.id, **named}
-    if media:
-        written["parts"] = [gemini_write_part(p) for p in media]
-    return {"functionResponse": written}
+    written = {"name": part.name, "response": response}
+    more = {"parts": list(map(gemini_write_part, media))} if media else {}
+    return {"functionResponse": {**gemini_write_id(part, "functionResponse"), **written, **more}}
 
 
-GEMINI_WRITE: dict[str, Callable[[Part, Json], Json]] = {  # what is not here is all in `extra`
-    "text": lambda part, own: {"text": part.text},
-    "thinking": lambda part, own: {"text": part.text, "thought": True},
-    "refusal": lambda part, own: {"text": part.text},
+GEMINI_WRITE: dict[str, Callable[[Part], Json]] = {  # other kinds are wholly in `extra`
+    "text": lambda part: {"text": part.text},
+    "thinking": lambda part: {"text": part.text, "thought": True},
+    "refusal": lambda part: {"text": part.text},
     "media": gemini_write_media,
     "call": gemini_write_call,
     "result": gemini_write_result,
@@ -2638,12 +2627,15 @@ GEMINI_WRITE: dict[str, Callable[[Part, Json], Json]] = {  # what is not here is
 
 def gemini_write_part(part: Part) -> Json:
     """Write one part; empty if this dialect has no such part."""
-    own = gemini_own(part.extra)
     write = GEMINI_WRITE.get(part.kind)
-    written = gemini_merge(write(part, own) if write else {}, own)
+    written = gemini_merge(write(part) if write else {}, gemini_own(part.extra))
     if part.proof and written:
         written["thoughtSignature"] = part.proof
     return written
+
+
+def gemini_write_parts(parts: Iterable[Part]) -> list[Json]:
+    return list(filter(None, map(gemini_write_part, parts)))
 
 
 def gemini_move_proofs(parts: Iterable[Part]) -> list[Part]:
@@ -2651,7 +2643,7 @@ def gemini_move_proofs(parts: Iterable[Part]) -> list[Part]:
     moved: list[Part] = []
     for part in parts:
         before = moved[-1] if moved else part
-        if part.kind == "call" and not part.proof and before.kind == "thinking" and before.proof:
+        if part.kind == "call" and before.kind == "thinking" and before.proof and not part.proof:
             moved[-1:] = [before._replace(proof="")] if before.text else []
             moved.append(part._replace(proof=before.proof))
         else:
@@ -2659,220 +2651,216 @@ def gemini_move_proofs(parts: Iterable[Part]) -> list[Part]:
     return moved
 
 
-# --- reading requests ---
-
-GEMINI_REQUEST = frozenset(
-    {"model", "stream", "contents", "systemInstruction", "tools", "toolConfig", "generationConfig"}
-)
+# --- reading requests, from a copy: here, too, what is not popped is for `extra` ---
 
 
 def gemini_read_request(body: Json) -> Request:
     """Body of generateContent -> Request; `model` and `stream`, which the path says, are in it."""
     data = gemini_camel(body)
-    system = data.get("systemInstruction") or {}
-    if not isinstance(system, dict) or "parts" not in system:  # a text or a part, as the SDKs take it
-        system = {"parts": [{"text": system} if isinstance(system, str) else system]} if system else {}
-    tool_config, config = data.get("toolConfig") or {}, data.get("generationConfig") or {}
-    format, format_rest = gemini_read_format(config)
-    thinking, thinking_rest = gemini_read_thinking(config.get("thinkingConfig") or {})
-    config_rest = {**without(config, GEMINI_CONFIG), **format_rest, "thinkingConfig": thinking_rest}
-    choice, choice_rest = gemini_read_choice(tool_config)
-    rest = {
-        **without(data, GEMINI_REQUEST),
-        "systemInstruction": without(system, GEMINI_CONTENT),
-        "toolConfig": choice_rest,
-        "generationConfig": {key: value for key, value in config_rest.items() if value not in (None, {})},
-    }
+    config = data.get("generationConfig") or {}
+    model, stream = data.pop("model"), bool(data.pop("stream", False))
+    contents = gemini_pair(gemini_list(data.pop("contents")))
     return Request(
         "gemini",
-        data["model"],
-        gemini_read_contents(gemini_list(data["contents"])),
-        system=tuple(gemini_read_part(part, "") for part in gemini_list(system.get("parts"))),
-        tools=tuple(gemini_read_tools(gemini_list(data.get("tools")))),
-        choice=choice,
-        params={GEMINI_PARAMS[k]: v for k, v in config.items() if k in GEMINI_PARAMS and v is not None},
-        thinking=thinking,
-        format=format,
-        stream=bool(data.get("stream")),
-        extra=gemini_extra(rest),
+        model,
+        tuple(map(gemini_read_content, contents)),
+        system=gemini_read_system(data),
+        tools=tuple(gemini_read_tools(gemini_list(data.pop("tools", None)))),
+        choice=gemini_read_choice(data.get("toolConfig") or {}),
+        params={GEMINI_PARAMS[k]: config.pop(k) for k in [*config] if k in GEMINI_PARAMS},
+        thinking=gemini_read_thinking(config.get("thinkingConfig") or {}),
+        format=gemini_read_format(config),
+        stream=stream,
+        extra=gemini_extra(data),
     )
 
 
-GEMINI_CONTENT = frozenset({"parts"})
-GEMINI_FORMAT = frozenset({"responseMimeType", "responseSchema", "responseJsonSchema"})
-GEMINI_CONFIG = frozenset({*GEMINI_PARAMS, *GEMINI_FORMAT, "thinkingConfig"})
+def gemini_read_system(data: Json) -> tuple[Part, ...]:
+    """Read systemInstruction: a content, or what the SDKs take for one, a text or a part."""
+    system = data.get("systemInstruction")
+    if isinstance(system, dict) and "parts" in system:
+        return tuple(map(gemini_read_part, gemini_list(system.pop("parts"))))
+    data.pop("systemInstruction", None)
+    part = {"text": system} if isinstance(system, str) else system
+    return (gemini_read_part(part),) if part else ()
 
 
-def gemini_read_schema(data: Json, openapi: str, plain: str) -> tuple[Json | None, Json]:
-    """Read a schema in either of its two forms, and keep the original where it was another one."""
-    key = plain if data.get(plain) is not None else openapi
-    original = data.get(key)
-    lowered = gemini_schema(original)
-    return lowered, {key: original} if key == openapi or lowered != original else {}
+def gemini_read_schema(data: Json, openapi: str, plain: str) -> Json | None:
+    """Read a schema in either form. It stays where JSON Schema says it in other words."""
+    key = openapi if data.get(openapi) else plain
+    schema: Json | None = gemini_schema(data.get(key))
+    if key == plain and schema == data.get(key):
+        data.pop(key, None)
+    return schema
 
 
-def gemini_read_format(config: Json) -> tuple[Format | None, Json]:
-    """Return the wanted form of the answer, and the fields that have no place in it."""
+def gemini_read_format(config: Json) -> Format | None:
     if config.get("responseMimeType") != "application/json":  # text/plain, or an enum
-        return None, {key: config[key] for key in GEMINI_FORMAT if key in config}
-    schema, rest = gemini_read_schema(config, "responseSchema", "responseJsonSchema")
-    return Format("json" if schema is None else "schema", schema=schema), rest
+        return None
+    del config["responseMimeType"]
+    schema = gemini_read_schema(config, "responseSchema", "responseJsonSchema")
+    return Format("json" if schema is None else "schema", schema=schema)
 
 
-def gemini_read_thinking(config: Json) -> tuple[Thinking, Json]:
-    """Return how much to think; a level that nobody else knows stays in the rest."""
+def gemini_read_thinking(config: Json) -> Thinking:
     level = str(config.get("thinkingLevel") or "").lower()
     effort = level if level in EFFORTS else ""
-    shown = config.get("includeThoughts")
-    summary = "" if shown is None else "auto" if shown else "omitted"
-    known = frozenset({"includeThoughts", "thinkingBudget", *(["thinkingLevel"] if effort else [])})
-    rest = {} if level == "thinking_level_unspecified" else without(config, known)
-    return Thinking(effort, config.get("thinkingBudget"), summary), rest
+    if effort or level == "thinking_level_unspecified":
+        del config["thinkingLevel"]
+    summary = {None: "", False: "omitted", True: "auto"}[config.pop("includeThoughts", None)]
+    return Thinking(effort, config.pop("thinkingBudget", None), summary)
 
 
-def gemini_read_choice(config: Json) -> tuple[ToolChoice | None, Json]:
-    """Return the tool choice; VALIDATED, which is `auto` elsewhere, is noted."""
+def gemini_read_choice(config: Json) -> ToolChoice | None:
+    """Read the tool choice; VALIDATED, which nobody else knows, stays and is written over it."""
     calling = config.get("functionCallingConfig")
-    rest = without(config, frozenset({"functionCallingConfig"}))
     if calling is None:
-        return None, rest
-    mode = calling.get("mode") or "MODE_UNSPECIFIED"
-    names = tuple(calling.get("allowedFunctionNames") or ())
-    more = without(calling, frozenset({"mode", "allowedFunctionNames"}))
-    note = {} if mode in GEMINI_MODES_WRITE.values() else {"_mode": mode}
-    calling_rest = {"functionCallingConfig": more} if more else {}
-    return ToolChoice(GEMINI_MODES.get(mode, "auto"), names), {**rest, **note, **calling_rest}
+        return None
+    mode = GEMINI_MODES.get(calling.get("mode"), "")
+    if mode:
+        del calling["mode"]
+    return ToolChoice(mode or "auto", tuple(calling.pop("allowedFunctionNames", None) or ()))
 
 
 def gemini_read_tools(tools: Iterable[Json]) -> Iterator[Tool]:
-    """Read the functions and the service's own tools; `_at` notes which object they came in."""
+    """Read functions and the service's own tools; `_at` notes which object they came in."""
     for at, tool in enumerate(tools):
+        for data in gemini_list(tool.pop("functionDeclarations", None)):
+            name, text = (
+                data.pop("name"),
+                data.pop("description") if data.get("description") else "",
+            )
+            schema = gemini_read_schema(data, "parameters", "parametersJsonSchema")
+            yield Tool(name, text, schema, extra=gemini_extra({**data, "_at": at}))
         for key, value in tool.items():
-            if key != "functionDeclarations":
-                extra = {"gemini": {"_at": at, key: value}}
-                yield Tool(GEMINI_HOSTED.get(key, key), kind="hosted", extra=extra)
-                continue
-            for data in gemini_list(value):
-                schema, rest = gemini_read_schema(data, "parameters", "parametersJsonSchema")
-                rest = {**without(data, GEMINI_FUNCTION), **rest, "_at": at}
-                text = data.get("description") or ""
-                yield Tool(data["name"], text, schema, extra=gemini_extra(rest))
+            name = GEMINI_HOSTED.get(key, key)
+            yield Tool(name, kind="hosted", extra=gemini_extra({key: value, "_at": at}))
 
 
-GEMINI_FUNCTION = frozenset({"name", "description", "parameters", "parametersJsonSchema"})
+def gemini_read_content(content: Json) -> Message:
+    role = content.get("role")
+    if role in {"user", "model"}:
+        del content["role"]  # others are kept as they were
+    parts = tuple(map(gemini_read_part, content.pop("parts")))
+    rest = content if role else {**content, "_role": False}
+    return Message("assistant" if role == "model" else "user", parts, gemini_extra(rest))
 
 
-def gemini_read_contents(contents: Iterable[Json]) -> tuple[Message, ...]:
-    """Read the turns, one message each; every response gets the id of the call it answers."""
-    messages: list[Message] = []
-    calls: list[Part] = []  # of the nearest model turn; ids of those with a response are in `done`
-    done: set[str] = set()
-    for turn, content in enumerate(contents):
-        role = "assistant" if content.get("role") == "model" else "user"
-        parts = [
-            gemini_read_part(part, f"call_{turn}_{at}_{digest(part)[:8]}")
-            for at, part in enumerate(gemini_list(content.get("parts")))
-        ]
-        if role == "assistant":
-            calls = [] if not messages or messages[-1].role == "user" else calls
-            calls += [part for part in parts if part.kind == "call"]
-            parts = gemini_pair_hosted(parts)
-        else:
-            parts = [pair for part in parts if (pair := gemini_pair(part, calls, done, turn))]
-        wire = content.get("role")
-        note = {} if wire in {"user", "model"} else {"_role": wire or ""}
-        extra = {**without(content, frozenset({"role", "parts"})), **note}
-        messages.append(Message(role, tuple(parts), gemini_extra(extra)))
-    return tuple(messages)
+def gemini_pair(contents: list[Json]) -> list[Json]:
+    """Give every call an id, and every response that of its call; drop repeated responses.
 
-
-def gemini_pair(part: Part, calls: list[Part], done: set[str], turn: int) -> Part | None:
-    """Give a response the id of its call: by id if both have one, else the next of its name.
-
-    None if the call has been answered: gemini-cli repeats the responses when it resumes.
+    `_id` notes what was on the wire. The ids depend on the place alone: they are the same when
+    the conversation comes again. gemini-cli repeats the responses of a resumed conversation, and
+    qwen-code splits them over contents (spec/clients.md 1.11).
     """
-    if part.kind != "result":
-        return part
-    wire = part.id
-    named = [call for call in calls if call.name == part.name]
-    if not any(call.id == wire for call in calls):
-        open_ids = [call.id for call in named if call.id not in done]
-        made = wire or f"call_{turn}_{digest(part.name)[:8]}"
-        part = part._replace(id=open_ids[0] if open_ids else named[-1].id if named else made)
-    if part.id in done:
-        return None
-    done.add(part.id)
-    rest = {**gemini_own(part.extra), "_id": None if part.id == wire else "made"}
-    if wire and wire != part.id:
-        rest["functionResponse"] = {"id": wire}
-    return part._replace(extra=gemini_extra(rest))
+    calls: list[Json] = []  # of the nearest turn of the model
+    done: set[str] = set()
+    before = ""
+    for turn, content in enumerate(contents):
+        parts = gemini_list(content.get("parts"))
+        role = content.get("role") or "user"
+        if role == "model":
+            calls = [*(calls if before == role else ()), *gemini_calls(parts, turn)]
+        before = role
+        content["parts"] = [
+            p for p in parts if gemini_answers(p.get("functionResponse"), calls, done)
+        ]
+    return contents
 
 
-def gemini_pair_hosted(parts: list[Part]) -> list[Part]:
-    """Give a result of the service's own tool the id of the call before it, if it has none."""
-    last, paired = "", []
-    for part in parts:
-        last = part.id if part.kind == "hosted" else last
-        lost = part.kind == "hosted_result" and not part.id
-        paired.append(part._replace(id=last) if lost else part)
-    return paired
+def gemini_calls(parts: Iterable[Json], turn: int) -> list[Json]:
+    """Return the calls of a turn; those without an id are named by their place."""
+    found = [(at, part["functionCall"]) for at, part in enumerate(parts) if "functionCall" in part]
+    return [
+        call
+        if call.get("id")
+        else gemini_name(call, f"call_{turn}_{at}_{digest(call['name'])[:8]}")
+        for at, call in found
+    ]
+
+
+def gemini_name(data: Json, name: str) -> Json:
+    """Set an id, and note the one that was there."""
+    data["_id"] = data.get("id") or ""
+    data["id"] = name
+    return data
+
+
+def gemini_answers(response: Json | None, calls: list[Json], done: set[str]) -> bool:
+    """Find the call of a response: by id if both have one, else the next of that name.
+
+    False if it has an answer already. A part that is no response is always welcome.
+    """
+    if not response:
+        return True
+    if response.get("id") not in {call["id"] for call in calls}:
+        named = [call["id"] for call in calls if call["name"] == response["name"]]
+        waiting = [name for name in named if name not in done]
+        lost = response.get("id") or f"call_{digest(response['name'])}"
+        gemini_name(response, [*waiting, *named, lost][0])
+    fresh = response["id"] not in done
+    done.add(response["id"])
+    return fresh
 
 
 # --- writing requests ---
 
 
 def gemini_is_new(model: str) -> bool:
-    """Tell whether a model is Gemini 3 or newer: they check signatures and take media as results."""
-    found = re.search(r"gemini-(\d+)", model)
-    return bool(found) and int(found[1]) >= 3  # type: ignore[index]
+    """Tell whether a model is Gemini 3 or newer: they check signatures and see media in results."""
+    return any(int(major) >= 3 for major in re.findall(r"gemini-(\d+)", model))
 
 
 def gemini_write_request(request: Request, target: Target) -> Json:
     """Request -> body of generateContent, with `model` and `stream` for the path."""
-    own = gemini_own(request.extra)
     new = gemini_is_new(target.model.id)
-    system = request.system if request.messages else ()
-    messages = request.messages or (Message("user", request.system),)
-    body: Json = {"model": request.model, "stream": request.stream}
+    messages, system = request.messages, request.system
+    if not messages:  # the service wants a user: then he says what the system would have
+        messages, system = (Message("user", system),), ()
     if request.dialect == "gemini":
-        body["contents"] = [gemini_write_content(message) for message in messages]
+        contents = [gemini_write_content(message) for message in messages]
     else:
-        body["contents"] = gemini_write_turns(messages, new)
+        contents = gemini_write_turns(messages, new)
     if new:
-        gemini_add_sentinels(body["contents"])
+        gemini_add_sentinels(contents)
     more = {
-        "systemInstruction": {"parts": parts} if (parts := gemini_write_texts(system)) else {},
+        "systemInstruction": {"parts": texts} if (texts := gemini_write_kept(system)) else {},
         "tools": gemini_write_tools(request, target, new=new),
         "toolConfig": gemini_write_choice(request) if request.tools else {},
         "generationConfig": gemini_write_config(request, target),
     }
-    return gemini_merge({**body, **{key: value for key, value in more.items() if value}}, own)
+    written = {key: value for key, value in more.items() if value}
+    body = {"model": request.model, "stream": request.stream, "contents": contents, **written}
+    return gemini_merge(body, gemini_own(request.extra))
 
 
-def gemini_write_texts(parts: Iterable[Part]) -> list[Json]:
-    """Write parts, but those that are empty or unknown here."""
-    kept = (part for part in parts if part.kind != "text" or part.text or part.proof)
-    return [written for part in kept if (written := gemini_write_part(part))]
+def gemini_write_kept(parts: Iterable[Part]) -> list[Json]:
+    """Write parts but those that say nothing, which are refused."""
+    return gemini_write_parts(
+        part for part in parts if part.kind != "text" or part.text or part.proof
+    )
 
 
 def gemini_write_content(message: Message) -> Json:
     """Write a message of this dialect as it was."""
     own = gemini_own(message.extra)
-    role = own.get("_role", "model" if message.role == "assistant" else "user")
-    named = {"role": role} if role else {}
-    parts = [written for part in message.parts if (written := gemini_write_part(part))]
-    return gemini_merge({**named, "parts": parts}, own)
+    role = "model" if message.role == "assistant" else "user"
+    content = {"role": role} if own.get("_role", True) else {}
+    return gemini_merge({**content, "parts": gemini_write_parts(message.parts)}, own)
 
 
 def gemini_write_turns(messages: Iterable[Message], new: bool) -> list[Json]:
-    """Write the messages of a foreign dialect as contents that alternate and begin with the user."""
+    """Write messages of a foreign dialect: contents that alternate and begin with the user's."""
     contents: list[Json] = []
     calls: list[Part] = []
-    for turn in turns(m if m.role == "assistant" else m._replace(role="user") for m in messages):
-        model = turn.role == "assistant"
-        parts = gemini_write_model(turn.parts) if model else gemini_write_user(turn.parts, calls, new)
-        calls = [part for part in turn.parts if part.kind == "call"] if model else []
-        role = "model" if model else "user"
+    sides = (m if m.role == "assistant" else m._replace(role="user") for m in messages)
+    for turn in turns(sides):
+        if turn.role == "assistant":
+            role, parts = "model", gemini_write_model(turn.parts)
+            calls = [part for part in turn.parts if part.kind == "call"]
+        else:
+            role, parts = "user", gemini_write_user(turn.parts, calls, new)
+            calls = []
         if parts and contents and contents[-1]["role"] == role:
             contents[-1]["parts"] += parts
         elif parts:
@@ -2884,25 +2872,26 @@ def gemini_write_turns(messages: Iterable[Message], new: bool) -> list[Json]:
 
 def gemini_write_model(parts: Iterable[Part]) -> list[Json]:
     """Write an answer of a foreign dialect: of thoughts, only their proofs go back."""
-    proofs = [
-        part._replace(kind="text", text="") if part.kind == "thinking" else part
-        for part in gemini_move_proofs(parts)
-    ]
-    return gemini_write_texts(proofs)
+    moved = gemini_move_proofs(parts)
+    return gemini_write_kept(
+        part._replace(kind="text", text="") if part.kind == "thinking" else part for part in moved
+    )
 
 
 def gemini_write_user(parts: Iterable[Part], calls: Iterable[Part], new: bool) -> list[Json]:
-    """Write a user's turn: one response for each call of the turn before, in its order, then the rest.
+    """Write a user's turn: a result for each call of the turn before, in its order, then the rest.
 
-    Media in results go inside the responses, or for older models after all of them. A result
-    without a call is told as it is, without its frame.
+    Older models see no media in results: they follow. What answers no call is told without a frame.
     """
     results: dict[str, Part] = {}
     rest: list[Part] = []
+    for part in parts:
+        if part.kind == "result":
+            results.setdefault(part.id, part)
+        else:
+            rest.append(part)
     written: list[Part] = []
     media: list[Part] = []
-    for part in parts:
-        results.setdefault(part.id, part) if part.kind == "result" else rest.append(part)
     for call in calls:
         result = results.pop(call.id, GEMINI_UNANSWERED)._replace(id=call.id, name=call.name)
         if not new:
@@ -2910,38 +2899,35 @@ def gemini_write_user(parts: Iterable[Part], calls: Iterable[Part], new: bool) -
             result = result._replace(parts=tuple(p for p in result.parts if p.kind != "media"))
         written.append(result)
     orphans = [part for result in results.values() for part in result.parts]
-    return gemini_write_texts([*written, *media, *orphans, *rest])
+    return gemini_write_kept([*written, *media, *orphans, *rest])
 
 
 def gemini_add_sentinels(contents: list[Json]) -> None:
-    """Give each step's first call since the user last spoke a signature, where it has none.
-
-    Gemini 3 answers 400 for one that is missing.
-    """
+    """Sign the first call of each step since the user last spoke: Gemini 3 answers 400 if not."""
     for content in reversed(contents):
-        if content.get("role") != "model":
-            if not any("functionResponse" in part for part in content["parts"]):
-                return
-            continue
-        for part in content["parts"]:
-            if "functionCall" in part:
-                part.setdefault("thoughtSignature", GEMINI_SENTINEL)
-                break
+        calls = [part for part in content["parts"] if "functionCall" in part]
+        if calls:
+            calls[0].setdefault("thoughtSignature", GEMINI_SENTINEL)
+        elif content.get("role") != "model" and not any(
+            "functionResponse" in part for part in content["parts"]
+        ):
+            return
 
 
 def gemini_write_tools(request: Request, target: Target, *, new: bool) -> list[Json]:
-    """Write the tools: functions in one object, each tool of the service in its own.
+    """Write the tools: the functions in one object, each tool of the service in its own.
 
-    Before Gemini 3 the two do not go together: then the functions stay.
+    Before Gemini 3 the two do not go together: then only the functions stay.
     """
     groups: dict[object, Json] = {}
     functions = any(tool.kind == "function" for tool in request.tools)
-    schema_key = "parameters" if "openapi-schema" in target.quirks else "parametersJsonSchema"
+    # QUIRKS openapi-schema: the service knows no JSON Schema; fit_request has cleaned it
+    key = "parameters" if "openapi-schema" in target.quirks else "parametersJsonSchema"
     for tool in request.tools:
         own = gemini_own(tool.extra)
-        if tool.kind != "hosted":
-            group = groups.setdefault(own.get("_at", "functions"), {})
-            group.setdefault("functionDeclarations", []).append(gemini_write_function(tool, schema_key))
+        if tool.kind == "function":
+            group = groups.setdefault(own.get("_at"), {})
+            group.setdefault("functionDeclarations", []).append(gemini_write_function(tool, key))
         elif own:
             gemini_merge(groups.setdefault(own["_at"], {}), own)
         elif tool.name in GEMINI_HOSTED_WRITE and (new or not functions):
@@ -2950,57 +2936,54 @@ def gemini_write_tools(request: Request, target: Target, *, new: bool) -> list[J
 
 
 def gemini_write_function(tool: Tool, key: str) -> Json:
-    """Write a function; one without arguments has no schema: an empty object is refused by some."""
+    """Write a function; a foreign one without arguments has no schema, for some refuse that."""
     own = gemini_own(tool.extra)
-    text = {"description": tool.description} if tool.description else {}
-    written = {"name": tool.name, **text}
+    written: Json = {"name": tool.name}
+    if tool.description:
+        written["description"] = tool.description
     schema = tool.schema or {}
-    takes = any(schema.get(word) for word in (*GEMINI_LISTS, *GEMINI_MAPS, "$ref", "additionalProperties"))
-    if (takes or (own and tool.schema is not None)) and "parameters" not in own:
+    keywords = (*GEMINI_SCHEMA_MAPS, *GEMINI_SCHEMA_LISTS, "$ref", "additionalProperties")
+    takes = any(map(schema.get, keywords)) if not own else tool.schema is not None
+    if takes and "parameters" not in own:
         written[key] = schema
     return gemini_merge(written, own)
 
 
 def gemini_write_choice(request: Request) -> Json:
-    """Write the tool choice; a subset of the tools may only be named where a call is required."""
+    """Write the tool choice; some of the tools may only be named where a call is required."""
     if request.choice is None:
         return {}
     mode, names = request.choice
-    note = gemini_own(request.extra).get("toolConfig", EMPTY).get("_mode", "")
-    noted = GEMINI_MODES.get(note, "auto") == mode and note
-    calling: Json = {"mode": noted or GEMINI_MODES_WRITE[mode]}
-    if names and (mode == "required" or noted):
-        calling["allowedFunctionNames"] = list(names)
-    return {"functionCallingConfig": calling}
+    named = names and (mode == "required" or request.dialect == "gemini")
+    allowed = {"allowedFunctionNames": list(names)} if named else {}
+    return {"functionCallingConfig": {"mode": GEMINI_MODES_WRITE[mode], **allowed}}
 
 
 def gemini_write_config(request: Request, target: Target) -> Json:
     """Write generationConfig: the plain parameters, the form of the answer and the thinking."""
-    config = {GEMINI_PARAMS_WRITE[k]: v for k, v in request.params.items() if k in GEMINI_PARAMS_WRITE}
-    if "stopSequences" in config:
-        config["stopSequences"] = config["stopSequences"][:5]  # the service takes no more, and no empty list
+    params = request.params
+    config = {word: params[name] for name, word in GEMINI_PARAMS_WRITE.items() if name in params}
+    if "stopSequences" in config:  # five at most, and no empty list
+        config["stopSequences"] = config["stopSequences"][:5]
     if request.format:
         config["responseMimeType"] = "application/json"
-        own = gemini_own(request.extra).get("generationConfig", EMPTY)
-        if request.format.schema is not None and "responseSchema" not in own:
+        if "responseSchema" not in gemini_own(request.extra, "generationConfig"):
             openapi = "openapi-schema" in target.quirks
             config["responseSchema" if openapi else "responseJsonSchema"] = request.format.schema
     config["thinkingConfig"] = gemini_write_thinking(request)
-    return {key: value for key, value in config.items() if value not in ([], {})}
+    return {key: value for key, value in config.items() if value not in (None, [], {})}
 
 
 def gemini_write_thinking(request: Request) -> Json:
-    """Write how much to think, by name or in tokens, never both; thoughts are shown unless unwanted."""
+    """Write how much to think, by name or in tokens; thoughts are shown unless that is unwanted."""
     effort, budget, summary, _ = request.thinking
     config: Json = {}
-    if effort in {"none", "auto"}:
-        config["thinkingBudget"] = EFFORTS[effort]
-    elif effort:
+    if effort and EFFORTS[effort] > 0:
         config["thinkingLevel"] = effort.upper()
-    elif budget is not None:
-        config["thinkingBudget"] = budget
-    shown = summary or (request.dialect != "gemini" and config.get("thinkingBudget", config) != 0 and config)
-    if shown:
+    elif effort or budget is not None:
+        config["thinkingBudget"] = EFFORTS[effort] if effort else budget
+    thinks = bool(config) and config.get("thinkingBudget") != 0
+    if summary or (thinks and request.dialect != "gemini"):
         config["includeThoughts"] = summary != "omitted"
     return config
 
@@ -3035,7 +3018,7 @@ class GeminiChoice:
                 self.texts.append(text)
                 yield PartDelta(self.at, "text", text)
             elif text is not None:
-                yield from self.add_text(gemini_read_part(part, ""))
+                yield from self.add_text(gemini_read_part(part))
             else:
                 yield from self.add(part)
         if data.keys() - {"content", "index"}:
@@ -3078,16 +3061,17 @@ class GeminiChoice:
 
     def add_whole(self, data: Json) -> Iterator[Event]:
         """Read a part that is complete, and give it an id if it needs one."""
-        at = next(self.numbers)
-        new = f"call_{digest(self.seed, at)}"
-        part = gemini_read_part(data, new)
+        part = gemini_read_part(data)
         if part.kind == "text" and not part.proof:
             return
-        if part.id in self.ids and part.kind == "call":
-            part = part._replace(id=new)
-        if part.kind == "hosted_result":
-            part = part._replace(id=part.id or self.hosted)
-        self.hosted = part.id if part.kind == "hosted" else self.hosted
+        at = next(self.numbers)
+        if part.kind == "call" and (not part.id or part.id in self.ids):
+            part = part._replace(id=f"call_{digest(self.seed, at)}")
+        if part.kind.startswith("hosted"):
+            self.hosted = part.id or (
+                self.hosted if part.text == "" else f"call_{digest(self.seed, at)}"
+            )
+            part = part._replace(id=self.hosted)
         self.ids.add(part.id)
         self.kinds.add(part.kind)
         yield from part_events(at, part, self.number)
@@ -3118,15 +3102,22 @@ class GeminiChoice:
 
 GEMINI_CANDIDATE = frozenset({"content", "index", "finishReason", "logprobsResult"})
 GEMINI_PIECES = frozenset({"partialArgs", "willContinue"})
-GEMINI_STEP = re.compile(r"\.([^.\[\]]+)|\[(\d+)\]|\[['\"](.*?)['\"]\]")  # of a path: .name [0] ['name']
+GEMINI_STEP = re.compile(
+    r"\.([^.\[\]]+)|\[(\d+)\]|\[['\"](.*?)['\"]\]"
+)  # of a path: .name [0] ['name']
 
 
 def gemini_put(root: Any, piece: Json) -> None:
     """Put a piece of the arguments where its path says, `$.a[0].b`; a string grows."""
-    steps = [int(at) if at else name or quoted for name, at, quoted in GEMINI_STEP.findall(piece["jsonPath"])]
+    steps = [
+        int(at) if at else name or quoted
+        for name, at, quoted in GEMINI_STEP.findall(piece["jsonPath"])
+    ]
     for step, after in zip(steps, steps[1:]):
         root = gemini_slot(root, step, [] if isinstance(after, int) else {})
-    value = next((piece[key] for key in ("stringValue", "numberValue", "boolValue") if key in piece), None)
+    value = next(
+        (piece[key] for key in ("stringValue", "numberValue", "boolValue") if key in piece), None
+    )
     old = gemini_slot(root, steps[-1], None)
     root[steps[-1]] = old + value if isinstance(old, str) and isinstance(value, str) else value
 
@@ -3146,7 +3137,7 @@ def gemini_read_stream(payloads: Iterable[Json], request: Request) -> Events:
 
 
 def gemini_read_response(body: Json, request: Request) -> Events:
-    """A full answer -> events; an array is what a stream without `alt=sse` leaves."""
+    """GenerateContentResponse -> events; an array is a stream without `alt=sse`, read whole."""
     return gemini_read_chunks(gemini_list(body), request, whole=isinstance(body, dict))
 
 
@@ -3157,7 +3148,7 @@ def gemini_read_chunks(payloads: Iterable[Json], request: Request, *, whole: boo
     started = False
     try:
         for payload in payloads:
-            chunk = payload["response"] if "response" in payload else payload  # of Code Assist
+            chunk = payload.get("response", payload)  # Code Assist wraps it
             if "error" in chunk:
                 raise gemini_error(chunk, 0)
             usage = chunk.get("usageMetadata", usage)
@@ -3167,9 +3158,10 @@ def gemini_read_chunks(payloads: Iterable[Json], request: Request, *, whole: boo
                 yield from gemini_read_usage(usage)
             for candidate in gemini_candidates(chunk):
                 number = candidate.get("index", 0)
-                if number not in choices:
-                    choices[number] = GeminiChoice(number, numbers, request.id, whole=whole)
-                yield from choices[number].read(candidate)
+                choice = choices.get(number) or GeminiChoice(
+                    number, numbers, request.id, whole=whole
+                )
+                yield from choices.setdefault(number, choice).read(candidate)
     except ProxyError:
         if not gemini_done(choices):
             raise
@@ -3207,14 +3199,16 @@ def gemini_read_usage(data: Json) -> Iterator[Usage]:
 
 
 GEMINI_USAGE = frozenset(
-    "promptTokenCount cachedContentTokenCount candidatesTokenCount thoughtsTokenCount totalTokenCount".split()
+    f"{name}TokenCount" for name in ("prompt", "cachedContent", "candidates", "thoughts", "total")
 )
 
 
 def gemini_read_citations(candidate: Json, before: str, text: str) -> Iterator[Citation]:
     """Read groundingMetadata, whose offsets are bytes of all texts, for the last of them."""
     grounding = candidate.get("groundingMetadata") or EMPTY
-    sources = [next(iter(chunk.values()), EMPTY) for chunk in grounding.get("groundingChunks") or ()]
+    sources = [
+        next(iter(chunk.values()), EMPTY) for chunk in grounding.get("groundingChunks") or ()
+    ]
     data, base = (before + text).encode("utf-8", "replace"), len(before.encode("utf-8", "replace"))
     for support in grounding.get("groundingSupports") or ():
         segment = support.get("segment") or EMPTY
@@ -3246,8 +3240,7 @@ class GeminiOut:
     """What of one choice waits for the last chunk."""
 
     def __init__(self) -> None:
-        self.texts: list[str] = []
-        self.citations: list[tuple[int, Citation]] = []  # with the characters before their part
+        self.texts: list[Part] = []  # complete ones
         self.logprobs: list[Json] = []
         self.proof = ""  # of a thought: goes to the call that follows, or out on its own
 
@@ -3255,10 +3248,9 @@ class GeminiOut:
 class GeminiLive:
     """An open part. `head` and `tail` are the chunk around a text; empty for what is sent whole."""
 
-    def __init__(self, part: Part, choice: int, out: GeminiOut) -> None:
-        self.part, self.choice, self.out = part, choice, out
-        self.texts = out.texts if part.kind in {"text", "refusal"} else []
-        self.before = len("".join(self.texts))
+    def __init__(self, event: PartStart, out: GeminiOut) -> None:
+        self.part, self.choice, self.out = event.part, event.choice, out
+        self.texts = [event.part.text]
         self.head = self.tail = ""
 
 
@@ -3280,15 +3272,18 @@ class GeminiWriter:
             PartStart: self.open,
             PartDelta: self.change,
             PartEnd: self.close,
-            Usage: self.count,
+            Usage: self.use,
             MessageEnd: self.end,
         }
 
     def frame(self, data: str) -> bytes:
-        """Frame a chunk: an event of its own, or an element of the one array."""
+        """Frame a chunk: as an event of its own, or an element of the one array."""
         lead, self.begun = self.lead, True
         self.lead = lead if self.sse else ",\r\n"
         return (lead + data + self.trail).encode("ascii")
+
+    def send(self, chunk: Json) -> bytes:
+        return self.frame(dumps(chunk))
 
     def chunk(self, choice: int, part: Json) -> Json:
         candidate = {"content": {"parts": [part], "role": "model"}, "index": choice}
@@ -3299,22 +3294,20 @@ class GeminiWriter:
         return ()
 
     def open(self, event: PartStart) -> Iterator[Json]:
-        """Open a part; of texts, prepare the chunk that its deltas go into."""
+        """Open a part; for texts, prepare the chunk that the deltas go into."""
         kind, out = event.part.kind, self.outs.setdefault(event.choice, GeminiOut())
         if out.proof and kind != "call":
             yield self.chunk(event.choice, gemini_write_proof(out))
-        self.live[event.at] = live = GeminiLive(event.part, event.choice, out)
-        if kind in {"text", "thinking", "refusal"}:
+        self.live[event.at] = live = GeminiLive(event, out)
+        if kind in GEMINI_WORDS:
             part = gemini_write_part(event.part._replace(text="\0"))
             live.head, live.tail = dumps(self.chunk(event.choice, part)).split('"\\u0000"', 1)
 
     def change(self, event: PartDelta) -> Iterator[Json]:
-        """Take a delta that is not written at once."""
+        """Take a delta that is no text to be shown at once."""
         live = self.live[event.at]
         if event.field == "text":
             live.texts.append(event.value)
-        elif event.field == "citation":
-            live.out.citations.append((live.before, event.value))
         elif event.field == "logprobs":
             live.out.logprobs += event.value
         elif event.field == "proof" and live.part.kind == "thinking":
@@ -3327,26 +3320,27 @@ class GeminiWriter:
     def close(self, event: PartEnd) -> Iterator[Json]:
         """End a part: calls, media and the like are written now, in one piece."""
         live = self.live.pop(event.at)
+        part, out = live.part._replace(text="".join(live.texts)), live.out
         if live.head:
+            out.texts.append(part)
             return
-        part = live.part._replace(text="".join(live.texts))
-        if live.out.proof and part.proof:
-            yield self.chunk(live.choice, gemini_write_proof(live.out))
-        if part.kind == "call":
-            part = part._replace(proof=part.proof or live.out.proof)
-            live.out.proof = ""
+        if out.proof and not part.proof:
+            part, out.proof = part._replace(proof=out.proof), ""
+        elif out.proof:
+            yield self.chunk(live.choice, gemini_write_proof(out))
         if written := gemini_write_part(part):
             yield self.chunk(live.choice, written)
 
-    def count(self, event: Usage) -> Iterable[Json]:
+    def use(self, event: Usage) -> Iterable[Json]:
         self.usage = gemini_write_usage(event)
         return ()
 
     def end(self, event: MessageEnd) -> Iterable[Json]:
         """Keep the end of a choice for the last chunk."""
         out = self.outs.setdefault(event.choice, GeminiOut())
+        choice = Choice(tuple(out.texts), event, tuple(out.logprobs))
         part = gemini_write_proof(out) if out.proof else {"text": ""}
-        self.ends.append(gemini_write_candidate(event, [part], out))
+        self.ends.append(gemini_write_candidate(choice, [part]))
         return ()
 
     def last(self) -> Json:
@@ -3363,36 +3357,29 @@ def gemini_write_stream(events: Iterable[Event], request: Request) -> Frames:
                 live.texts.append(event.value)
                 yield writer.frame(live.head + quote(event.value) + live.tail)
             else:
-                for chunk in writer.take[type(event)](event):
-                    yield writer.frame(dumps(chunk))
-        yield writer.frame(dumps(writer.last()))
+                yield from map(writer.send, writer.take[type(event)](event))
+        yield writer.send(writer.last())
     except ProxyError as error:
         if not writer.begun:
             raise
-        yield writer.frame(dumps(gemini_write_error(error)))
+        yield writer.send(gemini_write_error(error))
     if not writer.sse:
         yield b"]"
 
 
 def gemini_write_response(response: Response, request: Request) -> Json:
-    """A collected answer -> GenerateContentResponse."""
-    candidates = []
-    for choice in response.choices:
-        out = GeminiOut()
-        for part in choice.parts:
-            before = len("".join(out.texts))
-            out.citations += [(before, citation) for citation in part.citations]
-            out.texts += [part.text] if part.kind in {"text", "refusal"} else []
-        out.logprobs = list(choice.logprobs)
-        written = [gemini_write_part(part) for part in gemini_move_proofs(choice.parts)]
-        candidates.append(gemini_write_candidate(choice.end, [*filter(None, written)], out))
+    """Write a collected answer as one GenerateContentResponse."""
+    candidates = [
+        gemini_write_candidate(choice, gemini_write_parts(gemini_move_proofs(choice.parts)))
+        for choice in response.choices
+    ]
     usage = gemini_write_usage(response.usage) if response.usage else {}
     return {"candidates": candidates, **usage, **gemini_write_names(response.start, request)}
 
 
 def gemini_write_names(start: MessageStart, request: Request) -> Json:
-    id = start.id or digest(request.id, "response")
-    return {"modelVersion": start.model or request.model, "responseId": id}
+    made = digest(request.id, "response")
+    return {"modelVersion": start.model or request.model, "responseId": start.id or made}
 
 
 def gemini_write_proof(out: GeminiOut) -> Json:
@@ -3401,34 +3388,41 @@ def gemini_write_proof(out: GeminiOut) -> Json:
     return {"text": "", "thought": True, "thoughtSignature": proof}
 
 
-def gemini_write_candidate(end: MessageEnd, parts: list[Json], out: GeminiOut) -> Json:
+def gemini_write_candidate(choice: Choice, parts: list[Json]) -> Json:
     """Write a candidate with all that comes last in it; a word of this dialect is used again."""
-    known = GEMINI_FINISH.get(end.raw, "error") == end.finish or end.finish == "tool_calls"
-    word = end.raw if known and end.raw.isupper() else GEMINI_FINISH_WRITE[end.finish]
-    candidate: Json = {"content": {"parts": parts, "role": "model"}, "finishReason": word, "index": end.choice}
-    if out.citations:
-        candidate["groundingMetadata"] = gemini_write_citations("".join(out.texts), out.citations)
-    if out.logprobs:
-        candidate["logprobsResult"] = gemini_write_logprobs(out.logprobs)
+    end = choice.end
+    same = end.finish in {GEMINI_FINISH.get(end.raw, "error"), "tool_calls"}
+    word = end.raw if same and end.raw.isupper() else GEMINI_FINISH_WRITE[end.finish]
+    content = {"parts": parts, "role": "model"}
+    candidate: Json = {"content": content, "finishReason": word, "index": end.choice}
+    if any(part.citations for part in choice.parts):
+        candidate["groundingMetadata"] = gemini_write_citations(choice.parts)
+    if choice.logprobs:
+        candidate["logprobsResult"] = gemini_write_logprobs(choice.logprobs)
     return gemini_merge(candidate, gemini_own(end.extra))
 
 
-def gemini_write_citations(text: str, citations: Iterable[tuple[int, Citation]]) -> Json:
-    """Write groundingMetadata: the sources, each once, and which bytes of the texts refer to them."""
-    sources: dict[str, int] = {}
-    chunks: list[Json] = []
+def gemini_size(text: str) -> int:
+    return len(text.encode("utf-8", "replace"))
+
+
+def gemini_write_citations(parts: Iterable[Part]) -> Json:
+    """Write groundingMetadata: the sources, each once, and which bytes of the texts use them."""
+    sources: dict[tuple[str, str], int] = {}
     supports: list[Json] = []
-    for before, citation in citations:
-        at = sources.setdefault(citation.url, len(sources))
-        if at == len(chunks):
-            chunks.append({"web": {"uri": citation.url, "title": citation.title}})
-        start, end = before + citation.start, before + citation.end
-        segment = {
-            "startIndex": len(text[:start].encode("utf-8", "replace")),
-            "endIndex": len(text[:end].encode("utf-8", "replace")),
-            "text": text[start:end],
-        }
-        supports.append({"segment": segment, "groundingChunkIndices": [at]})
+    base = 0
+    for part in parts:
+        for cited in part.citations:
+            at = sources.setdefault((cited.url, cited.title), len(sources))
+            start, end = (base + gemini_size(part.text[:n]) for n in (cited.start, cited.end))
+            segment = {
+                "startIndex": start,
+                "endIndex": end,
+                "text": part.text[cited.start : cited.end],
+            }
+            supports.append({"segment": segment, "groundingChunkIndices": [at]})
+        base += gemini_size(part.text) if part.kind in {"text", "refusal"} else 0
+    chunks = [{"web": {"uri": url, "title": title}} for url, title in sources]
     return {"groundingChunks": chunks, "groundingSupports": supports}
 
 
@@ -3468,7 +3462,7 @@ def gemini_error(data: Json, status: int) -> ProxyError:
     code = error.get("code")
     status = status or (code if isinstance(code, int) else 0)
     said = message + dumps(error.get("details") or [])
-    kind = next((kind for word, kind in GEMINI_REASONS if word in said), "")
+    kind = next((kind for word, kind in GEMINI_SAID.items() if word in said), "")
     kind = kind or GEMINI_KINDS.get(error.get("status", ""), "")
     result = ProxyError(kind, message) if kind else error_of_status(status, message)
     result.status = status if status >= 400 else result.status
@@ -3493,7 +3487,9 @@ def gemini_write_error(error: ProxyError) -> Json:
     body: Json = {"code": kind.status, "message": str(error), "status": kind.gemini}
     if error.retry_after is not None:
         delay = f"{error.retry_after:g}s"
-        body["details"] = [{"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": delay}]
+        body["details"] = [
+            {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": delay}
+        ]
     return {"error": body}
 
 
