@@ -61,7 +61,7 @@ from http.server import ThreadingHTTPServer
 from itertools import count, islice
 from pathlib import Path
 from typing import Any, NamedTuple, Union
-from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
+from urllib.parse import parse_qsl, unquote, unquote_to_bytes, urlencode, urlsplit
 from urllib.parse import quote as urlquote
 
 if sys.version_info < (3, 9):  # noqa: UP036 -- a copied file meets old interpreters
@@ -2352,7 +2352,1266 @@ def claude_write_error(error: ProxyError) -> Json:
 ########################################################################################
 # 6. CHAT                                                                         [pure]
 ########################################################################################
-# The Chat Completions API, OpenAI's own and that of the many who follow it.
+# The Chat Completions API, OpenAI's own and that of the many who follow it, each in its own way.
+# What has no name in the model is kept by chat_rest and put back by chat_merge; two wire forms of
+# one thing are told apart by notes in `extra` that begin with "_". Source: spec/dialects.md 1A, 4.4.
+# QUIRKS of a target: max-tokens (knows no max_completion_tokens), system (no developer role),
+# string-content (no lists of texts), empty-content (no null), no-stream-options,
+# reasoning-content (wants the thinking of earlier turns back).
+
+CHAT_PARAMS = words_read(PARAMS, "chat")
+CHAT_WRITE_PARAMS = words_write(PARAMS, "chat")
+CHAT_FINISHES = {
+    **words_read(FINISH_REASONS, "chat"),
+    "max_tokens": "length",
+    "model_length": "length",  # Mistral
+    "error": "error",  # OpenRouter
+}
+CHAT_WRITE_FINISHES = words_write(FINISH_REASONS, "chat")
+CHAT_MODES = ("auto", "none", "required")  # of tool_choice
+CHAT_FORMATS = {"json_object": "json", "json_schema": "schema"}
+CHAT_LATE = "See the attachment in the next message."  # a result that is all image
+CHAT_LOST = "Error: this call was not answered."  # a call whose result is missing
+
+
+def chat_fields(words: str, **inner: Json) -> Json:
+    """Return a tree of field names, for chat_rest: those in `inner` are objects of known fields."""
+    return {**dict.fromkeys(words.split(), EMPTY), **inner}
+
+
+CHAT_CALL = chat_fields(
+    "id type",
+    function=chat_fields("name arguments"),
+    custom=chat_fields("name input"),
+    extra_content=chat_fields("", google=chat_fields("thought_signature")),
+)
+CHAT_TOOL = chat_fields(
+    "type",
+    function=chat_fields("name description parameters strict"),
+    custom=chat_fields("name description", format=chat_fields("grammar")),
+)
+CHAT_REQUEST = chat_fields("model messages tools functions stream web_search_options")
+CHAT_FORMAT = chat_fields("type", json_schema=chat_fields("name schema strict description"))
+CHAT_USAGE = chat_fields(
+    "prompt_tokens completion_tokens total_tokens cached_tokens prompt_cache_hit_tokens",
+    prompt_tokens_details=chat_fields("cached_tokens cache_write_tokens"),
+    completion_tokens_details=chat_fields("reasoning_tokens"),
+)
+
+
+def chat_rest(data: Json, known: Json) -> Json:
+    """Return what the model cannot hold: unknown fields at any depth, and null or empty ones."""
+    rest: Json = {}
+    for key, value in data.items():
+        if key not in known or value is None or value is False or value in ("", []):
+            rest[key] = value
+        elif known[key] and isinstance(value, dict) and (inner := chat_rest(value, known[key])):
+            rest[key] = inner
+    return rest
+
+
+def chat_merge(written: Json, own: Mapping[str, Any]) -> Json:
+    """Put back what chat_rest kept, at any depth; notes stay behind."""
+    merged = {key: value for key, value in own.items() if not key.startswith("_")}
+    for key, value in written.items():
+        kept = merged.get(key)
+        both = isinstance(value, dict) and isinstance(kept, dict)
+        merged[key] = chat_merge(value, kept) if both else value
+    return merged
+
+
+def chat_extra(data: Json, known: Json, **notes: Any) -> Mapping[str, Json]:
+    own = {**chat_rest(data, known), **{key: value for key, value in notes.items() if value}}
+    return {"chat": own} if own else EMPTY
+
+
+def chat_own(thing: Request | Message | Part | Tool | Usage) -> Json:
+    return thing.extra.get("chat", EMPTY)
+
+
+def chat_text(value: Any) -> str:
+    """Return a text that some send as null, as an object, or as a list of texts."""
+    if isinstance(value, list) and all(isinstance(item, dict) for item in value):
+        return "".join(chat_text(item.get("text") or item.get("content")) for item in value)
+    return value if isinstance(value, str) else "" if value is None else dumps_text(value)
+
+
+def chat_cache(data: Json) -> str:
+    """Return the cache breakpoint of a part or tool, OpenAI's or (OpenRouter) Claude's mark."""
+    mark = data.get("cache_control") or data.get("prompt_cache_breakpoint")
+    return "" if not mark else "1h" if mark.get("ttl") == "1h" else "5m"
+
+
+# -- content ---------------------------------------------------------------------------
+
+
+def chat_media(kind: str, url: str, name: str = "", detail: str = "") -> Part:
+    """Return the media behind a URL, which may hold the bytes themselves. Source: RFC 2397."""
+    head, comma, data = url.partition(",")
+    if not comma or head[:5].lower() != "data:":
+        own = {"chat": {"_url": True}} if kind == "document" else EMPTY
+        return Part("media", media=Media(kind, "url", url, "", name, detail), extra=own)
+    mime, *options = head[5:].lower().split(";")
+    mime = "image/jpeg" if mime == "image/jpg" else mime or "text/plain"
+    if "base64" not in options:
+        data = base64.b64encode(unquote_to_bytes(data)).decode("ascii")
+    usual = "base64" not in options or head == f"data:{mime};base64"
+    extra = EMPTY if usual else {"chat": {"_head": head}}
+    return Part("media", media=Media(kind, "base64", data, mime, name, detail), extra=extra)
+
+
+def chat_read_image(part: Json) -> Part:
+    image = part["image_url"]
+    image = {"url": image} if isinstance(image, str) else image
+    return chat_media("image", image["url"], detail=image.get("detail") or "")
+
+
+def chat_read_audio(part: Json) -> Part:
+    audio = part["input_audio"]
+    return Part("media", media=Media("audio", "base64", audio["data"], f"audio/{audio['format']}"))
+
+
+def chat_read_file(part: Json) -> Part:
+    file = part["file"]
+    name = file.get("filename") or ""
+    if file.get("file_id"):
+        return Part("media", media=Media("document", "file_id", file["file_id"], "", name))
+    read = chat_media("document", file["file_data"], name)
+    return read if name else read._replace(extra={"chat": {**chat_own(read), "_unnamed": True}})
+
+
+CHAT_PARTS: dict[str, tuple[Callable[[Json], Part], Json]] = {
+    "text": (lambda p: Part("text", p["text"]), chat_fields("type text")),
+    "refusal": (lambda p: Part("refusal", p["refusal"]), chat_fields("type refusal")),
+    "image_url": (chat_read_image, chat_fields("type", image_url=chat_fields("url detail"))),
+    "input_audio": (chat_read_audio, chat_fields("type", input_audio=chat_fields("data format"))),
+    "file": (chat_read_file, chat_fields("type", file=chat_fields("file_data file_id filename"))),
+}
+
+
+def chat_read_part(part: Json) -> Part:
+    if part["type"] not in CHAT_PARTS:
+        return Part("opaque", extra={"chat": part})
+    read, known = CHAT_PARTS[part["type"]]
+    made = read(part)
+    return made._replace(
+        cache=chat_cache(part), extra=chat_extra(part, known, **chat_own(made)) or made.extra
+    )
+
+
+def chat_read_content(content: str | list[Json] | None) -> tuple[Part, ...]:
+    if isinstance(content, str):
+        return (Part("text", content),)
+    return tuple(map(chat_read_part, content or ()))
+
+
+def chat_write_image(media: Media, url: str) -> Json:
+    detail = {"detail": media.detail} if media.detail else {}
+    return {"type": "image_url", "image_url": {"url": url, **detail}}
+
+
+def chat_write_file(media: Media, url: str) -> Json:
+    name = {"filename": media.name} if media.name else {}
+    return {"type": "file", "file": {"file_data": url, **name}}
+
+
+CHAT_AUDIO = {"mpeg": "mp3", "x-wav": "wav", "wave": "wav"}  # MIME subtype -> format
+CHAT_MEDIA: dict[tuple[str, str], Callable[[Media, str], Json]] = {
+    ("image", "url"): chat_write_image,
+    ("image", "base64"): chat_write_image,
+    ("audio", "base64"): lambda m, _: {
+        "type": "input_audio",
+        "input_audio": {
+            "data": m.data,
+            "format": CHAT_AUDIO.get(m.mime[6:], m.mime[6:]),
+        },
+    },
+    ("document", "base64"): chat_write_file,
+    ("document", "url"): chat_write_file,  # OpenRouter only: see chat_write_media
+    ("document", "file_id"): lambda m, _: {"type": "file", "file": {"file_id": m.data}},
+    ("document", "text"): lambda m, _: {"type": "text", "text": f"{m.name}\n{m.data}".lstrip("\n")},
+}
+
+
+def chat_write_media(part: Part) -> Json:
+    media, own = part.media or Media("", "", ""), chat_own(part)
+    write = CHAT_MEDIA.get((media.kind, media.source))
+    if write is None or (write is chat_write_file and media.source == "url" and "_url" not in own):
+        where = {"url": "by its URL", "file_id": "by its file id"}.get(media.source, "in a message")
+        message = f"this upstream takes no {media.kind} {where}: send another kind of media"
+        raise ProxyError("invalid_request", message, param="messages")
+    if media.kind == "document" and not media.name and "_unnamed" not in own:
+        media = media._replace(name="document.pdf" if media.source == "base64" else "")
+    head = own.get("_head", f"data:{media.mime};base64")
+    return write(media, f"{head},{media.data}" if media.source == "base64" else media.data)
+
+
+CHAT_WRITE_PARTS: dict[str, Callable[[Part], Json]] = {
+    "text": lambda p: {"type": "text", "text": p.text},
+    "refusal": lambda p: {"type": "refusal", "refusal": p.text},
+    "media": chat_write_media,
+    "opaque": lambda p: {},
+}
+
+
+def chat_write_parts(parts: Iterable[Part]) -> list[Json]:
+    known = [part for part in parts if part.kind in CHAT_WRITE_PARTS]
+    wire = (chat_merge(CHAT_WRITE_PARTS[part.kind](part), chat_own(part)) for part in known)
+    return [part for part in wire if part]
+
+
+def chat_write_content(parts: Iterable[Part], own: Json, target: Target) -> str | list[Json]:
+    wire = chat_write_parts(parts)
+    if "string-content" in target.quirks and all(part["type"] == "text" for part in wire):
+        return "\n\n".join(part["text"] for part in wire)
+    if len(wire) == 1 and wire[0].keys() == {"type", "text"} and "_list" not in own:
+        return str(wire[0]["text"])
+    return wire
+
+
+# -- messages --------------------------------------------------------------------------
+
+
+def chat_proof(data: Json) -> str:
+    """Return a thought signature, in the slot of Google's compatibility endpoint."""
+    google = (data.get("extra_content") or EMPTY).get("google") or EMPTY
+    return google.get("thought_signature") or ""
+
+
+def chat_read_call(call: Json) -> Part:
+    custom = call.get("type") == "custom" or "function" not in call
+    body = call["custom" if custom else "function"]
+    return Part(
+        "call",
+        chat_text(body.get("input" if custom else "arguments")),
+        call["id"],
+        body["name"],
+        proof=chat_proof(call),
+        custom=custom,
+        extra=chat_extra(call, CHAT_CALL, _untyped="type" not in call),
+    )
+
+
+def chat_write_call(part: Part) -> Json:
+    own = chat_own(part)
+    kind, field = ("custom", "input") if part.custom else ("function", "arguments")
+    call: Json = {"id": part.id, kind: {"name": part.name, field: part.text}}
+    if "_untyped" not in own:
+        call["type"] = kind
+    if part.proof:
+        call["extra_content"] = {"google": {"thought_signature": part.proof}}
+    return chat_merge(call, own)
+
+
+def chat_read_plain(message: Json) -> Message:
+    content = message.get("content")
+    extra = chat_extra(
+        message, chat_fields("role content"), _list=isinstance(content, list)
+    )
+    return Message(message["role"], chat_read_content(content), extra)
+
+
+def chat_read_tool(message: Json) -> Message:
+    content = message.get("content")
+    known = chat_fields("role content tool_call_id")
+    extra = chat_extra(message, known, _list=isinstance(content, list))
+    result = Part("result", id=message["tool_call_id"], parts=chat_read_content(content))
+    return Message("tool", (result,), extra)
+
+
+def chat_read_assistant(message: Json) -> Message:
+    content, field = message.get("content"), chat_thinking_field(message)
+    parts = [Part("thinking", message[field], extra={"chat": {"_field": field}})] if field else []
+    parts += chat_read_content(content)
+    known = chat_fields(f"role content tool_calls {field}")
+    if message.get("refusal") and not isinstance(content, list):
+        parts.append(Part("refusal", message["refusal"]))
+        known["refusal"] = EMPTY
+    parts += map(chat_read_call, message.get("tool_calls") or ())
+    notes = {"_list": isinstance(content, list), "_absent": "content" not in message}
+    return Message("assistant", tuple(parts), chat_extra(message, known, **notes))
+
+
+def chat_thinking_field(message: Json) -> str:
+    """Name the field that holds a message's thinking as a text; vendors may fill both."""
+    fields = ("reasoning_content", "reasoning")
+    return next((x for x in fields if isinstance(message.get(x), str) and message[x]), "")
+
+
+CHAT_ROLES: dict[str, Callable[[Json], Message]] = {
+    "system": chat_read_plain,
+    "developer": chat_read_plain,
+    "user": chat_read_plain,
+    "assistant": chat_read_assistant,
+    "tool": chat_read_tool,
+}
+
+
+def chat_modern(messages: Iterable[Json]) -> Iterator[Json]:
+    """Put the form of before November 2023, one `function_call` a turn, in today's."""
+    last = ""
+    for number, message in enumerate(messages):
+        call = message.get("function_call")
+        if message["role"] == "assistant" and call:
+            last = f"call_{digest('function_call', number, call['name'])}"
+            rest = {key: value for key, value in message.items() if key != "function_call"}
+            yield {**rest, "tool_calls": [{"id": last, "function": call}], "_old": True}
+        elif message["role"] == "function":
+            yield {**message, "role": "tool", "tool_call_id": last, "_old": True}
+        else:
+            yield message
+
+
+def chat_read_message(message: Json) -> Message:
+    if message["role"] not in CHAT_ROLES:
+        words = f"unknown role {message['role']!r}, not one of {', '.join(CHAT_ROLES)}"
+        raise ProxyError("invalid_request", words, param="messages")
+    return CHAT_ROLES[message["role"]](message)
+
+
+def chat_lift(message: Message) -> tuple[Part, ...]:
+    """Return a leading system message as parts of Request.system; the first recalls the message."""
+    first, *others = message.parts or (Part("text"),)
+    note = {**chat_own(message), "_role": message.role}
+    return (first._replace(extra={"chat": {**chat_own(first), "_message": note}}), *others)
+
+
+def chat_lower(system: Iterable[Part]) -> list[Message]:
+    """Return Request.system as messages: the inverse of chat_lift."""
+    messages: list[Message] = []
+    for part in system:
+        note = chat_own(part).get("_message")
+        if note or not messages:
+            note = note or {"_role": "system"}
+            messages.append(Message(note["_role"], (part,), {"chat": note}))
+        else:
+            messages[-1] = messages[-1]._replace(parts=(*messages[-1].parts, part))
+    return messages
+
+
+def chat_write_result(part: Part, own: Json, target: Target) -> Json:
+    content: str | list[Json]
+    if "_list" in own and not part.error:
+        content = chat_write_content(part.parts, own, target)
+    else:
+        wire = chat_write_parts(part.parts)
+        content = "\n".join(item["text"] for item in wire if item["type"] == "text")
+        content = content or (CHAT_LATE if wire else "")
+        if part.error and not content.startswith("Error: "):
+            content = f"Error: {content}"
+    if "_old" in own:
+        return {"role": "function", "content": content}
+    return {"role": "tool", "tool_call_id": part.id, "content": content}
+
+
+def chat_write_turn(message: Message, target: Target) -> Iterator[Json]:
+    """Write any message but an assistant's: results first, then their images and the rest."""
+    own = chat_own(message)
+    results = [part for part in message.parts if part.kind == "result"]
+    for part in results:
+        result = chat_write_result(part, own, target)
+        yield chat_merge(result, own if message.role == "tool" else EMPTY)
+    inner = [] if "_list" in own else [p for result in results for p in result.parts]
+    moved = [part for part in inner if part.media and part.media.source != "text"]
+    rest = [part for part in message.parts if part.kind != "result"]
+    role = "user" if message.role == "tool" else message.role
+    own = EMPTY if message.role == "tool" else own
+    role = "system" if role == "developer" and "system" in target.quirks else role
+    content = chat_write_content([*moved, *rest], own, target)
+    if content or "content" in own:
+        yield chat_merge({"role": role, **({"content": content} if content else {})}, own)
+
+
+def chat_write_calls(calls: list[Part], old: bool) -> Json:
+    if old:
+        return {"function_call": chat_write_call(calls[0])["function"]}
+    return {"tool_calls": [chat_write_call(part) for part in calls]}
+
+
+def chat_write_assistant(message: Message, target: Target) -> Iterator[Json]:
+    own, content = chat_own(message), None
+    kinds: dict[str, list[Part]] = {}
+    for part in message.parts:
+        kinds.setdefault(part.kind, []).append(part)
+    if "_list" in own:
+        said = [part for part in message.parts if part.kind != "media"]
+        content: str | list[Json] | None = chat_write_content(said, own, target)
+    elif "text" in kinds or "empty-content" in target.quirks:
+        content = text_of(message.parts, "")
+    written: Json = {"role": "assistant", "content": content}
+    if content is None and "_absent" in own:
+        del written["content"]
+    if "refusal" in kinds and "_list" not in own:
+        written["refusal"] = "".join(part.text for part in kinds["refusal"])
+    usual = "reasoning_content" if "reasoning-content" in target.quirks else ""
+    for part in kinds.get("thinking", ()):
+        if part.text and (field := chat_own(part).get("_field", usual)):
+            written[field] = written.get(field, "") + part.text
+    if "call" in kinds:
+        written.update(chat_write_calls(kinds["call"], "_old" in own))
+    if content or len(written) > 2 or own:
+        yield chat_merge(written, own)
+
+
+def chat_answered(messages: Iterable[Json]) -> list[Json]:
+    """Put the answers to an assistant's calls right behind it, one for each.
+
+    Answers that come late are moved up, and missing ones made up; all else keeps its order.
+    """
+    ordered: list[Json] = []
+    missing: dict[str, None] = {}  # ids of calls without an answer, in order
+    later: list[Json] = []
+    for message in (*messages, {"role": "assistant"}):  # one more, to end the last turn
+        if message["role"] == "tool":
+            missing.pop(message["tool_call_id"], None)
+            ordered.append(message)
+        elif message["role"] == "assistant":
+            lost = [{"role": "tool", "tool_call_id": id, "content": CHAT_LOST} for id in missing]
+            ordered += [*lost, *later, message]
+            later = []
+            missing = dict.fromkeys(call["id"] for call in message.get("tool_calls") or ())
+        else:
+            later.append(message)
+        if not missing:
+            ordered += later
+            later = []
+    return ordered[:-1]
+
+
+def chat_write_messages(request: Request, target: Target) -> list[Json]:
+    wire: list[Json] = []
+    for message in (*chat_lower(request.system), *request.messages):
+        write = chat_write_assistant if message.role == "assistant" else chat_write_turn
+        wire += write(message, target)
+    return chat_answered(wire)
+
+
+# -- tools and settings ----------------------------------------------------------------
+
+
+def chat_read_tool_row(tool: Json) -> Tool:
+    kind = tool.get("type", "function")
+    if kind not in {"function", "custom"}:
+        return Tool(kind, kind="hosted", extra={"chat": tool})
+    body = tool[kind]
+    return Tool(
+        body["name"],
+        body.get("description") or "",
+        body.get("parameters"),
+        kind,
+        body.get("strict"),
+        (body.get("format") or EMPTY).get("grammar"),
+        cache=chat_cache(tool),
+        extra=chat_extra(tool, CHAT_TOOL, _untyped="type" not in tool),
+    )
+
+
+def chat_read_tools(body: Json) -> tuple[Tool, ...]:
+    old = ({"function": function, "_old": True} for function in body.get("functions") or ())
+    tools = [chat_read_tool_row(tool) for tool in (*(body.get("tools") or ()), *old)]
+    if body.get("web_search_options") is not None:
+        own = {"web_search_options": body["web_search_options"]}
+        tools.append(Tool("web_search", kind="hosted", extra={"chat": own}))
+    return tuple(tools)
+
+
+def chat_write_tool(tool: Tool) -> Json:
+    own = chat_own(tool)
+    fields = {
+        "name": tool.name,
+        "description": tool.description or None,
+        "parameters": tool.schema,
+        "strict": tool.strict,
+        "format": tool.grammar and {"type": "grammar", "grammar": tool.grammar},
+    }
+    inner = {key: value for key, value in fields.items() if value is not None}
+    typed = {} if "_untyped" in own else {"type": tool.kind}
+    return chat_merge({**typed, tool.kind: inner}, own)
+
+
+def chat_write_tools(request: Request, target: Target) -> Json:
+    """Return the fields of the body that hold tools. Hosted ones only as they came from Chat,
+    but web search for models made for it: others refuse it (400 "not supported with this model").
+    """
+    mine = [tool for tool in request.tools if tool.kind != "hosted"]
+    new = [chat_write_tool(tool) for tool in mine if "_old" not in chat_own(tool)]
+    old = [chat_write_tool(tool)["function"] for tool in mine if "_old" in chat_own(tool)]
+    written: Json = {}
+    for tool in request.tools:
+        own = chat_own(tool)
+        if tool.kind == "hosted" and "web_search_options" in own:
+            written.update(own)
+        elif tool.kind == "hosted" and own:
+            new.append(own)
+        elif tool.kind == "hosted" and tool.name == "web_search" and "search" in request.model:
+            written["web_search_options"] = {}
+    return {**written, **({"tools": new} if new else {}), **({"functions": old} if old else {})}
+
+
+def chat_read_choice(choice: Any) -> ToolChoice | None:
+    """Read `tool_choice`; None for what has no counterpart, which then stays in `extra`."""
+    if isinstance(choice, str):
+        return ToolChoice(choice) if choice in CHAT_MODES else None
+    kind = choice.get("type") if choice else None
+    if kind == "allowed_tools":
+        tools = choice[kind]["tools"]
+        names = tuple(tool[tool["type"]]["name"] for tool in tools if tool["type"] in tool)
+        return ToolChoice(choice[kind]["mode"], names)
+    return ToolChoice("required", (choice[kind]["name"],)) if kind in CHAT_TOOL else None
+
+
+def chat_write_choice(request: Request) -> Json:
+    choice, own = request.choice, chat_own(request)
+    if not choice:
+        return {}
+    customs = {tool.name for tool in request.tools if tool.kind == "custom"}
+    kinds = ("custom" if name in customs else "function" for name in choice.names)
+    named = [{"type": kind, kind: {"name": name}} for kind, name in zip(kinds, choice.names)]
+    if "_functions" in own:
+        return {"function_call": {"name": choice.names[0]} if choice.names else choice.mode}
+    if len(named) == 1 and choice.mode == "required" and "_allowed" not in own:
+        return {"tool_choice": named[0]}
+    allowed = {"mode": choice.mode, "tools": named}
+    return {"tool_choice": {"type": "allowed_tools", "allowed_tools": allowed} if named else choice.mode}
+
+
+def chat_read_format(form: Json | None) -> Format | None:
+    if not form or form.get("type") not in CHAT_FORMATS:
+        return None
+    schema = form.get("json_schema") or EMPTY
+    return Format(
+        CHAT_FORMATS[form["type"]],
+        schema.get("name") or "",
+        schema.get("schema"),
+        schema.get("strict"),
+        schema.get("description") or "",
+    )
+
+
+def chat_write_format(form: Format) -> Json:
+    if form.kind == "json":
+        return {"type": "json_object"}
+    fields = {
+        "name": form.name or "response",
+        "schema": form.schema,
+        "strict": form.strict,
+        "description": form.description or None,
+    }
+    schema = {key: value for key, value in fields.items() if value is not None}
+    return {"type": "json_schema", "json_schema": schema}
+
+
+def chat_read_params(body: Json) -> tuple[Json, Json]:
+    """Return the parameters, and the name each came by: of two for one the smaller limit counts."""
+    params: Json = {}
+    names: Json = {}
+    for name, canonical in reversed(CHAT_PARAMS.items()):
+        value = body.get(name)
+        smaller = canonical == "max_tokens" and canonical in params and value is not None
+        if value is not None and (canonical not in params or (smaller and value < params[canonical])):
+            params[canonical], names[canonical] = value, name
+    if isinstance(params.get("stop"), str):
+        params["stop"] = [params["stop"]]
+    return params, names
+
+
+def chat_write_params(request: Request, target: Target) -> Json:
+    own, tools = chat_own(request), any(tool.kind != "hosted" for tool in request.tools)
+    names = {**CHAT_WRITE_PARAMS, **own.get("_names", EMPTY)}
+    if "max-tokens" in target.quirks:
+        names["max_tokens"] = "max_tokens"
+    written = {names[key]: value for key, value in request.params.items() if key in names}
+    if "_stop" in own and len(written.get("stop", ())) == 1:
+        written["stop"] = written["stop"][0]
+    if not tools or "_functions" in own:
+        written.pop("parallel_tool_calls", None)  # a 400 without tools
+    if request.thinking.effort not in {"", "auto"}:
+        written["reasoning_effort"] = request.thinking.effort
+    return written
+
+
+def chat_read_request(body: Json) -> Request:
+    """POST /v1/chat/completions body -> Request. Source: spec/dialects.md 1A.1 to 1A.3."""
+    messages = [chat_read_message(message) for message in chat_modern(body["messages"])]
+    lead = next((n for n, m in enumerate(messages) if SIDES.get(m.role) != "system"), len(messages))
+    params, names = chat_read_params(body)
+    old, effort = body.get("function_call"), body.get("reasoning_effort")
+    if isinstance(old, dict):
+        old = {"type": "function", "function": old}
+    asked = old or body.get("tool_choice")
+    choice, form = chat_read_choice(asked), chat_read_format(body.get("response_format"))
+    if body.get("functions"):
+        params["parallel"] = False
+    read = {
+        "tool_choice": EMPTY if choice else None,
+        "function_call": EMPTY if old else None,
+        "response_format": CHAT_FORMAT if form else None,
+        "reasoning_effort": EMPTY if effort in EFFORTS else None,
+    }
+    known = {**CHAT_REQUEST, **{key: inner for key, inner in read.items() if inner is not None}}
+    others = {key: value for key, value in body.items() if key not in names.values()}
+    notes = {
+        "_names": {key: name for key, name in names.items() if name != CHAT_WRITE_PARAMS[key]},
+        "_stop": isinstance(body.get("stop"), str),
+        "_functions": bool(body.get("functions")),
+        "_allowed": isinstance(asked, dict) and asked.get("type") == "allowed_tools",
+    }
+    return Request(
+        "chat",
+        body["model"],
+        tuple(messages[lead:]),
+        tuple(part for message in messages[:lead] for part in chat_lift(message)),
+        chat_read_tools(body),
+        choice,
+        params,
+        Thinking(effort if effort in EFFORTS else ""),
+        form,
+        bool(body.get("stream")),
+        chat_extra(others, known, **notes),
+    )
+
+
+def chat_write_request(request: Request, target: Target) -> Json:
+    """Request -> POST /v1/chat/completions body."""
+    own = dict(chat_own(request))
+    options = {**(own.pop("stream_options", None) or EMPTY), "include_usage": True}
+    body: Json = {
+        "model": request.model,
+        "messages": chat_write_messages(request, target),
+        **chat_write_params(request, target),
+        **chat_write_tools(request, target),
+    }
+    if "tools" in body or "functions" in body:
+        body.update(chat_write_choice(request))
+    if request.format:
+        body["response_format"] = chat_write_format(request.format)
+    if request.stream:
+        body["stream"] = True
+        if "no-stream-options" not in target.quirks:
+            body["stream_options"] = options
+    return chat_merge(body, own)
+
+
+# -- answers ---------------------------------------------------------------------------
+
+
+def chat_read_usage(usage: Json) -> Usage:
+    """Read `usage`, with the cache fields of Kimi (cached_tokens) and DeepSeek (.._hit_tokens)."""
+    prompt = usage.get("prompt_tokens_details") or EMPTY
+    completion = usage.get("completion_tokens_details") or EMPTY
+    spellings = prompt.get("cached_tokens"), usage.get("cached_tokens")
+    cached = next(filter(None, (*spellings, usage.get("prompt_cache_hit_tokens"))), 0)
+    return Usage(
+        usage.get("prompt_tokens") or 0,
+        cached,
+        prompt.get("cache_write_tokens") or 0,
+        usage.get("completion_tokens") or 0,
+        completion.get("reasoning_tokens") or 0,
+        chat_extra({key: value for key, value in usage.items() if value is not None}, CHAT_USAGE),
+    )
+
+
+def chat_write_usage(usage: Usage) -> Json:
+    cache = {"cached_tokens": usage.cache_read, "cache_write_tokens": usage.cache_write}
+    written = {
+        "prompt_tokens": usage.input,
+        "completion_tokens": usage.output,
+        "total_tokens": usage.input + usage.output,
+        "prompt_tokens_details": cache,
+        "completion_tokens_details": {"reasoning_tokens": usage.reasoning},
+    }
+    return chat_merge(written, chat_own(usage))
+
+
+def chat_read_citation(annotation: Json) -> Citation:
+    cited = annotation["url_citation"]
+    return Citation(
+        cited.get("url") or "",
+        cited.get("title") or "",
+        cited.get("start_index") or 0,
+        cited.get("end_index") or 0,
+        cited.get("content") or "",  # OpenRouter
+    )
+
+
+def chat_write_citation(citation: Citation, before: int, length: int) -> Json:
+    """Write a citation of a text of `length` that has `before` code points of text before it."""
+    cited = {
+        "url": citation.url,
+        "title": citation.title,
+        "start_index": before + citation.start,
+        "end_index": before + (citation.end or length),
+    }
+    if citation.text:
+        cited["content"] = citation.text
+    return {"type": "url_citation", "url_citation": cited}
+
+
+class ChatLane:
+    """A part under way. What cannot be sent yet, for an older part is still open, is held."""
+
+    def __init__(self, part: Part) -> None:
+        self.part = part
+        self.at = -1  # its number, once it has begun
+        self.held: list[tuple[str, Any]] = []  # field and value of deltas
+        self.empty = True
+
+
+class ChatChoice:
+    """One choice of an answer under way: puts parts in a row that the wire may interleave.
+
+    Calls may be added to until the end, so the oldest one streams and the others wait. Texts stop
+    when another kind begins. Source: spec/dialects.md 5.2.
+    """
+
+    def __init__(self, number: int, answer: ChatAnswer) -> None:
+        self.number, self.answer = number, answer
+        self.lanes: list[ChatLane] = []  # in order; only the first one flows
+        self.calls: list[tuple[Any, str, ChatLane]] = []  # index and id on the wire
+        self.citations: list[Citation] = []  # that came before their text
+        self.audio: Json = {}
+        self.finish = ""
+        self.kinds: set[str] = set()  # of the parts that have begun
+
+    def flow(self) -> Iterator[Event]:
+        """Send what the first part holds. A call begins when its name is known."""
+        lane = self.lanes[0]
+        if lane.part.kind == "call" and not lane.part.name:
+            return
+        if lane.at < 0:
+            lane.at = next(self.answer.numbers)
+            self.kinds.add(lane.part.kind)
+            yield PartStart(lane.at, lane.part, self.number)
+        for field, value in lane.held:
+            yield PartDelta(lane.at, field, value)
+        lane.held.clear()
+
+    def close(self) -> Iterator[Event]:
+        """End the first part. A call without a name is dropped, one without arguments gets `{}`."""
+        lane = self.lanes[0]
+        if lane.part.kind == "call" and lane.empty and not lane.part.custom:
+            lane.held.insert(0, ("text", "{}"))
+        yield from self.flow()
+        if lane.at >= 0:
+            yield PartEnd(lane.at)
+        del self.lanes[0]
+
+    def open(self, part: Part) -> Iterator[Event]:
+        if self.lanes and self.lanes[0].part.kind != "call":
+            yield from self.close()
+        self.lanes.append(ChatLane(part))
+        if part.kind == "text" and self.citations:
+            self.lanes[-1].held += [("citation", citation) for citation in self.citations]
+            self.citations = []
+        if len(self.lanes) == 1:
+            yield from self.flow()
+
+    def add(self, lane: ChatLane, field: str, value: Any) -> Iterator[Event]:
+        lane.held.append((field, value))
+        lane.empty = lane.empty and field != "text"
+        if lane is self.lanes[0]:
+            yield from self.flow()
+
+    def say(self, kind: str, text: str) -> Iterator[Event]:
+        """Go on with a text, thinking or refusal, or begin one."""
+        if text and (not self.lanes or self.lanes[-1].part.kind != kind):
+            yield from self.open(Part(kind))
+        if text:
+            yield from self.add(self.lanes[-1], "text", text)
+
+    def end(self) -> Iterator[Event]:
+        if self.audio:
+            yield from self.open(chat_read_sound(self.audio, self.answer.request))
+        while self.lanes:
+            yield from self.close()
+
+    def reason(self) -> str:
+        """Derive why it ended from what came: some say `stop`, or nothing, after calls."""
+        finish = CHAT_FINISHES.get(self.finish, "stop")
+        usual = "tool_calls" if "call" in self.kinds else "stop"
+        return usual if finish in {"stop", "tool_calls"} else finish
+
+
+def chat_read_thinking(choice: ChatChoice, delta: Json) -> Iterator[Event]:
+    """Read thinking, of which vendors fill several fields with the same text: one is taken."""
+    fields = ("reasoning_content", "reasoning")
+    text = next(filter(None, (chat_text(delta.get(field)) for field in fields)), "")
+    details = delta.get("reasoning_details") if not text else None
+    if isinstance(details, list):
+        text = "".join(item.get("text") or item.get("summary") or "" for item in details)
+    yield from choice.say("thinking", text)
+
+
+def chat_read_said(choice: ChatChoice, delta: Json) -> Iterator[Event]:
+    """Read `content`: a text, or (Mistral) a list of texts and thinking."""
+    content = delta.get("content")
+    for item in content if isinstance(content, list) else ({"text": content},):
+        yield from choice.say("thinking", chat_text(item.get("thinking")))
+        yield from choice.say("text", chat_text(item.get("text")))
+    yield from choice.say("refusal", chat_text(delta.get("refusal")))
+
+
+def chat_read_annotations(choice: ChatChoice, delta: Json) -> Iterator[Event]:
+    for annotation in delta.get("annotations") or ():
+        if annotation.get("type") == "url_citation":
+            citation = chat_read_citation(annotation)
+            if choice.lanes and choice.lanes[-1].part.kind == "text":
+                yield from choice.add(choice.lanes[-1], "citation", citation)
+            else:
+                choice.citations.append(citation)
+
+
+def chat_read_images(choice: ChatChoice, delta: Json) -> Iterator[Event]:
+    """Read the generated images of OpenRouter, and gather the pieces of a spoken answer."""
+    for image in delta.get("images") or ():
+        yield from choice.open(chat_read_part(image))
+    for key, value in (delta.get("audio") or EMPTY).items():
+        if value:
+            whole = key in {"data", "transcript"} and choice.audio.get(key)
+            choice.audio[key] = f"{whole}{value}" if whole else value
+
+
+def chat_read_sound(audio: Json, request: Request) -> Part:
+    form = (chat_own(request).get("audio") or EMPTY).get("format", "wav")
+    return Part(
+        "media",
+        media=Media("audio", "base64", audio.get("data", ""), f"audio/{form}"),
+        extra={"chat": audio},
+    )
+
+
+def chat_find_call(choice: ChatChoice, call: Json, name: str) -> ChatLane | None:
+    """Return the open call that a delta goes on with: by index, else by id, else the last one."""
+    index, id = call.get("index"), call.get("id") or ""
+    same = [c for c in choice.calls if (c[0] == index if index is not None else c[1] == id or not id)]
+    if not same or (index is None and not id and name):
+        return None
+    return same[-1][2] if id in {"", same[-1][1]} or not same[-1][1] else None
+
+
+def chat_read_calls(choice: ChatChoice, delta: Json) -> Iterator[Event]:
+    old = delta.get("function_call")
+    old = [{"index": 0, "function": old}] if old and (old.get("name") or old.get("arguments")) else ()
+    for call in delta.get("tool_calls") or old:
+        custom = call.get("type") == "custom" or "function" not in call
+        body = call.get("custom" if custom else "function") or EMPTY
+        name = body.get("name") or ""
+        lane = chat_find_call(choice, call, name)
+        if lane is None:
+            id = choice.answer.id_of(call.get("id") or "")
+            yield from choice.open(Part("call", id=id, name=name, custom=custom))
+            lane = choice.lanes[-1]
+            choice.calls.append((call.get("index"), call.get("id") or "", lane))
+        if name and not lane.part.name:
+            lane.part = lane.part._replace(name=name)
+        text, proof = chat_text(body.get("input" if custom else "arguments")), chat_proof(call)
+        if text:
+            yield from choice.add(lane, "text", text)
+        elif lane is choice.lanes[0]:
+            yield from choice.flow()
+        if proof:
+            yield from choice.add(lane, "proof", proof)
+
+
+CHAT_DELTAS = (  # in the order in which their parts stand in the answer
+    chat_read_thinking,
+    chat_read_said,
+    chat_read_annotations,
+    chat_read_images,
+    chat_read_calls,
+)
+
+
+class ChatAnswer:
+    """An answer under way: its choices, and what is known of all of them."""
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.numbers = itertools.count()  # of the parts of all choices
+        self.ids: set[str] = set()  # of calls
+        self.choices: dict[int, ChatChoice] = {}
+        self.texts: dict[int, int] = {}  # choice -> number of its text part, while that is open
+        self.usage: Usage | None = None
+
+    def id_of(self, id: str) -> str:
+        """Return a call's id, or another one if it is missing or taken."""
+        if not id or id in self.ids:
+            id = f"call_{digest(self.request.id, len(self.ids), id)}"
+        self.ids.add(id)
+        return id
+
+    def quick(self, chunk: Json) -> PartDelta | None:
+        """Return the event of the commonest of chunks, one more piece of text; None for others."""
+        try:
+            (choice,) = chunk["choices"]
+            delta = choice["delta"]
+            text = delta["content"]
+            if len(delta) > 1 or not text or choice.get("finish_reason") or choice.get("logprobs"):
+                return None
+            if type(text) is not str or chunk.get("usage"):
+                return None
+            return PartDelta(self.texts[choice["index"]], "text", text)
+        except (KeyError, TypeError, ValueError):
+            return None
+
+    def read(self, chunk: Json) -> Iterator[Event]:
+        choices = chunk.get("choices") or ()
+        told = [chunk, *choices]
+        bad = chunk.get("object") == "error" or ("detail" in chunk and "choices" not in chunk)
+        if bad or any(holder.get("error") for holder in told):
+            raise chat_error(next((holder for holder in told if holder.get("error")), chunk))
+        for holder in (*told, chunk.get("x_groq") or EMPTY):
+            self.usage = chat_read_usage(holder["usage"]) if holder.get("usage") else self.usage
+        for choice in choices:
+            if not self.choices:
+                model, created = chunk.get("model") or "", chunk.get("created") or 0
+                yield MessageStart(chunk.get("id") or "", model, created)
+            number = choice.get("index") or 0
+            state = self.choices.setdefault(number, ChatChoice(number, self))
+            yield from self.read_choice(choice, state)
+
+    def read_choice(self, choice: Json, state: ChatChoice) -> Iterator[Event]:
+        whole = choice.get("message") if not state.kinds else None  # not streamed, or only at the end
+        delta = choice.get("delta") or whole or EMPTY
+        for read in CHAT_DELTAS:
+            yield from read(state, delta)
+        tokens = (choice.get("logprobs") or EMPTY).get("content")
+        if tokens and state.lanes:
+            yield from state.add(state.lanes[0], "logprobs", tokens)
+        state.finish = choice.get("finish_reason") or state.finish
+        self.texts.pop(state.number, None)
+        if state.lanes and state.lanes[0].part.kind == "text":
+            self.texts[state.number] = state.lanes[0].at
+
+    def end(self) -> Iterator[Event]:
+        choices = [choice for _, choice in sorted(self.choices.items())]
+        for choice in choices:
+            yield from choice.end()
+        if not any(choice.finish or choice.kinds for choice in choices):
+            raise ProxyError("upstream_failed", "the upstream's answer ended before it began")
+        if self.usage:
+            yield self.usage
+        for choice in choices:
+            yield MessageEnd(choice.reason(), raw=choice.finish, choice=choice.number)
+
+
+def chat_read_response(body: Json, request: Request) -> Events:
+    """Read a whole answer: a stream of one chunk, with messages instead of deltas."""
+    return chat_read_stream((body,), request)
+
+
+def chat_write_shown(part: Part) -> Json:
+    """Write generated media: images in OpenRouter's field, sound in OpenAI's, no other."""
+    media = part.media
+    if media and media.kind == "audio":
+        sound = {"id": f"audio_{digest(media.data)}", "data": media.data, "transcript": ""}
+        return {"audio": chat_own(part) or {**sound, "expires_at": 0}}
+    return {"images": chat_write_parts([part])} if media and media.kind == "image" else {}
+
+
+def chat_signed(parts: Iterable[Part]) -> list[Part]:
+    """Return the calls, with the proofs of thinking before them: it has no slot for its own."""
+    calls: list[Part] = []
+    proof = ""
+    for part in parts:
+        if part.kind == "thinking":
+            proof = part.proof or proof
+        elif part.kind == "call":
+            text = part.text or ("" if part.custom else "{}")
+            calls.append(part._replace(text=text, proof=part.proof or proof))
+            proof = ""
+    return calls
+
+
+def chat_annotations(parts: Iterable[Part]) -> list[Json]:
+    annotations: list[Json] = []
+    before = 0
+    for part in parts:
+        if part.kind == "text":
+            size = len(part.text)
+            annotations += [chat_write_citation(cited, before, size) for cited in part.citations]
+            before += size
+    return annotations
+
+
+def chat_write_message(parts: tuple[Part, ...], old: bool) -> Json:
+    kinds = {part.kind for part in parts}
+    silent = None if kinds & {"call", "refusal", "media"} else ""
+    fields = {
+        "role": "assistant",
+        "content": text_of(parts, "") if "text" in kinds else silent,
+        "refusal": "".join(part.text for part in parts if part.kind == "refusal") or None,
+    }
+    others: Json = {
+        "reasoning_content": "".join(part.text for part in parts if part.kind == "thinking"),
+        "annotations": chat_annotations(parts),
+    }
+    for part in parts:
+        if part.kind == "media":
+            for key, value in chat_write_shown(part).items():
+                others[key] = others[key] + value if key == "images" and key in others else value
+    if "call" in kinds:
+        others.update(chat_write_calls(chat_signed(parts), old))
+    return {**fields, **{key: value for key, value in others.items() if value}}
+
+
+def chat_write_finish(end: MessageEnd, output: bool, old: bool) -> str:
+    """Write why it ended. A failure that left nothing is an error: a retry may do better."""
+    if end.finish == "error" and not output:
+        raise ProxyError("upstream_failed", f"the upstream gave no answer: {end.raw or 'error'}")
+    finish = CHAT_WRITE_FINISHES[end.finish]
+    return "function_call" if old and finish == "tool_calls" else finish
+
+
+def chat_write_response(response: Response, request: Request) -> Json:
+    """Response -> chat.completion object. Source: spec/dialects.md 1A.4."""
+    start, old = response.start, "_functions" in chat_own(request)
+    choices = [
+        {
+            "index": choice.end.choice,
+            "message": chat_write_message(choice.parts, old),
+            "logprobs": {"content": [*choice.logprobs], "refusal": None} if choice.logprobs else None,
+            "finish_reason": chat_write_finish(choice.end, bool(choice.parts), old),
+        }
+        for choice in response.choices
+    ]
+    body = {
+        "id": start.id or f"chatcmpl-{request.id}",
+        "object": "chat.completion",
+        "created": start.created or request.created,
+        "model": start.model or request.model,
+        "choices": choices,
+    }
+    return {**body, "usage": chat_write_usage(response.usage)} if response.usage else body
+
+
+def chat_read_stream(chunks: Iterable[Json], request: Request) -> Events:
+    """Chunks -> events. An end without `[DONE]` or finish is fine if there was output (4.4)."""
+    answer = ChatAnswer(request)
+    for chunk in chunks:
+        event = answer.quick(chunk)
+        if event:
+            yield event
+        else:
+            yield from answer.read(chunk)
+    yield from answer.end()
+
+
+CHAT_SAYS = {"text": "content", "thinking": "reasoning_content", "refusal": "refusal"}
+
+
+class ChatTally(NamedTuple):
+    """What the stream of one choice holds so far."""
+
+    calls: int = 0
+    before: int = 0  # code points of text
+    proof: str = ""  # of thinking, for the next call
+
+
+class ChatOut:
+    """A part being written: its choice, and the frame around each piece of its text."""
+
+    def __init__(self, part: Part, choice: int) -> None:
+        self.part, self.choice = part, choice
+        self.before = self.after = b""  # empty: it is not shown
+        self.size = 0  # code points so far
+        self.proof = ""
+        self.citations: list[Citation] = []
+
+
+class ChatWriter:
+    """A stream being written. It commits to an answer only when there is something to show."""
+
+    def __init__(self, request: Request) -> None:
+        own = chat_own(request)
+        self.request, self.old = request, "_functions" in own
+        self.usage_asked = bool((own.get("stream_options") or EMPTY).get("include_usage"))
+        self.head: Json = {}
+        self.parts: dict[int, ChatOut] = {}
+        self.begun: set[int] = set()  # choices
+        self.tallies: dict[int, ChatTally] = {}
+        self.usage: Usage | None = None
+
+    def frame(self, choice: int, delta: Json, finish: str = "", tokens: Any = None) -> bytes:
+        logprobs = {"content": tokens, "refusal": None} if tokens else None
+        row = {"index": choice, "delta": delta, "logprobs": logprobs, "finish_reason": finish or None}
+        return sse_frame({**self.head, "choices": [row], **({"usage": None} if self.usage_asked else {})})
+
+    def call_frame(self, out: ChatOut, call: Json) -> bytes:
+        if self.old:
+            return self.frame(out.choice, {"function_call": call["function"]})
+        number = self.tallies[out.choice].calls
+        return self.frame(out.choice, {"tool_calls": [{"index": number, **call}]})
+
+    def begin(self, choice: int, content: str | None) -> Iterator[bytes]:
+        """Name the role, in the first delta of a choice."""
+        if choice not in self.begun:
+            self.begun.add(choice)
+            yield self.frame(choice, {"role": "assistant", "content": content})
+
+    def message_start(self, event: MessageStart) -> Iterator[bytes]:
+        self.head = {
+            "id": event.id or f"chatcmpl-{self.request.id}",
+            "object": "chat.completion.chunk",
+            "created": event.created or self.request.created,
+            "model": event.model or self.request.model,
+        }
+        return iter(())
+
+    def part_start(self, event: PartStart) -> Iterator[bytes]:
+        part, out = event.part, ChatOut(event.part, event.choice)
+        self.parts[event.at] = out
+        tally = self.tallies.setdefault(event.choice, ChatTally())
+        if part.kind in {"hosted", "hosted_result", "opaque"} or part.redacted:
+            return
+        yield from self.begin(event.choice, "" if part.kind == "text" else None)
+        if part.kind == "media":
+            yield self.frame(event.choice, chat_write_shown(part))
+        elif part.kind == "call":
+            yield self.call_frame(out, chat_write_call(part._replace(text="", proof=tally.proof)))
+            body = {"custom": {"input": "\0"}} if part.custom else {"function": {"arguments": "\0"}}
+            out.before, _, out.after = self.call_frame(out, body).rpartition(b'"\\u0000"')
+        else:
+            frame = self.frame(event.choice, {CHAT_SAYS[part.kind]: "\0"})
+            out.before, _, out.after = frame.rpartition(b'"\\u0000"')
+
+    def part_delta(self, event: PartDelta) -> Iterator[bytes]:
+        """Take a delta other than text: all but logprobs are written at the part's end."""
+        out = self.parts[event.at]
+        if event.field == "citation":
+            out.citations.append(event.value)
+        elif event.field == "proof":
+            out.proof = event.value
+        elif event.field == "logprobs" and out.before:
+            yield self.frame(out.choice, {}, tokens=event.value)
+
+    def part_end(self, event: PartEnd) -> Iterator[bytes]:
+        out = self.parts.pop(event.at)
+        tally = self.tallies[out.choice]
+        if out.part.kind == "thinking":
+            tally = tally._replace(proof=out.proof or tally.proof)
+        elif out.part.kind == "text":
+            cited = [chat_write_citation(c, tally.before, out.size) for c in out.citations]
+            if cited:
+                yield self.frame(out.choice, {"annotations": cited})
+            tally = tally._replace(before=tally.before + out.size)
+        elif out.part.kind == "call":
+            if not out.size and not out.part.custom:
+                yield out.before + b'"{}"' + out.after
+            if out.proof and not tally.proof and not self.old:
+                signature = {"google": {"thought_signature": out.proof}}
+                yield self.call_frame(out, {"extra_content": signature})
+            tally = tally._replace(calls=tally.calls + 1, proof="")
+        self.tallies[out.choice] = tally
+
+    def usage_seen(self, event: Usage) -> Iterator[bytes]:
+        self.usage = event
+        return iter(())
+
+    def message_end(self, event: MessageEnd) -> Iterator[bytes]:
+        finish = chat_write_finish(event, event.choice in self.begun, self.old)
+        yield from self.begin(event.choice, "")
+        yield self.frame(event.choice, {}, finish)
+
+    def end(self) -> Iterator[bytes]:
+        if self.usage and self.usage_asked:
+            usage = chat_write_usage(self.usage)
+            yield sse_frame({**self.head, "choices": [], "usage": usage})
+        yield b"data: [DONE]\n\n"
+
+
+CHAT_EVENTS: dict[type, Callable[[ChatWriter, Any], Iterator[bytes]]] = {
+    MessageStart: ChatWriter.message_start,
+    PartStart: ChatWriter.part_start,
+    PartDelta: ChatWriter.part_delta,
+    PartEnd: ChatWriter.part_end,
+    Usage: ChatWriter.usage_seen,
+    MessageEnd: ChatWriter.message_end,
+}
+
+
+def chat_write_stream(events: Iterable[Event], request: Request) -> Frames:
+    """Events -> chat.completion.chunk frames, each sent before the next event is pulled."""
+    writer = ChatWriter(request)
+    parts = writer.parts
+    try:
+        for event in events:
+            if isinstance(event, PartDelta) and event.field == "text":  # nearly all of them
+                out = parts[event.at]
+                out.size += len(event.value)
+                if out.before:
+                    yield out.before + quote(event.value).encode("ascii") + out.after
+            else:
+                yield from CHAT_EVENTS[type(event)](writer, event)
+        yield from writer.end()
+    except ProxyError as error:
+        if not writer.begun:
+            raise
+        yield sse_frame(chat_write_error(error))
+
+
+# -- errors ----------------------------------------------------------------------------
+
+
+CHAT_KINDS = {  # an error's `code` or `type` -> kind
+    **{row.code: kind for kind, row in KINDS.items() if row.code},
+    "authentication_error": "unauthorized",
+    "permission_error": "forbidden",
+    "not_found_error": "not_found",
+    "rate_limit_error": "rate_limited",
+    "requests": "rate_limited",
+    "tokens": "rate_limited",
+    "overloaded_error": "overloaded",
+    "service_unavailable": "overloaded",
+}
+CHAT_SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600}
+
+
+def chat_wait(message: str) -> float | None:
+    """Return the seconds in "Please try again in 1m20.5s", as OpenAI and Groq say it."""
+    found = re.search(r"try again in ((?:[\d.]*\d(?:ms|s|m|h))+)", message)
+    if not found:
+        return None
+    spans = re.findall(r"([\d.]+)(ms|s|m|h)", found[1])
+    return sum((float(count) * CHAT_SECONDS[unit] for count, unit in spans), 0.0)
+
+
+def chat_error(body: Any, status: int = 0) -> ProxyError:
+    """Return the error in a body of any of the shapes in use; `status` 0: it came as a 200."""
+    body = body[0] if isinstance(body, list) and body else body
+    error = (body.get("error") or body) if isinstance(body, dict) else body
+    error = error if isinstance(error, dict) else {"message": error}
+    said = error.get("message") or error.get("detail") or error
+    message = said if isinstance(said, str) else dumps_text(said)
+    words = [str(error.get(key)) for key in ("code", "type")]
+    numbers = (error.get(key) for key in ("status_code", "code", "status"))
+    told = (number for number in numbers if isinstance(number, int) and 400 <= number < 600)
+    status = status if status >= 400 else next(told, 0)
+    kind = next((CHAT_KINDS[word] for word in words if word in CHAT_KINDS), "")
+    if not kind and not status:
+        kind = "invalid_request" if "invalid_request_error" in words else "upstream_error"
+    made = error_of_status(status, message)
+    made = ProxyError(
+        kind or made.kind, message, retry_after=chat_wait(message), param=error.get("param") or ""
+    )
+    made.status = status or made.status
+    return made
+
+
+def chat_read_error(status: int, body: bytes) -> ProxyError:
+    """HTTP status and body -> error. What is not JSON, often HTML, is cut to its first words."""
+    try:
+        data = json.loads(body)
+    except ValueError:
+        words = " ".join(re.sub(r"<[^>]*>", " ", body.decode("utf-8", "replace")).split())
+        data = words[:300]
+    return chat_error(data or f"the upstream answered with status {status}", status)
+
+
+def chat_write_error(error: ProxyError) -> Json:
+    kind = KINDS[error.kind]
+    fields = {"message": str(error), "type": kind.openai}
+    return {"error": {**fields, "param": error.param or None, "code": kind.code or None}}
 
 
 ########################################################################################
