@@ -4755,7 +4755,1101 @@ def gemini_write_error(error: ProxyError) -> Json:
 ########################################################################################
 # 9. DIALECTS                                                                     [pure]
 ########################################################################################
-# The table of dialects, and what a request needs before a foreign upstream takes it.
+# The dialects as rows, and every decision that depends on the target: `fit_request` makes a
+# request one that the target can take, so that the writers above write what they are given;
+# `fit_events` undoes on the answer what must be undone. What is kept as it is where client and
+# upstream speak one dialect: the upstream would have got it untouched. Source: spec/dialects.md.
+
+
+class Fitted(NamedTuple):
+    """A request made to fit a target, and what it takes to undo that on the answer."""
+
+    request: Request
+    dialect: str  # the upstream's
+    names: Mapping[tuple[str, str], tuple[str, str, bool]]  # as written -> name, namespace, custom
+
+
+# --- what cannot be expressed ---------------------------------------------------------
+VENDORS = {  # provider -> whose proofs and files it takes; any other provider is its own vendor
+    "claude": "anthropic", "codex": "openai", "openai": "openai",
+    "gemini": "google", "gemini-cli": "google", "vertex": "google", "aistudio": "google",
+}  # fmt: skip
+OWN_VENDORS = {"claude": "anthropic", "chat": "openai", "responses": "openai", "gemini": "google"}
+STATEFUL = {  # dialect -> fields that stand for history which only their own service has
+    "responses": ("previous_response_id", "conversation", "prompt", "background"),
+    "gemini": ("cachedContent",),
+}
+STATEFUL_ITEMS = frozenset({"item_reference", "compaction", "compaction_summary"})
+CONTENT_PARAMS = {"responses": "input", "gemini": "contents"}  # where a dialect has its messages
+MEDIA_KINDS = {  # dialect -> the media it takes
+    "claude": ("image", "document"), "chat": ("image", "document", "audio"),
+    "responses": ("image", "document"), "gemini": ("image", "document", "audio", "video"),
+}  # fmt: skip
+MEDIA_TYPES = {  # of bytes; where the kind is not listed, any
+    ("claude", "image"): ("image/jpeg", "image/jpg", "image/png", "image/gif", "image/webp"),
+    ("chat", "audio"): ("audio/wav", "audio/x-wav", "audio/wave", "audio/mp3", "audio/mpeg"),
+}
+CLIENT_TOOLS = ("bash_", "text_editor_", "memory_", "computer_")  # Claude's: no schema on the wire
+HOSTED = {  # dialect -> hosted tools it has a counterpart for
+    "claude": ("web_search", "web_fetch", "code_execution"), "chat": (),
+    "responses": ("web_search", "code_execution"),
+    "gemini": ("web_search", "web_fetch", "code_execution"),
+}  # fmt: skip
+
+
+def vendor_of(target: Target) -> str:
+    return VENDORS.get(target.provider, target.provider)
+
+
+def check_request(request: Request, target: Target, dialect: str) -> None:
+    """Raise ProxyError for what would change the answer's meaning. Source: dialects.md 3.1."""
+    own, name = request.extra.get(request.dialect, EMPTY), target.model.id
+    for param in STATEFUL.get(request.dialect, ()):
+        if own.get(param):
+            raise unfit(f"{name} has no access to what it stands for: send all of it", param)
+    if dialect in {"claude", "responses"} and (request.params.get("n") or 1) > 1:
+        raise unfit(f"{name} gives one answer to a request", "n")
+    settings = own.get("generationConfig", own)
+    if [word.upper() for word in settings.get("responseModalities") or ()] == ["AUDIO"]:
+        raise unfit(f"{name} cannot speak", "responseModalities")
+    for tool in request.tools:
+        if tool.kind == "hosted" and tool.name.startswith(CLIENT_TOOLS):
+            raise unfit(f"{name} does not know the tool {tool.name!r}", "tools")
+    for message in request.messages:
+        for part in message.parts:
+            check_part(part, request, target, dialect)
+
+
+def check_part(part: Part, request: Request, target: Target, dialect: str) -> None:
+    param, name, media = CONTENT_PARAMS.get(request.dialect, "messages"), target.model.id, part.media
+    if part.kind == "opaque" and part.extra.get(request.dialect, EMPTY).get("type") in STATEFUL_ITEMS:
+        raise unfit(f"{name} cannot read {part.extra[request.dialect]['type']!r} items", param)
+    for inner in part.parts:
+        check_part(inner, request, target, dialect)
+    if media is None:
+        return
+    types = MEDIA_TYPES.get((dialect, media.kind))
+    if media.kind not in MEDIA_KINDS[dialect]:
+        raise unfit(f"{name} takes no {media.kind}", param)
+    if media.source == "base64" and types and media.mime and media.mime not in types:
+        raise unfit(f"{name} takes no {media.mime}, only {', '.join(types)}", param)
+    if media.source == "file_id" and OWN_VENDORS[request.dialect] != vendor_of(target):
+        raise unfit(f"{name} has no access to the file {media.data!r}: send its bytes", param)
+    if media.source == "url" and (dialect, media.kind) == ("chat", "document"):
+        raise unfit(f"{name} takes no document by URL: send its bytes", param)
+
+
+def unfit(message: str, param: str) -> ProxyError:
+    return ProxyError("invalid_request", f"{param}: {message}", param=param)
+
+
+# --- proofs -----------------------------------------------------------------------------
+PROOF_TAG = "cliproxy1"
+PROOF_MARK = base64.b64encode(PROOF_TAG.encode())  # the first bytes of every proof that we sealed
+SENTINEL = "skip_thought_signature_validator"  # Gemini takes it for a proof that was lost
+PROOF_SLOTS = {  # client dialect -> kinds of parts whose proof it gives back
+    "claude": ("thinking",), "responses": ("thinking",), "chat": ("thinking", "call"),
+    "gemini": ("thinking", "call", "text"),
+}  # fmt: skip
+
+
+def seal(proof: str, provider: str) -> str:
+    """Tag a proof with who minted it, in base64 as Gemini's clients want. Source: 4.6."""
+    return base64.b64encode(f"{PROOF_TAG}:{provider}:{proof}".encode()).decode()
+
+
+def unseal(proof: str) -> tuple[str, str]:
+    """Return who minted a proof, empty if it is not ours to know, and the proof as minted.
+
+    google-genai gives back URL-safe base64 for the standard form that it got.
+    """
+    if not proof.startswith(PROOF_MARK.decode()):
+        return "", proof
+    padded = proof.translate({45: 43, 95: 47}).rstrip("=")
+    try:
+        _, provider, minted = base64.b64decode(padded + "=" * (-len(padded) % 4)).decode().split(":", 2)
+    except ValueError:
+        return "", proof
+    return provider, minted
+
+
+def fit_messages(request: Request, target: Target, dialect: str) -> Request:
+    """Take out of the history what the target cannot take back."""
+    request = map_parts(request, lambda part: fit_part(part, request, target, dialect))
+    if dialect != "gemini":
+        return request
+    messages = [m._replace(parts=tuple(attach_proofs(m.parts))) for m in request.messages]
+    signed = target.model.levels or not target.model.budget[1]  # from Gemini 3 on
+    messages = sign_calls(messages) if signed else messages
+    return request._replace(messages=tuple(m for m in messages if m.parts))
+
+
+def fit_part(part: Part, request: Request, target: Target, dialect: str) -> Part | None:
+    """Return the part with a proof of the target's own or none; None if it has to go."""
+    own = request.dialect == dialect
+    if part.kind in {"opaque", "hosted", "hosted_result"}:
+        known = (dialect, part.kind, part.name) == ("responses", "hosted", "web_search")
+        return part if known or dialect in part.extra else None
+    if part.kind == "text" and dialect == "claude" and not own and not part.text.strip():
+        return None  # blank text is a 400 there
+    if part.kind == "thinking" or part.proof:
+        return fit_proof(part, request, target, own)
+    return part
+
+
+def fit_proof(part: Part, request: Request, target: Target, own: bool) -> Part | None:
+    """Unseal the proof if the target minted it. Thinking that nobody vouches for has to go."""
+    vendor = vendor_of(target)
+    provider, proof = unseal(part.proof)
+    minted = VENDORS.get(provider, provider) or (vendor if own else own_vendor(request))
+    if proof and minted == vendor and (own or request.dialect != "chat" or part.kind == "call"):
+        return part._replace(proof=proof)
+    if part.kind != "thinking":
+        return part._replace(proof="")
+    if "reasoning-content" in target.quirks and part.text:
+        return part._replace(proof="")  # QUIRKS reasoning-content: the host wants its thinking back
+    needed = request.dialect == "claude" or part.proof  # Claude refuses an empty signature
+    return part if own and not needed else None
+
+
+def own_vendor(request: Request) -> str:
+    """Return who minted the untagged proofs of a request. Chat's are Google's extension."""
+    return "google" if request.dialect == "chat" else OWN_VENDORS[request.dialect]
+
+
+def attach_proofs(parts: Iterable[Part]) -> list[Part]:
+    """Put back onto a call the proof that travelled on an empty thinking part before it."""
+    done: list[Part] = []
+    for part in parts:
+        if done and done[-1].kind == "thinking" and not done[-1].text and not done[-1].redacted:
+            carrier = done.pop()
+            if part.kind == "call" and not part.proof:
+                part = part._replace(proof=carrier.proof)  # noqa: PLW2901
+        done.append(part)
+    return done
+
+
+def sign_calls(messages: Iterable[Message]) -> list[Message]:
+    """Give the first call of each turn a proof: Gemini 3 refuses it without. Source: 4.3."""
+    done: list[Message] = []
+    for message in messages:
+        parts = list(message.parts)
+        first = next((at for at, part in enumerate(parts) if part.kind == "call"), None)
+        continued = done and done[-1].role == message.role and any(p.kind == "call" for p in done[-1].parts)
+        if first is not None and not continued and not parts[first].proof:
+            parts[first] = parts[first]._replace(proof=SENTINEL)
+        done.append(message._replace(parts=tuple(parts)))
+    return done
+
+
+# --- names and ids ------------------------------------------------------------------------
+class NameRule(NamedTuple):
+    """The names of tools that a dialect takes."""
+
+    legal: str  # regular expression of a whole name
+    illegal: str  # of one character
+    limit: int
+
+
+NAME_RULES = {
+    "claude": NameRule(r"[a-zA-Z0-9_-]{1,128}", r"[^a-zA-Z0-9_-]", 128),
+    "chat": NameRule(r"[a-zA-Z0-9_-]{1,64}", r"[^a-zA-Z0-9_-]", 64),
+    "responses": NameRule(r"[a-zA-Z0-9_-]{1,64}", r"[^a-zA-Z0-9_-]", 64),
+    "gemini": NameRule(r"[a-zA-Z_][a-zA-Z0-9_.:-]{0,63}", r"[^a-zA-Z0-9_.:-]", 64),
+}
+
+
+def name_tools(request: Request, dialect: str) -> dict[tuple[str, str], tuple[str, str]]:
+    """Map each (namespace, name) of a request to a legal one, no two to the same. Source: 2.6.
+
+    Legal names are reserved first, whatever their order; the others get a hash, so that the same
+    name is written the same in every request. Only Responses has namespaces.
+    """
+    calls = [part for message in request.messages for part in message.parts if part.kind == "call"]
+    keys = sorted({(t.namespace, t.name) for t in functions(request.tools)} | {(c.namespace, c.name) for c in calls})
+    flat, rule = dialect != "responses", NAME_RULES[dialect]
+    wanted = {key: ("", "__".join(filter(None, key))) if flat else key for key in keys}
+    names: dict[tuple[str, str], tuple[str, str]] = {}
+    for key, (space, name) in wanted.items():
+        if re.fullmatch(rule.legal, name) and (space, name) not in names.values():
+            names[key] = space, name
+    for key, (space, name) in wanted.items():
+        seed = name
+        while key not in names:
+            written = space, legal_name(seed, rule)
+            if written not in names.values():
+                names[key] = written
+            seed += " "
+    return names
+
+
+def functions(tools: Iterable[Tool]) -> list[Tool]:
+    return [tool for tool in tools if tool.kind != "hosted"]
+
+
+def legal_name(name: str, rule: NameRule) -> str:
+    """Make up a legal name: the telling part of the old one, and eight digits of its hash."""
+    short = f"mcp__{name.rpartition('__')[2]}" if name.startswith("mcp__") and len(name) > rule.limit else name
+    short = re.sub(rule.illegal, "_", short)[: rule.limit - 10]
+    short = short if re.match(rule.legal, short) else f"_{short}"
+    return f"{short}_{digest(name)[:8]}"
+
+
+def fit_names(request: Request, names: Mapping[tuple[str, str], tuple[str, str]]) -> Request:
+    """Write every name as `names` says."""
+    plain = {name: written for (_, name), (_, written) in names.items()}
+    plain.update({name: written for (space, name), (_, written) in names.items() if not space})
+    tools = []
+    for tool in request.tools:
+        space, name = names.get((tool.namespace, tool.name), (tool.namespace, tool.name))
+        tools.append(tool if tool.kind == "hosted" else tool._replace(namespace=space, name=name))
+    choice = request.choice
+    if choice and choice.names:
+        choice = choice._replace(names=tuple(plain.get(name, name) for name in choice.names))
+
+    def rename(part: Part) -> Part:
+        if part.kind == "call":
+            space, name = names[part.namespace, part.name]
+            return part._replace(namespace=space, name=name)
+        return part._replace(name=plain.get(part.name, part.name)) if part.kind == "result" else part
+
+    return map_parts(request._replace(tools=tuple(tools), choice=choice), rename)
+
+
+def map_parts(request: Request, change: Callable[[Part], Part | None]) -> Request:
+    """Apply `change` to every part; None drops it, and with the last one its message."""
+    messages = []
+    for message in request.messages:
+        parts = tuple(changed for part in message.parts if (changed := change(part)) is not None)
+        if parts or not message.parts:
+            messages.append(message._replace(parts=parts))
+    return request._replace(messages=tuple(messages))
+
+
+def legal_id(word: str, limit: int) -> str:
+    """Return a call's id as the target takes it: the same for the same id, every time."""
+    if re.fullmatch(r"[a-zA-Z0-9_-]+", word) and len(word) <= limit:
+        return word
+    return f"{re.sub(r'[^a-zA-Z0-9_-]', '_', word)[: limit - 17]}_{digest(word)[:16]}"
+
+
+def fit_ids(request: Request, target: Target, dialect: str) -> Request:
+    """Make the ids of calls legal and unique; their results follow, in order.
+
+    A second result of one call is dropped: gemini-cli repeats them after a resume.
+    """
+    if request.dialect == dialect:
+        return request
+    limit = 40 if dialect == "chat" and vendor_of(target) != "openai" else 64
+    calls: dict[str, list[str]] = {}  # id as it came -> ids as written
+    results: dict[str, int] = {}  # id as it came -> results so far
+
+    def change(part: Part) -> Part | None:
+        made = calls.setdefault(part.id, [])
+        if part.kind == "call":
+            made.append(legal_id(f"{part.id}_{len(made) + 1}" if made else part.id, limit))
+            return part._replace(id=made[-1])
+        if part.kind != "result":
+            return part
+        at = results[part.id] = results.get(part.id, 0) + 1
+        if not made:
+            return part._replace(id=legal_id(part.id, limit)) if at == 1 else None
+        return part._replace(id=made[at - 1]) if at <= len(made) else None
+
+    return map_parts(request, change)
+
+
+# --- freeform tools ---------------------------------------------------------------------------
+INPUT_SCHEMA: Json = {
+    "type": "object",
+    "properties": {"input": {"type": "string"}},
+    "required": ["input"],
+    "additionalProperties": False,
+}
+
+
+def fit_custom(request: Request, target: Target, dialect: str) -> Request:
+    """Turn freeform tools into functions of one text where the target has none. Source: 2.3, 2.4."""
+    native = dialect == "responses" or (
+        dialect == "chat" and (vendor_of(target) == "openai" or "custom-tools" in target.quirks)
+    )  # QUIRKS custom-tools: this Chat host knows freeform tools
+    if native or request.dialect == dialect:
+        return request
+    tools = [emulated(tool) if tool.kind == "custom" else tool for tool in request.tools]
+    return map_parts(request._replace(tools=tuple(tools)), lambda part: wrapped(part) if part.custom else part)
+
+
+def emulated(tool: Tool) -> Tool:
+    grammar = tool.grammar or {}
+    rule = f"The input must match this {grammar.get('syntax', '')} grammar:\n{grammar.get('definition')}"
+    description = "\n\n".join(filter(None, (tool.description, rule if grammar.get("definition") else "")))
+    return tool._replace(kind="function", description=description, schema=INPUT_SCHEMA, grammar=None)
+
+
+def wrapped(part: Part) -> Part:
+    text = dumps_text({"input": part.text}) if part.kind == "call" else part.text
+    return part._replace(custom=False, text=text)
+
+
+INPUT_HEAD = re.compile(r'\s*\{\s*"input"\s*:\s*"')
+INPUT_BODY = re.compile(  # whole characters and escapes; a high surrogate waits for what follows
+    r'(?:[^"\\]+|\\[^u]|\\u(?![dD][89abAB])[0-9a-fA-F]{4}'
+    r'|\\u[dD][89abAB][0-9a-fA-F]{2}(?:\\u[0-9a-fA-F]{4}|(?=[^\\]|\\[^u])))*'
+)
+
+
+class Unwrapper:
+    """Decodes the text in `{"input": "..."}` while it comes in, cut anywhere."""
+
+    def __init__(self) -> None:
+        self._rest = ""  # not yet decoded
+        self._state = "head"  # head, body, tail
+
+    def feed(self, fragment: str) -> str:
+        """Return what `fragment` adds to the text."""
+        self._rest += fragment
+        if self._state == "head" and (head := INPUT_HEAD.match(self._rest)):
+            self._rest, self._state = self._rest[head.end() :], "body"
+        if self._state != "body":
+            return ""
+        body = INPUT_BODY.match(self._rest)
+        end = body.end() if body else 0
+        text, self._rest = self._rest[:end], self._rest[end:]
+        if self._rest.startswith('"'):
+            self._state = "tail"
+        return unquoted(text)
+
+    def close(self) -> str:
+        """Return what is left of a call that did not have the form asked for."""
+        if self._state != "head":
+            return ""
+        try:
+            data = json.loads(self._rest or "{}")
+        except ValueError:
+            return self._rest
+        text = data.get("input", "" if not data else self._rest) if isinstance(data, dict) else self._rest
+        return text if isinstance(text, str) else dumps_text(text)
+
+
+def unquoted(text: str) -> str:
+    try:
+        return str(json.loads(f'"{text}"', strict=False)) if "\\" in text else text
+    except ValueError:  # an escape that JSON does not know
+        return text
+
+
+# --- thinking and limits ------------------------------------------------------------------------
+LADDER = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
+LEVELS = {  # dialect -> efforts that it can write, where the model does not say
+    "claude": LADDER[2:], "chat": LADDER, "responses": LADDER, "gemini": LADDER[1:5],
+}  # fmt: skip
+FALLBACK_OUTPUT = 32_000  # Claude's max_tokens where neither client nor model says one
+LEAST_BUDGET = 1_024  # of Claude
+
+
+def split_suffix(model: str) -> tuple[str, Thinking]:
+    """Split `model(high)` into the model and what the suffix asks for. Source: providers.md 13."""
+    base, bracket, value = model.rpartition("(")
+    if not bracket or not base or not value.endswith(")"):
+        return model, Thinking()
+    word = value[:-1].strip().lower()
+    if re.fullmatch(r"\d{1,7}|-1", word):
+        return base, Thinking(budget=int(word))
+    return base, Thinking(effort=word if word in EFFORTS else "")
+
+
+def effort_of(budget: int) -> str:
+    """Return the name of a thinking budget."""
+    if budget <= 0:
+        return "auto" if budget < 0 else "none"
+    return next((name for name in LADDER[1:5] if budget <= EFFORTS[name]), "xhigh")
+
+
+def nearest_level(effort: str, levels: Iterable[str]) -> str:
+    """Return the supported effort that is nearest; of two, the lower. "none" is for "none" only."""
+    known = [level for level in levels if level in LADDER and (level != "none" or effort == "none")]
+    rank = LADDER.index(effort)
+    return min(known, key=lambda level: (abs(LADDER.index(level) - rank), LADDER.index(level)), default=effort)
+
+
+def resolve_thinking(thinking: Thinking, model: Model, dialect: str, max_tokens: int = 0) -> Thinking:
+    """Return what to write: an effort by name, or a budget, or neither. Source: 2.8, providers.md 13.
+
+    `max_tokens` is the limit of the answer, 0 if there is none. Claude's budget leaves room in it.
+    """
+    said = thinking.effort or ("" if thinking.budget is None else effort_of(thinking.budget))
+    effort = said or ("auto" if thinking.adaptive else "")
+    if model.thinking is False or not effort:
+        return Thinking(summary=thinking.summary if model.thinking is not False else "")
+    if effort == "none":
+        return no_thinking(model, dialect)
+    shown = Thinking(summary=thinking.summary, adaptive=dialect == "claude")
+    if by_name(thinking, model, dialect):
+        if effort == "auto":
+            return shown
+        return shown._replace(effort=nearest_level(effort, model.levels or LEVELS[dialect]))
+    budget = resolve_budget(thinking, effort, model, dialect)
+    if dialect == "claude" and max_tokens:
+        if max_tokens <= LEAST_BUDGET:
+            return Thinking(effort="none")
+        if thinking.budget is None or budget >= max_tokens:
+            budget = min(budget, max(LEAST_BUDGET, max_tokens * 4 // 5))
+    return shown._replace(budget=budget, adaptive=False)
+
+
+def by_name(thinking: Thinking, model: Model, dialect: str) -> bool:
+    """Tell whether the target wants an effort by name, rather than a number of tokens."""
+    if dialect in {"chat", "responses"}:
+        return True
+    numbered = thinking.budget is not None and not thinking.effort
+    if model.levels:  # a model with both keeps Claude's own form
+        return not (numbered and model.budget[1] and dialect == "claude")
+    adaptive = dialect == "gemini" or thinking.adaptive or model.id.startswith("claude-")
+    return not model.budget[1] and not numbered and adaptive  # unknown: passed on as it was said
+
+
+def resolve_budget(thinking: Thinking, effort: str, model: Model, dialect: str) -> int:
+    if effort == "auto" and dialect == "gemini":
+        return -1
+    budget = thinking.budget if (thinking.budget or 0) > 0 else EFFORTS["medium" if effort == "auto" else effort]
+    least, most = model.budget
+    if dialect == "claude":
+        least = max(least, LEAST_BUDGET)
+    return max(least, min(budget or 0, most or sys.maxsize))
+
+
+def no_thinking(model: Model, dialect: str) -> Thinking:
+    """Return the least that the model can think. Claude can always stop."""
+    if dialect != "claude" and model.levels:
+        return Thinking(effort=nearest_level("none", model.levels))
+    stuck = dialect == "gemini" and not model.can_stop
+    return Thinking(budget=model.budget[0]) if stuck else Thinking(effort="none")
+
+
+def fit_thinking(request: Request, target: Target, dialect: str) -> Request:
+    """Settle model, thinking, max_tokens and what must not stand beside them. Source: 2.1a, 2.8."""
+    base, suffix = split_suffix(request.model)
+    model, asked, claude = target.model, request.thinking, dialect == "claude"
+    if suffix != Thinking():
+        asked = suffix._replace(summary=asked.summary)
+    params = dict(request.params)
+    limit, ceiling = params.get("max_tokens"), model.output
+    if limit and ceiling:
+        limit = params["max_tokens"] = min(limit, ceiling)
+    thinking = resolve_thinking(asked, model, dialect, limit or ceiling)
+    forced = request.choice is not None and request.choice.mode == "required"
+    unasked = model.levels and not model.budget[1]  # such a model thinks unless told not to
+    thinks = thinking.effort or thinking.budget or thinking.adaptive or unasked
+    if claude and thinks and (forced or (thinking.budget and lost_thinking(request.messages))):
+        thinking = Thinking(effort="none")  # it refuses both
+    if thinking.effort == "minimal" and "minimal-to-low" in target.quirks:
+        thinking = thinking._replace(effort="low")  # QUIRKS minimal-to-low: Codex hangs on it
+    if claude and limit is None:
+        params["max_tokens"] = ceiling or max(FALLBACK_OUTPUT, (thinking.budget or 0) * 5 // 4)
+    if dialect == "responses" and limit is not None:
+        params["max_tokens"] = max(16, limit)
+    name = model.id or base
+    return fit_sampling(request._replace(model=name, params=params, thinking=thinking), target, dialect)
+
+
+def lost_thinking(messages: Iterable[Message]) -> bool:
+    """Tell whether a loop of calls is under way without the thinking it began with. Source: 4.2."""
+    loop: list[Turn] = []
+    for turn in turns(messages):
+        if turn.role == "user" and any(part.kind != "result" for part in turn.parts):
+            loop = []
+        loop.append(turn)
+    steps = [turn.parts for turn in loop if turn.role == "assistant"]
+    called = any(part.kind == "call" for parts in steps for part in parts)
+    return called and not any(parts[0].kind == "thinking" for parts in steps)
+
+
+SAMPLING = frozenset({"temperature", "top_p", "top_k"})
+PENALTIES = frozenset({"presence_penalty", "frequency_penalty", "logit_bias"})
+
+
+def fit_sampling(request: Request, target: Target, dialect: str) -> Request:
+    """Drop the sampling hints that the model refuses. Source: 1A.1, 1C.1.
+
+    Claude models from Opus 4.7 on (the first to take the effort xhigh), and OpenAI's that think.
+    """
+    if request.dialect == dialect:
+        return request
+    params, thinking, levels = dict(request.params), request.thinking, target.model.levels
+    refused: frozenset[str] = frozenset()
+    if "no-sampling" in target.quirks:  # QUIRKS no-sampling: the host refuses all of them
+        refused = SAMPLING | PENALTIES
+    elif dialect == "claude":
+        thinks = thinking.budget or thinking.adaptive
+        refused = SAMPLING if thinks or "xhigh" in levels else frozenset()
+        if "temperature" in params and params["temperature"] is not None:
+            params["temperature"] = min(params["temperature"], 1)
+            refused |= {"top_p"}
+    elif vendor_of(target) == "openai" and levels:
+        refused = PENALTIES | (SAMPLING if thinking.effort != "none" else frozenset())
+    return request._replace(params={key: params[key] for key in params if key not in refused})
+
+
+# --- schemas --------------------------------------------------------------------------------
+SCHEMA_MAPS = frozenset({"properties", "$defs", "definitions", "patternProperties", "dependentSchemas"})
+SCHEMA_LISTS = frozenset({"anyOf", "oneOf", "allOf", "prefixItems", "items"})
+SCHEMA_ONES = frozenset({"items", "additionalProperties", "not", "contains", "propertyNames", "if", "then", "else"})
+SCHEMA_DEPTH, SCHEMA_REFS = 40, 16  # of nesting, and of references in references
+SCHEMA_NODES = 5_000  # at most, once references are written out
+ANY_VALUE: Json = {"type": "string", "description": "any JSON value"}
+ANY_TEXT: Json = {**ANY_VALUE, "type": "STRING"}
+
+
+def map_schema(node: Json, change: Callable[[Any], Any]) -> Json:
+    """Apply `change` to the schemas right inside a schema; the names of properties are not keywords."""
+    done = dict(node)
+    for key, value in node.items():
+        if key in SCHEMA_MAPS and isinstance(value, dict):
+            done[key] = {name: change(child) for name, child in value.items()}
+        elif key in SCHEMA_LISTS and isinstance(value, list):
+            done[key] = [change(child) for child in value]
+        elif key in SCHEMA_ONES and isinstance(value, dict):
+            done[key] = change(value)
+    return done
+
+
+def walk_schema(node: Any, change: Callable[[Json], Json], depth: int = SCHEMA_DEPTH) -> Any:
+    """Apply `change` to every schema in `node`, the innermost first."""
+    if not isinstance(node, dict):
+        return node
+    if not depth:
+        return {}
+    return change(map_schema(node, lambda child: walk_schema(child, change, depth - 1)))
+
+
+def unpercent(text: str) -> str:
+    """Decode %XX. urllib would have to be loaded for this alone."""
+    decode = lambda match: bytes.fromhex(match[0].replace("%", "")).decode("utf-8", "replace")  # noqa: E731
+    return re.sub(r"(?:%[0-9a-fA-F]{2})+", decode, text)
+
+
+def referred(root: Json, ref: str) -> Json | None:
+    """Return what a local reference stands for. Source: RFC 6901."""
+    node: Any = root
+    for word in unpercent(ref[2:]).split("/") if ref[2:] else ():
+        node = node.get(word.replace("~1", "/").replace("~0", "~")) if isinstance(node, dict) else None
+    return node if ref.startswith("#") and isinstance(node, dict) else None
+
+
+def inlined(schema: Json) -> Json:
+    """Write out all references; one that has no end becomes an object that is called like it."""
+    left = [SCHEMA_NODES]
+
+    def inline(node: Any, path: tuple[str, ...], depth: int) -> Any:
+        if not isinstance(node, dict):
+            return node
+        left[0] -= 1
+        while isinstance(ref := node.get("$ref"), str):
+            found = referred(schema, ref)
+            siblings = {key: value for key, value in node.items() if key != "$ref"}
+            if found is None or ref in path or len(path) >= SCHEMA_REFS or left[0] < 0:
+                return {"type": "object", "description": ref.rpartition("/")[2], **siblings}
+            node, path = {**found, **siblings}, (*path, ref)
+        if depth <= 0 or left[0] < 0:
+            return {"type": "object"}
+        bare = {key: value for key, value in node.items() if key not in {"$defs", "definitions"}}
+        return map_schema(bare, lambda child: inline(child, path, depth - 1))
+
+    return dict(inline(schema, (), SCHEMA_DEPTH))
+
+
+def merged(node: Json, *others: Json) -> Json:
+    """Merge schemas that all hold: the union of what they say; later ones win."""
+    done = dict(node)
+    for other in others:
+        union = {**done.get("properties", {}), **other.get("properties", {})}
+        needed = list(dict.fromkeys([*done.get("required", ()), *other.get("required", ())]))
+        done.update(other)
+        done.update({"properties": union} if union else {}, **({"required": needed} if needed else {}))
+    return done
+
+
+def united(node: Json, branches: Iterable[Json]) -> Json:
+    """Merge schemas of which one holds: every property is known, those needed by all are required."""
+    options = list(branches)
+    common = [name for name in options[0].get("required", ()) if all(name in o.get("required", ()) for o in options)]
+    loose = [{"properties": option.get("properties", {})} for option in options]
+    return merged(node, *loose, {"required": [*node.get("required", ()), *common]})
+
+
+def object_schema(schema: Json | None) -> Json:
+    """Return a schema whose root is a plain object, as the arguments of a tool. Source: 2.4."""
+    node: Json = dict(schema or {})
+    for _ in range(SCHEMA_REFS):
+        found = referred(node, node["$ref"]) if isinstance(node.get("$ref"), str) else None
+        siblings = {key: value for key, value in node.items() if key != "$ref"}
+        node = {**found, **siblings} if found else siblings
+    for key, merge in (("allOf", lambda node, parts: merged(node, *parts)), ("anyOf", united), ("oneOf", united)):
+        parts = [part for part in node.pop(key, None) or () if isinstance(part, dict)]
+        parts = [{**(referred(node, p["$ref"]) or {}), **p} if isinstance(p.get("$ref"), str) else p for p in parts]
+        node = merge(node, parts) if parts else node
+    node.pop("$schema", None)
+    node.pop("$ref", None)
+    return {**node, "type": "object", "properties": node.get("properties") or {}}
+
+
+# What Claude's output_config.format takes of a schema; what it does not goes to the description.
+CLAUDE_FORMATS = frozenset(
+    {"date-time", "time", "date", "duration", "email", "hostname", "uri", "ipv4", "ipv6", "uuid"}
+)
+CLAUDE_LOST = (
+    "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf",
+    "minLength", "maxLength", "pattern", "maxItems", "uniqueItems", "not",
+)  # fmt: skip
+
+
+def tightened(node: Json) -> Json:
+    """Rewrite one schema for Claude's structured output. Source: 2.4."""
+    if "$ref" in node:
+        return {"$ref": node["$ref"], **{key: node[key] for key in ("$defs", "definitions") if key in node}}
+    lost = [key for key in CLAUDE_LOST if key in node]
+    lost += ["minItems"] if node.get("minItems", 0) not in {0, 1} else []
+    lost += ["format"] if node.get("format", "uuid") not in CLAUDE_FORMATS else []
+    done = {key: value for key, value in noted(node, lost).items() if key not in lost}
+    if "oneOf" in done:
+        done["anyOf"] = done.get("anyOf", []) + done.pop("oneOf")
+    if done.get("type") == "object" or "properties" in done:
+        done["additionalProperties"] = False
+    return done
+
+
+def noted(node: Json, lost: Iterable[str]) -> Json:
+    """Say in the description what the schema says no more."""
+    notes = "; ".join(f"{key}: {dumps_text(node[key])[:120]}" for key in lost)
+    words = (str(node.get("description") or ""), f"({notes})" if notes else "")
+    return {**node, "description": " ".join(filter(None, words))} if notes else node
+
+
+# What Gemini takes of a schema: of JSON Schema (`parametersJsonSchema`), and of its own subset.
+GEMINI_KEYWORDS = frozenset(
+    ("$id", "$defs", "$ref", "$anchor", "type", "format", "title", "description", "enum", "items", "prefixItems",
+     "minItems", "maxItems", "minimum", "maximum", "anyOf", "oneOf", "properties", "additionalProperties", "required")
+)
+GEMINI_SUBSET = frozenset(
+    ("type", "format", "title", "description", "nullable", "enum", "items", "properties", "required", "anyOf",
+     "minItems", "maxItems", "minimum", "maximum", "minLength", "maxLength", "pattern", "default", "example",
+     "propertyOrdering")
+)
+GEMINI_LOST = (
+    "multipleOf", "uniqueItems", "not", "patternProperties", "propertyNames", "contains", "dependentRequired",
+)  # fmt: skip
+GEMINI_FORMATS = frozenset({"int32", "int64", "float", "double", "enum", "date-time"})
+
+
+def gemini_json(node: Json) -> Json:
+    """Rewrite one schema for Gemini's `parametersJsonSchema`."""
+    done = dict(node)
+    if "const" in done:
+        done["enum"] = [done["const"]]
+    if isinstance(parts := done.get("allOf"), list):
+        done = merged(done, *(part for part in parts if isinstance(part, dict)))
+    if isinstance(done.get("definitions"), dict):
+        done["$defs"] = {**done["definitions"], **done.get("$defs", {})}
+    if isinstance(done.get("$ref"), str):
+        done["$ref"] = done["$ref"].replace("#/definitions/", "#/$defs/")
+    return {key: value for key, value in done.items() if key in GEMINI_KEYWORDS}
+
+
+def clean_schema_gemini(schema: Json) -> Json:
+    """Rewrite a schema for Gemini's own subset (`parameters`, `responseSchema`). Source: 2.4."""
+    shaped = walk_schema(inlined(schema), gemini_shape, SCHEMA_DEPTH + 2)
+    return dict(walk_schema(shaped, gemini_subset, SCHEMA_DEPTH + 4))
+
+
+def gemini_shape(node: Json) -> Json:
+    """Do without allOf, oneOf, const, lists of types, null among alternatives (rules 3 to 5)."""
+    done = dict(node)
+    done = merged(done, *(part for part in done.pop("allOf", None) or () if isinstance(part, dict)))
+    if "const" in done:
+        done["enum"] = [done.pop("const")]
+    if isinstance(kinds := done.get("type"), list):
+        solid = [kind for kind in kinds if kind != "null"]
+        done.update({"nullable": True} if "null" in kinds else {}, type=solid[0] if solid else "null")
+        if len(solid) > 1:
+            rest = {key: value for key, value in done.items() if key not in {"description", "nullable", "title"}}
+            done["anyOf"] = [{**rest, "type": kind} for kind in solid]
+    branches = [part for key in ("anyOf", "oneOf") for part in done.pop(key, None) or () if isinstance(part, dict)]
+    return gemini_branches(done, branches) if branches else done
+
+
+def gemini_branches(node: Json, branches: Iterable[Json]) -> Json:
+    """Leave nothing but a description beside alternatives, and no single one."""
+    every = list(branches)
+    solid = [part for part in every if part.get("type") != "null" and part.get("enum") != [None]]
+    shown: Json = {key: node[key] for key in ("title", "description", "nullable") if key in node}
+    shown.update({"nullable": True} if len(solid) < len(every) else {})
+    if not solid:
+        return {**node, "type": "null"}
+    if len(solid) == 1:
+        return {**merged(node, solid[0]), **shown}
+    if "properties" in node:
+        return {**united(node, solid), **shown}
+    kind = {"type": node["type"]} if "type" in node else {}
+    return {**shown, "anyOf": [{**kind, **part} for part in solid]}
+
+
+def gemini_subset(node: Json) -> Json:
+    """Rewrite one schema, already shaped, for the subset (rules 2, 3 and 6 to 9)."""
+    done = gemini_lists(gemini_numbers(gemini_enum(node)))
+    lost = [key for key in GEMINI_LOST if key in done]
+    if done.get("format", "enum") not in GEMINI_FORMATS:
+        lost.append("format")
+    done = {key: value for key, value in noted(done, lost).items() if key in GEMINI_SUBSET and key not in lost}
+    kind = done.get("type")
+    if kind == "null":
+        done.update(type="string", nullable=True)
+    elif "anyOf" not in done and not isinstance(kind, str):
+        guess = "object" if "properties" in done else "array" if "items" in done else "string"
+        done = {**done, "type": guess} if done.keys() - {"description", "title", "nullable"} else {**ANY_VALUE, **done}
+    if "type" in done:
+        done["type"] = done["type"].upper()
+    return done
+
+
+def gemini_enum(node: Json) -> Json:
+    """Keep enumerations of texts; list other values in the description, so that they keep their type."""
+    if "enum" not in node:
+        return node
+    values = node["enum"] if isinstance(node["enum"], list) else []
+    solid = [value for value in values if value is not None]
+    done = {key: value for key, value in node.items() if key != "enum"}
+    done.update({"nullable": True} if len(solid) < len(values) else {})
+    kinds = {JSON_TYPES.get(type(value), "object") for value in solid}
+    if kinds == {"number", "integer"}:
+        kinds = {"number"}
+    if kinds == {"string"}:
+        return {**done, "type": "string", "enum": solid}
+    if len(kinds) > 1:
+        return {**done, "type": "string", "enum": [v if isinstance(v, str) else dumps_text(v) for v in solid]}
+    if kinds:
+        done = noted({"type": kinds.pop(), **done, "one of": solid}, ["one of"])
+        del done["one of"]
+    return done
+
+
+JSON_TYPES = {str: "string", bool: "boolean", int: "integer", float: "number", list: "array"}
+EXCLUSIVE = (("exclusiveMinimum", "minimum", 1), ("exclusiveMaximum", "maximum", -1))
+
+
+def gemini_numbers(node: Json) -> Json:
+    """Write exclusive bounds of integers as inclusive ones, the others into the description."""
+    done = dict(node)
+    for key, bound, step in EXCLUSIVE:
+        value = node.get(key)
+        if isinstance(value, int) and not isinstance(value, bool) and node.get("type") == "integer":
+            done[bound] = value + step
+        elif key in node:
+            done = noted(done, [key])
+    return done
+
+
+def gemini_lists(node: Json) -> Json:
+    """Tidy what is inside objects and arrays: boolean schemas, `required`, tuples, no items."""
+    done = dict(node)
+    if isinstance(inner := done.get("properties"), dict):
+        known = {name: ANY_TEXT if value is True else value for name, value in inner.items() if value is not False}
+        needed = [name for name in done.pop("required", None) or () if name in known]
+        done.update({"properties": known} if known else {}, **({"required": needed} if needed else {}))
+        if not known:
+            del done["properties"]
+            done["type"] = "object"
+    else:
+        done.pop("required", None)
+    tuples = done.pop("prefixItems", None) or done.get("items")
+    if isinstance(tuples, list):
+        solid = [item for item in tuples if isinstance(item, dict)]
+        done["items"] = {"anyOf": solid} if len(solid) > 1 else solid[0] if solid else {"type": "STRING"}
+    elif done.get("type") == "array" and not isinstance(done.get("items"), dict):
+        done["items"] = ANY_TEXT
+    return done
+
+
+# --- tools, system texts, the order of turns -------------------------------------------------------
+SUBSETS = {  # dialect -> whether it can narrow the choice to some tools, by mode
+    "claude": (), "chat": ("auto", "required"), "responses": ("auto", "required"), "gemini": ("required",),
+}  # fmt: skip
+BILLING = "x-anthropic-billing-header:"  # Claude Code's first system text
+
+
+def fit_tools(request: Request, target: Target, dialect: str) -> Request:
+    """Leave the tools, the choice of them and the schemas that the target knows. Source: 2.4, 2.5."""
+    if request.dialect == dialect:
+        return request
+    tools = [tool for tool in request.tools if tool.kind != "hosted" or tool.name in HOSTED[dialect]]
+    if dialect == "gemini" and functions(tools) and not target.model.levels:
+        tools = functions(tools)  # before Gemini 3 it takes either, not both
+    choice, only = fit_choice(request, target, dialect)
+    tools = [fit_tool(tool, target, dialect) for tool in tools if not only or tool.name in only]
+    if tools:
+        return request._replace(tools=tuple(tools), choice=choice)
+    params = {key: value for key, value in request.params.items() if key != "parallel"}
+    return request._replace(tools=(), choice=None, params=params)
+
+
+def fit_choice(request: Request, target: Target, dialect: str) -> tuple[ToolChoice | None, tuple[str, ...]]:
+    """Return the choice, and the tools to leave in the list if it cannot name them itself."""
+    choice = request.choice
+    if choice is None or not choice.names or choice.mode == "none":
+        return choice and choice._replace(names=()), ()
+    hosted = {tool.name for tool in request.tools} - {tool.name for tool in functions(request.tools)}
+    able = HOSTED[dialect] if dialect in {"claude", "responses"} else ()
+    if choice.mode == "required" and hosted.issuperset(choice.names) and not set(able).intersection(choice.names):
+        raise unfit(f"{target.model.id} cannot be made to use {', '.join(choice.names)}", "tool_choice")
+    one = choice.mode == "required" and len(choice.names) == 1
+    foreign = dialect == "chat" and vendor_of(target) != "openai"
+    if one or (choice.mode in SUBSETS[dialect] and not foreign):
+        return choice, ()
+    return choice._replace(names=()), choice.names
+
+
+def fit_tool(tool: Tool, target: Target, dialect: str) -> Tool:
+    if tool.kind != "function":
+        return tool
+    schema = object_schema(tool.schema)
+    if dialect == "gemini":
+        schema = fit_schema(schema, target, dialect)
+        return tool._replace(schema=schema if schema.get("properties") else None)
+    return tool._replace(schema=schema)
+
+
+def fit_schema(schema: Json, target: Target, dialect: str) -> Json:
+    if dialect == "claude":
+        return dict(walk_schema(schema, tightened))
+    if dialect != "gemini":
+        return schema
+    if "openapi-schema" in target.quirks:  # QUIRKS openapi-schema: only `parameters` is known
+        return clean_schema_gemini(schema)
+    return dict(walk_schema(schema, gemini_json))
+
+
+def fit_format(request: Request, target: Target, dialect: str) -> Request:
+    """Write the wanted form of the answer as the target knows it. Source: 2.9."""
+    form = request.format
+    if form is None or request.dialect == dialect:
+        return request
+    if form.schema is not None:
+        return request._replace(format=form._replace(schema=fit_schema(form.schema, target, dialect)))
+    if dialect == "claude":  # it has no such mode
+        line = Part("text", "Answer with one JSON object only.")
+        return request._replace(format=None, system=(*request.system, line))
+    return request
+
+
+def fit_system(request: Request, target: Target, dialect: str) -> Request:
+    """Put system texts and turns where the target takes them. Source: 2.2."""
+    system, messages = request.system, request.messages
+    if request.dialect == "claude" and dialect != "claude":
+        system = tuple(part for part in system if not part.text.startswith(BILLING))
+    late = dialect in {"chat", "responses"} or (dialect == "claude" and "mid-system" in target.quirks)
+    if not late:  # QUIRKS mid-system: this Claude model takes system messages anywhere
+        messages = tuple(reminder(message) for message in messages)
+    if dialect not in {request.dialect, "chat"}:
+        if not messages:
+            messages, system = (Message("user", system),) if system else (), ()
+        messages = fit_turns(messages, target, dialect)
+    return request._replace(system=system, messages=messages)
+
+
+def reminder(message: Message) -> Message:
+    """Return a system message in mid-conversation as a user's that is marked as one."""
+    if SIDES.get(message.role) != "system":
+        return message
+    parts = [
+        part._replace(text=f"<system-reminder>\n{part.text}\n</system-reminder>") if part.kind == "text" else part
+        for part in message.parts
+    ]
+    return Message("user", tuple(parts))
+
+
+def fit_turns(messages: tuple[Message, ...], target: Target, dialect: str) -> tuple[Message, ...]:
+    """Begin and end with the user, where the target insists."""
+    if messages and messages[0].role == "assistant" and dialect != "responses":
+        messages = (Message("user", (Part("text", "."),)), *messages)
+    if messages and messages[-1].role == "assistant" and dialect == "claude" and target.model.levels:
+        messages = (*messages, Message("user", (Part("text", "Continue."),)))  # no prefill since 4.6
+    return messages
+
+
+STEPS: tuple[Callable[[Request, Target, str], Request], ...] = (
+    fit_messages, fit_system, fit_ids, fit_custom, fit_tools, fit_format, fit_thinking,
+)  # fmt: skip
+
+
+def fit_request(request: Request, target: Target, dialect: str) -> Fitted:
+    """Make a request that the target takes; `dialect` is the target's. The way back: fit_events."""
+    if request.dialect != dialect:
+        check_request(request, target, dialect)
+    names = name_tools(request, dialect)
+    custom = {(tool.namespace, tool.name) for tool in request.tools if tool.kind == "custom"}
+    back = {
+        written: (name, space, (space, name) in custom)
+        for (space, name), written in names.items()
+        if written != (space, name) or (space, name) in custom
+    }
+    for step in STEPS:
+        request = step(request, target, dialect)
+    return Fitted(fit_names(request, names), dialect, back)
+
+
+# --- the way back ------------------------------------------------------------------------------------
+def fit_events(events: Iterable[Event], request: Request, fitted: Fitted, target: Target) -> Events:
+    """Undo on the answer what `fit_request` did to names and freeform calls, and seal the proofs."""
+    foreign = request.dialect != fitted.dialect
+    if foreign and fitted.dialect == "gemini":
+        events = move_proofs(events, request.dialect)
+    slots = PROOF_SLOTS[request.dialect] if foreign else ()
+    providers: dict[int, str] = {}  # part number -> what to seal its proof with; empty: leave it out
+    texts: dict[int, Unwrapper] = {}  # of the freeform calls that were emulated
+    for event in events:
+        if isinstance(event, PartDelta) and event.field == "text" and event.at not in texts:
+            yield event  # the common case first
+        elif isinstance(event, (PartDelta, PartEnd)):
+            provider = providers.get(event.at) if foreign else None
+            yield from fit_piece(event, texts.get(event.at), provider)
+        elif isinstance(event, PartStart):
+            providers[event.at] = target.provider if event.part.kind in slots else ""
+            part = fit_call(event.part, request, fitted)
+            if part.custom and not event.part.custom:
+                texts[event.at] = Unwrapper()
+            yield event._replace(part=part)
+        elif isinstance(event, MessageStart):
+            yield event._replace(model=request.model)
+        else:
+            yield event
+
+
+def fit_piece(event: PartDelta | PartEnd, text: Unwrapper | None, provider: str | None) -> Iterator[Event]:
+    """Fit what is not plain text. `provider` seals a proof; empty: it cannot travel; None: as it is."""
+    if isinstance(event, PartEnd):
+        if text and (rest := text.close()):
+            yield PartDelta(event.at, "text", rest)
+        yield event
+    elif event.field == "text" and text:
+        if more := text.feed(event.value):
+            yield PartDelta(event.at, "text", more)
+    elif event.field != "proof" or provider is None:
+        yield event
+    elif provider:
+        yield PartDelta(event.at, "proof", seal(event.value, provider))
+
+
+def fit_call(part: Part, request: Request, fitted: Fitted) -> Part:
+    """Give a call its own name back, and an id that the client takes."""
+    if part.kind != "call":
+        return part
+    name, space, custom = fitted.names.get((part.namespace, part.name), (part.name, part.namespace, part.custom))
+    part = part._replace(name=name, namespace=space, custom=custom)
+    return part._replace(id=legal_id(part.id, 64)) if request.dialect == "claude" != fitted.dialect else part
+
+
+def move_proofs(events: Iterable[Event], client: str) -> Events:
+    """Carry Gemini's proofs as the client can: a call's on an empty thinking part before it.
+
+    A text's proof is left out, and with it the empty text that Gemini sends to carry one. The
+    parts are numbered anew. Source: spec/dialects.md 4.6.
+    """
+    held: dict[int, list[Piece]] = {}  # calls, until they are whole; texts, until they have any
+    numbers: dict[int, int] = {}  # of the parts that have begun, as they came -> as they go
+    count = itertools.count()
+    for event in events:
+        if isinstance(event, (PartDelta, PartEnd)) and event.at in numbers:
+            at = numbers[event.at]
+            yield event if at == event.at else event._replace(at=at)
+        elif isinstance(event, (PartStart, PartDelta, PartEnd)):
+            held.setdefault(event.at, []).append(event)
+            pieces = carried(held[event.at], client)
+            numbers.update((piece.at, next(count)) for piece in pieces if isinstance(piece, PartStart))
+            yield from (piece._replace(at=numbers[piece.at]) for piece in pieces)
+        else:
+            yield event
+
+
+Piece = Union[PartStart, PartDelta, PartEnd]
+
+
+def carried(pieces: list[Piece], client: str) -> Iterable[Piece]:
+    """Return the pieces of a part that may go out; none while it has to be held back."""
+    start, last = pieces[0], pieces[-1]
+    if not isinstance(start, PartStart) or start.part.kind not in {"text", "call"}:
+        return pieces
+    if start.part.kind in PROOF_SLOTS[client]:
+        return pieces
+    proofs = [piece for piece in pieces if isinstance(piece, PartDelta) and piece.field == "proof"]
+    bare = [piece for piece in pieces if piece not in proofs]
+    if start.part.kind == "text":
+        return bare if isinstance(last, PartDelta) and last.field == "text" else ()
+    if not isinstance(last, PartEnd):
+        return ()
+    carrier: list[Piece] = [PartStart(CARRIER, Part("thinking"), start.choice), PartEnd(CARRIER)]
+    carrier[1:1] = [proof._replace(at=CARRIER) for proof in proofs]
+    return [*carrier, *bare] if proofs else bare
+
+
+CARRIER = -1  # stands for the number of the part that carries a proof
+
+
+# --- the dialects ------------------------------------------------------------------------------------
+class Dialect(NamedTuple):
+    """One API: its eight functions, and what it sends when there is nothing to say."""
+
+    name: str
+    read_request: Callable[[Json], Request]
+    write_request: Callable[[Request, Target], Json]
+    read_response: Callable[[Json, Request], Events]
+    write_response: Callable[[Response, Request], Json]
+    read_stream: Callable[[Iterable[Json], Request], Events]
+    write_stream: Callable[[Iterable[Event], Request], Frames]
+    read_error: Callable[[int, bytes], ProxyError]
+    write_error: Callable[[ProxyError], Json]
+    keep_alive: bytes  # between two frames of a stream
+    error_event: str = ""  # the `event:` line of a mid-stream error
+
+
+KEEP_ALIVE = b": keep-alive\n\n"  # a comment, except where the clients cannot read one
+PING = b'event: ping\ndata: {"type":"ping"}\n\n'
+
+
+def stream_error(dialect: Dialect, error: ProxyError) -> bytes:
+    """Return the frames that end a stream of which nothing is known but its dialect. Source: 2.11."""
+    body = dialect.write_error(error)
+    if dialect.name != "responses":
+        return sse_frame(body, dialect.error_event)
+    said = body["error"]
+    said = {"code": said.get("code") or said.get("type"), "message": said.get("message")}
+    response = {
+        "id": "", "object": "response", "created_at": 0, "model": "", "status": "failed", "error": said, "output": [],
+        "parallel_tool_calls": True, "tool_choice": "auto", "tools": [],
+    }  # fmt: skip
+    flat = {"type": "error", **said, "param": error.param or None, "sequence_number": 0}
+    failed = {"type": "response.failed", "response": response, "sequence_number": 1}
+    return sse_frame(flat, "error") + sse_frame(failed, "response.failed")
+
+
+IMAGE_TOKENS = 1_500
+
+
+def estimate_tokens(request: Request) -> int:
+    """Estimate the input: a token per four bytes of text and schemas, 1500 per image or file."""
+    size, media = 0, 0
+    stack = [*request.system, *(part for message in request.messages for part in message.parts)]
+    while stack:
+        part = stack.pop()
+        stack.extend(part.parts)
+        text = part.text + part.name
+        if part.media is not None and part.media.source == "text":
+            text += part.media.data
+        elif part.media is not None:
+            media += 1
+        size += len(text.encode("utf-8", "replace"))
+    for tool in request.tools:
+        text = tool.name + tool.description + dumps_text(tool.schema or tool.grammar or {})
+        size += len(text.encode("utf-8", "replace"))
+    return (size + 3) // 4 + media * IMAGE_TOKENS
 
 
 ########################################################################################
