@@ -4844,6 +4844,1179 @@ def unfit(message: str, param: str) -> ProxyError:
 
 
 # --- proofs -----------------------------------------------------------------------------
+# The first bytes of every proof that we sealed. Valid base64; long, and of letters that bodies
+# seldom hold, so that a megabyte that has none is searched in 0.07 ms.
+PROOF_MARK = b"CLIPROXYSEALEDPROOFOFANOTHERPROVIDER"
+SENTINEL = "skip_thought_signature_validator"  # the service's own, for a lost signature
+GEMINI_UNANSWERED = Part("result", parts=(Part("text", "the call was not answered"),), error=True)
+
+
+def gemini_camel(value: Any) -> Any:
+    """Copy a body with its known keys in camelCase; what the user named is left alone."""
+    if isinstance(value, list):
+        return [gemini_camel(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    named = ((GEMINI_SPELLINGS.get(key, key), item) for key, item in value.items())
+    return {key: item if key in GEMINI_OPAQUE else gemini_camel(item) for key, item in named}
+
+
+def gemini_list(value: Any) -> list[Any]:
+    """Return a repeated field; one value may stand for itself (proto3 JSON)."""
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
+def gemini_extra(rest: Json) -> Mapping[str, Json]:
+    return {"gemini": rest} if rest else EMPTY
+
+
+def gemini_own(extra: Mapping[str, Json], field: str = "") -> Json:
+    """Return this dialect's part of `extra`, or what is left of one object in it."""
+    own = extra.get("gemini", EMPTY)
+    return own.get(field, EMPTY) if field else own
+
+
+def gemini_merge(base: Json, extra: Mapping[str, Any]) -> Json:
+    """Put unmodelled fields back into an object, deeply; notes, which begin with `_`, are not."""
+    for key, value in extra.items():
+        if not key.startswith("_"):
+            deep = isinstance(value, dict)
+            base[key] = gemini_merge(base.get(key) or {}, value) if deep else value
+    return base
+
+
+def gemini_object(text: str) -> Json | None:
+    """Parse the text of a JSON object; None if it is anything else."""
+    if text.lstrip()[:1] != "{":
+        return None
+    try:
+        value = json.loads(text)
+        json.JSONEncoder(allow_nan=False).encode(value)  # NaN is no JSON
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def gemini_schema(schema: Any) -> Any:
+    """Turn an OpenAPI schema into JSON Schema: lower-case types, `nullable` as one of them."""
+    if not isinstance(schema, dict):
+        return schema
+    named = ((GEMINI_SCHEMA.get(key, key), value) for key, value in schema.items())
+    lowered = {key: gemini_keyword(key, value) for key, value in named if key}
+    if schema.get("nullable") and isinstance(lowered.get("type"), str):
+        lowered["type"] = [lowered["type"], "null"]
+    return lowered
+
+
+def gemini_keyword(key: str, value: Any) -> Any:
+    """Return the value of one keyword, with the schemas in it made JSON Schema."""
+    if isinstance(value, str):  # a count is a string in proto3 JSON
+        number = key.startswith(("min", "max")) and value.isdecimal()
+        return value.lower() if key == "type" else int(value) if number else value
+    if key in GEMINI_SCHEMA_MAPS and isinstance(value, dict):
+        return {name: gemini_schema(item) for name, item in value.items()}
+    if key in GEMINI_SCHEMA_LISTS and isinstance(value, list):
+        return [gemini_schema(item) for item in value]
+    return gemini_schema(value) if key in {"items", "additionalProperties"} else value
+
+
+# --- parts, of requests and answers. A reader pops what it takes; what stays is for `extra` ---
+
+
+def gemini_media_kind(mime: str) -> str:
+    family = mime.partition("/")[0]
+    return family if family in {"image", "audio", "video"} else "document"
+
+
+def gemini_mime(media: Media) -> str:
+    """Return the type of a medium; that of a URL is guessed by its ending, then by its kind."""
+    ending = media.data[-6:].rpartition(".")[2].lower()
+    return media.mime or GEMINI_MIMES.get(ending) or GEMINI_MIMES[media.kind]
+
+
+def gemini_read_inline(data: Json) -> Part:
+    mime, name = data.pop("mimeType", ""), data.pop("displayName", "")
+    return Part(
+        "media", media=Media(gemini_media_kind(mime), "base64", data.pop("data"), mime, name)
+    )
+
+
+def gemini_read_file(data: Json) -> Part:
+    """Read fileData: a URL, or a file that only Google has."""
+    uri, mime = data.pop("fileUri"), data.pop("mimeType", "")
+    source = "file_id" if uri.startswith("gs:") or "generativelanguage" in uri else "url"
+    media = Media("document", source, uri, mime)
+    return Part("media", media=media._replace(kind=gemini_media_kind(gemini_mime(media))))
+
+
+def gemini_read_call(data: Json) -> Part:
+    arguments = dumps_text(data.pop("args", None) or {})
+    return Part("call", arguments, data.pop("id", None) or "", data.pop("name"))
+
+
+def gemini_read_result(data: Json) -> Part:
+    """Read a functionResponse. A text that is its one `output` or `error` is unwrapped."""
+    response: Json = data.pop("response", None) or {}
+    media = tuple(map(gemini_read_part, gemini_list(data.pop("parts", None))))
+    key, value = next(iter(response.items())) if len(response) == 1 else ("", None)
+    whole = data["_whole"] = key not in {"output", "error"} or not isinstance(value, str)
+    text = Part("text", dumps_text(response) if whole else str(value))
+    parts = (text, *media) if response or not media else media
+    call = data.pop("id", None) or ""
+    return Part("result", "", call, data.pop("name"), parts, error=key == "error")
+
+
+def gemini_read_hosted(data: Json) -> Part:
+    """Read what the service itself called; the whole object stays for `extra`."""
+    kind = data.get("toolType", "codeExecution")
+    arguments = data.get("args") or {k: data[k] for k in ("language", "code") if k in data}
+    name = GEMINI_HOSTED.get(kind, kind.lower())
+    return Part("hosted", dumps_text(arguments), data.get("id") or "", name)
+
+
+def gemini_read_hosted_result(data: Json) -> Part:
+    return gemini_read_hosted(data)._replace(kind="hosted_result", text="")
+
+
+GEMINI_PARTS: dict[str, Callable[[Json], Part]] = {
+    "inlineData": gemini_read_inline,
+    "fileData": gemini_read_file,
+    "functionCall": gemini_read_call,
+    "functionResponse": gemini_read_result,
+    "executableCode": gemini_read_hosted,
+    "codeExecutionResult": gemini_read_hosted_result,
+    "toolCall": gemini_read_hosted,
+    "toolResponse": gemini_read_hosted_result,
+}
+
+
+def gemini_read_part(part: Json) -> Part:
+    """Read one part. A signature may be on any, and does not make a text a thought."""
+    data = {**part}
+    proof = data.pop("thoughtSignature", None) or ""
+    if isinstance(data.get("text"), str):
+        text, kind = data.pop("text"), "text"
+        if data.get("thought"):
+            del data["thought"]
+            kind = "thinking"
+        return Part(kind, text, proof=proof, extra=gemini_extra(data))
+    field = next((key for key in data if key in GEMINI_PARTS), "")
+    if not field or (data.get("thought") and field == "inlineData"):  # a draft of an image
+        return Part("opaque" if data else "text", proof=proof, extra=gemini_extra(data))
+    data[field] = {**data[field]}
+    read = GEMINI_PARTS[field](data[field])
+    rest = {key: value for key, value in data.items() if value != {}}
+    return read._replace(proof=proof, extra=gemini_extra(rest))
+
+
+def gemini_write_media(part: Part) -> Json:
+    media = part.media or Media("document", "text", "")
+    if media.source == "text":
+        return {"text": f"{media.name}\n{media.data}" if media.name else media.data}
+    mime = {"mimeType": gemini_mime(media)}
+    if media.source == "base64":
+        named = {"displayName": media.name} if media.name else {}
+        return {"inlineData": {**mime, "data": media.data, **named}}
+    return {"fileData": {"fileUri": media.data, **mime}}
+
+
+def gemini_write_id(part: Part, field: str) -> Json:
+    """Write the id of a call or result, if it had one on the wire."""
+    wire = gemini_own(part.extra, field).get("_id", part.id)
+    return {"id": wire} if wire else {}
+
+
+def gemini_write_call(part: Part) -> Json:
+    """Write a functionCall; arguments that are no object are the model's own, and not refused."""
+    arguments = gemini_object(part.text)
+    if arguments is None:
+        arguments = {"input": part.text} if part.text.strip() else {}
+    call = {"name": part.name, "args": arguments}
+    return {"functionCall": {**gemini_write_id(part, "functionCall"), **call}}
+
+
+def gemini_write_result(part: Part) -> Json:
+    """Write a functionResponse: an object as it is, a text as its `output` or `error`."""
+    text, media = text_of(part.parts), [p for p in part.parts if p.kind == "media"]
+    whole = gemini_own(part.extra, "functionResponse").get("_whole", not part.error)
+    response = gemini_object(text) if whole else None
+    if response is None:
+        response = {"error" if part.error else "output": text} if text or not media else {}
+    written = {"name": part.name, "response": response}
+    more = {"parts": list(map(gemini_write_part, media))} if media else {}
+    return {"functionResponse": {**gemini_write_id(part, "functionResponse"), **written, **more}}
+
+
+GEMINI_WRITE: dict[str, Callable[[Part], Json]] = {  # other kinds are wholly in `extra`
+    "text": lambda part: {"text": part.text},
+    "thinking": lambda part: {"text": part.text, "thought": True},
+    "refusal": lambda part: {"text": part.text},
+    "media": gemini_write_media,
+    "call": gemini_write_call,
+    "result": gemini_write_result,
+}
+
+
+def gemini_write_part(part: Part) -> Json:
+    """Write one part; empty if this dialect has no such part."""
+    write = GEMINI_WRITE.get(part.kind)
+    written = gemini_merge(write(part) if write else {}, gemini_own(part.extra))
+    if part.proof and written:
+        written["thoughtSignature"] = part.proof
+    return written
+
+
+def gemini_write_parts(parts: Iterable[Part]) -> list[Json]:
+    return list(filter(None, map(gemini_write_part, parts)))
+
+
+def gemini_move_proofs(parts: Iterable[Part]) -> list[Part]:
+    """Move the proof of a thought that stands directly before a call to that call."""
+    moved: list[Part] = []
+    for part in parts:
+        before = moved[-1] if moved else part
+        if part.kind == "call" and before.kind == "thinking" and before.proof and not part.proof:
+            moved[-1:] = [before._replace(proof="")] if before.text else []
+            moved.append(part._replace(proof=before.proof))
+        else:
+            moved.append(part)
+    return moved
+
+
+# --- reading requests, from a copy: here, too, what is not popped is for `extra` ---
+
+
+def gemini_read_request(body: Json) -> Request:
+    """Body of generateContent -> Request; `model` and `stream`, which the path says, are in it."""
+    data = gemini_camel(body)
+    config = data.get("generationConfig") or {}
+    model, stream = data.pop("model"), bool(data.pop("stream", False))
+    contents = gemini_pair(gemini_list(data.pop("contents")))
+    return Request(
+        "gemini",
+        model,
+        tuple(map(gemini_read_content, contents)),
+        system=gemini_read_system(data),
+        tools=tuple(gemini_read_tools(gemini_list(data.pop("tools", None)))),
+        choice=gemini_read_choice(data.get("toolConfig") or {}),
+        params={GEMINI_PARAMS[k]: config.pop(k) for k in [*config] if k in GEMINI_PARAMS},
+        thinking=gemini_read_thinking(config.get("thinkingConfig") or {}),
+        format=gemini_read_format(config),
+        stream=stream,
+        extra=gemini_extra(data),
+    )
+
+
+def gemini_read_system(data: Json) -> tuple[Part, ...]:
+    """Read systemInstruction: a content, or what the SDKs take for one, a text or a part."""
+    system = data.get("systemInstruction")
+    if isinstance(system, dict) and "parts" in system:
+        return tuple(map(gemini_read_part, gemini_list(system.pop("parts"))))
+    data.pop("systemInstruction", None)
+    part = {"text": system} if isinstance(system, str) else system
+    return (gemini_read_part(part),) if part else ()
+
+
+def gemini_read_schema(data: Json, openapi: str, plain: str) -> Json | None:
+    """Read a schema in either form. It stays where JSON Schema says it in other words."""
+    key = openapi if data.get(openapi) else plain
+    schema: Json | None = gemini_schema(data.get(key))
+    if key == plain and schema == data.get(key):
+        data.pop(key, None)
+    return schema
+
+
+def gemini_read_format(config: Json) -> Format | None:
+    if config.get("responseMimeType") != "application/json":  # text/plain, or an enum
+        return None
+    del config["responseMimeType"]
+    schema = gemini_read_schema(config, "responseSchema", "responseJsonSchema")
+    return Format("json" if schema is None else "schema", schema=schema)
+
+
+def gemini_read_thinking(config: Json) -> Thinking:
+    level = str(config.get("thinkingLevel") or "").lower()
+    effort = level if level in EFFORTS else ""
+    if effort or level == "thinking_level_unspecified":
+        del config["thinkingLevel"]
+    summary = {None: "", False: "omitted", True: "auto"}[config.pop("includeThoughts", None)]
+    return Thinking(effort, config.pop("thinkingBudget", None), summary)
+
+
+def gemini_read_choice(config: Json) -> ToolChoice | None:
+    """Read the tool choice; VALIDATED, which nobody else knows, stays and is written over it."""
+    calling = config.get("functionCallingConfig")
+    if calling is None:
+        return None
+    mode = GEMINI_MODES.get(calling.get("mode"), "")
+    if mode:
+        del calling["mode"]
+    return ToolChoice(mode or "auto", tuple(calling.pop("allowedFunctionNames", None) or ()))
+
+
+def gemini_read_tools(tools: Iterable[Json]) -> Iterator[Tool]:
+    """Read functions and the service's own tools; `_at` notes which object they came in."""
+    for at, tool in enumerate(tools):
+        for data in gemini_list(tool.pop("functionDeclarations", None)):
+            name, text = (
+                data.pop("name"),
+                data.pop("description") if data.get("description") else "",
+            )
+            schema = gemini_read_schema(data, "parameters", "parametersJsonSchema")
+            yield Tool(name, text, schema, extra=gemini_extra({**data, "_at": at}))
+        for key, value in tool.items():
+            name = GEMINI_HOSTED.get(key, key)
+            yield Tool(name, kind="hosted", extra=gemini_extra({key: value, "_at": at}))
+
+
+def gemini_read_content(content: Json) -> Message:
+    role = content.get("role")
+    if role in {"user", "model"}:
+        del content["role"]  # others are kept as they were
+    parts = tuple(map(gemini_read_part, content.pop("parts")))
+    rest = content if role else {**content, "_role": False}
+    return Message("assistant" if role == "model" else "user", parts, gemini_extra(rest))
+
+
+def gemini_pair(contents: list[Json]) -> list[Json]:
+    """Give every call an id, and every response that of its call; drop repeated responses.
+
+    `_id` notes what was on the wire. The ids depend on the place alone: they are the same when
+    the conversation comes again. gemini-cli repeats the responses of a resumed conversation, and
+    qwen-code splits them over contents (spec/clients.md 1.11).
+    """
+    calls: list[Json] = []  # of the nearest turn of the model
+    done: set[str] = set()
+    before = ""
+    for turn, content in enumerate(contents):
+        parts = gemini_list(content.get("parts"))
+        role = content.get("role") or "user"
+        if role == "model":
+            calls = [*(calls if before == role else ()), *gemini_calls(parts, turn)]
+        before = role
+        content["parts"] = [
+            p for p in parts if gemini_answers(p.get("functionResponse"), calls, done)
+        ]
+    return contents
+
+
+def gemini_calls(parts: Iterable[Json], turn: int) -> list[Json]:
+    """Return the calls of a turn; those without an id are named by their place."""
+    found = [(at, part["functionCall"]) for at, part in enumerate(parts) if "functionCall" in part]
+    return [
+        call
+        if call.get("id")
+        else gemini_name(call, f"call_{turn}_{at}_{digest(call['name'])[:8]}")
+        for at, call in found
+    ]
+
+
+def gemini_name(data: Json, name: str) -> Json:
+    """Set an id, and note the one that was there."""
+    data["_id"] = data.get("id") or ""
+    data["id"] = name
+    return data
+
+
+def gemini_answers(response: Json | None, calls: list[Json], done: set[str]) -> bool:
+    """Find the call of a response: by id if both have one, else the next of that name.
+
+    False if it has an answer already. A part that is no response is always welcome.
+    """
+    if not response:
+        return True
+    if response.get("id") not in {call["id"] for call in calls}:
+        named = [call["id"] for call in calls if call["name"] == response["name"]]
+        waiting = [name for name in named if name not in done]
+        lost = response.get("id") or f"call_{digest(response['name'])}"
+        gemini_name(response, [*waiting, *named, lost][0])
+    fresh = response["id"] not in done
+    done.add(response["id"])
+    return fresh
+
+
+# --- writing requests ---
+
+
+def gemini_is_new(model: str) -> bool:
+    """Tell whether a model is Gemini 3 or newer: they check signatures and see media in results."""
+    return any(int(major) >= 3 for major in re.findall(r"gemini-(\d+)", model))
+
+
+def gemini_write_request(request: Request, target: Target) -> Json:
+    """Request -> body of generateContent, with `model` and `stream` for the path."""
+    new = gemini_is_new(target.model.id)
+    messages, system = request.messages, request.system
+    if not messages:  # the service wants a user: then he says what the system would have
+        messages, system = (Message("user", system),), ()
+    if request.dialect == "gemini":
+        contents = [gemini_write_content(message) for message in messages]
+    else:
+        contents = gemini_write_turns(messages, new)
+    if new:
+        gemini_add_sentinels(contents)
+    more = {
+        "systemInstruction": {"parts": texts} if (texts := gemini_write_kept(system)) else {},
+        "tools": gemini_write_tools(request, target, new=new),
+        "toolConfig": gemini_write_choice(request) if request.tools else {},
+        "generationConfig": gemini_write_config(request, target),
+    }
+    written = {key: value for key, value in more.items() if value}
+    body = {"model": request.model, "stream": request.stream, "contents": contents, **written}
+    return gemini_merge(body, gemini_own(request.extra))
+
+
+def gemini_write_kept(parts: Iterable[Part]) -> list[Json]:
+    """Write parts but those that say nothing, which are refused."""
+    return gemini_write_parts(
+        part for part in parts if part.kind != "text" or part.text or part.proof
+    )
+
+
+def gemini_write_content(message: Message) -> Json:
+    """Write a message of this dialect as it was."""
+    own = gemini_own(message.extra)
+    role = "model" if message.role == "assistant" else "user"
+    content = {"role": role} if own.get("_role", True) else {}
+    return gemini_merge({**content, "parts": gemini_write_parts(message.parts)}, own)
+
+
+def gemini_write_turns(messages: Iterable[Message], new: bool) -> list[Json]:
+    """Write messages of a foreign dialect: contents that alternate and begin with the user's."""
+    contents: list[Json] = []
+    calls: list[Part] = []
+    sides = (m if m.role == "assistant" else m._replace(role="user") for m in messages)
+    for turn in turns(sides):
+        if turn.role == "assistant":
+            role, parts = "model", gemini_write_model(turn.parts)
+            calls = [part for part in turn.parts if part.kind == "call"]
+        else:
+            role, parts = "user", gemini_write_user(turn.parts, calls, new)
+            calls = []
+        if parts and contents and contents[-1]["role"] == role:
+            contents[-1]["parts"] += parts
+        elif parts:
+            contents.append({"role": role, "parts": parts})
+    if not contents or contents[0]["role"] == "model":
+        contents.insert(0, {"role": "user", "parts": [{"text": "."}]})
+    return contents
+
+
+def gemini_write_model(parts: Iterable[Part]) -> list[Json]:
+    """Write an answer of a foreign dialect: of thoughts, only their proofs go back."""
+    moved = gemini_move_proofs(parts)
+    return gemini_write_kept(
+        part._replace(kind="text", text="") if part.kind == "thinking" else part for part in moved
+    )
+
+
+def gemini_write_user(parts: Iterable[Part], calls: Iterable[Part], new: bool) -> list[Json]:
+    """Write a user's turn: a result for each call of the turn before, in its order, then the rest.
+
+    Older models see no media in results: they follow. What answers no call is told without a frame.
+    """
+    results: dict[str, Part] = {}
+    rest: list[Part] = []
+    for part in parts:
+        if part.kind == "result":
+            results.setdefault(part.id, part)
+        else:
+            rest.append(part)
+    written: list[Part] = []
+    media: list[Part] = []
+    for call in calls:
+        result = results.pop(call.id, GEMINI_UNANSWERED)._replace(id=call.id, name=call.name)
+        if not new:
+            media += [part for part in result.parts if part.kind == "media"]
+            result = result._replace(parts=tuple(p for p in result.parts if p.kind != "media"))
+        written.append(result)
+    orphans = [part for result in results.values() for part in result.parts]
+    return gemini_write_kept([*written, *media, *orphans, *rest])
+
+
+def gemini_add_sentinels(contents: list[Json]) -> None:
+    """Sign the first call of each step since the user last spoke: Gemini 3 answers 400 if not."""
+    for content in reversed(contents):
+        calls = [part for part in content["parts"] if "functionCall" in part]
+        if calls:
+            calls[0].setdefault("thoughtSignature", GEMINI_SENTINEL)
+        elif content.get("role") != "model" and not any(
+            "functionResponse" in part for part in content["parts"]
+        ):
+            return
+
+
+def gemini_write_tools(request: Request, target: Target, *, new: bool) -> list[Json]:
+    """Write the tools: the functions in one object, each tool of the service in its own.
+
+    Before Gemini 3 the two do not go together: then only the functions stay.
+    """
+    groups: dict[object, Json] = {}
+    functions = any(tool.kind == "function" for tool in request.tools)
+    # QUIRKS openapi-schema: the service knows no JSON Schema; fit_request has cleaned it
+    key = "parameters" if "openapi-schema" in target.quirks else "parametersJsonSchema"
+    for tool in request.tools:
+        own = gemini_own(tool.extra)
+        if tool.kind == "function":
+            group = groups.setdefault(own.get("_at"), {})
+            group.setdefault("functionDeclarations", []).append(gemini_write_function(tool, key))
+        elif own:
+            gemini_merge(groups.setdefault(own["_at"], {}), own)
+        elif tool.name in GEMINI_HOSTED_WRITE and (new or not functions):
+            groups[tool.name] = {GEMINI_HOSTED_WRITE[tool.name]: {}}
+    return list(groups.values())
+
+
+def gemini_write_function(tool: Tool, key: str) -> Json:
+    """Write a function; a foreign one without arguments has no schema, for some refuse that."""
+    own = gemini_own(tool.extra)
+    written: Json = {"name": tool.name}
+    if tool.description:
+        written["description"] = tool.description
+    schema = tool.schema or {}
+    keywords = (*GEMINI_SCHEMA_MAPS, *GEMINI_SCHEMA_LISTS, "$ref", "additionalProperties")
+    takes = any(map(schema.get, keywords)) if not own else tool.schema is not None
+    if takes and "parameters" not in own:
+        written[key] = schema
+    return gemini_merge(written, own)
+
+
+def gemini_write_choice(request: Request) -> Json:
+    """Write the tool choice; some of the tools may only be named where a call is required."""
+    if request.choice is None:
+        return {}
+    mode, names = request.choice
+    named = names and (mode == "required" or request.dialect == "gemini")
+    allowed = {"allowedFunctionNames": list(names)} if named else {}
+    return {"functionCallingConfig": {"mode": GEMINI_MODES_WRITE[mode], **allowed}}
+
+
+def gemini_write_config(request: Request, target: Target) -> Json:
+    """Write generationConfig: the plain parameters, the form of the answer and the thinking."""
+    params = request.params
+    config = {word: params[name] for name, word in GEMINI_PARAMS_WRITE.items() if name in params}
+    if "stopSequences" in config:  # five at most, and no empty list
+        config["stopSequences"] = config["stopSequences"][:5]
+    if request.format:
+        config["responseMimeType"] = "application/json"
+        if "responseSchema" not in gemini_own(request.extra, "generationConfig"):
+            openapi = "openapi-schema" in target.quirks
+            config["responseSchema" if openapi else "responseJsonSchema"] = request.format.schema
+    config["thinkingConfig"] = gemini_write_thinking(request)
+    return {key: value for key, value in config.items() if value not in (None, [], {})}
+
+
+def gemini_write_thinking(request: Request) -> Json:
+    """Write how much to think, by name or in tokens; thoughts are shown unless that is unwanted."""
+    effort, budget, summary, _ = request.thinking
+    config: Json = {}
+    if effort and EFFORTS[effort] > 0:
+        config["thinkingLevel"] = effort.upper()
+    elif effort or budget is not None:
+        config["thinkingBudget"] = EFFORTS[effort] if effort else budget
+    thinks = bool(config) and config.get("thinkingBudget") != 0
+    if summary or (thinks and request.dialect != "gemini"):
+        config["includeThoughts"] = summary != "omitted"
+    return config
+
+
+# --- reading answers ---
+
+
+class GeminiChoice:
+    """A candidate that is being read: its open part, and what must wait for the end.
+
+    `numbers` counts the parts of all candidates. A chunk may end anywhere in a part, so a text goes
+    on after a signature in its midst; but where there is only one chunk, `whole`, parts are parts.
+    """
+
+    def __init__(self, number: int, numbers: Iterator[int], seed: str, *, whole: bool) -> None:
+        self.number, self.numbers, self.seed, self.whole = number, numbers, seed, whole
+        self.at, self.open, self.proof = 0, "", False  # the open part: number, kind, proof seen
+        self.texts: list[str] = []  # of the open text part
+        self.before = ""  # the text parts before it: what is cited is counted from the first
+        self.call: Json = {}  # a call whose arguments arrive in pieces
+        self.hosted = ""  # id of the last call that the service ran
+        self.kinds: set[str] = set()  # of the parts so far
+        self.ids: set[str] = set()
+        self.finish, self.raw = "", ""
+        self.extra: Json = {}
+
+    def read(self, data: Json) -> Iterator[Event]:
+        """Read what a chunk adds. Most are one more piece of the open text."""
+        for part in (data.get("content") or EMPTY).get("parts") or ():
+            text = part.get("text")
+            if text and len(part) == 1 and self.open == "text" and not self.whole:
+                self.texts.append(text)
+                yield PartDelta(self.at, "text", text)
+            elif text is not None:
+                yield from self.add_text(gemini_read_part(part))
+            else:
+                yield from self.add(part)
+        if data.keys() - {"content", "index"}:
+            self.raw = data.get("finishReason") or self.raw
+            self.finish = GEMINI_FINISH.get(self.raw, "error") if self.raw else ""
+            self.extra.update(without(data, GEMINI_CANDIDATE))
+            if self.open and (logprobs := data.get("logprobsResult")):
+                yield PartDelta(self.at, "logprobs", list(gemini_read_logprobs(logprobs)))
+
+    def add_text(self, part: Part) -> Iterator[Event]:
+        """Read a text or thought: more of the open part, or a new one. An empty one has its proof."""
+        if not part.text and not part.proof:
+            return
+        same = part.kind == self.open or (self.open and not part.text)
+        if not same or (self.proof and (self.whole or part.proof)):
+            yield from self.close()
+            self.at, self.open, self.proof = next(self.numbers), part.kind, False
+            self.kinds.add(part.kind)
+            yield PartStart(self.at, part._replace(text="", proof=""), self.number)
+        if part.text:
+            self.texts.append(part.text)
+            yield PartDelta(self.at, "text", part.text)
+        if part.proof:
+            self.proof = True
+            yield PartDelta(self.at, "proof", part.proof)
+
+    def add(self, data: Json) -> Iterator[Event]:
+        """Read a part of any other kind. Vertex may send a call in pieces: it is kept till its end."""
+        call = data.get("functionCall", EMPTY)
+        if "functionCall" not in data or call.get("name"):
+            yield from self.close()
+            if not call.get("willContinue") and "partialArgs" not in call:
+                yield from self.add_whole(data)
+                return
+            self.call = {**data, "functionCall": {**without(call, GEMINI_PIECES), "args": {}}}
+        for piece in call.get("partialArgs") or ():
+            gemini_put(self.call["functionCall"]["args"], piece)
+        if self.call and not call.get("willContinue"):
+            yield from self.close()
+
+    def add_whole(self, data: Json) -> Iterator[Event]:
+        """Read a part that is complete, and give it an id if it needs one."""
+        part = gemini_read_part(data)
+        if part.kind == "text" and not part.proof:
+            return
+        at = next(self.numbers)
+        if part.kind == "call" and (not part.id or part.id in self.ids):
+            part = part._replace(id=f"call_{digest(self.seed, at)}")
+        if part.kind.startswith("hosted"):
+            self.hosted = part.id or (
+                self.hosted if part.text == "" else f"call_{digest(self.seed, at)}"
+            )
+            part = part._replace(id=self.hosted)
+        self.ids.add(part.id)
+        self.kinds.add(part.kind)
+        yield from part_events(at, part, self.number)
+
+    def close(self) -> Iterator[Event]:
+        """End what is open: a text, or a call in pieces."""
+        if self.open:
+            yield PartEnd(self.at)
+            self.before += "".join(self.texts) if self.open == "text" else ""
+            self.open, self.texts = "", []
+        if call := self.call:
+            self.call = {}
+            yield from self.add_whole(call)
+
+    def end(self) -> Iterator[Event]:
+        """End the candidate; its sources, which come last, belong to the text that is still open."""
+        if self.open == "text":
+            for citation in gemini_read_citations(self.extra, self.before, "".join(self.texts)):
+                yield PartDelta(self.at, "citation", citation)
+        yield from self.close()
+        if self.finish == "error" and not self.kinds:
+            message = self.extra.get("finishMessage") or f"the model stopped with {self.raw}"
+            raise ProxyError("upstream_failed", message)
+        called = "call" in self.kinds and self.finish in {"stop", "error"}
+        finish = "tool_calls" if called else self.finish
+        yield MessageEnd(finish, raw=self.raw, choice=self.number, extra=gemini_extra(self.extra))
+
+
+GEMINI_CANDIDATE = frozenset({"content", "index", "finishReason", "logprobsResult"})
+GEMINI_PIECES = frozenset({"partialArgs", "willContinue"})
+GEMINI_STEP = re.compile(
+    r"\.([^.\[\]]+)|\[(\d+)\]|\[['\"](.*?)['\"]\]"
+)  # of a path: .name [0] ['name']
+
+
+def gemini_put(root: Any, piece: Json) -> None:
+    """Put a piece of the arguments where its path says, `$.a[0].b`; a string grows."""
+    steps = [
+        int(at) if at else name or quoted
+        for name, at, quoted in GEMINI_STEP.findall(piece["jsonPath"])
+    ]
+    for step, after in zip(steps, steps[1:]):
+        root = gemini_slot(root, step, [] if isinstance(after, int) else {})
+    value = next(
+        (piece[key] for key in ("stringValue", "numberValue", "boolValue") if key in piece), None
+    )
+    old = gemini_slot(root, steps[-1], None)
+    root[steps[-1]] = old + value if isinstance(old, str) and isinstance(value, str) else value
+
+
+def gemini_slot(node: Any, step: Any, default: Any) -> Any:
+    """Return what is at a step of a list or an object; at first that is `default`."""
+    if isinstance(node, list):
+        node.extend([None] * (step + 1 - len(node)))
+        node[step] = default if node[step] is None else node[step]
+        return node[step]
+    return node.setdefault(step, default)
+
+
+def gemini_read_stream(payloads: Iterable[Json], request: Request) -> Events:
+    """Chunks -> events. Finish and usage wait for the end of the stream: the last ones count."""
+    return gemini_read_chunks(payloads, request, whole=False)
+
+
+def gemini_read_response(body: Json, request: Request) -> Events:
+    """GenerateContentResponse -> events; an array is a stream without `alt=sse`, read whole."""
+    return gemini_read_chunks(gemini_list(body), request, whole=isinstance(body, dict))
+
+
+def gemini_read_chunks(payloads: Iterable[Json], request: Request, *, whole: bool) -> Events:
+    choices: dict[int, GeminiChoice] = {}
+    usage: Json = {}
+    numbers = count()
+    started = False
+    try:
+        for payload in payloads:
+            chunk = payload.get("response", payload)  # Code Assist wraps it
+            if "error" in chunk:
+                raise gemini_error(chunk, 0)
+            usage = chunk.get("usageMetadata", usage)
+            if not started:
+                started = True
+                yield MessageStart(chunk.get("responseId", ""), chunk.get("modelVersion", ""))
+                yield from gemini_read_usage(usage)
+            for candidate in gemini_candidates(chunk):
+                number = candidate.get("index", 0)
+                choice = choices.get(number) or GeminiChoice(
+                    number, numbers, request.id, whole=whole
+                )
+                yield from choices.setdefault(number, choice).read(candidate)
+    except ProxyError:
+        if not gemini_done(choices):
+            raise
+    if not gemini_done(choices):
+        raise ProxyError("upstream_failed", "the upstream ended its answer without a finishReason")
+    yield from gemini_read_usage(usage)
+    for choice in choices.values():
+        yield from choice.end()
+
+
+def gemini_done(choices: Mapping[int, GeminiChoice]) -> bool:
+    return bool(choices) and all(choice.finish for choice in choices.values())
+
+
+def gemini_candidates(chunk: Json) -> Iterable[Json]:
+    """Return the candidates of a chunk; a prompt that was refused has none, which makes one."""
+    reason = chunk["promptFeedback"].get("blockReason") if "promptFeedback" in chunk else ""
+    if reason and not chunk.get("candidates"):
+        known = GEMINI_FINISH.get(reason) == "content_filter"
+        return [{"finishReason": reason if known else "SAFETY"}]
+    candidates: Iterable[Json] = chunk.get("candidates") or ()
+    return candidates
+
+
+def gemini_read_usage(data: Json) -> Iterator[Usage]:
+    """Read usageMetadata, if it counts anything: early ones only name the traffic type."""
+    if "promptTokenCount" not in data:
+        return
+    prompt, hosted = data["promptTokenCount"], data.get("toolUsePromptTokenCount", 0)
+    thoughts = data.get("thoughtsTokenCount", 0)
+    rest = data.get("totalTokenCount", 0) - prompt - hosted - thoughts
+    output = data.get("candidatesTokenCount", max(0, rest)) + thoughts
+    extra = gemini_extra(without(data, GEMINI_USAGE))
+    yield Usage(prompt + hosted, data.get("cachedContentTokenCount", 0), 0, output, thoughts, extra)
+
+
+GEMINI_USAGE = frozenset(
+    f"{name}TokenCount" for name in ("prompt", "cachedContent", "candidates", "thoughts", "total")
+)
+
+
+def gemini_read_citations(candidate: Json, before: str, text: str) -> Iterator[Citation]:
+    """Read groundingMetadata, whose offsets are bytes of all texts, for the last of them."""
+    grounding = candidate.get("groundingMetadata") or EMPTY
+    sources = [
+        next(iter(chunk.values()), EMPTY) for chunk in grounding.get("groundingChunks") or ()
+    ]
+    data, base = (before + text).encode("utf-8", "replace"), len(before.encode("utf-8", "replace"))
+    for support in grounding.get("groundingSupports") or ():
+        segment = support.get("segment") or EMPTY
+        ends = (segment.get("startIndex", 0), segment.get("endIndex", 0))
+        start, end = (len(data[base : max(base, at)].decode("utf-8", "ignore")) for at in ends)
+        for at in support.get("groundingChunkIndices") or ():
+            source = sources[at] if at < len(sources) else EMPTY
+            named = [source.get(key) or "" for key in ("uri", "title", "text")]
+            yield Citation(named[0], named[1], start, end, named[2])
+
+
+def gemini_read_token(data: Json) -> Json:
+    token = data.get("token", "")
+    return {"token": token, "logprob": data.get("logProbability", 0.0), "bytes": [*token.encode()]}
+
+
+def gemini_read_logprobs(data: Json) -> Iterator[Json]:
+    """Read logprobsResult into OpenAI's form."""
+    tops = [top.get("candidates") or () for top in data.get("topCandidates") or ()]
+    for at, chosen in enumerate(data.get("chosenCandidates") or ()):
+        others = [gemini_read_token(other) for other in tops[at]] if at < len(tops) else []
+        yield {**gemini_read_token(chosen), "top_logprobs": others}
+
+
+# --- writing answers ---
+
+
+class GeminiOut:
+    """What of one choice waits for the last chunk."""
+
+    def __init__(self) -> None:
+        self.texts: list[Part] = []  # complete ones
+        self.logprobs: list[Json] = []
+        self.proof = ""  # of a thought: goes to the call that follows, or out on its own
+
+
+class GeminiLive:
+    """An open part. `head` and `tail` are the chunk around a text; empty for what is sent whole."""
+
+    def __init__(self, event: PartStart, out: GeminiOut) -> None:
+        self.part, self.choice, self.out = event.part, event.choice, out
+        self.texts = [event.part.text]
+        self.head = self.tail = ""
+
+
+class GeminiWriter:
+    """Turns events into chunks, and chunks into frames."""
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.sse = gemini_own(request.extra).get("_alt") == "sse"
+        self.lead, self.trail = ("data: ", "\r\n\r\n") if self.sse else ("[", "")
+        self.begun = False
+        self.names: Json = {}
+        self.usage: Json = {}
+        self.live: dict[int, GeminiLive] = {}
+        self.outs: dict[int, GeminiOut] = {}
+        self.ends: list[Json] = []
+        self.take: dict[type, Callable[[Any], Iterable[Json]]] = {
+            MessageStart: self.begin,
+            PartStart: self.open,
+            PartDelta: self.change,
+            PartEnd: self.close,
+            Usage: self.use,
+            MessageEnd: self.end,
+        }
+
+    def frame(self, data: str) -> bytes:
+        """Frame a chunk: as an event of its own, or an element of the one array."""
+        lead, self.begun = self.lead, True
+        self.lead = lead if self.sse else ",\r\n"
+        return (lead + data + self.trail).encode("ascii")
+
+    def send(self, chunk: Json) -> bytes:
+        return self.frame(dumps(chunk))
+
+    def chunk(self, choice: int, part: Json) -> Json:
+        candidate = {"content": {"parts": [part], "role": "model"}, "index": choice}
+        return {"candidates": [candidate], **self.names}
+
+    def begin(self, event: MessageStart) -> Iterable[Json]:
+        self.names = gemini_write_names(event, self.request)
+        return ()
+
+    def open(self, event: PartStart) -> Iterator[Json]:
+        """Open a part; for texts, prepare the chunk that the deltas go into."""
+        kind, out = event.part.kind, self.outs.setdefault(event.choice, GeminiOut())
+        if out.proof and kind != "call":
+            yield self.chunk(event.choice, gemini_write_proof(out))
+        self.live[event.at] = live = GeminiLive(event, out)
+        if kind in GEMINI_WORDS:
+            part = gemini_write_part(event.part._replace(text="\0"))
+            live.head, live.tail = dumps(self.chunk(event.choice, part)).split('"\\u0000"', 1)
+
+    def change(self, event: PartDelta) -> Iterator[Json]:
+        """Take a delta that is no text to be shown at once."""
+        live = self.live[event.at]
+        if event.field == "text":
+            live.texts.append(event.value)
+        elif event.field == "logprobs":
+            live.out.logprobs += event.value
+        elif event.field == "proof" and live.part.kind == "thinking":
+            live.out.proof = event.value
+        elif event.field == "proof" and live.head:
+            yield self.chunk(live.choice, {"text": "", "thoughtSignature": event.value})
+        else:
+            live.part = part_with(live.part, event)
+
+    def close(self, event: PartEnd) -> Iterator[Json]:
+        """End a part: calls, media and the like are written now, in one piece."""
+        live = self.live.pop(event.at)
+        part, out = live.part._replace(text="".join(live.texts)), live.out
+        if live.head:
+            out.texts.append(part)
+            return
+        if out.proof and not part.proof:
+            part, out.proof = part._replace(proof=out.proof), ""
+        elif out.proof:
+            yield self.chunk(live.choice, gemini_write_proof(out))
+        if written := gemini_write_part(part):
+            yield self.chunk(live.choice, written)
+
+    def use(self, event: Usage) -> Iterable[Json]:
+        self.usage = gemini_write_usage(event)
+        return ()
+
+    def end(self, event: MessageEnd) -> Iterable[Json]:
+        """Keep the end of a choice for the last chunk."""
+        out = self.outs.setdefault(event.choice, GeminiOut())
+        choice = Choice(tuple(out.texts), event, tuple(out.logprobs))
+        part = gemini_write_proof(out) if out.proof else {"text": ""}
+        self.ends.append(gemini_write_candidate(choice, [part]))
+        return ()
+
+    def last(self) -> Json:
+        return {"candidates": self.ends, **self.usage, **self.names}
+
+
+def gemini_write_stream(events: Iterable[Event], request: Request) -> Frames:
+    """Events -> server-sent events, or without `alt=sse` one JSON array, written as it grows."""
+    writer = GeminiWriter(request)
+    try:
+        for event in events:
+            if type(event) is PartDelta and event.field == "text" and writer.live[event.at].head:
+                live = writer.live[event.at]
+                live.texts.append(event.value)
+                yield writer.frame(live.head + quote(event.value) + live.tail)
+            else:
+                yield from map(writer.send, writer.take[type(event)](event))
+        yield writer.send(writer.last())
+    except ProxyError as error:
+        if not writer.begun:
+            raise
+        yield writer.send(gemini_write_error(error))
+    if not writer.sse:
+        yield b"]"
+
+
+def gemini_write_response(response: Response, request: Request) -> Json:
+    """Write a collected answer as one GenerateContentResponse."""
+    candidates = [
+        gemini_write_candidate(choice, gemini_write_parts(gemini_move_proofs(choice.parts)))
+        for choice in response.choices
+    ]
+    usage = gemini_write_usage(response.usage) if response.usage else {}
+    return {"candidates": candidates, **usage, **gemini_write_names(response.start, request)}
+
+
+def gemini_write_names(start: MessageStart, request: Request) -> Json:
+    made = digest(request.id, "response")
+    return {"modelVersion": start.model or request.model, "responseId": start.id or made}
+
+
+def gemini_write_proof(out: GeminiOut) -> Json:
+    """Write the proof of a thought that no call follows."""
+    proof, out.proof = out.proof, ""
+    return {"text": "", "thought": True, "thoughtSignature": proof}
+
+
+def gemini_write_candidate(choice: Choice, parts: list[Json]) -> Json:
+    """Write a candidate with all that comes last in it; a word of this dialect is used again."""
+    end = choice.end
+    same = end.finish in {GEMINI_FINISH.get(end.raw, "error"), "tool_calls"}
+    word = end.raw if same and end.raw.isupper() else GEMINI_FINISH_WRITE[end.finish]
+    content = {"parts": parts, "role": "model"}
+    candidate: Json = {"content": content, "finishReason": word, "index": end.choice}
+    if any(part.citations for part in choice.parts):
+        candidate["groundingMetadata"] = gemini_write_citations(choice.parts)
+    if choice.logprobs:
+        candidate["logprobsResult"] = gemini_write_logprobs(choice.logprobs)
+    return gemini_merge(candidate, gemini_own(end.extra))
+
+
+def gemini_size(text: str) -> int:
+    return len(text.encode("utf-8", "replace"))
+
+
+def gemini_write_citations(parts: Iterable[Part]) -> Json:
+    """Write groundingMetadata: the sources, each once, and which bytes of the texts use them."""
+    sources: dict[tuple[str, str], int] = {}
+    supports: list[Json] = []
+    base = 0
+    for part in parts:
+        for cited in part.citations:
+            at = sources.setdefault((cited.url, cited.title), len(sources))
+            start, end = (base + gemini_size(part.text[:n]) for n in (cited.start, cited.end))
+            segment = {
+                "startIndex": start,
+                "endIndex": end,
+                "text": part.text[cited.start : cited.end],
+            }
+            supports.append({"segment": segment, "groundingChunkIndices": [at]})
+        base += gemini_size(part.text) if part.kind in {"text", "refusal"} else 0
+    chunks = [{"web": {"uri": url, "title": title}} for url, title in sources]
+    return {"groundingChunks": chunks, "groundingSupports": supports}
+
+
+def gemini_write_token(data: Json) -> Json:
+    return {"token": data["token"], "logProbability": data["logprob"]}
+
+
+def gemini_write_logprobs(tokens: Iterable[Json]) -> Json:
+    tops = [{"candidates": [*map(gemini_write_token, t.get("top_logprobs") or ())]} for t in tokens]
+    chosen = {"chosenCandidates": [*map(gemini_write_token, tokens)]}
+    return {**chosen, "topCandidates": tops} if any(top["candidates"] for top in tops) else chosen
+
+
+def gemini_write_usage(usage: Usage) -> Json:
+    """Write usageMetadata, whose total is the sum of its parts."""
+    own = gemini_own(usage.extra)
+    counts = {
+        "promptTokenCount": usage.input - own.get("toolUsePromptTokenCount", 0),
+        "cachedContentTokenCount": usage.cache_read,
+        "candidatesTokenCount": usage.output - usage.reasoning,
+        "thoughtsTokenCount": usage.reasoning,
+        "totalTokenCount": usage.input + usage.output,
+    }
+    needed = {"promptTokenCount", "candidatesTokenCount", "totalTokenCount"}
+    written = {key: value for key, value in counts.items() if value or key in needed}
+    return {"usageMetadata": gemini_merge(written, own)}
+
+
+# --- errors ---
+
+
+def gemini_error(data: Json, status: int) -> ProxyError:
+    """Return the error that an error object stands for: its details first, then its words."""
+    found = data.get("error")
+    error: Json = found if isinstance(found, dict) else {"message": found or data.get("message")}
+    message = str(error.get("message") or "the upstream failed")
+    code = error.get("code")
+    status = status or (code if isinstance(code, int) else 0)
+    said = message + dumps(error.get("details") or [])
+    kind = next((kind for word, kind in GEMINI_SAID.items() if word in said), "")
+    kind = kind or GEMINI_KINDS.get(error.get("status", ""), "")
+    result = ProxyError(kind, message) if kind else error_of_status(status, message)
+    result.status = status if status >= 400 else result.status
+    if delay := re.search(r'"retryDelay":"([\d.]+)s"', said):
+        result.retry_after = float(delay[1])
+    return result
+
+
+def gemini_read_error(status: int, body: bytes) -> ProxyError:
+    """Read the body of a failed call, which may stand in an array, or be no JSON at all."""
+    try:
+        data = json.loads(body)
+    except ValueError:
+        return error_of_status(status, body[:500].decode("utf-8", "replace") or f"HTTP {status}")
+    data = data[0] if isinstance(data, list) and data else data
+    return gemini_error(data if isinstance(data, dict) else {"message": str(data)}, status)
+
+
+def gemini_write_error(error: ProxyError) -> Json:
+    """Write an error; in a stream, clients look for `error` as the first key."""
+    kind = KINDS[error.kind]
+    body: Json = {"code": kind.status, "message": str(error), "status": kind.gemini}
+    if error.retry_after is not None:
+        delay = f"{error.retry_after:g}s"
+        body["details"] = [
+            {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": delay}
+        ]
+    return {"error": body}
+
+
+########################################################################################
+# 9. DIALECTS                                                                     [pure]
+########################################################################################
+# The dialects as rows, and every decision that depends on the target: `fit_request` makes a
+# request one that the target can take, so that the writers above write what they are given;
+# `fit_events` undoes on the answer what must be undone. What is kept as it is where client and
+# upstream speak one dialect: the upstream would have got it untouched. Source: spec/dialects.md.
+
+
+class Fitted(NamedTuple):
+    """A request made to fit a target, and what it takes to undo that on the answer."""
+
+    request: Request
+    dialect: str  # the upstream's
+    names: Mapping[tuple[str, str], tuple[str, str, bool]]  # as written -> name, namespace, custom
+
+
+# --- what cannot be expressed ---------------------------------------------------------
+VENDORS = {  # provider -> whose proofs and files it takes; any other provider is its own vendor
+    "claude": "anthropic", "codex": "openai", "openai": "openai",
+    "gemini": "google", "gemini-cli": "google", "vertex": "google", "aistudio": "google",
+}  # fmt: skip
+OWN_VENDORS = {"claude": "anthropic", "chat": "openai", "responses": "openai", "gemini": "google"}
+STATEFUL = {  # dialect -> fields that stand for history which only their own service has
+    "responses": ("previous_response_id", "conversation", "prompt", "background"),
+    "gemini": ("cachedContent",),
+}
+STATEFUL_ITEMS = frozenset({"item_reference", "compaction", "compaction_summary"})
+CONTENT_PARAMS = {"responses": "input", "gemini": "contents"}  # where a dialect has its messages
+MEDIA_KINDS = {  # dialect -> the media it takes
+    "claude": ("image", "document"), "chat": ("image", "document", "audio"),
+    "responses": ("image", "document"), "gemini": ("image", "document", "audio", "video"),
+}  # fmt: skip
+MEDIA_TYPES = {  # of bytes; where the kind is not listed, any
+    ("claude", "image"): ("image/jpeg", "image/jpg", "image/png", "image/gif", "image/webp"),
+    ("chat", "audio"): ("audio/wav", "audio/x-wav", "audio/wave", "audio/mp3", "audio/mpeg"),
+}
+CLIENT_TOOLS = ("bash_", "text_editor_", "memory_", "computer_")  # Claude's: no schema on the wire
+HOSTED = {  # dialect -> hosted tools it has a counterpart for
+    "claude": ("web_search", "web_fetch", "code_execution"), "chat": (),
+    "responses": ("web_search", "code_execution"),
+    "gemini": ("web_search", "web_fetch", "code_execution"),
+}  # fmt: skip
+
+
+def vendor_of(target: Target) -> str:
+    return VENDORS.get(target.provider, target.provider)
+
+
+def check_request(request: Request, target: Target, dialect: str) -> None:
+    """Raise ProxyError for what would change the answer's meaning. Source: dialects.md 3.1."""
+    own, name = request.extra.get(request.dialect, EMPTY), target.model.id
+    for param in STATEFUL.get(request.dialect, ()):
+        if own.get(param):
+            raise unfit(f"{name} has no access to what it stands for: send all of it", param)
+    if dialect in {"claude", "responses"} and (request.params.get("n") or 1) > 1:
+        raise unfit(f"{name} gives one answer to a request", "n")
+    settings = own.get("generationConfig", own)
+    if [word.upper() for word in settings.get("responseModalities") or ()] == ["AUDIO"]:
+        raise unfit(f"{name} cannot speak", "responseModalities")
+    for tool in request.tools:
+        if tool.kind == "hosted" and tool.name.startswith(CLIENT_TOOLS):
+            raise unfit(f"{name} does not know the tool {tool.name!r}", "tools")
+    for message in request.messages:
+        for part in message.parts:
+            check_part(part, request, target, dialect)
+
+
+def check_part(part: Part, request: Request, target: Target, dialect: str) -> None:
+    param, name, media = CONTENT_PARAMS.get(request.dialect, "messages"), target.model.id, part.media
+    if part.kind == "opaque" and part.extra.get(request.dialect, EMPTY).get("type") in STATEFUL_ITEMS:
+        raise unfit(f"{name} cannot read {part.extra[request.dialect]['type']!r} items", param)
+    for inner in part.parts:
+        check_part(inner, request, target, dialect)
+    if media is None:
+        return
+    types = MEDIA_TYPES.get((dialect, media.kind))
+    if media.kind not in MEDIA_KINDS[dialect]:
+        raise unfit(f"{name} takes no {media.kind}", param)
+    if media.source == "base64" and types and media.mime and media.mime not in types:
+        raise unfit(f"{name} takes no {media.mime}, only {', '.join(types)}", param)
+    if media.source == "file_id" and OWN_VENDORS[request.dialect] != vendor_of(target):
+        raise unfit(f"{name} has no access to the file {media.data!r}: send its bytes", param)
+    if media.source == "url" and (dialect, media.kind) == ("chat", "document"):
+        raise unfit(f"{name} takes no document by URL: send its bytes", param)
+
+
+def unfit(message: str, param: str) -> ProxyError:
+    return ProxyError("invalid_request", f"{param}: {message}", param=param)
+
+
+# --- proofs -----------------------------------------------------------------------------
 PROOF_TAG = "cliproxy1"
 PROOF_MARK = base64.b64encode(PROOF_TAG.encode())  # the first bytes of every proof that we sealed
 SENTINEL = "skip_thought_signature_validator"  # Gemini takes it for a proof that was lost
@@ -4855,7 +6028,7 @@ PROOF_SLOTS = {  # client dialect -> kinds of parts whose proof it gives back
 
 def seal(proof: str, provider: str) -> str:
     """Tag a proof with who minted it, in base64 as Gemini's clients want. Source: 4.6."""
-    return base64.b64encode(f"{PROOF_TAG}:{provider}:{proof}".encode()).decode()
+    return PROOF_MARK.decode() + base64.b64encode(f"{provider}:{proof}".encode()).decode()
 
 
 def unseal(proof: str) -> tuple[str, str]:
@@ -4865,9 +6038,9 @@ def unseal(proof: str) -> tuple[str, str]:
     """
     if not proof.startswith(PROOF_MARK.decode()):
         return "", proof
-    padded = proof.translate({45: 43, 95: 47}).rstrip("=")
+    padded = proof[len(PROOF_MARK) :].translate({45: 43, 95: 47}).rstrip("=")
     try:
-        _, provider, minted = base64.b64decode(padded + "=" * (-len(padded) % 4)).decode().split(":", 2)
+        provider, minted = base64.b64decode(padded + "=" * (-len(padded) % 4)).decode().split(":", 1)
     except ValueError:
         return "", proof
     return provider, minted
@@ -5850,6 +7023,29 @@ def estimate_tokens(request: Request) -> int:
         text = tool.name + tool.description + dumps_text(tool.schema or tool.grammar or {})
         size += len(text.encode("utf-8", "replace"))
     return (size + 3) // 4 + media * IMAGE_TOKENS
+
+
+DIALECTS = {
+    row.name: row
+    for row in (
+        Dialect(
+            "claude", claude_read_request, claude_write_request, claude_read_response, claude_write_response,
+            claude_read_stream, claude_write_stream, claude_read_error, claude_write_error, PING, "error",
+        ),
+        Dialect(
+            "chat", chat_read_request, chat_write_request, chat_read_response, chat_write_response,
+            chat_read_stream, chat_write_stream, chat_read_error, chat_write_error, KEEP_ALIVE,
+        ),
+        Dialect(
+            "responses", responses_read_request, responses_write_request, responses_read_response, responses_write_response,
+            responses_read_stream, responses_write_stream, responses_read_error, responses_write_error, KEEP_ALIVE, "error",
+        ),
+        Dialect(
+            "gemini", gemini_read_request, gemini_write_request, gemini_read_response, gemini_write_response,
+            gemini_read_stream, gemini_write_stream, gemini_read_error, gemini_write_error, b"\r\n",
+        ),
+    )
+}  # fmt: skip
 
 
 ########################################################################################
@@ -8267,7 +9463,7 @@ class Handler(socketserver.BaseRequestHandler, Watcher):
         self.waited += TICK
         config = self.server.app.config
         if self.started in {"chunked", "pending"}:
-            interval, sign = config["streaming.keepalive-seconds"], self.dialect.keepalive
+            interval, sign = config["streaming.keepalive-seconds"], self.dialect.keep_alive
             if self.started == "pending":
                 interval, sign = config["nonstream-keepalive-interval"], b"\n"
             if 0 < interval <= self.waited and not self.head:
