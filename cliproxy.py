@@ -41,6 +41,7 @@ import itertools
 import json
 import logging
 import math
+import operator
 import os
 import re
 import secrets
@@ -5148,17 +5149,6 @@ FALLBACK_OUTPUT = 32_000  # Claude's max_tokens where neither client nor model s
 LEAST_BUDGET = 1_024  # of Claude
 
 
-def split_suffix(model: str) -> tuple[str, Thinking]:
-    """Split `model(high)` into the model and what the suffix asks for. Source: providers.md 13."""
-    base, bracket, value = model.rpartition("(")
-    if not bracket or not base or not value.endswith(")"):
-        return model, Thinking()
-    word = value[:-1].strip().lower()
-    if re.fullmatch(r"\d{1,7}|-1", word):
-        return base, Thinking(budget=int(word))
-    return base, Thinking(effort=word if word in EFFORTS else "")
-
-
 def effort_of(budget: int) -> str:
     """Return the name of a thinking budget."""
     if budget <= 0:
@@ -5879,7 +5869,615 @@ DIALECTS = {
 ########################################################################################
 # 10. CONFIG
 ########################################################################################
-# The settings file.
+# The settings file, as CLIProxyAPI writes it: every key is a row, a file is read against the rows
+# into a complete snapshot, and a snapshot is replaced whole. Old spellings are moved in memory.
+# Nothing here writes the file. Source: spec/config.md 1 to 4 and 11.
+
+
+class Items(NamedTuple):
+    """The shape of a list: of what; which keys an entry needs; which together make it unique."""
+
+    of: Any
+    needs: str = ""
+    unique: str = ""
+
+
+class Named(NamedTuple):
+    """The shape of a mapping from names of the owner's own choice."""
+
+    of: Any
+
+
+class Setting(NamedTuple):
+    """One key. `shape` is bool, int, str, dict (whatever is in it), object (whatever it is),
+    Items, Named, or a tuple of Settings: a record.
+
+    `allowed` is the range of a number, or {word: its meaning} of a text. `clean` is applied last;
+    its ValueError says what is allowed. A default of None leaves an absent key absent.
+    `status` is empty, or new: not in CLIProxyAPI; later: checked, but not used yet; unused: kept,
+    and without effect; old: an old spelling, `help` being the new one.
+    """  # noqa: D205
+
+    key: str  # dotted for the keys of a section
+    shape: Any
+    default: Any
+    help: str = ""
+    allowed: range | dict[str, str] | None = None
+    clean: Callable[[Any], Any] | None = None
+    status: str = ""
+
+
+def unused(words: str) -> tuple[Setting, ...]:
+    """Return rows for keys of CLIProxyAPI that are known and kept, and have no effect here."""
+    return tuple(Setting(word, object, None, status="unused") for word in words.split())
+
+
+def clean_positive(number: int) -> int:
+    return max(0, number)
+
+
+def clean_url(text: str) -> str:
+    return text.strip().rstrip("/")
+
+
+def clean_prefix(text: str) -> str:
+    """Trim spaces and outer slashes; a prefix with a slash inside is none."""
+    prefix = text.strip().strip("/")
+    return "" if "/" in prefix else prefix
+
+
+def clean_texts(texts: list[str]) -> list[str]:
+    return [text for text in dict.fromkeys(texts) if text.strip()]
+
+
+def clean_globs(patterns: list[str]) -> list[str]:
+    return clean_texts([pattern.strip().lower() for pattern in patterns])
+
+
+def clean_headers(headers: dict[str, str]) -> dict[str, str]:
+    pairs = ((name.strip(), value.strip()) for name, value in headers.items())
+    return {name: value for name, value in pairs if name and value}
+
+
+def clean_proxy(text: str) -> str:
+    proxy = text.strip()
+    if proxy and not re.match(r"(https?|socks5h?)://[^/]|(direct|none)$", proxy, re.IGNORECASE):
+        raise ValueError("http://, https://, socks5:// or socks5h:// and a host, direct, none")
+    return proxy
+
+
+def clean_excluded(channels: dict[str, list[str]]) -> dict[str, list[str]]:
+    pairs = ((channel.strip().lower(), clean_globs(globs)) for channel, globs in channels.items())
+    return {channel: globs for channel, globs in pairs if globs}
+
+
+def clean_aliases(channels: dict[str, list[Json]]) -> dict[str, list[Json]]:
+    """Drop aliases that say nothing; within a channel the first of one name wins."""
+    cleaned: dict[str, list[Json]] = {}
+    for channel, rows in channels.items():
+        useful = [row for row in rows if row["name"].lower() != row["alias"].lower()]
+        first = {row["alias"].lower(): row for row in reversed(useful)}
+        cleaned[channel.strip().lower()] = list(reversed(first.values()))
+    return cleaned
+
+
+def clean_raw(params: Json) -> Json:
+    """Decode the values of a raw payload rule, texts of JSON; none at all if one is not."""
+    try:
+        return {k: json.loads(v) if isinstance(v, str) else v for k, v in params.items()}
+    except ValueError:
+        return {}
+
+
+STRATEGIES = {
+    **dict.fromkeys(("round-robin", "roundrobin", "rr", ""), "round-robin"),
+    **dict.fromkeys(("weighted-round-robin", "weightedroundrobin", "wrr"), "round-robin"),
+    **dict.fromkeys(("fill-first", "fillfirst", "ff"), "fill-first"),
+}
+PORTS = range(65_536)
+
+# fmt: off
+KEY_MODEL = (
+    Setting("name",  str, "", "the model's name at the upstream", clean=str.strip),
+    Setting("alias", str, "", "the name that clients ask for; empty: the same", clean=str.strip),
+    *unused("display-name force-mapping max-context-length image input-modalities is-compat thinking"),
+)
+KEY_COMMON = (
+    Setting("base-url",        str,              "", "root of the upstream; empty: the provider's own", clean=clean_url),
+    Setting("prefix",          str,              "", "its models are also offered as `PREFIX/MODEL`", clean=clean_prefix),
+    Setting("priority",        int,              0,  "accounts of the highest priority are used first"),
+    Setting("headers",         Named(str),       {}, "sent to the upstream in addition", clean=clean_headers),
+    Setting("models",          Items(KEY_MODEL), [], "if any are listed, only these are offered"),
+    Setting("excluded-models", Items(str),       [], "models not offered; `*` is any text, alone it disables all", clean=clean_globs),
+    *unused("weight disable-cooling request-retry request-scoped-errors"),
+)
+KEY_SECRET = (
+    Setting("api-key",   str, "", "the upstream's key", clean=str.strip),
+    Setting("proxy-url", str, "", "overrides the global proxy-url", clean=clean_proxy),
+)
+API_KEY = KEY_SECRET + KEY_COMMON
+CLAUDE_KEY = (*API_KEY, *unused("cloak fingerprint-profile experimental-cch-signing rebuild-mid-system-message"))
+CODEX_KEY = (*API_KEY, *unused("websockets"))
+VERTEX_KEY = (
+    *(row for row in API_KEY if row.key != "models"),
+    Setting("models", Items(KEY_MODEL, "name alias"), [], "if any are listed, only these are offered"),
+)
+KEY_ENTRY = (*KEY_SECRET, *unused("weight"))
+COMPATIBLE = (
+    Setting("name",            str,   "",    "what the provider is called in logs and lists", clean=str.strip),
+    Setting("api-key-entries", Items(KEY_ENTRY), [], "its keys, one account each; none: one account without a key"),
+    Setting("disabled",        bool,  False, "do not use it"),
+    Setting("api-keys", Items(str), None, status="old"),
+    *KEY_COMMON,
+    *unused("support-prompt-cache-key"),
+)
+ALIAS = (
+    Setting("name",  str,  "",    "the upstream's name", clean=str.strip),
+    Setting("alias", str,  "",    "the name that clients see", clean=str.strip),
+    Setting("fork",  bool, False, "offer both names, not the alias alone"),
+    *unused("display-name force-mapping"),
+)
+MATCH = (
+    Setting("name",     str, "", "the model; `*` stands for any text"),
+    Setting("protocol", str, "", "openai, gemini, claude or codex; empty: any", clean=str.strip),
+    *unused("from-protocol headers match not-match exist not-exist"),
+)
+RULE = (Setting("models", Items(MATCH), [], "where it applies"), Setting("params", dict, {}, "path: value"))
+RAW_RULE = (RULE[0], Setting("params", dict, {}, "path: value, a text of JSON", clean=clean_raw))
+FILTER = (RULE[0], Setting("params", Items(str), [], "paths"))
+AMP_KEY = (Setting("upstream-api-key", str, "", "Amp's key"), Setting("api-keys", Items(str), [], "for these clients"))
+AMP_MODEL = (
+    Setting("from",  str,  "",    "the model that Amp asks for", clean=str.strip),
+    Setting("to",    str,  "",    "the model to use instead", clean=str.strip),
+    Setting("regex", bool, False, "`from` is a regular expression"),
+)
+PROVIDER = (
+    Setting("base-url",      str,        "", "root of its API", clean=clean_url),
+    Setting("authorize-url", str,        "", "page that asks for consent", clean=clean_url),
+    Setting("token-url",     str,        "", "where codes and refresh tokens are exchanged", clean=clean_url),
+    Setting("device-url",    str,        "", "where device codes are issued", clean=clean_url),
+    Setting("usage-url",     str,        "", "where what is left of a plan is asked", clean=clean_url),
+    Setting("client-id",     str,        "", "of the OAuth application", clean=str.strip),
+    Setting("client-secret", str,        "", "of the OAuth application", clean=str.strip),
+    Setting("headers",       Named(str), {}, "sent to the upstream in addition", clean=clean_headers),
+)
+AUTH_PROVIDER = (
+    Setting("type", str, ""),
+    Setting("api-keys", Items(str), []),
+    Setting("api-key-entries", Items(KEY_ENTRY), []),
+    *unused("name sdk config"),
+)
+USER_MODEL = (
+    Setting("id",         str,        "",   "the name that clients ask for", clean=str.strip),
+    Setting("provider",   str,        "",   "offer it on the accounts of this provider", clean=str.strip),
+    Setting("owner",      str,        "",   "shown as `owned_by`"),
+    Setting("name",       str,        "",   "as people call it"),
+    Setting("context",    int,        0,    "tokens that fit in; 0: unknown", clean=clean_positive),
+    Setting("output",     int,        0,    "tokens that come out at most; 0: unknown", clean=clean_positive),
+    Setting("thinking",   bool,       None, "whether it can think"),
+    Setting("levels",     Items(str), [],   "efforts that it takes by name", clean=clean_globs),
+    Setting("min-budget", int,        0,    "least thinking tokens", clean=clean_positive),
+    Setting("max-budget", int,        0,    "most thinking tokens; 0: unknown", clean=clean_positive),
+)
+SETTINGS = (
+    Setting("host", str, "127.0.0.1", "address to listen on; empty: all of them, which needs api-keys", clean=str.strip),
+    Setting("port", int, 8317, "port to listen on; 0: any free one", PORTS),
+    Setting("tls.enable", bool, False, "serve HTTPS"),
+    Setting("tls.cert", str, "", "PEM file of the certificate and its chain", clean=str.strip),
+    Setting("tls.key", str, "", "PEM file of the private key", clean=str.strip),
+    Setting("auth-dir", str, "~/.cli-proxy-api", "folder of the credential files"),
+    Setting("api-keys", Items(str), [], "keys that clients must show; none: every local program may ask", clean=clean_texts),
+    Setting("debug", bool, False, "log more"),
+    Setting("proxy-url", str, "", "way out: http, https, socks5 or socks5h URL, or direct; empty: as the environment says", clean=clean_proxy),
+    Setting("request-retry", int, 3, "rounds to ask all accounts again after waiting for one to recover", clean=clean_positive),
+    Setting("max-retry-interval", int, 30, "seconds that are worth waiting for an account; 0: never wait", clean=clean_positive),
+    Setting("disable-cooling", bool, False, "do not rest an account after 429, 408 and 5xx"),
+    Setting("routing.strategy", str, "round-robin", "which account is next (weights are not used)", STRATEGIES),
+    Setting("force-model-prefix", bool, False, "offer the models of an account with a prefix under the prefix alone"),
+    Setting("nonstream-keepalive-interval", int, 0, "seconds between blank lines while a whole answer is awaited; 0: none", clean=clean_positive),
+    Setting("streaming.keepalive-seconds", int, 0, "seconds of silence in a stream before a keep-alive is sent; 0: none", clean=clean_positive),
+    Setting("streaming.bootstrap-retries", int, 0, "tries to repeat a stream that failed before its first byte", clean=clean_positive),
+    Setting("claude-api-key", Items(CLAUDE_KEY), [], "keys of the Anthropic API"),
+    Setting("codex-api-key", Items(CODEX_KEY, "base-url"), [], "keys of a Responses API; needs base-url"),
+    Setting("gemini-api-key", Items(API_KEY, "api-key", "api-key"), [], "keys of the Gemini API"),
+    Setting("vertex-api-key", Items(VERTEX_KEY, "api-key base-url", "api-key base-url"), [], "keys of hosts that speak as Vertex does; needs base-url"),
+    Setting("openai-compatibility", Items(COMPATIBLE, "base-url"), [], "everybody who speaks Chat Completions, OpenAI included; needs base-url"),
+    Setting("oauth-model-alias", Named(Items(ALIAS, "name alias")), {}, "by channel (claude, codex, ...): other names for the models", clean=clean_aliases),
+    Setting("oauth-excluded-models", Named(Items(str)), {}, "by channel: models of logins that are not offered", clean=clean_excluded),
+    Setting("payload.default", Items(RULE), [], "fields set if the client left them out"),
+    Setting("payload.default-raw", Items(RAW_RULE, "params"), [], "the same, the values being JSON texts"),
+    Setting("payload.override", Items(RULE), [], "fields always set"),
+    Setting("payload.override-raw", Items(RAW_RULE, "params"), [], "the same, the values being JSON texts"),
+    Setting("payload.filter", Items(FILTER), [], "fields always removed"),
+    Setting("models", Items(USER_MODEL, "id", "id provider"), [], "models that are not built in, or facts to correct", status="new"),
+    Setting("model-fallbacks", Named(Items(str)), {}, "by model: the models to ask instead, in order, when no account can serve it", status="new"),
+    Setting("providers", Named(PROVIDER), {}, "by provider: addresses and OAuth application to use instead of the built-in ones", status="new"),
+    Setting("remote-management.allow-remote", bool, False, "let other machines use the management API", status="later"),
+    Setting("remote-management.secret-key", str, "", "key of the management API, plain or bcrypt; empty: no such API", status="later"),
+    Setting("remote-management.disable-control-panel", bool, False, "do not serve management.html", status="later"),
+    Setting("logging-to-file", bool, False, "log to main.log instead of standard output", status="later"),
+    Setting("logs-max-total-size-mb", int, 0, "oldest logs are deleted beyond it; 0: never", clean=clean_positive, status="later"),
+    Setting("error-logs-max-files", int, 10, "newest error logs that are kept; 0: all", clean=clean_positive, status="later"),
+    Setting("request-log", bool, False, "one log file per request", status="later"),
+    Setting("usage-statistics-enabled", bool, False, "count requests and tokens", status="later"),
+    Setting("ampcode.upstream-url", str, "", "Amp's own server", clean=clean_url, status="later"),
+    Setting("ampcode.upstream-api-key", str, "", "Amp's key", clean=str.strip, status="later"),
+    Setting("ampcode.upstream-api-keys", Items(AMP_KEY), [], "Amp's keys by client key", status="later"),
+    Setting("ampcode.restrict-management-to-localhost", bool, False, "its management routes are for this machine only", status="later"),
+    Setting("ampcode.model-mappings", Items(AMP_MODEL, "from to"), [], "models to use instead of those Amp asks for", status="later"),
+    Setting("ampcode.force-model-mappings", bool, False, "apply them even to models that are served here", status="later"),
+    Setting("quota-exceeded.switch-project", bool, False, status="unused"),
+    Setting("quota-exceeded.switch-preview-model", bool, False, status="unused"),
+    *unused("""
+        antigravity antigravity-signature-bypass-strict antigravity-signature-cache-enabled auth-auto-refresh-workers claude-code
+        claude-header-defaults codex codex-header-defaults commercial-mode credential-concurrency credential-in-flight
+        disable-claude-cloak-mode disable-image-generation gpt-image-2-base-model interactions-api-key max-retry-credentials
+        oauth-request-scoped-errors passthrough-headers plugins pprof quota-exceeded.antigravity-credits
+        redis-usage-queue-retention-seconds remote-management.disable-auto-update-panel remote-management.panel-github-repository
+        routing.session-affinity routing.session-affinity-ttl save-cooldown-status transient-error-cooldown-seconds
+        video-result-auth-cache-ttl ws-auth xai xai-api-key
+        allow-localhost-unauthenticated codex-instructions-enabled force-gpt-5-codex gemini-web
+    """),
+    Setting("auth.providers", object, None, status="old"),
+    Setting("generative-language-api-key", Items(str), None, status="old"),
+    Setting("amp-upstream-url", str, None, "ampcode.upstream-url", clean=clean_url, status="old"),
+    Setting("amp-upstream-api-key", str, None, "ampcode.upstream-api-key", clean=str.strip, status="old"),
+    Setting("amp-model-mappings", Items(AMP_MODEL, "from to"), None, "ampcode.model-mappings", status="old"),
+    Setting("amp-restrict-management-to-localhost", bool, None, "ampcode.restrict-management-to-localhost", status="old"),
+    Setting("oauth-model-mappings", Named(Items(ALIAS, "name alias")), None, "oauth-model-alias", clean=clean_aliases, status="old"),
+    Setting("model-name-mappings", Named(Items(ALIAS, "name alias")), None, "oauth-model-alias", clean=clean_aliases, status="old"),
+)
+# fmt: on
+
+
+def nearest(word: str, words: Iterable[str]) -> str:
+    """Return the one of `words` that `word` is most likely a slip of; empty if none is close."""
+    import difflib  # noqa: PLC0415 -- seldom needed
+
+    return next(iter(difflib.get_close_matches(word, list(words), 1, 0.7)), "")
+
+
+def bad_setting(at: str, value: Any, allowed: str) -> ProxyError:
+    """Return the error for a value that cannot be; secrets and whole lists are not shown."""
+    secret = re.search("key|secret|token|password|header|proxy", at)
+    kind = "a mapping" if isinstance(value, dict) else "a list" if isinstance(value, list) else ""
+    shown = kind or (mask(str(value)) if secret else dumps_text(value)[:80])
+    message = f"{at}: {shown} is not possible; allowed: {allowed}"
+    return ProxyError("invalid_request", message, param=at)
+
+
+def read_bool(value: Any) -> bool | None:
+    word = value.lower() if isinstance(value, str) else ""
+    return value if isinstance(value, bool) else BOOLS.get(word)
+
+
+def read_int(value: Any) -> int | None:
+    whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+    return int(value) if whole and not isinstance(value, bool) else None
+
+
+def read_text(value: Any) -> str | None:
+    number = None if isinstance(value, (dict, list)) else dumps_text(value)
+    return value if isinstance(value, str) else number
+
+
+YES, NO = ("true", "yes", "on", "y"), ("false", "no", "off", "n")
+BOOLS = dict.fromkeys(YES, True) | dict.fromkeys(NO, False)
+YAML_SCALARS = (  # tag, pattern, first characters. What is none of these is a text
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("int", r"[-+]?(0|[1-9][0-9]*)", "-+0123456789"),
+    ("float", r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?", "-+.0123456789"),
+    ("merge", r"<<", "<"),
+)
+NO_YAML = "YAML needs pyyaml: run `python -m pip install pyyaml`, or write the settings as JSON"
+SHAPES: dict[Any, tuple[Callable[[Any], Any], Any, str]] = {
+    # read it or None, what null is, what it is called
+    bool: (read_bool, False, "true or false"),
+    int: (read_int, 0, "a whole number"),
+    str: (read_text, "", "a text"),
+    dict: (lambda value: value if isinstance(value, dict) else None, {}, "a mapping"),
+    list: (lambda value: value if isinstance(value, list) else None, [], "a list"),
+    object: (lambda value: value, None, "anything"),
+}
+
+
+def read_plain(value: Any, shape: type, at: str) -> Any:
+    read, empty, allowed = SHAPES[shape]
+    found = empty if value is None else read(value)
+    if found is None and shape is not object:
+        raise bad_setting(at, value, allowed)
+    return found
+
+
+def read_items(values: Any, shape: Items, at: str, notes: list[str]) -> list[Any]:
+    """Read a list; entries that lack what they need, or repeat another, are left out and noted."""
+    found: list[Any] = []
+    seen: set[tuple[Any, ...]] = set()
+    for number, value in enumerate(read_plain(values, list, at)):
+        item = read_shape(value, shape.of, f"{at}[{number}]", notes)
+        lacking = [key for key in shape.needs.split() if not item[key]]
+        same = tuple(item[key] for key in shape.unique.split())
+        if lacking or same in seen:
+            why = f"it has no usable {lacking[0]}" if lacking else "it repeats another"
+            notes.append(f"{at}[{number}] is ignored: {why}")
+        else:
+            found.append(item)
+            seen.update([same] if same else [])
+    return found
+
+
+def read_shape(value: Any, shape: Any, at: str, notes: list[str]) -> Any:
+    """Read a value of any shape. Raises ProxyError naming the place; `notes` takes warnings."""
+    if isinstance(shape, Items):
+        return read_items(value, shape, at, notes)
+    if isinstance(shape, Named):
+        names = read_plain(value, dict, at).items()
+        return {name: read_shape(of, shape.of, f"{at}.{name}", notes) for name, of in names}
+    if isinstance(shape, tuple):
+        return read_section(read_plain(value, dict, at), shape, at, notes)
+    return read_plain(value, shape, at)
+
+
+def read_setting(value: Any, row: Setting, at: str, notes: list[str]) -> Any:
+    if value is None and row.default is None:
+        return None
+    found = read_shape(row.default if value is None else value, row.shape, at, notes)
+    if isinstance(row.allowed, range) and found not in row.allowed:
+        raise bad_setting(at, value, f"{row.allowed[0]} to {row.allowed[-1]}")
+    if isinstance(row.allowed, dict):
+        words, found = row.allowed, row.allowed.get(found.strip().lower())
+        if found is None:
+            raise bad_setting(at, value, ", ".join(dict.fromkeys(words.values())))
+    try:
+        return row.clean(found) if row.clean else found
+    except ValueError as exc:
+        raise bad_setting(at, value, str(exc)) from exc
+
+
+def read_section(data: Json, rows: tuple[Setting, ...], at: str, notes: list[str]) -> Json:
+    """Read a mapping: complete, in the order of the rows, unknown keys kept at the end."""
+    found: Json = {}
+    for name in dict.fromkeys(row.key.partition(".")[0] for row in rows):
+        here, value = f"{at}.{name}".lstrip("."), data.get(name)
+        own = [row for row in rows if row.key == name]
+        if own:
+            found[name] = read_setting(value, own[0], here, notes)
+        else:
+            inner = [row for row in rows if row.key.startswith(f"{name}.")]
+            inner = [row._replace(key=row.key.partition(".")[2]) for row in inner]
+            found[name] = read_section(read_plain(value, dict, here), tuple(inner), here, notes)
+    extra = {name: value for name, value in data.items() if name not in found}
+    for name in extra:
+        guess = nearest(name, found)
+        hint = f"; did you mean {guess}?" if guess else ""
+        notes.append(f"{at}.{name}".lstrip(".") + f" is not a known key{hint}")
+    return {name: value for name, value in found.items() if value is not None} | extra
+
+
+def keys_added(entries: list[Json], keys: list[str], rows: tuple[Setting, ...]) -> list[Json]:
+    """Return `entries` and an entry for each of the `keys` that they lack."""
+    known = {entry["api-key"] for entry in entries}
+    fresh = [key for key in dict.fromkeys(map(str.strip, keys)) if key and key not in known]
+    return [*entries, *(read_section({"api-key": key}, rows, "", []) for key in fresh)]
+
+
+def legacy_keys(providers: Any, notes: list[str]) -> list[str]:
+    """Return the client keys of the old `auth.providers`: a list, or a mapping by type."""
+    if isinstance(providers, dict):
+        named = read_shape(providers, Named(dict), "auth.providers", notes)
+        providers = [{**row, "type": kind} for kind, row in named.items()]
+    for row in read_shape(providers, Items(AUTH_PROVIDER), "auth.providers", notes):
+        if row["type"] == "config-api-key":
+            entries = [entry["api-key"] for entry in row["api-key-entries"]]
+            return clean_texts([*row["api-keys"], *entries])
+    return []
+
+
+def migrate(data: Json, notes: list[str]) -> None:
+    """Move what is spelled as it once was to where it belongs now. Source: spec/config.md 3."""
+    if "amp-upstream-url" in data:  # its documentation promised it
+        data.setdefault("amp-restrict-management-to-localhost", True)
+    for old, new in ((row.key, row.help) for row in SETTINGS if row.status == "old" and row.help):
+        value = data.pop(old, None)
+        if value is not None:
+            section, _, key = new.rpartition(".")
+            home = data[section] if section else data
+            home[key] = value if isinstance(value, bool) else home[key] or value
+            notes.append(f"{old} is an old spelling of {new}")
+    legacy = legacy_keys(data.pop("auth").get("providers"), notes)
+    data["api-keys"] = data["api-keys"] or legacy
+    old_keys = data.pop("generative-language-api-key", [])
+    data["gemini-api-key"] = keys_added(data["gemini-api-key"], old_keys, API_KEY)
+    for row in data["openai-compatibility"]:
+        old_keys = row.pop("api-keys", [])
+        row["api-key-entries"] = keys_added(row["api-key-entries"], old_keys, KEY_ENTRY)
+
+
+def no_duplicates(pairs: list[tuple[str, Any]]) -> Json:
+    data = dict(pairs)
+    if len(data) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {twice!r} is there twice")
+    return data
+
+
+def yaml_read(text: str) -> Any:
+    """Decode YAML 1.2 as far as settings need it: dates, octals and `yes` stay texts.
+
+    Raises ValueError with the position, and without what stands there: it may be a secret.
+    """
+    try:
+        import yaml  # noqa: PLC0415 -- an optional extra
+    except ImportError as exc:
+        raise ValueError(NO_YAML) from exc
+
+    class Loader(yaml.SafeLoader):
+        yaml_implicit_resolvers = {}  # noqa: RUF012
+
+        def compose_mapping_node(self, anchor: Any) -> Any:
+            node = super().compose_mapping_node(anchor)
+            seen = {"<<"}
+            for name, _ in node.value:
+                if name.value in seen and name.value != "<<":
+                    line = name.start_mark.line + 1
+                    raise ValueError(f"the key {name.value!r} is there twice: line {line}")
+                seen.add(name.value)
+            return node
+
+    for tag, pattern, first in YAML_SCALARS:
+        Loader.add_implicit_resolver(
+            f"tag:yaml.org,2002:{tag}", re.compile(rf"(?:{pattern})\Z"), list(first)
+        )
+    try:
+        return json.loads(json.dumps(yaml.load(text, Loader)))  # noqa: S506 -- keys become texts
+    except yaml.MarkedYAMLError as exc:
+        line = exc.problem_mark.line + 1 if exc.problem_mark else 0
+        raise ValueError(f"{exc.problem}: line {line}") from None
+    except (yaml.YAMLError, TypeError) as exc:
+        raise ValueError(str(exc)) from None
+
+
+class Config:
+    """A complete snapshot of the settings. Nobody changes it: a new one replaces it."""
+
+    def __init__(self, path: Path | None, data: Json, warnings: tuple[str, ...]) -> None:
+        self.path, self.data, self.warnings = path, data, warnings
+
+    def __getitem__(self, key: str) -> Any:
+        """Return a setting by its dotted key, or a whole section."""
+        return reduce(operator.getitem, key.split("."), self.data)
+
+
+def find_config(argument: str | None) -> Path | None:
+    """Return the settings file: the one asked for, or the first that is where it may be."""
+    if argument:
+        return Path(argument).expanduser()
+    folders = (Path(), Path("~/.cli-proxy-api").expanduser())
+    files = (folder / f"config.{end}" for folder in folders for end in ("json", "yaml", "yml"))
+    return next((file for file in files if file.is_file()), None)
+
+
+def parse_config(path: Path | None, text: str) -> Config:
+    """Check the text of a settings file. Raises ProxyError: the file, the key, what is allowed."""
+    notes: list[str] = []
+    try:
+        is_yaml = not (text.lstrip().startswith("{") or (path and path.suffix == ".json"))
+        raw = yaml_read(text) if is_yaml else json.loads(text, object_pairs_hook=no_duplicates)
+        data = read_section(read_plain(raw, dict, "the file"), SETTINGS, "", notes)
+        migrate(data, notes)
+    except (ProxyError, ValueError, RecursionError) as exc:
+        param = getattr(exc, "param", "")
+        raise ProxyError("invalid_request", f"{path}: {exc}", param=param) from exc
+    data["auth-dir"] = str(Path(data["auth-dir"]).expanduser())
+    if any(key.startswith("your-api-key-") for key in data["api-keys"]):
+        notes.append("api-keys holds a key of the example: anybody can guess it")
+    return Config(path, data, tuple(f"{path}: {note}" for note in notes))
+
+
+def read_file(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as exc:
+        raise ProxyError("invalid_request", f"{path}: cannot be read: {exc}") from exc
+
+
+def load_config(path: Path | None) -> Config:
+    """Read the settings; without a file, or with an empty one, all are the defaults."""
+    text = read_file(path) if path else ""
+    return parse_config(path, text if text.strip() else "{}")
+
+
+def file_stamp(path: Path) -> tuple[int, int, int] | None:
+    """Return what changes when a file is edited or replaced; None if there is none."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_mtime_ns, stat.st_size, stat.st_ino
+
+
+class ConfigFile:
+    """The settings as they are now; a bad edit keeps those that were. One thread polls.
+
+    `overrides` are settings of the command line: they outrank the file.
+    """
+
+    def __init__(self, path: Path | None, overrides: Json = EMPTY) -> None:
+        self._stamp, self._overrides = file_stamp(path) if path else None, overrides
+        self.config = load_config(path)
+        self.config.data.update(overrides)
+
+    def poll(self) -> bool:
+        """Look at the file; True if there are other settings now. Replacing it by rename counts."""
+        path = self.config.path
+        stamp = file_stamp(path) if path else None
+        if path is None or stamp in {None, self._stamp}:
+            return False
+        self._stamp = stamp  # taken before reading: an edit in between is seen the next time
+        try:
+            text = read_file(path)
+            fresh = parse_config(path, text) if text.strip() else self.config  # being written
+        except ProxyError as error:
+            log.warning("%s; the settings stay as they were", error)
+            return False
+        for warning in fresh.warnings:
+            log.warning("%s", warning)
+        fresh.data.update(self._overrides)
+        before, self.config = self.config, fresh
+        return fresh.data != before.data
+
+
+def check_exposure(config: Config) -> None:
+    """Refuse to serve other machines without client keys."""
+    local = re.fullmatch(r"localhost|::1|127(\.\d+){3}", config["host"])
+    if not local and not config["api-keys"]:
+        where = f"host {config['host']}" if config["host"] else "an empty host"
+        what = "add a key to api-keys, or set host to 127.0.0.1"
+        message = f"{where} lets other machines in, and there are no api-keys: {what}"
+        raise ProxyError("invalid_request", message, param="api-keys")
+
+
+def shape_name(shape: Any) -> str:
+    """Say in words what a value must be."""
+    if isinstance(shape, Items):
+        return "list of texts" if shape.of is str else "list"
+    if isinstance(shape, (Named, tuple)):
+        return "mapping"
+    return SHAPES[shape][2].removeprefix("a ")
+
+
+def in_effect(rows: Iterable[Setting]) -> list[Setting]:
+    return [row for row in rows if row.status in {"", "new"}]
+
+
+def reference_lines(
+    rows: Iterable[Setting], indent: str, told: list[tuple[list[Setting], str]]
+) -> Iterator[str]:
+    """Yield a line a key; a record that was told of already is only referred to."""
+    for row in rows:
+        default = f", {dumps_text(row.default)}" if row.default or row.shape is int else ""
+        mark = " *(not in CLIProxyAPI)*" if row.status else ""
+        inner = row.shape
+        while isinstance(inner, (Items, Named)):
+            inner = inner.of
+        shown = in_effect(inner) if isinstance(inner, tuple) else []
+        same = next((f"; keys as in `{key}`" for known, key in told if shown == known), "")
+        yield f"{indent}- `{row.key}` ({shape_name(row.shape)}{default}): {row.help}{same}{mark}"
+        if shown and not same:
+            told.extend([] if indent else [(shown, row.key)])
+            yield from reference_lines(shown, indent + "  ", told)
+
+
+def config_reference() -> str:
+    """Return the keys that have an effect, their defaults and meaning, as a Markdown list."""
+    return "\n".join(reference_lines(in_effect(SETTINGS), "", [])) + "\n"
+
+
+def example_config() -> str:
+    """Return a settings file that holds every key with its default."""
+    return json.dumps(read_section({}, tuple(in_effect(SETTINGS)), "", []), indent=2) + "\n"
 
 
 ########################################################################################
@@ -6736,14 +7334,14 @@ def last_refresh(data: Json) -> float | None:
     return read_time(field_of(data, *REFRESH_KEYS))
 
 
-def merged(old: Json, changes: Json) -> Json:
+def overlaid(old: Json, changes: Json) -> Json:
     """Return `old` with `changes` laid over it, key order kept; None removes a key."""
     new = dict(old)
     for key, value in changes.items():
         if value is None:
             new.pop(key, None)
         elif isinstance(value, dict) and isinstance(new.get(key), dict):
-            new[key] = merged(new[key], value)
+            new[key] = overlaid(new[key], value)
         else:
             new[key] = value
     return new
@@ -6916,7 +7514,7 @@ class Store:
         """Lay `changes` over what the file says now; None removes a key. Raises ProxyError."""
         with self._writing():
             credential, raw = read_credential(self._path(name))
-            return self._write(name, merged(credential.data, changes), raw)
+            return self._write(name, overlaid(credential.data, changes), raw)
 
     def create(self, name: str, data: Json) -> Credential:
         """Write a new file; of one that is there already, the keys not in `data` stay."""
@@ -6926,7 +7524,7 @@ class Store:
             with contextlib.suppress(ProxyError):
                 credential, raw = read_credential(self._path(name))
                 old = credential.data
-            return self._write(name, merged(old, data), raw)
+            return self._write(name, overlaid(old, data), raw)
 
     def delete(self, name: str) -> None:
         """Remove a file. Raises ProxyError if there is none."""
@@ -8615,7 +9213,9 @@ def say(text: str = "") -> None:
 
 def make_app(options: argparse.Namespace) -> App:
     """Load the config that the options name and the credential files, reporting oddities."""
-    config_file = ConfigFile(find_config(options.config))
+    given = {key: getattr(options, key, None) for key in ("host", "port")}
+    overrides = {key: value for key, value in given.items() if value is not None}
+    config_file = ConfigFile(find_config(options.config), overrides)
     for warning in config_file.config.warnings:
         log.warning("%s", warning)
     store = Store(Path(config_file.config["auth-dir"]).expanduser())
@@ -8627,7 +9227,6 @@ def cmd_serve(options: argparse.Namespace) -> int:
     """Serve until SIGINT or SIGTERM."""
     sys.setswitchinterval(0.0005)  # spec/performance.md, lesson 7
     app = make_app(options)
-    app.config_file.override({key: getattr(options, key) for key in ("host", "port")})
     server = make_server(app)
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -8672,7 +9271,7 @@ def cmd_config(options: argparse.Namespace) -> int:
     if options.what == "example":
         say(example_config().rstrip())
     elif options.what == "reference":
-        say("\n".join(config_reference()))
+        say(config_reference().rstrip())
     else:
         path = find_config(options.config)
         config = load_config(path)

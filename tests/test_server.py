@@ -1,0 +1,608 @@
+"""The listening side over real sockets: routes, keys, bodies, passing through, hanging up."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import logging
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import zlib
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import cliproxy as cp
+from conftest import CLOSE, DEADLINE, RESET, ROOT, SILENCE, Got, Proxy, ProxyMaker, Upstream
+
+ASKS: dict[str, tuple[str, str, dict[str, Any]]] = {  # dialect -> path, upstream's path, body
+    "claude": (
+        "/v1/messages", "/v1/messages",
+        {"model": "up-claude", "max_tokens": 9, "messages": [{"role": "user", "content": "hi"}]},
+    ),
+    "chat": (
+        "/v1/chat/completions", "/v1/chat/completions",
+        {"model": "up-chat", "messages": [{"role": "user", "content": "hi"}]},
+    ),
+    "responses": ("/v1/responses", "/v1/responses", {"model": "up-responses", "input": "hi"}),
+    "gemini": (
+        "/v1beta/models/up-gemini:generateContent", "/v1beta/models/up-gemini:generateContent",
+        {"contents": [{"role": "user", "parts": [{"text": "hi"}]}]},
+    ),
+}  # fmt: skip
+STREAMS = {  # a complete stream of each dialect, as short as it can be
+    "claude": b'event: message_start\ndata: {"type":"message_start","message":{}}\n\n'
+    b'event: message_stop\ndata: {"type":"message_stop"}\n\n',
+    "chat": b'data: {"choices":[{"index":0,"delta":{"content":"x"},"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n',
+    "responses": b'event: response.completed\ndata: {"type":"response.completed","response":{"id":"r"}}\n\n',
+    "gemini": b'data: {"candidates":[{"content":{"parts":[{"text":"x"}]},"finishReason":"STOP"}]}\r\n\r\n',
+}
+SSE = {"content-type": "text/event-stream; charset=utf-8"}
+DIALECT_NAMES = list(ASKS)
+
+
+def ask(proxy: Proxy, dialect: str = "claude", **headers: str) -> Got:
+    path, _, body = ASKS[dialect]
+    return proxy.ask(path, body, {name.replace("_", "-"): value for name, value in headers.items()})
+
+
+def error_of(got: Got) -> str:
+    """The message of an error, in whichever dialect."""
+    return str(got.json()["error"]["message"])
+
+
+# --- passing through ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dialect", DIALECT_NAMES)
+def test_bytes_pass_in_both_directions(proxy: Proxy, upstream: Upstream, dialect: str) -> None:
+    answer = b'{ "future" : [1,2],\n"usage": {"input_tokens":3} }'
+    upstream.reply(answer, headers={"content-type": "application/json", "request-id": "req_1", "x-secret": "no"})
+    path, upstream_path, body = ASKS[dialect]
+    sent = json.dumps({**body, "future_x": {"deep": [1.50, None]}}, indent=1).encode()
+    got = proxy.ask(path, sent)
+    assert (got.status, got.body, got.headers["request-id"]) == (200, answer, "req_1")
+    assert "x-secret" not in got.headers
+    assert (upstream.seen[0].path, upstream.seen[0].body) == (upstream_path, sent)
+
+
+@pytest.mark.parametrize("piece", [1, 7, 65_536])
+@pytest.mark.parametrize("dialect", DIALECT_NAMES)
+def test_streams_pass(proxy: Proxy, upstream: Upstream, dialect: str, piece: int) -> None:
+    upstream.piece = piece
+    upstream.reply([STREAMS[dialect]], headers=SSE)
+    got = ask(proxy, dialect)
+    assert (got.status, got.body) == (200, STREAMS[dialect])
+    assert got.headers["content-type"] == SSE["content-type"]
+
+
+def test_a_stream_is_live(proxy: Proxy, upstream: Upstream) -> None:
+    go = threading.Event()
+    first, rest = STREAMS["claude"].split(b"\n\n", 1)
+    upstream.reply([first + b"\n\n", go, rest], headers=SSE)
+    body = json.dumps(ASKS["claude"][2]).encode()
+    with closing(proxy.connect()) as peer:
+        peer.sendall(b"POST /v1/messages HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body))
+        seen = b""
+        while b"message_start" not in seen:
+            seen += peer.recv(4096)
+        go.set()
+        while b"0\r\n\r\n" not in seen:
+            seen += peer.recv(4096)
+    assert b"message_stop" in seen
+
+
+@pytest.mark.parametrize(
+    ("sent", "arrives"),
+    [
+        pytest.param(b'{"model":"alias","messages":[],"x":"model"}', b'{"model":"real","messages":[],"x":"model"}', id="in front"),
+        pytest.param(b'{"messages":[{"model":"alias"}], "model" : "alias" }', b'{"messages":[{"model":"alias"}], "model" : "real" }', id="behind"),
+        pytest.param(b'{"a":"\\"model\\": \\"x\\"","model":"alias"}', b'{"a":"\\"model\\": \\"x\\"","model":"real"}', id="in a text"),
+        pytest.param(b'{"a":[1],"model":"alias","b":[2]}', b'{"a":[1],"model":"real","b":[2]}', id="between: decoded"),
+        pytest.param(b'{"model":"x","a":[],"model":"alias"}', b'{"model":"real","a":[]}', id="twice: the last counts"),
+        pytest.param(b'{"model":"al\\u0069as"}', b'{"model":"real"}', id="escaped"),
+    ],
+)  # fmt: skip
+def test_an_alias_changes_nothing_but_the_name(
+    make_proxy: ProxyMaker, upstream: Upstream, sent: bytes, arrives: bytes
+) -> None:
+    key = {"api-key": "k", "base-url": upstream.url, "models": [{"name": "real", "alias": "alias"}]}
+    proxy = make_proxy(claude_api_key=[key])
+    upstream.reply({})
+    assert proxy.ask("/v1/messages", sent).status == 200
+    assert upstream.seen[0].body == arrives
+
+
+def test_the_client_s_own_headers_go_on_but_not_its_key(make_proxy: ProxyMaker, upstream: Upstream) -> None:
+    proxy = make_proxy(api_keys=["sk-local"])
+    upstream.reply({})
+    ask(proxy, "claude", authorization="Bearer sk-local", x_api_key="sk-local", user_agent="claude-cli/2.1", anthropic_beta="a,b",
+        x_forwarded_for="10.0.0.1", cookie="c=1", anthropic_version="2026-10-21", openai_platform="org-x")  # fmt: skip
+    sent = upstream.seen[0].headers
+    assert (sent["user-agent"], sent["anthropic-beta"], sent["anthropic-version"]) == ("claude-cli/2.1", "a,b", "2026-10-21")
+    assert sent["authorization"] == "Bearer sk-upstream-key"
+    assert not {"x-api-key", "x-forwarded-for", "cookie", "openai-platform"} & sent.keys()
+    assert b"sk-local" not in upstream.seen[0].head
+
+
+@pytest.mark.parametrize(
+    ("dialect", "header", "value"),
+    [
+        ("claude", "authorization", "Bearer sk-upstream-key"),
+        ("chat", "authorization", "Bearer sk-upstream-key"),
+        ("responses", "authorization", "Bearer sk-upstream-key"),
+        ("gemini", "x-goog-api-key", "sk-upstream-key"),
+    ],
+)
+def test_the_real_key_goes_upstream(proxy: Proxy, upstream: Upstream, dialect: str, header: str, value: str) -> None:
+    upstream.reply({})
+    ask(proxy, dialect, authorization="Bearer dummy")
+    assert upstream.seen[0].headers[header] == value
+
+
+@pytest.mark.parametrize("dialect", DIALECT_NAMES)
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 413, 429, 500, 503, 529])
+def test_an_upstream_s_refusal_passes_as_it_came(proxy: Proxy, upstream: Upstream, dialect: str, status: int) -> None:
+    body = b'{"error":  {"message":"no","type":"x"}}'
+    upstream.reply(body, status, {"content-type": "application/json", "retry-after": "7", "x-should-retry": "false"})
+    got = ask(proxy, dialect)
+    assert (got.status, got.body) == (status, body)
+    assert (got.headers["retry-after"], got.headers["x-should-retry"]) == ("7", "false")
+
+
+def test_the_next_account_answers(make_proxy: ProxyMaker, upstream: Upstream) -> None:
+    keys = [{"api-key": f"k{n}", "base-url": upstream.url, "models": [{"name": "up-claude"}]} for n in range(2)]
+    proxy = make_proxy(claude_api_key=keys)
+    upstream.reply({"error": {"message": "slow down"}}, 429, {"retry-after": "60"})
+    upstream.reply({"ok": 1})
+    upstream.reply({"ok": 2})
+    assert [ask(proxy).json() for _ in range(2)] == [{"ok": 1}, {"ok": 2}]
+    assert [seen.headers["authorization"][-2:] for seen in upstream.seen] == ["k0", "k1", "k1"]
+
+
+def test_an_error_as_first_event_is_an_http_error(proxy: Proxy, upstream: Upstream) -> None:
+    event = b'event: error\ndata: {"type":"error","error":{"type":"overloaded_error","message":"busy"}}\n\n'
+    upstream.reply([event], headers=SSE)
+    got = ask(proxy)
+    assert (got.status, error_of(got)) == (529, "busy")
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        pytest.param([STREAMS["claude"][:70], CLOSE], id="cut"),
+        pytest.param([STREAMS["claude"][:70], RESET], id="reset"),
+        pytest.param([STREAMS["claude"].split(b"\n\n")[0] + b"\n\n"], id="ended cleanly in the middle"),
+    ],
+)
+def test_a_broken_stream_ends_in_an_error_frame(proxy: Proxy, upstream: Upstream, steps: list[Any]) -> None:
+    upstream.reply(steps, headers=SSE)
+    got = ask(proxy)
+    assert got.status == 200
+    last = got.payloads()[-1]
+    assert (last["type"], last["error"]["type"]) == ("error", "api_error")
+
+
+def test_a_broken_body_is_never_a_success(proxy: Proxy, upstream: Upstream) -> None:
+    upstream.reply([b'HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n{"half"', CLOSE], framing="raw")
+    reply = proxy.raw(wire("claude"))
+    head, _, body = reply.partition(b"\r\n\r\n")
+    assert b" 200 " not in head.splitlines()[0] or len(body) < 100
+
+
+@pytest.mark.parametrize("accepts", ["gzip", ""])
+def test_compressed_answers(proxy: Proxy, upstream: Upstream, accepts: str) -> None:
+    plain = b'{"usage":{"input_tokens":1}}'
+    packed = gzip.compress(plain)
+    upstream.reply(packed, headers={"content-encoding": "gzip", "content-type": "application/json"})
+    got = ask(proxy, "claude", accept_encoding=accepts or "identity")
+    assert got.body == (packed if accepts else plain)
+    assert got.headers.get("content-encoding", "") == accepts
+
+
+# --- the client's request ------------------------------------------------------------------
+
+
+def wire(dialect: str = "claude", *lines: str, body: bytes | None = None, length: bool = True) -> bytes:
+    """A request as bytes."""
+    path, _, default = ASKS[dialect]
+    data = json.dumps(default).encode() if body is None else body
+    head = [f"POST {path} HTTP/1.1", "host: 127.0.0.1", *lines]
+    head += [f"content-length: {len(data)}"] if length else []
+    return "\r\n".join([*head, "connection: close", "", ""]).encode("latin-1") + data
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        pytest.param(wire("claude", "transfer-encoding: chunked"), id="two framings"),
+        pytest.param(wire("claude", "content-length: 3"), id="two lengths"),
+        pytest.param(wire("claude", "content-length: +5", length=False), id="signed length"),
+        pytest.param(wire("claude", "transfer-encoding: gzip", length=False), id="unknown framing"),
+        pytest.param(wire("claude", "transfer-encoding: chunked, chunked", length=False), id="chunked twice"),
+        pytest.param(wire("claude", "x: a\rb"), id="bare CR"),
+        pytest.param(wire("claude", "x: a\nb: c"), id="bare LF"),
+        pytest.param(wire("claude", "x: a\0b"), id="NUL"),
+        pytest.param(wire("claude", "x: a\r\n folded"), id="folded"),
+        pytest.param(wire("claude", "x : a"), id="space before the colon"),
+        pytest.param(wire("claude", "no colon"), id="no colon"),
+        pytest.param(wire("claude", "host: evil"), id="two hosts"),
+        pytest.param(b"GET / HTTP/2.0\r\n\r\n", id="version"),
+        pytest.param(b"GET /a b HTTP/1.1\r\n\r\n", id="space in the path"),
+        pytest.param(b"\x16\x03\x01\x02\x00\x01\r\n\r\n", id="TLS to a plain port"),
+    ],
+)
+def test_what_smuggling_is_made_of(proxy: Proxy, upstream: Upstream, request_bytes: bytes) -> None:
+    reply = proxy.raw(request_bytes + b"GET /health HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n")
+    assert reply.startswith(b"HTTP/1.1 400 ")
+    assert reply.count(b"HTTP/1.1") == 1, "the connection must not serve what follows"
+    assert not upstream.seen
+
+
+def chunks(data: bytes, size: int = 5) -> bytes:
+    parts = [data[at : at + size] for at in range(0, len(data), size)]
+    return b"".join(b"%x;ext=1\r\n%b\r\n" % (len(part), part) for part in parts) + b"0\r\nx: trailer\r\n\r\n"
+
+
+BODY = json.dumps(ASKS["claude"][2]).encode()
+
+
+@pytest.mark.parametrize(
+    ("request_bytes", "status"),
+    [
+        pytest.param(wire("claude", "transfer-encoding: chunked", body=chunks(BODY), length=False), 200, id="chunked"),
+        pytest.param(wire("claude", "content-encoding: gzip", body=gzip.compress(BODY)), 200, id="gzip"),
+        pytest.param(wire("claude", "content-encoding: deflate", body=zlib.compress(BODY)), 200, id="deflate"),
+        pytest.param(wire("claude", "content-encoding: gzip", body=b"no gzip"), 400, id="no gzip"),
+        pytest.param(wire("claude", "content-encoding: gzip", body=gzip.compress(BODY)[:-9]), 400, id="cut gzip"),
+        pytest.param(wire("claude", "content-encoding: br", body=b"x"), 400, id="unknown encoding"),
+        pytest.param(wire("claude", "transfer-encoding: chunked", body=b"zz\r\n\r\n", length=False), 400, id="bad chunk"),
+        pytest.param(wire("claude", f"content-length: {10**9}", length=False), 413, id="too large"),
+        pytest.param(wire("claude", "x: " + "y" * 70_000), 431, id="head too large"),
+        pytest.param(wire("claude", body=b"[1]"), 400, id="no object"),
+        pytest.param(wire("claude", body=b"{"), 400, id="no JSON"),
+        pytest.param(wire("claude", body=b'{"model": 3}'), 400, id="model is no text"),
+        pytest.param(wire("claude", body=b"{}"), 400, id="no model"),
+        pytest.param(wire("claude", body=b'{"a":' * 100_000), 400, id="deep"),
+    ],
+)  # fmt: skip
+def test_bodies(proxy: Proxy, upstream: Upstream, request_bytes: bytes, status: int) -> None:
+    upstream.reply({"ok": 1})
+    reply = proxy.raw(request_bytes)
+    assert int(reply.split(b" ", 2)[1]) == status
+    if status == 200:
+        assert upstream.seen[0].body == BODY
+
+
+def test_a_bomb_is_refused(proxy: Proxy) -> None:
+    bomb = gzip.compress(bytes(cp.BODY_LIMIT + 1), 9)
+    assert proxy.raw(wire("claude", "content-encoding: gzip", body=bomb)).startswith(b"HTTP/1.1 413 ")
+
+
+def test_expect_100_continue(proxy: Proxy, upstream: Upstream) -> None:
+    upstream.reply({"ok": 1})
+    with closing(proxy.connect()) as peer:
+        head = f"POST /v1/messages HTTP/1.1\r\nhost: 127.0.0.1\r\nexpect: 100-continue\r\ncontent-length: {len(BODY)}\r\n\r\n"
+        peer.sendall(head.encode())
+        assert peer.recv(4096) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        peer.sendall(BODY)
+        assert peer.recv(4096).startswith(b"HTTP/1.1 200 OK\r\n")
+
+
+def test_keep_alive_and_pipelining(proxy: Proxy, upstream: Upstream) -> None:
+    request = wire("claude").replace(b"connection: close\r\n", b"")
+    for number in range(3):
+        upstream.reply({"ok": number})
+    reply = proxy.raw(request * 3)
+    assert re.findall(rb'{"ok": ?(\d)}', reply) == [b"0", b"1", b"2"]
+    assert {seen.connection for seen in upstream.seen} == {0}, "the upstream's connection is kept too"
+
+
+def test_http_1_0(proxy: Proxy, upstream: Upstream) -> None:
+    upstream.reply([STREAMS["claude"]], headers=SSE)
+    reply = proxy.raw(wire("claude").replace(b"HTTP/1.1", b"HTTP/1.0"))
+    head, _, body = reply.partition(b"\r\n\r\n")
+    assert b"chunked" not in head
+    assert body == STREAMS["claude"]
+
+
+# --- upstream connections --------------------------------------------------------------------
+
+
+def test_a_dead_pooled_connection_is_replaced(proxy: Proxy, upstream: Upstream) -> None:
+    upstream.reply({"n": 1})
+    upstream.reply([CLOSE], framing="raw")  # closes the kept connection instead of answering
+    upstream.reply({"n": 2})
+    assert [ask(proxy).json()["n"] for _ in range(2)] == [1, 2]
+    assert [seen.connection for seen in upstream.seen] == [0, 0, 1]
+
+
+def test_nothing_is_repeated_once_a_byte_came(proxy: Proxy, upstream: Upstream) -> None:
+    upstream.reply({"n": 1})
+    upstream.reply([b"HTTP/1.1 2", CLOSE], framing="raw")
+    upstream.reply({"n": 2})
+    ask(proxy)
+    assert ask(proxy).status == 502
+    assert len(upstream.seen) == 2
+
+
+def test_an_unreachable_upstream(make_proxy: ProxyMaker) -> None:
+    with closing(socket.socket()) as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+    key = {"api-key": "k", "base-url": f"http://127.0.0.1:{port}", "models": [{"name": "up-claude"}]}
+    got = ask(make_proxy(claude_api_key=[key]))
+    assert (got.status, got.json()["type"]) == (502, "error")
+    assert f"127.0.0.1:{port}" in error_of(got)
+
+
+@pytest.mark.parametrize("steps", [[SILENCE], [STREAMS["claude"][:60], SILENCE]], ids=["before", "after the first byte"])
+def test_a_client_that_hangs_up_ends_the_exchange(proxy: Proxy, upstream: Upstream, steps: list[Any]) -> None:
+    upstream.reply(steps, headers=SSE)
+    with closing(proxy.connect()) as peer:
+        peer.sendall(wire("claude"))
+        assert upstream.asked.wait(DEADLINE)
+        if len(steps) > 1:
+            peer.recv(100)
+    begun = time.monotonic()
+    assert upstream.hung_up.wait(DEADLINE)
+    assert time.monotonic() - begun < 1.5
+
+
+def test_a_silent_upstream_has_a_deadline(proxy: Proxy, upstream: Upstream, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cp, "SILENCE_LIMIT", 0.6)
+    upstream.reply([SILENCE], framing="raw")
+    got = ask(proxy)
+    assert (got.status, got.json()["error"]["type"]) == (504, "timeout_error")
+
+
+def test_a_slow_client_has_a_deadline(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cp, "CLIENT_TICK", 0.2)
+    monkeypatch.setattr(cp, "SLOW_CLIENT", 0.4)
+    with closing(proxy.connect()) as peer:
+        peer.sendall(b"POST /v1/mess")
+        assert peer.recv(4096).startswith(b"HTTP/1.1 408 ")
+
+
+# --- who may ask -----------------------------------------------------------------------------
+
+
+KEYED = [
+    pytest.param({"authorization": "Bearer sk-one"}, "", 200, id="bearer"),
+    pytest.param({"authorization": "bearer sk-two"}, "", 200, id="bearer, lower case"),
+    pytest.param({"authorization": "sk-one"}, "", 200, id="bare"),
+    pytest.param({"x-api-key": "sk-one"}, "", 200, id="x-api-key"),
+    pytest.param({"x-goog-api-key": "sk-two"}, "", 200, id="x-goog-api-key"),
+    pytest.param({}, "?key=sk-one", 200, id="query"),
+    pytest.param({"x-api-key": "placeholder", "authorization": "Bearer sk-one"}, "", 200, id="a wrong one beside"),
+    pytest.param({"authorization": "Bearer nope"}, "", 401, id="wrong"),
+    pytest.param({"authorization": "Bearer sk-on"}, "", 401, id="a part of it"),
+    pytest.param({}, "", 401, id="none"),
+]
+
+
+@pytest.mark.parametrize(("headers", "query", "status"), KEYED)
+def test_keys(make_proxy: ProxyMaker, upstream: Upstream, headers: dict[str, str], query: str, status: int) -> None:
+    proxy = make_proxy(api_keys=["sk-one", "sk-two"])
+    upstream.reply({})
+    got = proxy.ask("/v1/messages" + query, ASKS["claude"][2], headers)
+    assert got.status == status
+    if status == 401:
+        assert got.json()["error"]["type"] == "authentication_error"
+        assert not upstream.seen
+    else:
+        assert "sk-one" not in upstream.seen[0].path
+
+
+@pytest.mark.parametrize("dialect", DIALECT_NAMES)
+def test_401_is_in_the_client_s_dialect(make_proxy: ProxyMaker, dialect: str) -> None:
+    got = ask(make_proxy(api_keys=["sk-one"]), dialect)
+    error = got.json()["error"]
+    word = {"gemini": error.get("status"), "claude": error.get("type")}.get(dialect, error.get("code"))
+    assert (got.status, word) == (401, {"gemini": "UNAUTHENTICATED", "claude": "authentication_error"}.get(dialect, "invalid_api_key"))
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        pytest.param({"host": "localhost:1"}, 200, id="localhost"),
+        pytest.param({"host": "[::1]:8317"}, 200, id="IPv6"),
+        pytest.param({"host": "evil.example"}, 403, id="a rebound name"),
+        pytest.param({"host": "127.0.0.1.evil.example"}, 403, id="a name that looks like an address"),
+        pytest.param({"origin": "http://evil.example"}, 403, id="another site"),
+        pytest.param({"origin": "null"}, 403, id="a sandboxed page"),
+        pytest.param({"sec-fetch-site": "cross-site"}, 403, id="cross-site"),
+        pytest.param({"origin": "http://127.0.0.1:9999"}, 200, id="this machine"),
+        pytest.param({"origin": "vscode-webview://x"}, 200, id="an editor"),
+    ],
+)
+def test_pages_of_browsers(proxy: Proxy, headers: dict[str, str], status: int) -> None:
+    got = proxy.ask("/v1/models", headers=headers)
+    assert got.status == status
+    assert "access-control-allow-origin" not in got.headers
+
+
+def test_no_keys_and_an_open_address_are_refused(make_proxy: ProxyMaker) -> None:
+    with pytest.raises(cp.ProxyError, match="api-keys"):
+        make_proxy(host="0.0.0.0")
+
+
+# --- routes ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "dialect"),
+    [
+        ("/messages", "claude"), ("/v1/v1/messages", "claude"), ("/v1/messages?beta=true", "claude"), ("/v1/messages/", "claude"),
+        ("/chat/completions", "chat"), ("/v1/v1/chat/completions", "chat"), ("//v1/chat/completions", "chat"),
+        ("/responses", "responses"), ("/v1/v1/responses", "responses"),
+        ("/v1/models/up-gemini:generateContent", "gemini"), ("/v1/v1beta/models/up-gemini:generateContent", "gemini"),
+        ("/v1beta/models/models%2Fup-gemini:generateContent", "gemini"),
+    ],
+)  # fmt: skip
+def test_paths_that_clients_make(proxy: Proxy, upstream: Upstream, path: str, dialect: str) -> None:
+    upstream.reply({"ok": 1})
+    assert proxy.ask(path, ASKS[dialect][2]).json() == {"ok": 1}
+
+
+@pytest.mark.parametrize("path", ["/", "/health", "/healthz"])
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_probes(make_proxy: ProxyMaker, path: str, method: str) -> None:
+    got = make_proxy(api_keys=["k"]).ask(path, method=method)
+    assert (got.status, bool(got.body)) == (200, method == "GET")
+
+
+MODEL_LISTS = [
+    pytest.param("/v1/models", {}, lambda d: [m["id"] for m in d["data"] if m["object"] == "model"], id="openai"),
+    pytest.param("/v1/models", {"anthropic-version": "2023-06-01"}, lambda d: [m["id"] for m in d["data"] if m["type"] == "model"], id="claude"),
+    pytest.param("/v1/models", {"x-goog-api-key": "k"}, lambda d: [m["name"][7:] for m in d["models"]], id="gemini by header"),
+    pytest.param("/v1beta/models", {}, lambda d: [m["name"][7:] for m in d["models"]], id="gemini by path"),
+]
+
+
+@pytest.mark.parametrize(("path", "headers", "names"), MODEL_LISTS)
+def test_model_lists(proxy: Proxy, path: str, headers: dict[str, str], names: Any) -> None:
+    expected = {"up-claude", "up-chat", "up-responses", "up-gemini", "echo"}
+    assert set(names(proxy.ask(path, headers=headers).json())) == expected
+    one = proxy.ask(f"{path}/up-chat", headers=headers).json()
+    assert "up-chat" in (one.get("id"), one.get("name", "")[7:])
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "says"),
+    [
+        ("POST", "/v1/message", 404, "/v1/messages"), ("GET", "/nope", 404, "no route"), ("GET", "/v1/messages", 405, "POST"),
+        ("GET", "/v1/models/up-chatt", 404, "up-chat"), ("POST", "/v1beta/models/up-gemini:nope", 404, "generateContent"),
+        ("GET", "/v1/responses/resp_1", 501, "stored"),
+    ],
+)  # fmt: skip
+def test_wrong_paths(proxy: Proxy, method: str, path: str, status: int, says: str) -> None:
+    got = proxy.ask(path, {} if method == "POST" else None, method=method)
+    assert got.status == status
+    assert says in error_of(got)
+
+
+def test_a_websocket_is_told_to_post(proxy: Proxy) -> None:
+    got = proxy.ask("/v1/responses", headers={"upgrade": "websocket", "connection": "Upgrade"})
+    assert got.status == 426
+
+
+def test_an_unknown_model_names_the_nearest(proxy: Proxy) -> None:
+    got = proxy.ask("/v1/messages", {"model": "up-cloude", "messages": []})
+    assert (got.status, got.json()["error"]["type"]) == (404, "not_found_error")
+    assert "up-claude" in error_of(got)
+
+
+# --- echo ----------------------------------------------------------------------------------------
+
+
+def test_echo_needs_no_account(make_proxy: ProxyMaker) -> None:
+    proxy = make_proxy(claude_api_key=[], codex_api_key=[], gemini_api_key=[], openai_compatibility=[])
+    got = proxy.ask("/v1/chat/completions", {"model": "echo", "messages": [{"role": "user", "content": "hello"}]})
+    assert got.json()["choices"][0]["message"]["content"] == "hello"
+    body = {"model": "claude-opus-4-8", "messages": []}
+    assert "ANTHROPIC_API_KEY" in error_of(proxy.ask("/v1/messages", body))
+
+
+# --- living ----------------------------------------------------------------------------------------
+
+
+def wait_for(check: Any, seconds: float = 3.0) -> None:
+    end = time.monotonic() + seconds
+    while not check():
+        assert time.monotonic() < end, "it did not happen in time"
+        threading.Event().wait(0.02)
+
+
+def test_a_changed_config_is_taken_over(proxy: Proxy) -> None:
+    other = proxy.path.with_suffix(".new")
+    other.write_text(json.dumps({**proxy.settings, "api-keys": ["fresh"]}), encoding="utf-8")
+    other.replace(proxy.path)
+    proxy.app.poll()
+    assert ask(proxy).status == 401
+    proxy.write({**proxy.settings, "port": "not a number"})
+    proxy.app.poll()
+    assert ask(proxy).status == 401, "a bad edit keeps the running configuration"
+
+
+def test_credential_files_come_and_go(proxy: Proxy, upstream: Upstream) -> None:
+    file = proxy.auth_dir / "claude-a@b.c.json"
+    data = {"type": "claude", "access_token": "sk-ant-oat01-x", "email": "a@b.c", "base_url": upstream.url}
+    file.write_text(json.dumps(data), encoding="utf-8")
+    proxy.app.poll()
+    upstream.reply({"ok": 1})
+    assert proxy.ask("/v1/messages", {"model": "claude-opus-4-8", "messages": []}).status == 200
+    sent = upstream.seen[0].headers
+    assert (sent["authorization"], sent["anthropic-beta"]) == ("Bearer sk-ant-oat01-x", "oauth-2025-04-20")
+    file.unlink()
+    proxy.app.poll()
+    assert proxy.ask("/v1/messages", {"model": "claude-opus-4-8", "messages": []}).status == 404
+
+
+def serve(folder: Path, *arguments: str, **environ: str) -> subprocess.Popen[str]:
+    """Start the command line; wait until it says where it listens."""
+    command = [sys.executable, str(ROOT / "cliproxy.py"), "serve", "--port", "0", *arguments]
+    plain = {k: v for k, v in os.environ.items() if not k.endswith("_API_KEY")}
+    process = subprocess.Popen(
+        command, cwd=folder, env={**plain, "HOME": str(folder), "USERPROFILE": str(folder), **environ},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    return process
+
+
+def port_of(process: subprocess.Popen[str]) -> int:
+    assert process.stdout
+    found = re.search(r"listens on http://127\.0\.0\.1:(\d+)", process.stdout.readline())
+    assert found
+    return int(found[1])
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX's")
+def test_serving_and_stopping(tmp_path: Path, upstream: Upstream) -> None:
+    config = tmp_path / "c.json"
+    key = {"api-key": "sk-ant-api03-secret", "base-url": upstream.url, "models": [{"name": "up-claude"}]}
+    config.write_text(json.dumps({"claude-api-key": [key], "auth-dir": str(tmp_path / "auth")}), encoding="utf-8")
+    go = threading.Event()
+    upstream.reply([STREAMS["claude"].split(b"\n\n")[0] + b"\n\n", go, STREAMS["claude"].split(b"\n\n", 1)[1]], headers=SSE)
+    with serve(tmp_path, "--config", str(config), OPENROUTER_API_KEY="sk-or-secret") as process:
+        port = port_of(process)
+        with closing(socket.create_connection(("127.0.0.1", port), timeout=DEADLINE)) as peer:
+            peer.sendall(wire("claude"))
+            seen = peer.recv(4096)
+            process.send_signal(signal.SIGTERM)
+            wait_for(lambda: refuses(port))
+            go.set()
+            while more := peer.recv(4096):
+                seen += more
+        assert seen.endswith(b"0\r\n\r\n"), "a running stream may finish"
+        assert process.wait(DEADLINE) == 0
+        output = process.communicate()[0]
+    assert "OPENROUTER_API_KEY" in output
+    assert "up-claude account=claude-api-key[0] status=200" in output
+    assert "secret" not in output
+
+
+def refuses(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    except OSError:
+        return True
+    return False
+
+
+def test_secrets_never_reach_the_log(make_proxy: ProxyMaker, upstream: Upstream, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    proxy = make_proxy(api_keys=["sk-local-secret"])
+    upstream.reply({"error": {"message": "no"}}, 500)
+    proxy.ask("/v1/messages?key=sk-local-secret", ASKS["claude"][2], {"authorization": "Bearer sk-wrong-secret"})
+    lines = caplog.text + "".join(map(str, proxy.server.lines))
+    assert "secret" not in lines
+    assert "sk-upstream-key" not in lines
