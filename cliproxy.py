@@ -1409,15 +1409,11 @@ CLAUDE_HOSTED = {  # what we write for another dialect's tool; read: any date
     "web_fetch": "web_fetch_20250910",
     "code_execution": "code_execution_20250825",
 }
-CLAUDE_SOURCES = {  # type of a `source` -> the field that holds its data
-    "base64": "data",
-    "text": "data",
-    "url": "url",
-    "file": "file_id",
-}
+# a kind of `source` -> the field of it that holds the data
+CLAUDE_SOURCES = {"base64": "data", "text": "data", "url": "url", "file": "file_id"}
 CLAUDE_MIMES = {  # what can be sent inline, by kind of media; no other kind is taken at all
-    "image": {"image/jpeg", "image/png", "image/gif", "image/webp"},
-    "document": {"application/pdf"},
+    "image": frozenset({"image/jpeg", "image/png", "image/gif", "image/webp"}),
+    "document": frozenset({"application/pdf"}),
 }
 CLAUDE_JSON = "Answer with one JSON object only."  # there is no such mode: spec/dialects.md 2.9
 CLAUDE_PARAMS_READ = words_read(PARAMS, "claude")
@@ -1426,9 +1422,11 @@ CLAUDE_FINISH_READ = words_read(FINISH_REASONS, "claude")
 CLAUDE_FINISH_WRITE = words_write(FINISH_REASONS, "claude")
 
 # fmt: off
+CLAUDE_COUNTS = ("input_tokens", "cache_read_input_tokens", "cache_creation_input_tokens", "output_tokens")
 CLAUDE_MODELLED = {name: frozenset(words.split()) for name, words in {
     # The fields that have a place in the model; the rest of an object is kept in `extra`.
-    "request":       " ".join(CLAUDE_PARAMS_READ) + " model messages system tools tool_choice thinking output_config metadata stream",
+    "request":       "model messages system tools tool_choice thinking output_config metadata stream "
+                     + " ".join(CLAUDE_PARAMS_READ),
     "tool_choice":   "type name disable_parallel_tool_use",
     "thinking":      "type budget_tokens display",
     "output_config": "effort format",
@@ -1436,19 +1434,16 @@ CLAUDE_MODELLED = {name: frozenset(words.split()) for name, words in {
     "tool":          "name description input_schema strict",
     "message":       "role content",
     "answer":        "id type role model content usage",
-    "usage":         "input_tokens cache_read_input_tokens cache_creation_input_tokens output_tokens",
+    "usage":         " ".join(CLAUDE_COUNTS),
 }.items()}
 # fmt: on
 
 
 def claude_rest(data: Json, known: frozenset[str]) -> Json:
     """Return what the model has no place for: unknown fields, and empty forms of known ones."""
-    rest = {
-        key: value
-        for key, value in data.items()
-        if key not in known or value is None or value is False or value == []
-    }
-    if "content" in known and isinstance(data.get("content"), str):
+    empty: tuple[Any, ...] = (None, [], "")
+    rest = {k: v for k, v in data.items() if k not in known or v is False or v in empty}
+    if isinstance(data.get("content", data.get("system")), str):
         rest["_string"] = True
     return rest
 
@@ -1464,7 +1459,6 @@ def claude_merge(fresh: Json, rest: Mapping[str, Any]) -> Json:
 
 
 def claude_own(rest: Json) -> Mapping[str, Json]:
-    """Return the `extra` that holds `rest`."""
     return {"claude": rest} if rest else EMPTY
 
 
@@ -1506,19 +1500,10 @@ def claude_read_media(block: Json) -> Part:
     return Part("media", media=Media(block["type"], name, data, mime, title))
 
 
-def claude_read_result(block: Json) -> Part:
-    parts = claude_read_content(block.get("content"))
-    return Part("result", id=block["tool_use_id"], parts=parts, error=bool(block.get("is_error")))
-
-
 def claude_read_search_result(block: Json) -> Part:
     """Read a search result: for everybody else a text with a title and where it is from."""
     text = "\n".join((block["source"], text_of(claude_read_content(block["content"]))))
     return Part("media", media=Media("document", "text", text, "text/plain", block["title"]))
-
-
-def claude_read_thought(block: Json) -> Part:
-    return Part("thinking", block.get("thinking") or "", proof=block.get("signature") or "")
 
 
 def claude_read_call(block: Json, kind: str = "call") -> Part:
@@ -1532,8 +1517,10 @@ CLAUDE_READERS: dict[str, tuple[Callable[[Json], Part], str]] = {
     "image":             (claude_read_media,  "type source"),
     "document":          (claude_read_media,  "type source title"),
     "tool_use":          (claude_read_call,   "type id name input"),
-    "tool_result":       (claude_read_result, "type tool_use_id content is_error"),
-    "thinking":          (claude_read_thought, "type thinking signature"),
+    "tool_result":       (lambda b: Part("result", id=b["tool_use_id"], parts=claude_read_content(b.get("content")),
+                                         error=bool(b.get("is_error"))), "type tool_use_id content is_error"),
+    "thinking":          (lambda b: Part("thinking", b.get("thinking") or "", proof=b.get("signature") or ""),
+                          "type thinking signature"),
     "redacted_thinking": (lambda b: Part("thinking", proof=b["data"], redacted=True), "type data"),
     "search_result":     (claude_read_search_result, ""),
     "server_tool_use":   (lambda b: claude_read_call(b, "hosted"), ""),
@@ -1545,7 +1532,6 @@ CLAUDE_READERS: dict[str, tuple[Callable[[Json], Part], str]] = {
 
 
 def claude_read_block(block: Json) -> Part:
-    """Read one content block, of any type."""
     kind = block["type"]
     if kind not in CLAUDE_READERS:
         kind = "*_tool_result" if kind.endswith("_tool_result") else "*"
@@ -1557,7 +1543,6 @@ def claude_read_block(block: Json) -> Part:
 
 
 def claude_read_content(content: str | list[Json] | None) -> tuple[Part, ...]:
-    """Read a `content` or `system` field: a string or a list of blocks."""
     if isinstance(content, str):
         return (Part("text", content),) if content else ()
     return tuple(map(claude_read_block, content or ()))
@@ -1574,17 +1559,14 @@ def claude_input(text: str) -> Json:
 
 def claude_write_text(part: Part, _request: Request) -> Json:
     """Write a text. Only citations that Claude made can go back to it."""
-    block: Json = {"type": "text", "text": part.text}
-    own = [citation.extra.get("claude", EMPTY) for citation in part.citations]
-    if citations := [c for c in own if c and c.get("encrypted_index") != ""]:
-        block["citations"] = citations
-    return block
+    own = (citation.extra.get("claude", EMPTY) for citation in part.citations)
+    citations = [c for c in own if c and c.get("encrypted_index") != ""]
+    return {"type": "text", "text": part.text, **({"citations": citations} if citations else {})}
 
 
 def claude_write_thinking(part: Part, _request: Request) -> Json:
-    if part.redacted:
-        return {"type": "redacted_thinking", "data": part.proof}
-    return {"type": "thinking", "thinking": part.text, "signature": part.proof}
+    whole = {"type": "thinking", "thinking": part.text, "signature": part.proof}
+    return {"type": "redacted_thinking", "data": part.proof} if part.redacted else whole
 
 
 def claude_write_call(part: Part, _request: Request) -> Json:
@@ -1594,11 +1576,9 @@ def claude_write_call(part: Part, _request: Request) -> Json:
 
 def claude_write_result(part: Part, request: Request) -> Json:
     block: Json = {"type": "tool_result", "tool_use_id": part.id}
-    if content := claude_write_content(part.parts, part.extra, request):
-        block["content"] = content
-    if part.error:
-        block["is_error"] = True
-    return block
+    content = claude_write_content(part.parts, part.extra, request)
+    shown = {"content": content, "is_error": part.error}
+    return {**block, **{key: value for key, value in shown.items() if value}}
 
 
 def claude_media(media: Media) -> Media:
@@ -1611,32 +1591,24 @@ def claude_media(media: Media) -> Media:
     return media._replace(mime="image/jpeg") if media.mime == "image/jpg" else media
 
 
-def claude_media_fault(media: Media, request: Request) -> str:
-    """Say what Claude cannot take of a medium; empty if it can."""
-    if media.kind not in CLAUDE_MIMES:
-        return f"{media.kind} {media.mime}".strip()
-    if media.source == "file_id" and request.dialect != "claude":
-        return f"{media.kind} that is stored by another service"
-    if media.source == "base64" and media.mime not in CLAUDE_MIMES[media.kind]:
-        return f"{media.kind} of type {media.mime!r}"
-    return ""
-
-
 CLAUDE_FIELDS = {"responses": "input", "gemini": "contents"}  # where messages are, elsewhere
 
 
 def claude_write_media(part: Part, request: Request) -> Json:
     """Write an image or a document. Raises ProxyError("invalid_request") for anything else."""
     media = claude_media(part.media or Media("", "", ""))
-    if fault := claude_media_fault(media, request):
+    mimes, own = CLAUDE_MIMES.get(media.kind, frozenset()), request.dialect == "claude"
+    fits = {"base64": media.mime in mimes, "file_id": own}.get(media.source, True)
+    if not mimes or not fits:
         field = CLAUDE_FIELDS.get(request.dialect, "messages")
-        raise ProxyError("invalid_request", f"{field}: Claude takes no {fault}", param=field)
+        what = f"{media.kind} ({media.mime or media.source})"
+        raise ProxyError("invalid_request", f"{field}: Claude takes no such {what}", param=field)
     kind = "file" if media.source == "file_id" else media.source
     source = {"type": kind, CLAUDE_SOURCES[kind]: media.data}
     if kind in {"base64", "text"}:
         source["media_type"] = media.mime if kind == "base64" else "text/plain"
-    titled = media.name and media.kind == "document"
-    return {"type": media.kind, "source": source, **({"title": media.name} if titled else {})}
+    title = {"title": media.name} if media.name and media.kind == "document" else {}
+    return {"type": media.kind, "source": source, **title}
 
 
 CLAUDE_WRITERS: dict[str, Callable[[Part, Request], Json]] = {  # another kind is not written
@@ -1649,27 +1621,32 @@ CLAUDE_WRITERS: dict[str, Callable[[Part, Request], Json]] = {  # another kind i
 }
 
 
-def claude_write_block(part: Part, request: Request) -> Json | None:
-    """Write one part as a content block; None for what only another dialect has."""
+def claude_writable(part: Part) -> bool:
+    """Tell whether Claude has a block for a part, or made it."""
+    return part.kind in CLAUDE_WRITERS or "type" in part.extra.get("claude", EMPTY)
+
+
+def claude_filled(part: Part) -> bool:
+    """Tell whether Claude takes a part back: a text must not be blank."""
+    return claude_writable(part) and (part.kind != "text" or bool(part.text.strip()))
+
+
+def claude_write_block(part: Part, request: Request) -> Json:
     own = part.extra.get("claude", EMPTY)
     if "type" in own:
         return own
-    if part.kind not in CLAUDE_WRITERS:
-        return None
     block = CLAUDE_WRITERS[part.kind](part, request)
     if part.cache and part.kind != "thinking":
         block["cache_control"] = claude_write_cache(part.cache)
-    return claude_merge(block, own) if own else block
+    return claude_merge(block, own)
 
 
 def claude_write_content(
     parts: tuple[Part, ...], extra: Mapping[str, Json], request: Request
 ) -> str | list[Json]:
-    """Write a `content` or `system` field, in the form it had. Blank texts are refused: no text."""
     if "_string" in extra.get("claude", EMPTY):
         return text_of(parts, "")
-    blocks = [claude_write_block(p, request) for p in parts if p.kind != "text" or p.text.strip()]
-    return [block for block in blocks if block]
+    return [claude_write_block(part, request) for part in filter(claude_filled, parts)]
 
 
 # ---- requests
@@ -1681,16 +1658,13 @@ def claude_read_tool(tool: Json) -> Tool:
     if kind != "custom":
         name = next((name for name in CLAUDE_HOSTED if kind.startswith(f"{name}_")), kind)
         return Tool(name, kind="hosted", cache=cache, extra={"claude": tool})
-    rest = claude_rest(tool, CLAUDE_MODELLED["tool"])
-    if tool.get("description") == "":
-        rest["description"] = ""  # not the same as none: both must come back as they were
     return Tool(
-        name=tool["name"],
-        description=tool.get("description") or "",
-        schema=tool.get("input_schema"),
+        tool["name"],
+        tool.get("description") or "",
+        tool.get("input_schema"),
         strict=tool.get("strict"),
         cache=cache,
-        extra=claude_own(rest),
+        extra=claude_own(claude_rest(tool, CLAUDE_MODELLED["tool"])),
     )
 
 
@@ -1704,25 +1678,14 @@ def claude_read_choice(choice: Json | None) -> ToolChoice | None:
 def claude_read_thinking(thinking: Json, config: Json) -> Thinking:
     """Read `thinking` and the effort, which is a part of `output_config`."""
     kind = thinking.get("type")
-    return Thinking(
-        effort="none" if kind == "disabled" else config.get("effort") or "",
-        budget=thinking.get("budget_tokens"),
-        summary=CLAUDE_DISPLAYS.get(thinking.get("display", ""), ""),
-        adaptive=kind == "adaptive",
-    )
-
-
-def claude_read_format(config: Json) -> Format | None:
-    form = config.get("format")
-    return Format("schema", schema=form["schema"]) if form else None
+    effort = "none" if kind == "disabled" else config.get("effort") or ""
+    summary = CLAUDE_DISPLAYS.get(thinking.get("display", ""), "")
+    return Thinking(effort, thinking.get("budget_tokens"), summary, kind == "adaptive")
 
 
 def claude_read_params(body: Json) -> Json:
-    params = {
-        CLAUDE_PARAMS_READ[key]: value
-        for key, value in body.items()
-        if key in CLAUDE_PARAMS_READ and value is not None
-    }
+    read = CLAUDE_PARAMS_READ
+    params = {read[key]: body[key] for key in body.keys() & read.keys() if body[key] is not None}
     if user := (body.get("metadata") or EMPTY).get("user_id"):
         params["user"] = user
     if (body.get("tool_choice") or EMPTY).get("disable_parallel_tool_use"):
@@ -1738,8 +1701,6 @@ def claude_request_rest(body: Json) -> Json:
             rest[key] = inner
     if (body.get("thinking") or EMPTY).get("type") == "disabled" and body.get("output_config"):
         rest["output_config"] = without(body["output_config"], frozenset({"format"}))
-    if isinstance(body.get("system"), str):
-        rest["_string"] = True
     return rest
 
 
@@ -1751,6 +1712,7 @@ def claude_read_message(message: Json) -> Message:
 def claude_read_request(body: Json) -> Request:
     """Read the body of POST /v1/messages."""
     config = body.get("output_config") or {}
+    form = config.get("format")
     return Request(
         dialect="claude",
         model=body["model"],
@@ -1760,7 +1722,7 @@ def claude_read_request(body: Json) -> Request:
         choice=claude_read_choice(body.get("tool_choice")),
         params=claude_read_params(body),
         thinking=claude_read_thinking(body.get("thinking") or {}, config),
-        format=claude_read_format(config),
+        format=Format("schema", schema=form["schema"]) if form else None,
         stream=bool(body.get("stream")),
         extra=claude_own(claude_request_rest(body)),
     )
@@ -1770,14 +1732,13 @@ CLAUDE_NO_RESULT = Part("result", parts=(Part("text", "[no result]"),), error=Tr
 
 
 def claude_turns(messages: Iterable[Message]) -> list[Message]:
-    """Arrange messages as Claude wants them: alternating, and each call's result in the next turn.
-
-    A result may stand anywhere after its call, and the last of several counts. A call without one
-    gets an error; a result without a call becomes what it holds. Source: spec/dialects.md 4.2.
-    """
-    arranged: list[tuple[str, list[Part], dict[str, Part]]] = []
-    pending: dict[str, dict[str, Part]] = {}  # call id -> the results of the turn it stands in
-    for turn in turns(messages):
+    """Arrange messages as Claude wants them. Source: spec/dialects.md 4.2."""
+    # Turns alternate, and the result of each call is in the next one. It may have stood anywhere
+    # after its call, and the last of several counts. A call without a result gets an error; a
+    # result without a call becomes what it holds. What cannot be written is gone beforehand.
+    arranged: list[tuple[Message, dict[str, Part]]] = []  # with the results of its calls
+    pending: dict[str, dict[str, Part]] = {}  # call id -> the same
+    for turn in turns(m._replace(parts=tuple(filter(claude_filled, m.parts))) for m in messages):
         kept: list[Part] = []
         for part in turn.parts:
             if part.kind != "result":
@@ -1788,25 +1749,18 @@ def claude_turns(messages: Iterable[Message]) -> list[Message]:
                 kept.extend(part.parts)
         results = {p.id: CLAUDE_NO_RESULT._replace(id=p.id) for p in kept if p.kind == "call"}
         pending.update(dict.fromkeys(results, results))
-        arranged.append((turn.role, kept, results))
-    joined = []
-    for role, kept, results in arranged:
-        joined.append(Message(role, tuple(kept)))
-        joined.append(Message("tool", tuple(results.values())))
-    return [Message(*turn) for turn in turns(m for m in joined if m.parts)]
+        arranged.append((Message(turn.role, tuple(kept)), results))
+    pairs = ((message, Message("tool", tuple(results.values()))) for message, results in arranged)
+    return [Message(*turn) for turn in turns(m for pair in pairs for m in pair if m.parts)]
 
 
 def claude_write_messages(request: Request) -> list[Json]:
     """Write the messages; those that were Claude's already keep their order and number."""
     own = request.dialect == "claude"
-    written: list[Json] = []
+    written = []
     for message in request.messages if own else claude_turns(request.messages):
-        role = SIDES.get(message.role, "user")
-        content = claude_write_content(message.parts, message.extra, request)
-        if content and not own and written and written[-1]["role"] == role:
-            written[-1]["content"] += content  # what stood between them could not be written
-        elif content:
-            fresh = {"role": role, "content": content}
+        if content := claude_write_content(message.parts, message.extra, request):
+            fresh = {"role": SIDES.get(message.role, "user"), "content": content}
             written.append(claude_merge(fresh, message.extra.get("claude", EMPTY)))
     return written
 
@@ -1823,22 +1777,18 @@ def claude_hosted_tool(tool: Tool) -> Json | None:
     if tool.name not in CLAUDE_HOSTED:
         return None
     written: Json = {"type": CLAUDE_HOSTED[tool.name], "name": tool.name}
-    for definition in tool.extra.values():
-        domains = (definition.get("filters") or EMPTY).get("allowed_domains")
-        place = definition.get("user_location")
-        if domains:
-            written["allowed_domains"] = domains
-        if place:  # Chat nests it once more
-            written["user_location"] = {"type": "approximate", **place.get("approximate", place)}
+    definition = next(iter(tool.extra.values()), EMPTY)
+    if domains := (definition.get("filters") or EMPTY).get("allowed_domains"):
+        written["allowed_domains"] = domains
+    if place := definition.get("user_location"):  # Chat nests it once more
+        written["user_location"] = {"type": "approximate", **place.get("approximate", place)}
     return written
 
 
 def claude_schema(schema: Json | None) -> Json:
-    """Return a schema whose root is an object without combinators, as Claude wants it.
-
-    The branches of a root combinator are joined: all their properties, and of `allOf` all that
-    is required, else what every branch requires. Source: spec/dialects.md 2.4.
-    """
+    """Return a schema whose root is an object without combinators. spec/dialects.md 2.4."""
+    # Their branches are joined: all properties; and of `allOf` all that is required, of the
+    # others what every branch requires.
     joined: Json = {**(schema or {}), "type": "object"}
     joined["properties"] = {**(joined.get("properties") or {})}
     for word in ("allOf", "anyOf", "oneOf"):
@@ -1852,26 +1802,22 @@ def claude_schema(schema: Json | None) -> Json:
     return joined
 
 
-def claude_write_tool(tool: Tool) -> Json | None:
+def claude_write_tool(tool: Tool, request: Request) -> Json | None:
     """Write a tool; None for one that only another service can run."""
     own = tool.extra.get("claude", EMPTY)
     if tool.kind == "hosted":
         return own or claude_hosted_tool(tool)
-    written: Json = {"name": tool.name}
-    if tool.description:
-        written["description"] = tool.description
-    written["input_schema"] = claude_schema(tool.schema)
-    if tool.strict:
-        written["strict"] = True
-    if tool.cache:
-        written["cache_control"] = claude_write_cache(tool.cache)
-    return claude_merge(written, own)
+    schema = tool.schema if request.dialect == "claude" else claude_schema(tool.schema)
+    written: Json = {"name": tool.name, "description": tool.description, "input_schema": schema}
+    written["strict"] = tool.strict
+    written["cache_control"] = tool.cache and claude_write_cache(tool.cache)
+    return claude_merge({key: value for key, value in written.items() if value}, own)
 
 
 def claude_write_choice(request: Request, tools: list[Json]) -> Json | None:
     serial = request.params.get("parallel") is False
-    choice = request.choice or (ToolChoice("auto") if serial else None)
-    if choice is None or not tools:
+    choice = request.choice or ToolChoice("auto" if serial else "")
+    if not choice.mode or not tools:
         return None
     written: Json = {"type": CLAUDE_MODES[choice.mode]}
     if choice.mode == "required" and len(choice.names) == 1:
@@ -1883,13 +1829,14 @@ def claude_write_choice(request: Request, tools: list[Json]) -> Json | None:
 
 def claude_write_thinking_field(thinking: Thinking) -> Json:
     """Write `thinking`; the effort stands elsewhere."""
-    kind = "adaptive" if thinking.adaptive else ""
-    kind = "enabled" if thinking.budget is not None else kind
-    kind = "disabled" if thinking.effort == "none" else kind
-    written: Json = {"type": kind} if kind else {}
-    if kind == "enabled":
-        written["budget_tokens"] = thinking.budget
-    if thinking.summary and kind in {"enabled", "adaptive"}:
+    if thinking.effort == "none":
+        return {"type": "disabled"}
+    if thinking.budget is None and not thinking.adaptive:
+        return {}
+    written: Json = {"type": "adaptive"}
+    if thinking.budget is not None:
+        written = {"type": "enabled", "budget_tokens": thinking.budget}
+    if thinking.summary:
         written["display"] = "omitted" if thinking.summary == "omitted" else "summarized"
     return written
 
@@ -1905,11 +1852,8 @@ def claude_write_config(request: Request) -> Json:
 
 def claude_write_params(request: Request, thinks: bool) -> Json:
     """Write the plain parameters that Claude takes together. Source: spec/dialects.md 1C.1."""
-    params = {
-        CLAUDE_PARAMS_WRITE[name]: value
-        for name, value in request.params.items()
-        if name in CLAUDE_PARAMS_WRITE
-    }
+    write = CLAUDE_PARAMS_WRITE
+    params = {write[name]: value for name, value in request.params.items() if name in write}
     if "temperature" in params:
         params["temperature"] = min(params["temperature"], 1)
         if request.dialect != "claude":
@@ -1923,7 +1867,7 @@ def claude_write_params(request: Request, thinks: bool) -> Json:
 
 def claude_write_request(request: Request, target: Target) -> Json:
     """Write the body of POST /v1/messages. Raises ProxyError for media that Claude cannot take."""
-    tools = [written for tool in request.tools if (written := claude_write_tool(tool))]
+    tools = [written for tool in request.tools if (written := claude_write_tool(tool, request))]
     thinking = claude_write_thinking_field(request.thinking)
     thinks = thinking.get("type", "disabled") != "disabled"
     user = request.params.get("user")
@@ -1940,7 +1884,9 @@ def claude_write_request(request: Request, target: Target) -> Json:
         "stream": request.stream or None,
     }
     fresh = {key: value for key, value in body.items() if value or value == 0 or key == "messages"}
-    return claude_merge(fresh, request.extra.get("claude", EMPTY))
+    body = claude_merge(fresh, request.extra.get("claude", EMPTY))
+    typed = ("thinking", "tool_choice")  # without a type, they are what is left of a dropped one
+    return {key: value for key, value in body.items() if key not in typed or "type" in value}
 
 
 # ---- answers, read
@@ -1970,18 +1916,17 @@ class ClaudeReader:
         self.end: Json = {}
 
     def begin(self) -> Event:
-        """Announce the open part, without its body."""
         self.at, self.begun = self.at + 1, True
         return PartStart(self.at, self.part._replace(text="", proof="", citations=()))
 
     def add(self, field: str, value: Any) -> Iterator[Event]:
-        """Add to the open part, which begins with its first content."""
-        if value and not self.begun:
+        if not value:
+            return  # a part begins with its first content
+        if not self.begun:
             yield self.begin()
-        if value and field == "text":
+        if field == "text":
             self.texts.append(value)
-        if value:
-            yield PartDelta(self.at, field, value)
+        yield PartDelta(self.at, field, value)
 
     def message_start(self, payload: Json) -> Iterator[Event]:
         message = payload["message"]
@@ -1995,6 +1940,8 @@ class ClaudeReader:
     def content_block_start(self, payload: Json) -> Iterator[Event]:
         yield from self.content_block_stop(payload)  # some gateways forget it
         block = payload["content_block"]
+        if block["type"] in {"text", "thinking"}:
+            block = {key: value for key, value in block.items() if value}  # its body is to come
         part = self.part = claude_read_block(block)
         self.citations = list(block.get("citations") or ())
         if part.kind in {"call", "hosted"}:
@@ -2009,7 +1956,7 @@ class ClaudeReader:
         delta = payload["delta"]
         if self.part.kind in CLAUDE_TEXTS and delta["type"] in CLAUDE_DELTAS:
             yield from self.add("text", delta[CLAUDE_DELTAS[delta["type"]]])
-        elif delta["type"] == "signature_delta":
+        elif delta["type"] == "signature_delta" and self.part.kind == "thinking":
             yield from self.add("proof", delta["signature"])
         elif delta["type"] == "citations_delta":
             self.citations.append(delta["citation"])
@@ -2074,20 +2021,13 @@ CLAUDE_EVENTS: dict[str, Callable[[ClaudeReader, Json], Iterator[Event]]] = {  #
 
 def claude_read_usage(usage: Json) -> Usage:
     """Read token counts; Claude's input is without what the cache held. spec/dialects.md 2.10."""
-    read = usage.get("cache_read_input_tokens") or 0
-    write = usage.get("cache_creation_input_tokens") or 0
-    return Usage(
-        input=(usage.get("input_tokens") or 0) + read + write,
-        cache_read=read,
-        cache_write=write,
-        output=usage.get("output_tokens") or 0,
-        reasoning=(usage.get("output_tokens_details") or EMPTY).get("thinking_tokens") or 0,
-        extra=claude_own(without(usage, CLAUDE_MODELLED["usage"])),
-    )
+    fresh, read, write, output = (usage.get(name) or 0 for name in CLAUDE_COUNTS)
+    reasoning = (usage.get("output_tokens_details") or EMPTY).get("thinking_tokens") or 0
+    rest = without(usage, CLAUDE_MODELLED["usage"])
+    return Usage(fresh + read + write, read, write, output, reasoning, claude_own(rest))
 
 
 def claude_read_response(body: Json, _request: Request) -> Events:
-    """Read a full answer. Raises the ProxyError that the body may be instead."""
     reader = ClaudeReader()
     if body.get("type") != "message":
         reader.error(body)
@@ -2096,11 +2036,8 @@ def claude_read_response(body: Json, _request: Request) -> Events:
 
 
 def claude_read_stream(payloads: Iterable[Json], _request: Request) -> Events:
-    """Read the payloads of a stream; pings and unknown events are skipped.
-
-    Raises the ProxyError that an `error` event stands for, and ProxyError("upstream_failed") if
-    the stream ends early. `index` is not looked at: blocks never overlap, and gateways omit it.
-    """
+    """Read the payloads of a stream. Raises ProxyError for an error event, or if it ends early."""
+    # `index` is not looked at: blocks never overlap, and some gateways leave it out.
     reader, kind = ClaudeReader(), ""
     for payload in payloads:
         kind = payload.get("type") or "error"
@@ -2123,26 +2060,19 @@ def claude_read_stream(payloads: Iterable[Json], _request: Request) -> Events:
 
 
 def claude_write_usage(usage: Usage) -> Json:
-    fresh: Json = {
-        "input_tokens": max(0, usage.input - usage.cache_read - usage.cache_write),
-        "cache_creation_input_tokens": usage.cache_write,
-        "cache_read_input_tokens": usage.cache_read,
-        "output_tokens": usage.output,
-    }
+    fresh = max(0, usage.input - usage.cache_read - usage.cache_write)
+    counts = (fresh, usage.cache_read, usage.cache_write, usage.output)
+    written: Json = dict(zip(CLAUDE_COUNTS, counts))
     if usage.reasoning:
-        fresh["output_tokens_details"] = {"thinking_tokens": usage.reasoning}
-    return claude_merge(fresh, usage.extra.get("claude", EMPTY))
+        written["output_tokens_details"] = {"thinking_tokens": usage.reasoning}
+    return claude_merge(written, usage.extra.get("claude", EMPTY))
 
 
 def claude_write_citation(citation: Citation) -> Json:
     """Write a citation; one from elsewhere has no index that Claude could take back."""
-    return citation.extra.get("claude") or {
-        "type": "web_search_result_location",
-        "url": citation.url,
-        "title": citation.title,
-        "cited_text": citation.text,
-        "encrypted_index": "",
-    }
+    source = {"url": citation.url, "title": citation.title, "cited_text": citation.text}
+    made = {"type": "web_search_result_location", **source, "encrypted_index": ""}
+    return citation.extra.get("claude") or made
 
 
 def claude_write_stop(end: MessageEnd) -> Json:
@@ -2155,41 +2085,32 @@ def claude_write_stop(end: MessageEnd) -> Json:
 
 
 def claude_write_message(start: MessageStart, request: Request) -> Json:
-    """Write the empty message that an answer begins with."""
-    return {
-        "id": start.id or f"msg_{digest(request.id, 'message')}",
-        "type": "message",
-        "role": "assistant",
-        "model": start.model or request.model,
-        "content": [],
-        "stop_reason": None,
-        "stop_sequence": None,
-        "usage": claude_write_usage(Usage()),
-    }
+    made = f"msg_{digest(request.id, 'message')}"
+    name = {"id": start.id or made, "type": "message", "role": "assistant"}
+    stop: Json = {"content": [], "stop_reason": None, "stop_sequence": None}
+    usage = claude_write_usage(Usage())
+    return {**name, "model": start.model or request.model, **stop, "usage": usage}
 
 
 def claude_shown(part: Part) -> Part:
-    """Return a part as Claude can show it: media in an answer become a text."""
-    if part.kind != "media" or not part.media:
+    """Return a part of an answer as Claude can show it: media become a text."""
+    if not part.media:
         return part
     where = part.media.data if part.media.source == "url" else part.media.mime
     return Part("text", f"[{part.media.kind}: {where}]")
 
 
-def claude_write_answer(part: Part, request: Request) -> Json | None:
-    """Write one part of an answer as a content block."""
+def claude_write_answer(part: Part, request: Request) -> Json:
     block = claude_write_block(claude_shown(part), request)
-    if block and part.kind == "text" and part.citations:
-        block["citations"] = [claude_write_citation(citation) for citation in part.citations]
-    return block
+    citations = [claude_write_citation(citation) for citation in part.citations]
+    return {**block, "citations": citations} if citations else block
 
 
 def claude_write_response(response: Response, request: Request) -> Json:
-    """Write a full answer; Claude has only ever one choice."""
     message = claude_write_message(response.start, request)
     for choice in response.choices[:1]:
-        blocks = [claude_write_answer(part, request) for part in choice.parts]
-        message["content"] = [block for block in blocks if block]
+        known = (part for part in choice.parts if claude_writable(part))
+        message["content"] = [claude_write_answer(part, request) for part in known]
         message.update(claude_write_stop(choice.end))
     message["usage"] = claude_write_usage(response.usage or Usage())
     return message
@@ -2215,7 +2136,7 @@ class ClaudeWriter:
         self.head = b""  # empty: no block is open, or none that takes deltas
         self.open = False
         self.begun = False  # is anything out?
-        self.usage, self.end = Usage(), MessageEnd("stop")
+        self.kept: dict[type, Any] = {Usage: Usage(), MessageEnd: MessageEnd("stop")}
 
     def message_start(self, event: MessageStart) -> bytes:
         self.begun = True
@@ -2223,9 +2144,9 @@ class ClaudeWriter:
 
     def start(self, part: Part) -> bytes:
         """Start a block, unless it is of another dialect."""
-        block = claude_write_block(part, self.request)
-        if block is None:
+        if not claude_writable(part):
             return b""
+        block = claude_write_block(part, self.request)
         if part.kind == "hosted":
             block = {**block, "input": {}}  # comes in deltas, like that of any call
         self.at, self.open = self.at + 1, True
@@ -2245,11 +2166,9 @@ class ClaudeWriter:
         return self.head + quote(text).encode("ascii") + b"}}\n\n" if self.head else b""
 
     def part_delta(self, event: PartDelta) -> bytes:
-        """Write a delta other than text."""
-        if event.field == "proof" and self.part.redacted:
-            return self.start(self.part._replace(proof=event.value))
-        if event.field == "proof" and self.part.kind == "thinking":
-            return self.delta(type="signature_delta", signature=event.value)
+        if event.field == "proof":  # of redacted thinking it is all there is; else it comes last
+            self.part = self.part._replace(proof=event.value)
+            return self.start(self.part) if self.part.redacted else b""
         if event.field == "citation" and self.part.kind == "text":
             return self.delta(type="citations_delta", citation=claude_write_citation(event.value))
         return b""
@@ -2258,23 +2177,23 @@ class ClaudeWriter:
         return claude_frame("content_block_delta", index=self.at, delta=delta)
 
     def part_end(self, _event: PartEnd) -> bytes:
-        frame = claude_frame("content_block_stop", index=self.at) if self.open else b""
+        frame, part = b"", self.part
+        if part.kind == "thinking" and part.proof and not part.redacted:
+            frame = self.delta(type="signature_delta", signature=part.proof)
+        if self.open:
+            frame += claude_frame("content_block_stop", index=self.at)
         self.head, self.open = b"", False
         return frame
 
-    def keep_usage(self, event: Usage) -> bytes:
-        self.usage = event
-        return b""
-
-    def keep_end(self, event: MessageEnd) -> bytes:
-        self.end = event
+    def keep(self, event: Usage | MessageEnd) -> bytes:
+        self.kept[type(event)] = event
         return b""
 
     def finish(self) -> bytes:
         """Write the two last frames, when nothing more can come: usage may be late."""
-        stop = claude_write_stop(self.end)
+        stop = claude_write_stop(self.kept[MessageEnd])
         aside = {key: stop.pop(key) for key in ("context_management",) if key in stop}
-        usage = claude_write_usage(self.usage)
+        usage = claude_write_usage(self.kept[Usage])
         last = claude_frame("message_delta", delta=stop, usage=usage, **aside)
         return last + claude_frame("message_stop")
 
@@ -2284,16 +2203,13 @@ CLAUDE_FRAMES: dict[type, Callable[[ClaudeWriter, Any], bytes]] = {
     PartStart: ClaudeWriter.part_start,
     PartDelta: ClaudeWriter.part_delta,
     PartEnd: ClaudeWriter.part_end,
-    Usage: ClaudeWriter.keep_usage,
-    MessageEnd: ClaudeWriter.keep_end,
+    Usage: ClaudeWriter.keep,
+    MessageEnd: ClaudeWriter.keep,
 }
 
 
 def claude_write_stream(events: Iterable[Event], request: Request) -> Frames:
-    """Write events as server-sent events, each as soon as it is there.
-
-    An error after the first frame ends the stream with an `error` event; before it, it is raised.
-    """
+    """Write events as frames; an error after the first becomes an `error` event, and the end."""
     writer = ClaudeWriter(request)
     try:
         for event in events:
@@ -2312,10 +2228,8 @@ def claude_write_stream(events: Iterable[Event], request: Request) -> Frames:
 
 # ---- errors
 
-CLAUDE_KINDS = {kind.claude: name for name, kind in reversed(KINDS.items())} | {
-    "api_error": "upstream_error",
-    "timeout_error": "upstream_timeout",
-}
+CLAUDE_KINDS = {kind.claude: name for name, kind in reversed(KINDS.items())}
+CLAUDE_KINDS.update(api_error="upstream_error", timeout_error="upstream_timeout")
 CLAUDE_PHRASES = (  # a finer kind than the type tells
     ("prompt is too long", "context_too_long"),
     ("exceed context limit", "context_too_long"),
@@ -2336,7 +2250,8 @@ def claude_failure(body: Any, kind: str) -> ProxyError:
 
 def claude_read_error(status: int, body: bytes) -> ProxyError:
     """Read an error answer: the kind is told by its type, else by the HTTP status."""
-    fallback = error_of_status(status, body[:500].decode("utf-8", "replace").strip())
+    text = body[:500].decode("utf-8", "replace").strip()
+    fallback = error_of_status(status, text or f"the upstream said {status}, and nothing else")
     try:
         error = claude_failure(json.loads(body), fallback.kind)
     except ValueError:

@@ -7,16 +7,21 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import cliproxy as cp
 import pytest
 from validate_claude import check_error, validate, validate_failure
+
+import cliproxy as cp
 
 Json = dict[str, Any]
 DATA = Path(__file__).parent / "data" / "claude"
 SHARED = Path(__file__).parents[2] / "shared" / "recordings"
 ASKED = cp.Request("claude", "claude-opus-4-5", (), id="7f")
 TARGET = cp.Target("claude", cp.Model("claude-opus-4-5"))
-PIECES = [pytest.param(1, id="byte by byte"), pytest.param(7, id="by 7"), pytest.param(1 << 20, id="whole")]
+PIECES = [
+    pytest.param(1, id="byte by byte"),
+    pytest.param(7, id="by 7"),
+    pytest.param(1 << 20, id="whole"),
+]
 
 
 def cut(data: bytes, piece: int) -> Iterator[bytes]:
@@ -131,8 +136,11 @@ def test_what_the_blocks_of_a_request_mean() -> None:
     assert answer[8].text == '{"path":"ä \\" \u2028","n":1.0}'
     assert asked[0] == result("toolu_2", text("as a string"), error=True, extra=asked[0].extra)
     assert [(p.kind, p.cache) for p in asked[1].parts] == [
-        ("text", ""), ("media", ""), ("opaque", ""), ("media", ""),
-    ]  # fmt: skip
+        ("text", ""),
+        ("media", ""),
+        ("opaque", ""),
+        ("media", ""),
+    ]
     assert [p.media for p in asked[3:9]] == [
         cp.Media("image", "url", "https://e.example/i.png"),
         cp.Media("image", "file_id", "file_1"),
@@ -146,55 +154,124 @@ def test_what_the_blocks_of_a_request_mean() -> None:
 
 THOUGHTS = [
     pytest.param({"type": "adaptive"}, {}, cp.Thinking(adaptive=True), id="adaptive"),
-    pytest.param({"type": "adaptive", "display": "omitted"}, {"effort": "max"}, cp.Thinking("max", None, "omitted", True), id="omitted"),
+    pytest.param(
+        {"type": "adaptive", "display": "omitted"},
+        {"effort": "max"},
+        cp.Thinking("max", None, "omitted", True),
+        id="omitted",
+    ),
     pytest.param({"type": "disabled"}, {}, cp.Thinking("none"), id="disabled"),
-    pytest.param({"type": "enabled", "budget_tokens": 2048}, {}, cp.Thinking("", 2048), id="budget"),
+    pytest.param(
+        {"type": "enabled", "budget_tokens": 2048}, {}, cp.Thinking("", 2048), id="budget"
+    ),
     pytest.param(None, {"effort": "low"}, cp.Thinking("low"), id="effort alone"),
     pytest.param(None, None, cp.Thinking(), id="nothing"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("thinking", "config", "meant"), THOUGHTS)
 def test_thinking(thinking: Json | None, config: Json | None, meant: cp.Thinking) -> None:
-    body = {"model": "m", "messages": [], "thinking": thinking, "output_config": config}
+    body: Json = {"model": "m", "messages": [], "thinking": thinking, "output_config": config}
     assert cp.claude_read_request(body).thinking == meant
     written = write(thinking=meant)
     assert (written.get("thinking"), written.get("output_config")) == (thinking, config or None)
 
 
 CONVERSATIONS = [
-    pytest.param([user(text("a")), user(text(" \n"), text("b"))],
-                 [("user", [says("a"), says("b")])], id="neighbours join, blanks go"),
-    pytest.param([user(text("a")), assistant(text("")), user(text("b"))],
-                 [("user", [says("a"), says("b")])], id="an empty turn goes"),
-    pytest.param([user(text("a")), assistant(cp.Part("opaque", extra={"gemini": {}})), user(text("b"))],
-                 [("user", [says("a"), says("b")])], id="a turn that cannot be written goes"),
-    pytest.param([assistant(call("c1"), call("c2", '{"x":1}')), cp.Message("tool", (result("c2", text("two")),)),
-                  cp.Message("tool", (result("c1", text("one")),)), user(text("go"))],
-                 [("assistant", [use("c1"), use("c2", x=1)]),
-                  ("user", [returned("c1", "one"), returned("c2", "two"), says("go")])], id="all results in one turn"),
-    pytest.param([assistant(call("c1")), user(text("stop"))],
-                 [("assistant", [use("c1")]), ("user", [MISSING, says("stop")])], id="a result is missing"),
-    pytest.param([assistant(call("c1"))],
-                 [("assistant", [use("c1")]), ("user", [MISSING])], id="nothing follows the call"),
-    pytest.param([assistant(call("c1")), user(result("c1", text("old"))), user(result("c1", text("new")))],
-                 [("assistant", [use("c1")]), ("user", [returned("c1", "new")])], id="the last repeat counts"),
-    pytest.param([user(result("c9", text("lost")), text("a"))],
-                 [("user", [says("lost"), says("a")])], id="a result without a call"),
-    pytest.param([assistant(call("c1")), assistant(text("b")), user(result("c1", text("late")))],
-                 [("assistant", [use("c1"), says("b")]), ("user", [returned("c1", "late")])], id="a late result"),
-    pytest.param([assistant(call("c1")), cp.Message("system", (text("s"),)), user(result("c1", text("r")), text("a"))],
-                 [("assistant", [use("c1")]), ("user", [returned("c1", "r")]), ("system", [says("s")]), ("user", [says("a")])],
-                 id="a system text between call and result"),
-    pytest.param([assistant(call("c1")), user(result("c1", text("1"))), assistant(call("c1")), user(result("c1", text("2")))],
-                 [("assistant", [use("c1")]), ("user", [returned("c1", "1")]),
-                  ("assistant", [use("c1")]), ("user", [returned("c1", "2")])], id="an id used twice"),
-    pytest.param([assistant(cp.Part("refusal", "no"))], [("assistant", [says("no")])], id="a refusal is a text"),
-]  # fmt: skip
+    pytest.param(
+        [user(text("a")), user(text(" \n"), text("b"))],
+        [("user", [says("a"), says("b")])],
+        id="neighbours join, blanks go",
+    ),
+    pytest.param(
+        [user(text("a")), assistant(text("")), user(text("b"))],
+        [("user", [says("a"), says("b")])],
+        id="an empty turn goes",
+    ),
+    pytest.param(
+        [user(text("a")), assistant(cp.Part("opaque", extra={"gemini": {}})), user(text("b"))],
+        [("user", [says("a"), says("b")])],
+        id="a turn that cannot be written goes",
+    ),
+    pytest.param(
+        [
+            assistant(call("c1"), call("c2", '{"x":1}')),
+            cp.Message("tool", (result("c2", text("two")),)),
+            cp.Message("tool", (result("c1", text("one")),)),
+            user(text("go")),
+        ],
+        [
+            ("assistant", [use("c1"), use("c2", x=1)]),
+            ("user", [returned("c1", "one"), returned("c2", "two"), says("go")]),
+        ],
+        id="all results in one turn",
+    ),
+    pytest.param(
+        [assistant(call("c1")), user(text("stop"))],
+        [("assistant", [use("c1")]), ("user", [MISSING, says("stop")])],
+        id="a result is missing",
+    ),
+    pytest.param(
+        [assistant(call("c1"))],
+        [("assistant", [use("c1")]), ("user", [MISSING])],
+        id="nothing follows the call",
+    ),
+    pytest.param(
+        [assistant(call("c1")), user(result("c1", text("old"))), user(result("c1", text("new")))],
+        [("assistant", [use("c1")]), ("user", [returned("c1", "new")])],
+        id="the last repeat counts",
+    ),
+    pytest.param(
+        [user(result("c9", text("lost")), text("a"))],
+        [("user", [says("lost"), says("a")])],
+        id="a result without a call",
+    ),
+    pytest.param(
+        [assistant(call("c1")), assistant(text("b")), user(result("c1", text("late")))],
+        [("assistant", [use("c1"), says("b")]), ("user", [returned("c1", "late")])],
+        id="a late result",
+    ),
+    pytest.param(
+        [
+            assistant(call("c1")),
+            cp.Message("system", (text("s"),)),
+            user(result("c1", text("r")), text("a")),
+        ],
+        [
+            ("assistant", [use("c1")]),
+            ("user", [returned("c1", "r")]),
+            ("system", [says("s")]),
+            ("user", [says("a")]),
+        ],
+        id="a system text between call and result",
+    ),
+    pytest.param(
+        [
+            assistant(call("c1")),
+            user(result("c1", text("1"))),
+            assistant(call("c1")),
+            user(result("c1", text("2"))),
+        ],
+        [
+            ("assistant", [use("c1")]),
+            ("user", [returned("c1", "1")]),
+            ("assistant", [use("c1")]),
+            ("user", [returned("c1", "2")]),
+        ],
+        id="an id used twice",
+    ),
+    pytest.param(
+        [assistant(cp.Part("refusal", "no"))],
+        [("assistant", [says("no")])],
+        id="a refusal is a text",
+    ),
+]
 
 
 @pytest.mark.parametrize(("messages", "turns"), CONVERSATIONS)
-def test_conversations_of_others(messages: list[cp.Message], turns: list[tuple[str, list[Json]]]) -> None:
+def test_conversations_of_others(
+    messages: list[cp.Message], turns: list[tuple[str, list[Json]]]
+) -> None:
     written = [(m["role"], m["content"]) for m in write(*messages)["messages"]]
     assert written == turns
 
@@ -226,21 +303,45 @@ def media(kind: str, source: str, data: str, mime: str = "", name: str = "") -> 
 
 
 MEDIA = [
-    pytest.param(media("image", "base64", "AA==", "image/jpg"),
-                 {"type": "image", "source": {"type": "base64", "media_type": "image/jpeg", "data": "AA=="}}, id="jpeg"),
-    pytest.param(media("image", "url", "https://e.example/i", name="i.png"),
-                 {"type": "image", "source": {"type": "url", "url": "https://e.example/i"}}, id="image by address"),
-    pytest.param(media("document", "base64", "JVBERi0=", "application/pdf", "p.pdf"),
-                 {"type": "document", "source": {"type": "base64", "media_type": "application/pdf", "data": "JVBERi0="},
-                  "title": "p.pdf"}, id="pdf"),
-    pytest.param(media("document", "url", "https://e.example/d"),
-                 {"type": "document", "source": {"type": "url", "url": "https://e.example/d"}}, id="pdf by address"),
-    pytest.param(media("document", "base64", "w6Q=", "text/markdown", "a.md"),
-                 {"type": "document", "source": {"type": "text", "media_type": "text/plain", "data": "ä"},
-                  "title": "a.md"}, id="text in base64"),
-    pytest.param(media("document", "text", "t", "text/html"),
-                 {"type": "document", "source": {"type": "text", "media_type": "text/plain", "data": "t"}}, id="text"),
-]  # fmt: skip
+    pytest.param(
+        media("image", "base64", "AA==", "image/jpg"),
+        {"type": "image", "source": {"type": "base64", "media_type": "image/jpeg", "data": "AA=="}},
+        id="jpeg",
+    ),
+    pytest.param(
+        media("image", "url", "https://e.example/i", name="i.png"),
+        {"type": "image", "source": {"type": "url", "url": "https://e.example/i"}},
+        id="image by address",
+    ),
+    pytest.param(
+        media("document", "base64", "JVBERi0=", "application/pdf", "p.pdf"),
+        {
+            "type": "document",
+            "source": {"type": "base64", "media_type": "application/pdf", "data": "JVBERi0="},
+            "title": "p.pdf",
+        },
+        id="pdf",
+    ),
+    pytest.param(
+        media("document", "url", "https://e.example/d"),
+        {"type": "document", "source": {"type": "url", "url": "https://e.example/d"}},
+        id="pdf by address",
+    ),
+    pytest.param(
+        media("document", "base64", "w6Q=", "text/markdown", "a.md"),
+        {
+            "type": "document",
+            "source": {"type": "text", "media_type": "text/plain", "data": "ä"},
+            "title": "a.md",
+        },
+        id="text in base64",
+    ),
+    pytest.param(
+        media("document", "text", "t", "text/html"),
+        {"type": "document", "source": {"type": "text", "media_type": "text/plain", "data": "t"}},
+        id="text",
+    ),
+]
 
 
 @pytest.mark.parametrize(("message", "block"), MEDIA)
@@ -249,16 +350,32 @@ def test_media(message: cp.Message, block: Json) -> None:
 
 
 REFUSED = [
-    pytest.param(media("audio", "base64", "AA==", "audio/wav"), "chat", "messages", "audio/wav", id="audio"),
-    pytest.param(media("video", "url", "https://e.example/v"), "gemini", "contents", "video", id="video"),
-    pytest.param(media("image", "base64", "AA==", "image/tiff"), "responses", "input", "image/tiff", id="tiff"),
-    pytest.param(media("document", "base64", "AA==", "application/zip"), "chat", "messages", "zip", id="zip"),
-    pytest.param(media("document", "file_id", "file-1"), "responses", "input", "another service", id="foreign file"),
-]  # fmt: skip
+    pytest.param(
+        media("audio", "base64", "AA==", "audio/wav"), "chat", "messages", "audio/wav", id="audio"
+    ),
+    pytest.param(
+        media("video", "url", "https://e.example/v"), "gemini", "contents", "video", id="video"
+    ),
+    pytest.param(
+        media("image", "base64", "AA==", "image/tiff"),
+        "responses",
+        "input",
+        "image/tiff",
+        id="tiff",
+    ),
+    pytest.param(
+        media("document", "base64", "AA==", "application/zip"), "chat", "messages", "zip", id="zip"
+    ),
+    pytest.param(
+        media("document", "file_id", "file-1"), "responses", "input", "file_id", id="foreign file"
+    ),
+]
 
 
 @pytest.mark.parametrize(("message", "dialect", "field", "word"), REFUSED)
-def test_media_that_claude_cannot_take(message: cp.Message, dialect: str, field: str, word: str) -> None:
+def test_media_that_claude_cannot_take(
+    message: cp.Message, dialect: str, field: str, word: str
+) -> None:
     with pytest.raises(cp.ProxyError, match=word) as caught:
         write(message, dialect=dialect)
     assert (caught.value.kind, caught.value.param) == ("invalid_request", field)
@@ -271,10 +388,19 @@ CHOICES = [
     pytest.param(cp.ToolChoice("required"), {"parallel": True}, {"type": "any"}, id="any"),
     pytest.param(cp.ToolChoice("required", ("f",)), {}, {"type": "tool", "name": "f"}, id="one"),
     pytest.param(cp.ToolChoice("required", ("f", "g")), {}, {"type": "any"}, id="some"),
-    pytest.param(None, {"parallel": False}, {"type": "auto", "disable_parallel_tool_use": True}, id="one by one"),
-    pytest.param(cp.ToolChoice("required", ("f",)), {"parallel": False},
-                 {"type": "tool", "name": "f", "disable_parallel_tool_use": True}, id="just one"),
-]  # fmt: skip
+    pytest.param(
+        None,
+        {"parallel": False},
+        {"type": "auto", "disable_parallel_tool_use": True},
+        id="one by one",
+    ),
+    pytest.param(
+        cp.ToolChoice("required", ("f",)),
+        {"parallel": False},
+        {"type": "tool", "name": "f", "disable_parallel_tool_use": True},
+        id="just one",
+    ),
+]
 
 
 @pytest.mark.parametrize(("choice", "params", "field"), CHOICES)
@@ -282,37 +408,121 @@ def test_tool_choice(choice: cp.ToolChoice | None, params: Json, field: Json | N
     written = write(tools=(cp.Tool("f"), cp.Tool("g")), choice=choice, params=params)
     assert written.get("tool_choice") == field
     assert "tool_choice" not in write(choice=choice, params=params)  # without tools: refused
-    if field:
-        request = cp.claude_read_request({**written, "messages": []})
-        assert request.choice == cp.ToolChoice(field.get("type") != "none" and (choice or cp.ToolChoice("auto")).mode or "none",
-                                               (field["name"],) if "name" in field else ())  # fmt: skip
-        assert request.params.get("parallel", True) is not field.get("disable_parallel_tool_use", False)
+
+
+@pytest.mark.parametrize("field", [row.values[2] for row in CHOICES if row.values[2]])
+def test_reading_tool_choice(field: Json) -> None:
+    body = {"model": "m", "messages": [], "tools": [{"name": "f"}], "tool_choice": field}
+    request = cp.claude_read_request(body)
+    assert request.choice
+    assert request.choice.names == ((field["name"],) if "name" in field else ())
+    assert cp.claude_write_request(request, TARGET)["tool_choice"] == field
 
 
 TOOLS = [
-    pytest.param(cp.Tool("f"), {"name": "f", "input_schema": {"type": "object", "properties": {}}}, id="no arguments"),
-    pytest.param(cp.Tool("f", "d", {"properties": {"a": {}}}, strict=True, cache="1h"),
-                 {"name": "f", "description": "d", "input_schema": {"type": "object", "properties": {"a": {}}},
-                  "strict": True, "cache_control": {"type": "ephemeral", "ttl": "1h"}}, id="all fields"),
-    pytest.param(cp.Tool("f", schema={"anyOf": [{"properties": {"a": {}, "b": {}}, "required": ["a", "b"]},
-                                                {"properties": {"b": {}, "c": {}}, "required": ["b"]}]}),
-                 {"name": "f", "input_schema": {"type": "object", "properties": {"a": {}, "b": {}, "c": {}},
-                                                "required": ["b"]}}, id="any of"),
-    pytest.param(cp.Tool("f", schema={"allOf": [{"required": ["a"]}, {"required": ["b"]}], "properties": {"a": {}, "b": {}}}),
-                 {"name": "f", "input_schema": {"type": "object", "properties": {"a": {}, "b": {}},
-                                                "required": ["a", "b"]}}, id="all of"),
-    pytest.param(cp.Tool("web_search", kind="hosted", extra={"responses": {
-        "type": "web_search", "filters": {"allowed_domains": ["e.example"]}, "user_location": {"type": "approximate", "city": "X"}}}),
-                 {"type": "web_search_20250305", "name": "web_search", "allowed_domains": ["e.example"],
-                  "user_location": {"type": "approximate", "city": "X"}}, id="search of Responses"),
-    pytest.param(cp.Tool("web_search", kind="hosted", extra={"chat": {
-        "search_context_size": "low", "user_location": {"type": "approximate", "approximate": {"city": "X"}}}}),
-                 {"type": "web_search_20250305", "name": "web_search",
-                  "user_location": {"type": "approximate", "city": "X"}}, id="search of Chat"),
-    pytest.param(cp.Tool("web_search", kind="hosted", extra={"gemini": {"googleSearch": {}}}),
-                 {"type": "web_search_20250305", "name": "web_search"}, id="search of Gemini"),
-    pytest.param(cp.Tool("file_search", kind="hosted", extra={"responses": {"type": "file_search"}}), None, id="not here"),
-]  # fmt: skip
+    pytest.param(
+        cp.Tool("f"),
+        {"name": "f", "input_schema": {"type": "object", "properties": {}}},
+        id="no arguments",
+    ),
+    pytest.param(
+        cp.Tool("f", "d", {"properties": {"a": {}}}, strict=True, cache="1h"),
+        {
+            "name": "f",
+            "description": "d",
+            "input_schema": {"type": "object", "properties": {"a": {}}},
+            "strict": True,
+            "cache_control": {"type": "ephemeral", "ttl": "1h"},
+        },
+        id="all fields",
+    ),
+    pytest.param(
+        cp.Tool(
+            "f",
+            schema={
+                "anyOf": [
+                    {"properties": {"a": {}, "b": {}}, "required": ["a", "b"]},
+                    {"properties": {"b": {}, "c": {}}, "required": ["b"]},
+                ]
+            },
+        ),
+        {
+            "name": "f",
+            "input_schema": {
+                "type": "object",
+                "properties": {"a": {}, "b": {}, "c": {}},
+                "required": ["b"],
+            },
+        },
+        id="any of",
+    ),
+    pytest.param(
+        cp.Tool(
+            "f",
+            schema={
+                "allOf": [{"required": ["a"]}, {"required": ["b"]}],
+                "properties": {"a": {}, "b": {}},
+            },
+        ),
+        {
+            "name": "f",
+            "input_schema": {
+                "type": "object",
+                "properties": {"a": {}, "b": {}},
+                "required": ["a", "b"],
+            },
+        },
+        id="all of",
+    ),
+    pytest.param(
+        cp.Tool(
+            "web_search",
+            kind="hosted",
+            extra={
+                "responses": {
+                    "type": "web_search",
+                    "filters": {"allowed_domains": ["e.example"]},
+                    "user_location": {"type": "approximate", "city": "X"},
+                }
+            },
+        ),
+        {
+            "type": "web_search_20250305",
+            "name": "web_search",
+            "allowed_domains": ["e.example"],
+            "user_location": {"type": "approximate", "city": "X"},
+        },
+        id="search of Responses",
+    ),
+    pytest.param(
+        cp.Tool(
+            "web_search",
+            kind="hosted",
+            extra={
+                "chat": {
+                    "search_context_size": "low",
+                    "user_location": {"type": "approximate", "approximate": {"city": "X"}},
+                }
+            },
+        ),
+        {
+            "type": "web_search_20250305",
+            "name": "web_search",
+            "user_location": {"type": "approximate", "city": "X"},
+        },
+        id="search of Chat",
+    ),
+    pytest.param(
+        cp.Tool("web_search", kind="hosted", extra={"gemini": {"googleSearch": {}}}),
+        {"type": "web_search_20250305", "name": "web_search"},
+        id="search of Gemini",
+    ),
+    pytest.param(
+        cp.Tool("file_search", kind="hosted", extra={"responses": {"type": "file_search"}}),
+        None,
+        id="not here",
+    ),
+]
 
 
 @pytest.mark.parametrize(("tool", "written"), TOOLS)
@@ -321,15 +531,29 @@ def test_tools(tool: cp.Tool, written: Json | None) -> None:
 
 
 PARAMS = [
-    pytest.param({"temperature": 1.7, "top_p": 0.5, "top_k": 3}, cp.Thinking(), {"temperature": 1, "top_k": 3}, id="hot"),
+    pytest.param(
+        {"temperature": 1.7, "top_p": 0.5, "top_k": 3},
+        cp.Thinking(),
+        {"temperature": 1, "top_k": 3},
+        id="hot",
+    ),
     pytest.param({"top_p": 0.5}, cp.Thinking("none"), {"top_p": 0.5}, id="nucleus"),
     pytest.param({"temperature": 0.2, "top_k": 3}, cp.Thinking("", 2048), {}, id="thinking"),
     pytest.param({"top_p": 0.5}, cp.Thinking(adaptive=True), {}, id="adaptive"),
-    pytest.param({"top_p": 0.97}, cp.Thinking("", 2048), {"top_p": 0.97}, id="thinking with a wide nucleus"),
-    pytest.param({"temperature": 0, "max_tokens": 0}, cp.Thinking(), {"temperature": 0, "max_tokens": 0}, id="zeros stay"),
-    pytest.param({"stop": ["", " ", "X"]}, cp.Thinking(), {"stop_sequences": ["X"]}, id="blank stops"),
+    pytest.param(
+        {"top_p": 0.97}, cp.Thinking("", 2048), {"top_p": 0.97}, id="thinking with a wide nucleus"
+    ),
+    pytest.param(
+        {"temperature": 0, "max_tokens": 0},
+        cp.Thinking(),
+        {"temperature": 0, "max_tokens": 0},
+        id="zeros stay",
+    ),
+    pytest.param(
+        {"stop": ["", " ", "X"]}, cp.Thinking(), {"stop_sequences": ["X"]}, id="blank stops"
+    ),
     pytest.param({"stop": ["\n"], "seed": 1, "n": 1}, cp.Thinking(), {}, id="what Claude lacks"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("params", "thinking", "fields"), PARAMS)
@@ -359,12 +583,16 @@ def test_the_rest_of_a_foreign_request() -> None:
 
 def test_a_schema_for_the_answer() -> None:
     written = write(format=cp.Format("schema", "n", {"type": "object"}, strict=True))
-    assert written["output_config"] == {"format": {"type": "json_schema", "schema": {"type": "object"}}}
+    assert written["output_config"] == {
+        "format": {"type": "json_schema", "schema": {"type": "object"}}
+    }
 
 
 def test_citations_go_back_only_to_who_made_them() -> None:
     own = cp.Citation("u", "t", extra={"claude": {"type": "page_location"}})
-    handed_out = cp.Citation("u", extra={"claude": {"type": "web_search_result_location", "encrypted_index": ""}})
+    handed_out = cp.Citation(
+        "u", extra={"claude": {"type": "web_search_result_location", "encrypted_index": ""}}
+    )
     part = text("a")._replace(citations=(own, handed_out, cp.Citation("u")))
     content = write(assistant(part))["messages"][0]["content"]
     assert content == [{**says("a"), "citations": [{"type": "page_location"}]}]
@@ -375,8 +603,12 @@ BAD = [
     pytest.param({"model": "m"}, id="no messages"),
     pytest.param({"model": "m", "messages": ["hi"]}, id="message is no object"),
     pytest.param({"model": "m", "messages": [{"role": "user"}]}, id="no content"),
-    pytest.param({"model": "m", "messages": [{"role": "user", "content": [{"text": "x"}]}]}, id="no type"),
-    pytest.param({"model": "m", "messages": [{"role": "user", "content": 5}]}, id="content is a number"),
+    pytest.param(
+        {"model": "m", "messages": [{"role": "user", "content": [{"text": "x"}]}]}, id="no type"
+    ),
+    pytest.param(
+        {"model": "m", "messages": [{"role": "user", "content": 5}]}, id="content is a number"
+    ),
 ]
 
 
@@ -405,7 +637,9 @@ def test_a_stream_and_a_full_answer_mean_the_same() -> None:
     whole = cp.collect(cp.claude_read_response(golden("everything.json"), ASKED))
     calls = [part.text for part in streamed.choices[0].parts if part.kind in {"call", "hosted"}]
     assert calls == ['{"query": "q"}', "{}", '{"a": 1}']  # as they came; compact in the full one
-    assert [p._replace(text="") for p in streamed.choices[0].parts] == [p._replace(text="") for p in whole.choices[0].parts]
+    assert [p._replace(text="") for p in streamed.choices[0].parts] == [
+        p._replace(text="") for p in whole.choices[0].parts
+    ]
     assert (streamed.start, streamed.usage) == (whole.start, whole.usage)
     assert streamed.choices[0].end == whole.choices[0].end
 
@@ -421,10 +655,20 @@ def test_the_events_of_a_stream() -> None:
     starts = [event for event in events if isinstance(event, cp.PartStart)]
     assert [event.at for event in starts] == list(range(9))  # the empty text block is gone
     assert [event.part.kind for event in starts] == [
-        "thinking", "thinking", "text", "hosted", "hosted_result", "text", "opaque", "call", "call",
-    ]  # fmt: skip
+        "thinking",
+        "thinking",
+        "text",
+        "hosted",
+        "hosted_result",
+        "text",
+        "opaque",
+        "call",
+        "call",
+    ]
     assert all(not event.part.text and not event.part.proof for event in starts)
-    assert events[-1] == cp.MessageEnd("tool_calls", "", "tool_use", extra={"claude": {"container": {"id": "c1"}}})
+    assert events[-1] == cp.MessageEnd(
+        "tool_calls", "", "tool_use", extra={"claude": {"container": {"id": "c1"}}}
+    )
     usage = [event for event in events if isinstance(event, cp.Usage)][-1]
     assert usage[:5] == (115, 100, 5, 40, 30)
     opaque = starts[6].part.extra["claude"]
@@ -480,24 +724,60 @@ WORDS = (block("text", text=""), delta("text_delta", text="par"))
 
 
 def ended(reason: str | None) -> Json:
-    return {"type": "message_delta", "delta": {"stop_reason": reason}, "usage": {"output_tokens": 1}}
+    return {
+        "type": "message_delta",
+        "delta": {"stop_reason": reason},
+        "usage": {"output_tokens": 1},
+    }
 
 
 FINISHES = [
     pytest.param((*WORDS, CLOSED, ended("end_turn"), STOP), "stop", "end_turn", id="stop"),
     pytest.param((*WORDS, CLOSED, ended("pause_turn"), STOP), "stop", "pause_turn", id="pause"),
     pytest.param((*WORDS, CLOSED, ended("max_tokens"), STOP), "length", "max_tokens", id="length"),
-    pytest.param((*WORDS, CLOSED, ended("model_context_window_exceeded"), STOP), "length", "model_context_window_exceeded", id="context"),
-    pytest.param((*WORDS, CLOSED, ended("refusal"), STOP), "content_filter", "refusal", id="refusal"),
-    pytest.param((*WORDS, CLOSED, ended("compaction"), STOP), "stop", "compaction", id="a word we do not know"),
-    pytest.param((block("tool_use", id="t", name="f"), CLOSED, ended("tool_use"), STOP), "tool_calls", "tool_use", id="call"),
-    pytest.param((block("tool_use", id="t", name="f"), CLOSED, ended("end_turn"), STOP), "tool_calls", "tool_use", id="call that says stop"),
-    pytest.param((block("tool_use", id="t", name="f"), CLOSED, ended("max_tokens"), STOP), "length", "max_tokens", id="length before call"),
+    pytest.param(
+        (*WORDS, CLOSED, ended("model_context_window_exceeded"), STOP),
+        "length",
+        "model_context_window_exceeded",
+        id="context",
+    ),
+    pytest.param(
+        (*WORDS, CLOSED, ended("refusal"), STOP), "content_filter", "refusal", id="refusal"
+    ),
+    pytest.param(
+        (*WORDS, CLOSED, ended("compaction"), STOP),
+        "stop",
+        "compaction",
+        id="a word we do not know",
+    ),
+    pytest.param(
+        (block("tool_use", id="t", name="f"), CLOSED, ended("tool_use"), STOP),
+        "tool_calls",
+        "tool_use",
+        id="call",
+    ),
+    pytest.param(
+        (block("tool_use", id="t", name="f"), CLOSED, ended("end_turn"), STOP),
+        "tool_calls",
+        "tool_use",
+        id="call that says stop",
+    ),
+    pytest.param(
+        (block("tool_use", id="t", name="f"), CLOSED, ended("max_tokens"), STOP),
+        "length",
+        "max_tokens",
+        id="length before call",
+    ),
     pytest.param((*WORDS, CLOSED, ended("end_turn")), "stop", "end_turn", id="no message_stop"),
     pytest.param((*WORDS, CLOSED, STOP), "stop", "end_turn", id="no message_delta"),
     pytest.param((*WORDS, ended("end_turn"), STOP), "stop", "end_turn", id="no content_block_stop"),
-    pytest.param((*WORDS, block("text"), delta("text_delta", text="x"), ended(None), STOP), "stop", "end_turn", id="nothing ends"),
-]  # fmt: skip
+    pytest.param(
+        (*WORDS, block("text"), delta("text_delta", text="x"), ended(None), STOP),
+        "stop",
+        "end_turn",
+        id="nothing ends",
+    ),
+]
 
 
 @pytest.mark.parametrize(("payloads", "finish", "word"), FINISHES)
@@ -509,15 +789,32 @@ def test_finish_reasons(payloads: tuple[Json, ...], finish: str, word: str) -> N
 
 
 FAILURES = [
-    pytest.param([{"type": "error", "error": {"type": "overloaded_error", "message": "busy"}}], "overloaded", "busy", id="overloaded"),
-    pytest.param([{"type": "error", "error": {"type": "api_error", "message": "bug"}}], "upstream_error", "bug", id="bug"),
-    pytest.param([{"type": "error", "error": {"type": "new_error", "message": "new"}}], "upstream_error", "new", id="a type we do not know"),
+    pytest.param(
+        [{"type": "error", "error": {"type": "overloaded_error", "message": "busy"}}],
+        "overloaded",
+        "busy",
+        id="overloaded",
+    ),
+    pytest.param(
+        [{"type": "error", "error": {"type": "api_error", "message": "bug"}}],
+        "upstream_error",
+        "bug",
+        id="bug",
+    ),
+    pytest.param(
+        [{"type": "error", "error": {"type": "new_error", "message": "new"}}],
+        "upstream_error",
+        "new",
+        id="a type we do not know",
+    ),
     pytest.param([], "upstream_failed", "message_stop", id="cut"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("payloads", "kind", "words"), FAILURES)
-@pytest.mark.parametrize("before", [(), (begun(),), (begun(), *WORDS)], ids=["first", "early", "late"])
+@pytest.mark.parametrize(
+    "before", [(), (begun(),), (begun(), *WORDS)], ids=["first", "early", "late"]
+)
 def test_failures(before: tuple[Json, ...], payloads: list[Json], kind: str, words: str) -> None:
     data = sse(*before, *payloads)
     with pytest.raises(cp.ProxyError, match=words) as caught:
@@ -538,7 +835,12 @@ def test_usage_overwrites() -> None:
         {
             "type": "message_delta",
             "delta": {"stop_reason": "end_turn"},
-            "usage": {"input_tokens": 4, "cache_creation_input_tokens": 1, "cache_read_input_tokens": None, "output_tokens": 5},
+            "usage": {
+                "input_tokens": 4,
+                "cache_creation_input_tokens": 1,
+                "cache_read_input_tokens": None,
+                "output_tokens": 5,
+            },
         },
         STOP,
     )
@@ -561,22 +863,67 @@ URL = cp.Citation("https://e.example", "E", 0, 1, "c")
 FOREIGN = [
     pytest.param([text("hi")], [says("hi")], id="text"),
     pytest.param([text("\n\n"), text("hi")], [says("\n\n"), says("hi")], id="blank text"),
-    pytest.param([cp.Part("thinking", "t", proof="tag")], [{"type": "thinking", "thinking": "t", "signature": "tag"}], id="thinking"),
-    pytest.param([cp.Part("thinking", "t")], [{"type": "thinking", "thinking": "t", "signature": ""}], id="unsigned"),
-    pytest.param([cp.Part("thinking", proof="tag")], [{"type": "thinking", "thinking": "", "signature": "tag"}], id="proof alone"),
-    pytest.param([cp.Part("thinking", proof="tag", redacted=True)], [{"type": "redacted_thinking", "data": "tag"}], id="redacted"),
+    pytest.param(
+        [cp.Part("thinking", "t", proof="tag")],
+        [{"type": "thinking", "thinking": "t", "signature": "tag"}],
+        id="thinking",
+    ),
+    pytest.param(
+        [cp.Part("thinking", "t")],
+        [{"type": "thinking", "thinking": "t", "signature": ""}],
+        id="unsigned",
+    ),
+    pytest.param(
+        [cp.Part("thinking", proof="tag")],
+        [{"type": "thinking", "thinking": "", "signature": "tag"}],
+        id="proof alone",
+    ),
+    pytest.param(
+        [cp.Part("thinking", proof="tag", redacted=True)],
+        [{"type": "redacted_thinking", "data": "tag"}],
+        id="redacted",
+    ),
     pytest.param([call("c1", '{"a":1}'), call("c2", "")], [use("c1", a=1), use("c2")], id="calls"),
     pytest.param([cp.Part("refusal", "no")], [says("no")], id="refusal"),
-    pytest.param([text("a")._replace(citations=(URL,))],
-                 [{**says("a"), "citations": [{"type": "web_search_result_location", "url": "https://e.example",
-                                               "title": "E", "cited_text": "c", "encrypted_index": ""}]}], id="citation"),
-    pytest.param([text("a"), cp.Part("hosted", "{}", "ws_1", "web_search", extra={"responses": {}}),
-                  cp.Part("opaque", extra={"gemini": {}}), call("c1")], [says("a"), use("c1")], id="of others only"),
-    pytest.param([cp.Part("media", media=cp.Media("image", "url", "https://e.example/i"))],
-                 [says("[image: https://e.example/i]")], id="picture by address"),
-    pytest.param([cp.Part("media", media=cp.Media("image", "base64", "AA==", "image/png"))],
-                 [says("[image: image/png]")], id="picture"),
-]  # fmt: skip
+    pytest.param(
+        [text("a")._replace(citations=(URL,))],
+        [
+            {
+                **says("a"),
+                "citations": [
+                    {
+                        "type": "web_search_result_location",
+                        "url": "https://e.example",
+                        "title": "E",
+                        "cited_text": "c",
+                        "encrypted_index": "",
+                    }
+                ],
+            }
+        ],
+        id="citation",
+    ),
+    pytest.param(
+        [
+            text("a"),
+            cp.Part("hosted", "{}", "ws_1", "web_search", extra={"responses": {}}),
+            cp.Part("opaque", extra={"gemini": {}}),
+            call("c1"),
+        ],
+        [says("a"), use("c1")],
+        id="of others only",
+    ),
+    pytest.param(
+        [cp.Part("media", media=cp.Media("image", "url", "https://e.example/i"))],
+        [says("[image: https://e.example/i]")],
+        id="picture by address",
+    ),
+    pytest.param(
+        [cp.Part("media", media=cp.Media("image", "base64", "AA==", "image/png"))],
+        [says("[image: image/png]")],
+        id="picture",
+    ),
+]
 
 
 @pytest.mark.parametrize(("parts", "content"), FOREIGN)
@@ -623,6 +970,22 @@ def test_ends(end: cp.MessageEnd, reason: str, sequence: str | None) -> None:
     assert last["delta"] == {"stop_reason": reason, "stop_sequence": sequence}
 
 
+def test_a_signature_is_last_even_if_it_was_first() -> None:
+    events: list[cp.Event] = [
+        cp.MessageStart("m", "m"),
+        cp.PartStart(0, cp.Part("thinking")),
+        cp.PartDelta(0, "proof", "tag"),
+        cp.PartDelta(0, "text", "t"),
+        cp.PartEnd(0),
+        cp.MessageEnd("stop"),
+    ]
+    validate(write_stream(events))
+    content = cp.claude_write_response(cp.collect(read_stream(write_stream(events))), ASKED)[
+        "content"
+    ]
+    assert content == [{"type": "thinking", "thinking": "t", "signature": "tag"}]
+
+
 def test_nothing_is_held_back() -> None:
     """Each event's frame is out before the next event is asked for."""
     pulled: list[cp.Event] = []
@@ -634,8 +997,15 @@ def test_nothing_is_held_back() -> None:
 
     frames = cp.claude_write_stream(watch(), ASKED)
     expected = [
-        cp.MessageStart, cp.PartStart, cp.PartDelta, cp.PartEnd, cp.PartStart, cp.PartDelta, cp.PartEnd, cp.Usage,
-    ]  # fmt: skip
+        cp.MessageStart,
+        cp.PartStart,
+        cp.PartDelta,
+        cp.PartEnd,
+        cp.PartStart,
+        cp.PartDelta,
+        cp.PartEnd,
+        cp.Usage,
+    ]
     for kind in expected:
         assert next(frames)
         assert type(pulled[-1]) is kind
@@ -645,23 +1015,65 @@ def test_nothing_is_held_back() -> None:
 # ---- errors
 
 ERRORS = [
-    pytest.param(529, {"error": {"type": "overloaded_error", "message": "busy"}}, "overloaded", "busy", id="529"),
+    pytest.param(
+        529,
+        {"error": {"type": "overloaded_error", "message": "busy"}},
+        "overloaded",
+        "busy",
+        id="529",
+    ),
     pytest.param(529, None, "overloaded", "<html>", id="529 in HTML"),
-    pytest.param(429, {"error": {"type": "rate_limit_error", "message": "slow"}}, "rate_limited", "slow", id="429"),
-    pytest.param(400, {"error": {"type": "invalid_request_error", "message": "bad"}}, "invalid_request", "bad", id="400"),
-    pytest.param(400, {"error": {"type": "invalid_request_error", "message": "prompt is too long: 9 > 8"}},
-                 "context_too_long", "too long", id="too long"),
-    pytest.param(400, {"error": {"type": "invalid_request_error", "message": "Your credit balance is too low"}},
-                 "billing", "credit", id="no credit"),
-    pytest.param(401, {"error": {"type": "authentication_error", "message": "no"}}, "unauthorized", "no", id="401"),
-    pytest.param(500, {"error": {"type": "api_error", "message": "bug"}}, "upstream_error", "bug", id="500"),
-    pytest.param(504, {"error": {"type": "timeout_error", "message": "late"}}, "upstream_timeout", "late", id="504"),
+    pytest.param(
+        429,
+        {"error": {"type": "rate_limit_error", "message": "slow"}},
+        "rate_limited",
+        "slow",
+        id="429",
+    ),
+    pytest.param(
+        400,
+        {"error": {"type": "invalid_request_error", "message": "bad"}},
+        "invalid_request",
+        "bad",
+        id="400",
+    ),
+    pytest.param(
+        400,
+        {"error": {"type": "invalid_request_error", "message": "prompt is too long: 9 > 8"}},
+        "context_too_long",
+        "too long",
+        id="too long",
+    ),
+    pytest.param(
+        400,
+        {"error": {"type": "invalid_request_error", "message": "Your credit balance is too low"}},
+        "billing",
+        "credit",
+        id="no credit",
+    ),
+    pytest.param(
+        401,
+        {"error": {"type": "authentication_error", "message": "no"}},
+        "unauthorized",
+        "no",
+        id="401",
+    ),
+    pytest.param(
+        500, {"error": {"type": "api_error", "message": "bug"}}, "upstream_error", "bug", id="500"
+    ),
+    pytest.param(
+        504,
+        {"error": {"type": "timeout_error", "message": "late"}},
+        "upstream_timeout",
+        "late",
+        id="504",
+    ),
     pytest.param(403, {"error": "no"}, "forbidden", "no", id="a text"),
     pytest.param(404, {"message": "where"}, "not_found", "where", id="no error object"),
     pytest.param(404, {"detail": "where"}, "not_found", "where", id="detail"),
     pytest.param(503, [], "overloaded", "no reason", id="a list"),
     pytest.param(418, {}, "invalid_request", "no reason", id="a teapot"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("status", "body", "kind", "words"), ERRORS)
@@ -681,7 +1093,11 @@ def test_writing_errors(kind: str) -> None:
 
 def test_an_error_instead_of_a_full_answer() -> None:
     with pytest.raises(cp.ProxyError, match="busy") as caught:
-        list(cp.claude_read_response({"type": "error", "error": {"type": "overloaded_error", "message": "busy"}}, ASKED))
+        list(
+            cp.claude_read_response(
+                {"type": "error", "error": {"type": "overloaded_error", "message": "busy"}}, ASKED
+            )
+        )
     assert caught.value.kind == "overloaded"
 
 
