@@ -8041,17 +8041,17 @@ class Tap:
         self._ends = STREAM_ENDS[dialect.name]
         self._tail = b""  # a word may be cut in two
         self._found: list[bytes] = []
-        self._more = False  # the object may go on in the next piece
+        self._more = 0  # bytes to keep, since the object may go on in the next pieces
 
     def feed(self, piece: bytes) -> None:
         window = self._tail + piece
-        self._tail = piece[-32:]
-        if b'"usage' in window:
-            self._found.append(window)
-            self._more = True
-        elif self._more:
+        self._tail = window[-32:]
+        if self._more > 0:
             self._found.append(piece)
-            self._more = len(self._found) < 64  # pieces: an object so long is none of ours
+            self._more -= len(piece)
+        elif b'"usage' in window:
+            self._found.append(window)
+            self._more = USAGE_LIMIT
         if not self.finished:
             for end in self._ends:
                 if end in window:
@@ -8066,6 +8066,7 @@ class Tap:
         return usage
 
 
+USAGE_LIMIT = 4_096  # bytes: longer than any usage object
 STREAM_ENDS = {  # how a complete stream of each dialect ends; chat endpoints may leave theirs out
     "claude": (b"message_stop",),
     "chat": (b"",),
