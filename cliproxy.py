@@ -926,8 +926,8 @@ class Preset(NamedTuple):
     """A service with an API like OpenAI's, so that its name in the config is enough."""
 
     base: str
-    key: str = ""  # the environment variables its key may be in
-    quirks: str = ""  # words of QUIRKS
+    keys: tuple[str, ...]  # the environment variables its key may be in
+    quirks: frozenset[str]  # words of QUIRKS
 
 
 QUIRKS = {  # what a service does unlike the others of its dialect; most are of OpenAI's Chat Completions
@@ -941,44 +941,49 @@ QUIRKS = {  # what a service does unlike the others of its dialect; most are of 
     "no-sampling": "refuses temperature, top_p and top_k",
     "minimal-to-low": "has no effort below low",
     "openapi-schema": "takes the schema of a tool in Gemini's older form only",
+    "stream": "answers with streams only",
     "mid-system": "takes system messages anywhere in a conversation, though it speaks Claude's dialect",
 }
 # fmt: off
-PRESETS = {  # `unverified` stands where we know no more than that such services usually are so
-    "openai":           Preset("https://api.openai.com/v1",                         "OPENAI_API_KEY",                "custom-tools"),
-    "openrouter":       Preset("https://openrouter.ai/api/v1",                      "OPENROUTER_API_KEY",            "max-tokens system"),
-    "deepseek":         Preset("https://api.deepseek.com/v1",                       "DEEPSEEK_API_KEY",              "max-tokens system reasoning-content"),
-    "groq":             Preset("https://api.groq.com/openai/v1",                    "GROQ_API_KEY",                  "system"),
-    "mistral":          Preset("https://api.mistral.ai/v1",                         "MISTRAL_API_KEY",               "max-tokens system no-stream-options"),
-    "zai":              Preset("https://api.z.ai/api/paas/v4",                      "ZAI_API_KEY",                   "max-tokens system reasoning-content"),
-    "zai-coding":       Preset("https://api.z.ai/api/coding/paas/v4",               "ZAI_API_KEY",                   "max-tokens system reasoning-content"),
-    "glm":              Preset("https://open.bigmodel.cn/api/paas/v4",              "ZHIPU_API_KEY ZHIPUAI_API_KEY", "max-tokens system reasoning-content"),
-    "moonshot":         Preset("https://api.moonshot.ai/v1",                        "MOONSHOT_API_KEY",              "max-tokens system reasoning-content"),
-    "moonshot-cn":      Preset("https://api.moonshot.cn/v1",                        "MOONSHOT_API_KEY",              "max-tokens system reasoning-content"),
-    "together":         Preset("https://api.together.xyz/v1",                       "TOGETHER_API_KEY",              "max-tokens system"),
-    "fireworks":        Preset("https://api.fireworks.ai/inference/v1",             "FIREWORKS_API_KEY",             "max-tokens system"),
-    "cerebras":         Preset("https://api.cerebras.ai/v1",                        "CEREBRAS_API_KEY",              "system"),
-    "xai":              Preset("https://api.x.ai/v1",                               "XAI_API_KEY",                   "system"),
-    "perplexity":       Preset("https://api.perplexity.ai",                         "PERPLEXITY_API_KEY",            "max-tokens system"),
-    "nvidia":           Preset("https://integrate.api.nvidia.com/v1",               "NVIDIA_API_KEY",                "max-tokens system"),
-    "siliconflow":      Preset("https://api.siliconflow.com/v1",                    "SILICONFLOW_API_KEY",           "max-tokens system"),
-    "siliconflow-cn":   Preset("https://api.siliconflow.cn/v1",                     "SILICONFLOW_API_KEY",           "max-tokens system"),
-    "dashscope":        Preset("https://dashscope-intl.aliyuncs.com/compatible-mode/v1", "DASHSCOPE_API_KEY",        "max-tokens system"),
-    "dashscope-cn":     Preset("https://dashscope.aliyuncs.com/compatible-mode/v1", "DASHSCOPE_API_KEY",             "max-tokens system"),
-    "minimax":          Preset("https://api.minimax.io/v1",                         "MINIMAX_API_KEY",               "max-tokens system"),  # unverified: quirks
-    "novita":           Preset("https://api.novita.ai/openai/v1",                   "NOVITA_API_KEY",                "max-tokens system"),  # unverified: quirks
-    "deepinfra":        Preset("https://api.deepinfra.com/v1/openai",               "DEEPINFRA_API_KEY",             "max-tokens system"),  # unverified: quirks
-    "huggingface":      Preset("https://router.huggingface.co/v1",                  "HF_TOKEN",                      "max-tokens system"),  # unverified: quirks
-    "sambanova":        Preset("https://api.sambanova.ai/v1",                       "SAMBANOVA_API_KEY",             "max-tokens system"),  # unverified
-    "cohere":           Preset("https://api.cohere.ai/compatibility/v1",            "COHERE_API_KEY CO_API_KEY",     "max-tokens"),  # unverified: quirks
-    "gemini":           Preset("https://generativelanguage.googleapis.com/v1beta/openai", "GEMINI_API_KEY",          "system"),  # unverified: quirks
-    "ollama":           Preset("http://127.0.0.1:11434/v1",                         "",                              "max-tokens system"),
-    "ollama-cloud":     Preset("https://ollama.com/v1",                             "OLLAMA_API_KEY",                "max-tokens system"),
-    "vllm":             Preset("http://127.0.0.1:8000/v1",                          "VLLM_API_KEY",                  "system"),
-    "sglang":           Preset("http://127.0.0.1:30000/v1",                         "",                              "system"),  # unverified: quirks
-    "lmstudio":         Preset("http://127.0.0.1:1234/v1",                          "",                              "max-tokens system"),
-    "llamacpp":         Preset("http://127.0.0.1:8080/v1",                          "LLAMA_API_KEY",                 "max-tokens system"),
-    "litellm":          Preset("http://127.0.0.1:4000/v1",                          "LITELLM_API_KEY LITELLM_MASTER_KEY"),
+PRESET_ROWS = {  # `unverified` stands where we know no more than that such services usually are so
+    # name               base                                                variables of the key             quirks
+    "openai":           ("https://api.openai.com/v1",                         "OPENAI_API_KEY",                "custom-tools"),
+    "openrouter":       ("https://openrouter.ai/api/v1",                      "OPENROUTER_API_KEY",            "max-tokens system"),
+    "deepseek":         ("https://api.deepseek.com/v1",                       "DEEPSEEK_API_KEY",              "max-tokens system reasoning-content"),
+    "groq":             ("https://api.groq.com/openai/v1",                    "GROQ_API_KEY",                  "system"),
+    "mistral":          ("https://api.mistral.ai/v1",                         "MISTRAL_API_KEY",               "max-tokens system no-stream-options"),
+    "zai":              ("https://api.z.ai/api/paas/v4",                      "ZAI_API_KEY",                   "max-tokens system reasoning-content"),
+    "zai-coding":       ("https://api.z.ai/api/coding/paas/v4",               "ZAI_API_KEY",                   "max-tokens system reasoning-content"),
+    "glm":              ("https://open.bigmodel.cn/api/paas/v4",              "ZHIPU_API_KEY ZHIPUAI_API_KEY", "max-tokens system reasoning-content"),
+    "moonshot":         ("https://api.moonshot.ai/v1",                        "MOONSHOT_API_KEY",              "max-tokens system reasoning-content"),
+    "moonshot-cn":      ("https://api.moonshot.cn/v1",                        "MOONSHOT_API_KEY",              "max-tokens system reasoning-content"),
+    "together":         ("https://api.together.xyz/v1",                       "TOGETHER_API_KEY",              "max-tokens system"),
+    "fireworks":        ("https://api.fireworks.ai/inference/v1",             "FIREWORKS_API_KEY",             "max-tokens system"),
+    "cerebras":         ("https://api.cerebras.ai/v1",                        "CEREBRAS_API_KEY",              "system"),
+    "xai":              ("https://api.x.ai/v1",                               "XAI_API_KEY",                   "system"),
+    "perplexity":       ("https://api.perplexity.ai",                         "PERPLEXITY_API_KEY",            "max-tokens system"),
+    "nvidia":           ("https://integrate.api.nvidia.com/v1",               "NVIDIA_API_KEY",                "max-tokens system"),
+    "siliconflow":      ("https://api.siliconflow.com/v1",                    "SILICONFLOW_API_KEY",           "max-tokens system"),
+    "siliconflow-cn":   ("https://api.siliconflow.cn/v1",                     "SILICONFLOW_API_KEY",           "max-tokens system"),
+    "dashscope":        ("https://dashscope-intl.aliyuncs.com/compatible-mode/v1", "DASHSCOPE_API_KEY",        "max-tokens system"),
+    "dashscope-cn":     ("https://dashscope.aliyuncs.com/compatible-mode/v1", "DASHSCOPE_API_KEY",             "max-tokens system"),
+    "minimax":          ("https://api.minimax.io/v1",                         "MINIMAX_API_KEY",               "max-tokens system"),  # unverified: quirks
+    "novita":           ("https://api.novita.ai/openai/v1",                   "NOVITA_API_KEY",                "max-tokens system"),  # unverified: quirks
+    "deepinfra":        ("https://api.deepinfra.com/v1/openai",               "DEEPINFRA_API_KEY",             "max-tokens system"),  # unverified: quirks
+    "huggingface":      ("https://router.huggingface.co/v1",                  "HF_TOKEN",                      "max-tokens system"),  # unverified: quirks
+    "sambanova":        ("https://api.sambanova.ai/v1",                       "SAMBANOVA_API_KEY",             "max-tokens system"),  # unverified
+    "cohere":           ("https://api.cohere.ai/compatibility/v1",            "COHERE_API_KEY CO_API_KEY",     "max-tokens"),  # unverified: quirks
+    "gemini":           ("https://generativelanguage.googleapis.com/v1beta/openai", "GEMINI_API_KEY",          "system"),  # unverified: quirks
+    "ollama":           ("http://127.0.0.1:11434/v1",                         "",                              "max-tokens system"),
+    "ollama-cloud":     ("https://ollama.com/v1",                             "OLLAMA_API_KEY",                "max-tokens system"),
+    "vllm":             ("http://127.0.0.1:8000/v1",                          "VLLM_API_KEY",                  "system"),
+    "sglang":           ("http://127.0.0.1:30000/v1",                         "",                              "system"),  # unverified: quirks
+    "lmstudio":         ("http://127.0.0.1:1234/v1",                          "",                              "max-tokens system"),
+    "llamacpp":         ("http://127.0.0.1:8080/v1",                          "LLAMA_API_KEY",                 "max-tokens system"),
+    "litellm":          ("http://127.0.0.1:4000/v1",                          "LITELLM_API_KEY LITELLM_MASTER_KEY", ""),
+}
+PRESETS = {
+    name: Preset(base, tuple(keys.split()), frozenset(quirks.split())) for name, (base, keys, quirks) in PRESET_ROWS.items()
 }
 LARGE = (
     "claude-opus-* gpt-5.6-sol gpt-5.5 gemini-pro-agent gemini-3.1-pro* gemini-3-pro-preview gemini-3-pro gemini-2.5-pro"
