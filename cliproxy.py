@@ -5141,8 +5141,8 @@ def fit_thinking(request: Request, target: Target, dialect: str) -> Request:
     """Settle model, thinking, max_tokens and what must not stand beside them. Source: 2.1a, 2.8."""
     base, suffix = split_suffix(request.model)
     model, asked, claude = target.model, request.thinking, dialect == "claude"
-    if suffix != Thinking():
-        asked = suffix._replace(summary=asked.summary)
+    if suffix:
+        asked = Thinking(*suffix, summary=asked.summary)
     params = dict(request.params)
     limit, ceiling = params.get("max_tokens"), model.output
     if limit and ceiling:

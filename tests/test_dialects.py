@@ -469,25 +469,6 @@ def test_thinking(asked: Thinking, model: Model, dialect: str, max_tokens: int, 
     assert cp.resolve_thinking(asked, model, dialect, max_tokens) == written
 
 
-SUFFIXES = [
-    ("gpt-5", "gpt-5", Thinking()),
-    ("gpt-5(high)", "gpt-5", Thinking("high")),
-    ("gpt-5(8192)", "gpt-5", Thinking(budget=8192)),
-    ("gpt-5(0)", "gpt-5", Thinking(budget=0)),
-    ("gpt-5(-1)", "gpt-5", Thinking(budget=-1)),
-    ("gpt-5(NONE)", "gpt-5", Thinking("none")),
-    ("gpt-5(auto)", "gpt-5", Thinking("auto")),
-    ("gpt-5(what)", "gpt-5", Thinking()),
-    ("a(b)(low)", "a(b)", Thinking("low")),
-    ("(low)", "(low)", Thinking()),
-]
-
-
-@pytest.mark.parametrize(("model", "base", "thinking_"), SUFFIXES)
-def test_suffix(model: str, base: str, thinking_: Thinking) -> None:
-    assert cp.split_suffix(model) == (base, thinking_)
-
-
 def test_suffix_wins() -> None:
     request = ask(model="m(high)", thinking=Thinking("low", summary="auto"))
     fitted = fit(request, "responses")
