@@ -56,7 +56,6 @@ import time
 import zlib
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from email.utils import parsedate_to_datetime
-from functools import reduce
 from http.client import responses as STATUS_NAMES
 from http.server import ThreadingHTTPServer
 from itertools import count, islice
