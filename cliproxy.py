@@ -3483,6 +3483,12 @@ CHAT_KINDS = {  # an error's `code` or `type` -> kind
     "tokens": "rate_limited",
     "overloaded_error": "overloaded",
     "service_unavailable": "overloaded",
+    "server_is_overloaded": "overloaded",  # this and the following: Codex
+    "slow_down": "overloaded",
+    "usage_limit_reached": "rate_limited",
+    "usage_not_included": "forbidden",
+    "invalid_prompt": "invalid_request",
+    "bio_policy": "invalid_request",
 }
 CHAT_SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600}
 
@@ -3511,8 +3517,9 @@ def chat_error(body: Any, status: int = 0) -> ProxyError:
     if not kind and not status:
         kind = "invalid_request" if "invalid_request_error" in words else "upstream_error"
     made = error_of_status(status, message)
+    wait = error.get("resets_in_seconds") or chat_wait(message)  # Codex says it in a field
     made = ProxyError(
-        kind or made.kind, message, retry_after=chat_wait(message), param=error.get("param") or ""
+        kind or made.kind, message, retry_after=wait, param=error.get("param") or ""
     )
     made.status = status or made.status
     return made
