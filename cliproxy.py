@@ -56,6 +56,7 @@ import time
 import zlib
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from email.utils import parsedate_to_datetime
+from functools import reduce
 from http.client import responses as STATUS_NAMES
 from http.server import ThreadingHTTPServer
 from itertools import count, islice
@@ -3544,7 +3545,1232 @@ def chat_write_error(error: ProxyError) -> Json:
 ########################################################################################
 # 7. RESPONSES                                                                    [pure]
 ########################################################################################
-# The Responses API.
+# The OpenAI Responses API, also of the Codex backend. Requests and answers hold the same items, so
+# one reader and one writer per kind of part serve both. What the writer would not write by itself
+# of an object is kept in `extra`, so that reading and writing lose nothing. Source: spec/dialects.md 1B.
+
+
+class Channel(NamedTuple):
+    """How the body of one kind of part streams: EVENT.delta, then EVENT.done with it whole."""
+
+    kind: str  # of the part; `custom` is a call whose body is free text
+    event: str
+    key: str  # of the body in EVENT.done
+    place: str  # the payload's index within the item
+
+
+# fmt: off
+RESPONSES_CHANNELS = (  # of two rows with one kind, the first is written
+    Channel("text",     "response.output_text",             "text",      "content_index"),
+    Channel("refusal",  "response.refusal",                 "refusal",   "content_index"),
+    Channel("thinking", "response.reasoning_summary_text",  "text",      "summary_index"),
+    Channel("thinking", "response.reasoning_text",          "text",      "content_index"),
+    Channel("call",     "response.function_call_arguments", "arguments", ""),
+    Channel("custom",   "response.custom_tool_call_input",  "input",     ""),
+)
+RESPONSES_SHELL: Json = {  # what the official client expects of a response, where the request says nothing
+    "object": "response", "status": "in_progress", "background": False, "error": None, "incomplete_details": None,
+    "instructions": None, "max_output_tokens": None, "metadata": {}, "output": [], "parallel_tool_calls": True,
+    "previous_response_id": None, "reasoning": {"effort": None, "summary": None}, "store": True, "temperature": 1.0,
+    "text": {"format": {"type": "text"}}, "tool_choice": "auto", "tools": [], "top_p": 1.0, "truncation": "disabled",
+    "usage": None, "user": None,
+}
+RESPONSES_PREFIXES = {  # item type -> how its id begins
+    "message": "msg_", "reasoning": "rs_", "function_call": "fc_", "custom_tool_call": "ctc_", "web_search_call": "ws_",
+    "image_generation_call": "ig_",
+}
+RESPONSES_OUTPUTS = {"function_call": "function_call_output", "custom_tool_call": "custom_tool_call_output"}
+RESPONSES_HOSTED = {"code_interpreter": "code_execution"}  # their word -> ours
+RESPONSES_HOSTED_TOOLS: dict[str, Json] = {
+    "web_search": {"type": "web_search"},
+    "code_execution": {"type": "code_interpreter", "container": {"type": "auto"}},
+}
+RESPONSES_MEDIA = {  # kind and source of media -> type of the part, and the key of its body
+    ("image", "url"): ("input_image", "image_url"), ("document", "url"): ("input_file", "file_url"),
+    ("image", "base64"): ("input_image", "image_url"), ("document", "base64"): ("input_file", "file_data"),
+    ("image", "file_id"): ("input_image", "file_id"), ("document", "file_id"): ("input_file", "file_id"),
+}
+RESPONSES_WRAPPERS = frozenset({"parallel", "multi_tool_use.parallel"})  # several calls in one; nobody declares it
+# fmt: on
+RESPONSES_PARAMS = words_write(PARAMS, "responses")
+RESPONSES_EFFORTS = {"ultra": "max"}  # of Codex alone
+RESPONSES_STATUSES = words_write(FINISH_REASONS, "responses")
+RESPONSES_REASONS = {"max_output_tokens": "length", "content_filter": "content_filter"}
+RESPONSES_WRITTEN = {row.kind: row for row in reversed(RESPONSES_CHANNELS)}
+RESPONSES_DELTAS = {f"{row.event}.delta": row for row in RESPONSES_CHANNELS}
+RESPONSES_DONES = {f"{row.event}.done": row for row in RESPONSES_CHANNELS}
+RESPONSES_CONTENT = frozenset({"text", "refusal", "media"})  # kinds that stand in a message item
+RESPONSES_USAGE = frozenset(
+    {
+        "input_tokens",
+        "input_tokens_details",
+        "output_tokens",
+        "output_tokens_details",
+        "total_tokens",
+    }
+)
+RESPONSES_PROGRESS = {  # item type -> the events between its beginning and its end
+    "web_search_call": ("in_progress", "searching", "completed"),
+    "image_generation_call": ("in_progress", "generating", "completed"),
+}
+RESPONSES_RUNNING = frozenset({"in_progress", "completed"})  # statuses that say nothing new
+
+
+def responses_own(thing: Request | Part | Tool) -> Mapping[str, Any]:
+    """Return what a thing holds of this dialect alone. Keys with `_` are our notes, never written.
+
+    Notes: `_gone` keys that the writer adds and the wire lacks; `_item` the message item that begins
+    with this part; `_string`, `_list` a form of the wire that is not ours; `_content` an opaque part
+    of a message; `_at` where a leading item stood; `_listed` a tool that an item holds; `_namespace`.
+    """
+    return thing.extra.get("responses", EMPTY)
+
+
+def responses_rest(wire: Json, written: Json) -> Json:
+    """Return what must be kept of `wire` to make it of `written` again."""
+    rest = {k: v for k, v in wire.items() if k not in written or written[k] != v}
+    gone = [k for k in written if k not in wire]
+    return {**rest, "_gone": gone} if gone else rest
+
+
+def responses_public(data: Json, own: Mapping[str, Any]) -> Json:
+    """Return `data` without our notes, and without what its wire did not have."""
+    gone = own.get("_gone", ())
+    return {k: v for k, v in data.items() if k[:1] != "_" and k not in gone}
+
+
+# -- parts ---------------------------------------------------------------------------
+
+
+def responses_read_media(data: Json) -> Part:
+    """input_image or input_file -> Part. An `image_url` is a string, other than in Chat Completions."""
+    kind = "image" if data["type"] == "input_image" else "document"
+    name, detail = data.get("filename") or "", data.get("detail") or ""
+    url = data.get("image_url") or data.get("file_data") or data.get("file_url")
+    if url:
+        return Part("media", media=chat_media(kind, url, name, detail).media)
+    return Part("media", media=Media(kind, "file_id", data["file_id"], "", name, detail))
+
+
+def responses_read_result(item: Json) -> Part:
+    output, custom = item["output"], item["type"] == "custom_tool_call_output"
+    if isinstance(output, str):
+        parts: tuple[Part, ...] = (Part("text", output),) if output else ()
+        return Part("result", id=item["call_id"], parts=parts, custom=custom)
+    parts = tuple(responses_read_content(piece, "tool") for piece in output)
+    note = {"responses": {"_list": True}}
+    return Part("result", id=item["call_id"], parts=parts, custom=custom, extra=note)
+
+
+def responses_read_call(item: Json) -> Part:
+    custom = item["type"] == "custom_tool_call"
+    text = item["input"] if custom else item["arguments"] or "{}"
+    space = item.get("namespace") or ""
+    return Part("call", text, item["call_id"], item["name"], custom=custom, namespace=space)
+
+
+def responses_read_reasoning(item: Json) -> Part:
+    segments = [*(item.get("summary") or ()), *(item.get("content") or ())]
+    text = "\n\n".join(segment["text"] for segment in segments)
+    return Part("thinking", text, proof=item.get("encrypted_content") or "")
+
+
+def responses_read_hosted(item: Json) -> Part:
+    """Keep an item whole that has no form of ours: a call of a hosted tool, or opaque."""
+    kind, extra = item.get("type", "item_reference"), {"responses": item}
+    if not kind.endswith("_call"):
+        return Part("opaque", extra=extra)
+    action = item.get("action") or {}
+    known = {k: v for k, v in (("query", action.get("query")), ("url", action.get("url"))) if v}
+    code = {"code": item["code"]} if item.get("code") else {}
+    text = item.get("arguments") or known or code
+    text = text if isinstance(text, str) else dumps_text(text)
+    return Part("hosted", text, item.get("id") or "", responses_hosted(kind[:-5]), extra=extra)
+
+
+def responses_hosted(kind: str) -> str:
+    """Return our word for a hosted tool; web searches have dated names."""
+    return "web_search" if kind.startswith("web_search") else RESPONSES_HOSTED.get(kind, kind)
+
+
+RESPONSES_READERS: dict[str, Callable[[Json], Part]] = {  # content parts and items
+    "input_text": lambda data: Part("text", data["text"]),
+    "output_text": lambda data: Part("text", data["text"]),
+    "text": lambda data: Part("text", data["text"]),
+    "refusal": lambda data: Part("refusal", data["refusal"]),
+    "input_image": responses_read_media,
+    "input_file": responses_read_media,
+    "reasoning": responses_read_reasoning,
+    "function_call": responses_read_call,
+    "custom_tool_call": responses_read_call,
+    "function_call_output": responses_read_result,
+    "custom_tool_call_output": responses_read_result,
+}
+
+
+def responses_read_part(data: Json, role: str) -> Part:
+    """Read an item or content part that is in the table, with what its writer would not write."""
+    part = RESPONSES_READERS[data["type"]](data)
+    rest = {**responses_own(part), **responses_rest(data, responses_write_part(part, role))}
+    return part._replace(extra={"responses": rest}) if rest else part
+
+
+def responses_read_content(data: Json, role: str) -> Part:
+    if data.get("type") in RESPONSES_READERS:
+        return responses_read_part(data, role)
+    return Part("opaque", extra={"responses": {**data, "_content": True}})
+
+
+def responses_read_message(item: Json) -> list[Part]:
+    """Read a message item; what it holds beside the content is noted in its first part."""
+    content, notes = item.get("content"), {"_item": without(item, frozenset({"content"}))}
+    if isinstance(content, str):
+        return [Part("text", content, extra={"responses": {**notes, "_string": True}})]
+    if not content:
+        return [Part("opaque", extra={"responses": item})]
+    first, *others = [responses_read_content(piece, item["role"]) for piece in content]
+    first = first._replace(extra={"responses": {**responses_own(first), **notes}})
+    return [first, *others]
+
+
+def responses_type(item: Json) -> str:
+    """Return the type of an item; a message may leave it out."""
+    return str(item.get("type") or ("message" if "role" in item else "item_reference"))
+
+
+def responses_read_item(item: Json) -> list[Part]:
+    kind = responses_type(item)
+    if kind == "message":
+        return responses_read_message(item)
+    return [
+        responses_read_part(item, "") if kind in RESPONSES_READERS else responses_read_hosted(item)
+    ]
+
+
+def responses_write_text(part: Part, role: str) -> Json:
+    return {"type": "output_text" if role == "assistant" else "input_text", "text": part.text}
+
+
+def responses_write_media(part: Part, _role: str) -> Json:
+    """Part -> input_image, input_file, or the text of a text document."""
+    media = part.media or Media("", "", "")
+    if (media.kind, media.source) == ("document", "text"):
+        return {"type": "input_text", "text": f"{media.name}\n{media.data}".lstrip("\n")}
+    if (media.kind, media.source) not in RESPONSES_MEDIA:
+        message = f"the Responses API takes no {media.kind or 'media'} in a message"
+        raise ProxyError("invalid_request", message, param="input")
+    kind, key = RESPONSES_MEDIA[media.kind, media.source]
+    body = f"data:{media.mime};base64,{media.data}" if media.source == "base64" else media.data
+    if media.kind == "image":
+        return {"type": kind, key: body, "detail": media.detail or "auto"}
+    name = {"filename": media.name or "document.pdf"} if media.source == "base64" else EMPTY
+    return {"type": kind, key: body, **name}
+
+
+def responses_write_thinking(part: Part, _role: str) -> Json:
+    summary = [{"type": "summary_text", "text": part.text}] if part.text else []
+    proof = {"encrypted_content": part.proof} if part.proof else {}
+    return {"type": "reasoning", "summary": summary, **proof}
+
+
+def responses_write_call(part: Part, _role: str) -> Json:
+    kind, key = ("custom_tool_call", "input") if part.custom else ("function_call", "arguments")
+    space = {"namespace": part.namespace} if part.namespace else {}
+    return {"type": kind, "call_id": part.id, "name": part.name, key: part.text, **space}
+
+
+def responses_write_result(part: Part, _role: str) -> Json:
+    """Part -> *_output item: a text, or a list if there is more than text. Errors have no flag."""
+    kind = RESPONSES_OUTPUTS["custom_tool_call" if part.custom else "function_call"]
+    parts = part.parts
+    if part.error and not text_of(parts).startswith("Error: "):
+        first = [n for n, piece in enumerate(parts) if piece.kind == "text"][:1]
+        text = "".join(parts[n].text for n in first)
+        parts = (
+            Part("text", f"Error: {text}"),
+            *(p for n, p in enumerate(parts) if n not in first),
+        )
+    if "_list" in responses_own(part) or any(piece.kind != "text" for piece in parts):
+        pieces = [responses_write_part(piece, "tool") for piece in parts]
+        return {"type": kind, "call_id": part.id, "output": [piece for piece in pieces if piece]}
+    return {"type": kind, "call_id": part.id, "output": text_of(parts)}
+
+
+def responses_write_raw(_part: Part, _role: str) -> Json:
+    return {}  # all that can be written is in `extra`
+
+
+RESPONSES_WRITERS: dict[str, Callable[[Part, str], Json]] = {
+    "text": responses_write_text,
+    "refusal": lambda part, _role: {"type": "refusal", "refusal": part.text},
+    "media": responses_write_media,
+    "thinking": responses_write_thinking,
+    "call": responses_write_call,
+    "result": responses_write_result,
+    "hosted": responses_write_raw,
+    "hosted_result": responses_write_raw,
+    "opaque": responses_write_raw,
+}
+
+
+def responses_write_part(part: Part, role: str) -> Json:
+    """Part -> item or content part; empty for what only another dialect can say."""
+    written, own = RESPONSES_WRITERS[part.kind](part, role), responses_own(part)
+    return responses_public({**written, **own}, own) if own else written
+
+
+def responses_write_items(role: str, parts: Iterable[Part]) -> list[Json]:
+    """Write the parts of one message: those of kinds RESPONSES_CONTENT share message items."""
+    items: list[Json] = []
+    shared = ""  # role of the message item that takes more content
+    for part in parts:
+        own, wire = responses_own(part), responses_write_part(part, role)
+        if part.kind not in RESPONSES_CONTENT and "_content" not in own:
+            items += [wire] if wire else []
+            shared = ""
+            continue
+        speaker = responses_speaker(role, part)
+        if "_item" in own or shared != speaker:
+            head = own.get("_item", {"type": "message"})
+            items.append({"role": speaker, **head, "content": []})
+        shared = "" if "_string" in own else speaker
+        items[-1]["content"] = wire["text"] if "_string" in own else [*items[-1]["content"], wire]
+    return items
+
+
+def responses_speaker(role: str, part: Part) -> str:
+    """Return the role that may say it: an assistant cannot send media, nor `tool` anything."""
+    return "user" if role == "tool" or (role == "assistant" and part.kind == "media") else role
+
+
+# -- requests ------------------------------------------------------------------------
+
+
+def responses_read_items(items: Iterable[Json]) -> tuple[list[Part], list[Message]]:
+    """Read the input: leading system items, then runs of items of one side as messages."""
+    system: list[Part] = []
+    runs: list[tuple[str, list[Part]]] = []
+    leading = True  # until somebody else speaks; opaque items do not
+    for at, item in enumerate(items):
+        parts, side = responses_read_item(item), responses_side(item)
+        leading = leading and (side == "system" or parts[0].kind == "opaque")
+        if leading and side == "system":
+            note = {**responses_own(parts[0]), "_at": at}
+            system += [parts[0]._replace(extra={"responses": note}), *parts[1:]]
+        elif runs and runs[-1][0] == side and side in {"assistant", "tool"}:
+            runs[-1][1].extend(parts)
+        else:
+            runs.append((side if side != "system" else item["role"], parts))
+    return system, [Message(role, tuple(parts)) for role, parts in runs]
+
+
+def responses_side(item: Json) -> str:
+    """Return who an item is from: user, assistant, tool, or system (also developer)."""
+    kind = responses_type(item)
+    if kind == "message":
+        return "system" if item["role"] in {"system", "developer"} else str(item["role"])
+    return "tool" if kind in RESPONSES_OUTPUTS.values() else "assistant"
+
+
+def responses_read_tool(tool: Json, namespace: str = "") -> Tool:
+    kind = tool["type"]
+    if kind not in {"function", "custom"}:
+        return Tool(responses_hosted(kind), kind="hosted", extra={"responses": tool})
+    name, description = tool["name"], tool.get("description") or ""
+    if kind == "function":
+        schema, strict = tool.get("parameters"), tool.get("strict")
+        read = Tool(name, description, schema, strict=strict, namespace=namespace)
+    else:
+        form = tool.get("format") or {}
+        grammar = {k: form[k] for k in ("syntax", "definition")} if "definition" in form else None
+        read = Tool(name, description, kind="custom", grammar=grammar, namespace=namespace)
+    rest = responses_rest(tool, responses_write_tool(read))
+    return read._replace(extra={"responses": rest}) if rest else read
+
+
+def responses_read_tools(tools: Iterable[Json], **notes: Any) -> list[Tool]:
+    """Read tools, those of a namespace one by one; the first of them notes the namespace itself."""
+    read: list[Tool] = []
+    for tool in tools:
+        inner = tool.get("tools") if tool["type"] == "namespace" else None
+        found = [responses_read_tool(child, tool["name"]) for child in inner or ()]
+        if found:
+            own = {**responses_own(found[0]), "_namespace": without(tool, frozenset({"tools"}))}
+            found[0] = found[0]._replace(extra={"responses": own})
+        read += found or [responses_read_tool(tool)]
+    if not notes:
+        return read
+    return [tool._replace(extra={"responses": {**responses_own(tool), **notes}}) for tool in read]
+
+
+def responses_read_choice(choice: Any) -> ToolChoice | None:
+    """tool_choice -> ToolChoice: a word, one tool, or `allowed_tools`."""
+    if not choice or isinstance(choice, str):
+        return ToolChoice(choice) if choice else None
+    tools = choice.get("tools") or [choice]
+    names = (tool.get("name") or responses_hosted(tool["type"]) for tool in tools)
+    return ToolChoice(choice.get("mode") or "required", tuple(names))
+
+
+def responses_read_format(form: Mapping[str, Any]) -> Format | None:
+    if form.get("type") == "json_object":
+        return Format("json")
+    if form.get("type") != "json_schema":
+        return None
+    description = form.get("description") or ""
+    return Format("schema", form["name"], form["schema"], form.get("strict"), description)
+
+
+def responses_read_params(body: Json) -> Json:
+    words = words_read(PARAMS, "responses").items()
+    params = {ours: body[name] for name, ours in words if body.get(name) is not None}
+    verbosity = (body.get("text") or EMPTY).get("verbosity")
+    return {**params, "verbosity": verbosity} if verbosity else params
+
+
+def responses_read_thinking(reasoning: Mapping[str, Any]) -> Thinking:
+    effort = reasoning.get("effort") or ""
+    effort = RESPONSES_EFFORTS.get(effort, effort)
+    return Thinking(effort if effort in EFFORTS else "", summary=reasoning.get("summary") or "")
+
+
+def responses_read_request(body: Json) -> Request:
+    """POST /v1/responses body -> Request. Codex lists its tools in an item of the input."""
+    items = body.get("input") or []
+    items = [{"role": "user", "content": items}] if isinstance(items, str) else items
+    system, messages = responses_read_items(items)
+    instructions = body.get("instructions")
+    if instructions and isinstance(instructions, str):
+        system.insert(0, Part("text", instructions))
+    tools = responses_read_tools(body.get("tools") or ())
+    for item in items:
+        if item.get("type") == "additional_tools":
+            tools += responses_read_tools(item.get("tools") or (), _listed=True)
+    request = Request(
+        "responses",
+        body["model"],
+        tuple(messages),
+        tuple(system),
+        tuple(tools),
+        choice=responses_read_choice(body.get("tool_choice")),
+        params=responses_read_params(body),
+        thinking=responses_read_thinking(body.get("reasoning") or EMPTY),
+        format=responses_read_format((body.get("text") or EMPTY).get("format") or EMPTY),
+        stream=bool(body.get("stream")),
+    )
+    extra = responses_read_extra(body, request)
+    return request._replace(extra={"responses": extra} if extra else EMPTY)
+
+
+def responses_read_extra(body: Json, request: Request) -> Json:
+    """Return what the writer would not write of a body by itself, for Request.extra."""
+    written, notes = responses_write_settings(request), EMPTY
+    for key in ("text", "reasoning"):
+        rest = responses_rest(body.get(key) or {}, written.get(key) or {})
+        notes = {**notes, f"_{key}": rest} if rest else notes
+    if body.get("tool_choice") and body["tool_choice"] != written.get("tool_choice"):
+        notes = {**notes, "_choice": body["tool_choice"]}
+    if isinstance(body.get("input"), str):
+        notes = {**notes, "_string": True}
+    wire = without(body, frozenset({"model", "tools" if body.get("tools") else ""}))
+    written = responses_write_settings(request._replace(extra={"responses": notes}))
+    return {**notes, **responses_rest(wire, {**written, "input": body.get("input")})}
+
+
+def responses_write_tool(tool: Tool) -> Json:
+    """Tool -> tool definition; empty for a hosted tool that only another dialect knows."""
+    own = responses_own(tool)
+    if tool.kind == "hosted":
+        return responses_public(dict(own or RESPONSES_HOSTED_TOOLS.get(tool.name, EMPTY)), own)
+    written: Json = {"type": tool.kind, "name": tool.name, "description": tool.description}
+    if tool.kind == "custom":
+        written["format"] = (
+            {"type": "grammar", **tool.grammar} if tool.grammar else {"type": "text"}
+        )
+    else:  # a missing `strict` would be taken for true
+        written["parameters"] = tool.schema or {"type": "object", "properties": {}}
+        written["strict"] = bool(tool.strict)
+    return responses_public({**written, **own}, own)
+
+
+def responses_write_tools(tools: Iterable[Tool]) -> list[Json]:
+    """Write the tools that no item lists; neighbours of one namespace share its definition."""
+    written: list[Json] = []
+    space = ""  # the namespace that takes more tools
+    for tool in tools:
+        own, wire = responses_own(tool), responses_write_tool(tool)
+        if "_listed" in own or not wire:
+            continue
+        if not tool.namespace:
+            written.append(wire)
+        elif "_namespace" in own or space != tool.namespace:
+            head = {"type": "namespace", "name": tool.namespace}
+            written.append({**own.get("_namespace", head), "tools": [wire]})
+        else:
+            written[-1]["tools"].append(wire)
+        space = tool.namespace
+    return written
+
+
+def responses_write_choice(choice: ToolChoice, tools: Iterable[Tool]) -> Any:
+    """ToolChoice -> a word, one tool, or `allowed_tools`."""
+    declared = {tool.name: tool for tool in tools}
+    named = []
+    for name in choice.names:
+        tool = declared.get(name) or Tool(name)
+        wire = responses_write_tool(tool) if tool.kind == "hosted" else EMPTY
+        named.append({"type": wire["type"]} if wire else {"type": tool.kind, "name": name})
+    if not named:
+        return choice.mode
+    if len(named) == 1 and choice.mode == "required":
+        return named[0]
+    return {"type": "allowed_tools", "mode": choice.mode, "tools": named}
+
+
+def responses_write_format(form: Format) -> Json:
+    if form.kind == "json":
+        return {"type": "json_object"}
+    wire = {"type": "json_schema", "name": form.name or "response", "schema": form.schema}
+    options = {"strict": form.strict, "description": form.description or None}
+    return {**wire, **{k: v for k, v in options.items() if v is not None}}
+
+
+def responses_write_reasoning(request: Request) -> Json:
+    """Thinking -> `reasoning`. No summary is sent unless asked for, so foreign clients ask."""
+    effort, _, summary, adaptive = request.thinking
+    if request.dialect != "responses" and not summary and (adaptive or effort not in {"", "none"}):
+        summary = "auto"
+    wire = {"effort": effort if effort != "auto" else "", "summary": summary}
+    return {k: v for k, v in wire.items() if v not in {"", "omitted"}}
+
+
+def responses_write_params(request: Request) -> Json:
+    params = {RESPONSES_PARAMS[k]: v for k, v in request.params.items() if k in RESPONSES_PARAMS}
+    if request.dialect == "responses":
+        return params
+    if "max_output_tokens" in params:
+        params["max_output_tokens"] = max(16, params["max_output_tokens"])  # less is refused
+    if len(params.get("safety_identifier", "")) > 64:  # so is more
+        params["safety_identifier"] = digest(params["safety_identifier"])
+    if not request.tools:
+        params.pop("parallel_tool_calls", None)
+    return {**params, "store": False, "include": ["reasoning.encrypted_content"]}
+
+
+def responses_write_settings(request: Request) -> Json:
+    """Write all but the model, the input and the tools."""
+    own, body = responses_own(request), responses_write_params(request)
+    form = {"format": responses_write_format(request.format)} if request.format else EMPTY
+    verbosity = (
+        {"verbosity": request.params["verbosity"]} if "verbosity" in request.params else EMPTY
+    )
+    sections = {"text": {**form, **verbosity}, "reasoning": responses_write_reasoning(request)}
+    for key, section in sections.items():
+        rest = own.get(f"_{key}", EMPTY)
+        if section or rest:
+            body[key] = responses_public({**section, **rest}, rest)
+    if request.choice and (request.tools or request.dialect == "responses"):
+        choice = responses_write_choice(request.choice, request.tools)
+        body["tool_choice"] = own.get("_choice", choice)
+    lead, _ = responses_split_system(request.system)
+    if lead:
+        body["instructions"] = text_of(lead, "\n\n")
+    return {**body, "stream": True} if request.stream else body
+
+
+def responses_split_system(system: tuple[Part, ...]) -> tuple[tuple[Part, ...], tuple[Part, ...]]:
+    """Split the system parts into those for `instructions` and those that were items."""
+    notes = [n for n, part in enumerate(system) if "_at" in responses_own(part)]
+    first = notes[0] if notes else len(system)
+    return system[:first], system[first:]
+
+
+def responses_pair(items: list[Json]) -> list[Json]:
+    """Give every call one output and every output its call, else the whole request is refused."""
+    kinds = {i["call_id"]: i["type"] for i in items if i["type"] in RESPONSES_OUTPUTS}
+    answered = {i["call_id"] for i in items if i["type"] in RESPONSES_OUTPUTS.values()}
+    paired: list[Json] = []
+    done: set[str] = set()
+    for item in items:
+        call = item.get("call_id", "")
+        if item["type"] not in RESPONSES_OUTPUTS.values():
+            paired.append(item)
+        elif call in kinds and call not in done:
+            paired.append({**item, "type": RESPONSES_OUTPUTS[kinds[call]]})
+            done.add(call)
+        if item["type"] in RESPONSES_OUTPUTS and call not in answered:
+            kind = RESPONSES_OUTPUTS[item["type"]]
+            paired.append({"type": kind, "call_id": call, "output": "[no result]"})
+            answered.add(call)
+    return paired
+
+
+def responses_write_input(request: Request) -> Any:
+    own, (_, lead) = responses_own(request), responses_split_system(request.system)
+    items = [i for m in request.messages for i in responses_write_items(m.role, m.parts)]
+    if request.dialect != "responses":
+        return responses_pair(items)
+    places = [note["_at"] for part in lead if "_at" in (note := responses_own(part))]
+    for at, item in zip(places, responses_write_items("system", lead)):
+        items.insert(at, item)
+    return items[0]["content"] if "_string" in own and len(items) == 1 else items
+
+
+def responses_write_request(request: Request, _target: Target) -> Json:
+    """Request -> POST /v1/responses body. Item ids are left out, save those that the client sent."""
+    own, tools = responses_own(request), responses_write_tools(request.tools)
+    body = {"model": request.model, "input": responses_write_input(request)}
+    body.update(responses_write_settings(request))
+    if tools:
+        body["tools"] = tools
+    return responses_public({**own, **body}, own)
+
+
+# -- answers -------------------------------------------------------------------------
+
+
+def responses_read_usage(usage: Json) -> Usage:
+    """Response.usage -> Usage; both count the same way."""
+    given, made = (usage.get(f"{side}_tokens_details") or EMPTY for side in ("input", "output"))
+    rest = without(usage, RESPONSES_USAGE)
+    return Usage(
+        usage.get("input_tokens") or 0,
+        given.get("cached_tokens") or 0,
+        given.get("cache_write_tokens") or 0,
+        usage.get("output_tokens") or 0,
+        made.get("reasoning_tokens") or 0,
+        {"responses": rest} if rest else EMPTY,
+    )
+
+
+def responses_write_usage(usage: Usage) -> Json:
+    return {
+        "input_tokens": usage.input,
+        "input_tokens_details": {
+            "cached_tokens": usage.cache_read,
+            "cache_write_tokens": usage.cache_write,
+        },
+        "output_tokens": usage.output,
+        "output_tokens_details": {"reasoning_tokens": usage.reasoning},
+        "total_tokens": usage.input + usage.output,
+        **usage.extra.get("responses", EMPTY),
+    }
+
+
+def responses_read_citation(data: Json) -> Citation:
+    title = data.get("title") or data.get("filename") or ""
+    span = data.get("start_index") or 0, data.get("end_index") or 0
+    return Citation(data.get("url") or "", title, *span, extra={"responses": data})
+
+
+def responses_write_citation(citation: Citation) -> Json:
+    """Citation -> annotation; empty for a foreign one without a URL."""
+    if "responses" in citation.extra or not citation.url:
+        return dict(citation.extra.get("responses", EMPTY))
+    span = {"start_index": citation.start, "end_index": citation.end}
+    return {"type": "url_citation", **span, "title": citation.title, "url": citation.url}
+
+
+def responses_read_image_call(item: Json) -> Part:
+    mime = f"image/{item.get('output_format') or 'png'}"
+    rest = without(item, frozenset({"result"}))
+    media = Media("image", "base64", item["result"], mime)
+    return Part("media", media=media, extra={"responses": rest})
+
+
+def responses_unwrap(call: Part) -> list[Part]:
+    """Split a call of a wrapper that some models make up: {tool_uses: [{recipient_name, parameters}]}."""
+    try:
+        uses = json.loads(call.text)["tool_uses"]
+        return [
+            Part(
+                "call",
+                dumps_text(use["parameters"]),
+                f"{call.id}_{n}",
+                use["recipient_name"].split(".")[-1],
+            )
+            for n, use in enumerate(uses)
+        ]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return [call]
+
+
+def responses_reasoning_extra(item: Mapping[str, Any]) -> Mapping[str, Json]:
+    """Return the `extra` of a reasoning item of an answer; its texts are one text from here on."""
+    rest = without(item, frozenset({"type", "summary", "content", "encrypted_content"}))
+    return {"responses": rest} if rest else EMPTY
+
+
+def responses_read_output(item: Json, wrappers: Collection[str]) -> list[tuple[Part, Json]]:
+    """Read an item of an answer: its parts, each with the content object it came from."""
+    kind = responses_type(item)
+    if kind == "image_generation_call" and item.get("result"):
+        return [(responses_read_image_call(item), EMPTY)]
+    if kind not in RESPONSES_READERS and kind != "message":
+        return [(part, EMPTY) for part in responses_read_item(item)]
+    if item.get("status") in RESPONSES_RUNNING:
+        item = without(item, frozenset({"status"}))
+    if kind == "message":
+        contents = [c for c in item.get("content") or () if c.get("text") or c.get("refusal")]
+        bare = [without(c, frozenset({"annotations", "logprobs"})) for c in contents]
+        return (
+            list(zip(responses_read_message({**item, "content": bare}), contents)) if bare else []
+        )
+    part = responses_read_part(item, "")
+    if part.kind == "thinking":
+        found = bool(part.text or part.proof)  # without both there is nothing to tell
+        return [(part._replace(extra=responses_reasoning_extra(item)), EMPTY)] if found else []
+    if part.name in wrappers:
+        return [(call, EMPTY) for call in responses_unwrap(part)]
+    return [(part, EMPTY)]
+
+
+class ResponsesReader:
+    """Reads one answer, of which the items come one after the other."""
+
+    def __init__(self, request: Request) -> None:
+        self.wrappers = RESPONSES_WRAPPERS.difference(tool.name for tool in request.tools)
+        self.at = -1  # number of the last part
+        self.part: Part | None = None  # the open one
+        self.plain = False  # is it text?
+        self.calls = False  # was there any?
+        self.done: set[int | None] = set()  # output indexes of the items that came whole
+        self.items = 0  # how many these were
+        self.ended = False
+        self.reset()
+
+    def reset(self, item: Json = EMPTY, at: int | None = None) -> None:
+        """Forget the current item, and begin another one."""
+        self.item, self.item_at = item, at
+        self.texts: list[str] = []  # what was sent of it
+        self.place: tuple[Any, ...] = ()  # the segment that the last of them belongs to
+        self.said = {"annotations": 0, "logprobs": 0}  # how many were sent
+
+    def open(self, part: Part) -> Event:
+        self.part, self.at, self.plain = part, self.at + 1, part.kind == "text"
+        self.calls = self.calls or part.kind == "call"
+        return PartStart(self.at, part._replace(text="", proof="", citations=()))
+
+    def close(self) -> Events:
+        if self.part:
+            self.part, self.plain = None, False
+            yield PartEnd(self.at)
+
+    def send(self, text: str) -> Event:
+        self.texts.append(text)
+        return PartDelta(self.at, "text", text)
+
+    def read_added(self, payload: Json) -> Events:
+        """Begin an item. A call begins with its name, other parts with their first delta."""
+        yield from self.close()
+        item = payload["item"]
+        self.reset(item, payload.get("output_index"))
+        known = bool(item.get("name") and item.get("call_id")) and item["name"] not in self.wrappers
+        if known and item.get("type") in RESPONSES_OUTPUTS:
+            item = without({"arguments": "", "input": "", **item}, frozenset({"status"}))
+            yield self.open(responses_read_part(item, ""))
+
+    def read_content(self, _payload: Json) -> Events:
+        """Begin a content part, which ends the one before."""
+        if self.part and self.part.kind in {"text", "refusal"}:
+            yield from self.close()
+
+    def read_delta(self, payload: Json) -> Events:
+        yield from self.read_text(
+            RESPONSES_DELTAS[payload["type"]], payload, payload.get("delta") or ""
+        )
+
+    def read_done(self, payload: Json) -> Events:
+        """Read the whole body of a part, which counts only where no deltas came."""
+        row = RESPONSES_DONES[payload["type"]]
+        if not self.texts:
+            yield from self.read_text(
+                row, {**payload, "logprobs": None}, payload.get(row.key) or ""
+            )
+
+    def read_text(self, row: Channel, payload: Json, text: str) -> Events:
+        kind = "call" if row.kind == "custom" else row.kind
+        logprobs = payload.get("logprobs")
+        if not self.part or self.part.kind != kind:
+            if kind == "call" or not (text or logprobs):
+                return  # a call without a name waits for its end
+            yield from self.close()
+            yield self.open(Part(kind, extra=self.beginning(kind)))
+        place = (row.event, payload.get(row.place))
+        if kind == "thinking" and text and self.texts and place != self.place:
+            yield self.send("\n\n")
+        self.place = place
+        if text:
+            yield self.send(text)
+        if logprobs:
+            self.said["logprobs"] += len(logprobs)
+            yield PartDelta(self.at, "logprobs", logprobs)
+
+    def beginning(self, kind: str) -> Mapping[str, Json]:
+        """Return the `extra` that a part of the current item begins with."""
+        item = without(self.item, frozenset({"status"}))
+        if kind == "thinking":
+            return responses_reasoning_extra(item)
+        if not item or self.texts:
+            return EMPTY
+        return {"responses": {"_item": without(item, frozenset({"content"}))}}
+
+    def read_citation(self, payload: Json) -> Events:
+        if self.part and self.part.kind == "text":
+            self.said["annotations"] += 1
+            yield PartDelta(self.at, "citation", responses_read_citation(payload["annotation"]))
+
+    def read_item(self, payload: Json) -> Events:
+        """End an item."""
+        yield from self.finish(payload["item"])
+        self.done.add(payload.get("output_index"))
+        self.items += 1
+        self.reset()
+
+    def finish(self, item: Json) -> Events:
+        """Send what is still to say of the parts of an item that is known whole, and end them."""
+        sent = "".join(self.texts)
+        for number, (part, content) in enumerate(responses_read_output(item, self.wrappers)):
+            said = bool(sent) and sent.startswith(part.text)
+            rest = sent[len(part.text) :] if said else ""
+            tail = part.text[len(sent) :] if part.text.startswith(sent) else ""
+            news = self.unsaid("annotations", content), self.unsaid("logprobs", content)
+            if said and (rest or not self.part):
+                sent = rest
+                continue  # it was ended when the next one began
+            if not self.part or (number and not sent):
+                yield from self.close()
+                yield self.open(part)
+            sent = rest
+            yield from self.complete(part, tail, *news)
+        yield from self.close()
+
+    def unsaid(self, key: str, content: Json) -> list[Json]:
+        """Return the annotations or logprobs of a content part that did not come in deltas."""
+        values, said = content.get(key) or [], self.said[key]
+        self.said[key] = max(0, said - len(values))
+        return list(values[said:])
+
+    def complete(self, part: Part, tail: str, notes: list[Json], logprobs: list[Json]) -> Events:
+        if tail:
+            yield self.send(tail)
+        for note in notes:
+            yield PartDelta(self.at, "citation", responses_read_citation(note))
+        if logprobs:
+            yield PartDelta(self.at, "logprobs", logprobs)
+        if part.proof:
+            yield PartDelta(self.at, "proof", part.proof)
+        if self.part and self.part.extra != part.extra:
+            yield PartDelta(self.at, "extra", part.extra)
+
+    def read_end(self, payload: Json) -> Events:
+        """End the answer. Its items count where no events told of them."""
+        response = payload["response"]
+        output = response.get("output") or []
+        for at, item in enumerate(output if self.items < len(output) else ()):
+            if at in self.done:
+                continue
+            if self.item_at not in {None, at}:
+                yield from self.close()
+                self.reset()
+            yield from self.finish(item)
+            self.reset()
+        yield from self.close()
+        if response.get("usage"):
+            yield responses_read_usage(response["usage"])
+        yield self.end(response)
+
+    def end(self, response: Json) -> Event:
+        self.ended = True
+        if response.get("status") == "incomplete":
+            reason = (response.get("incomplete_details") or EMPTY).get("reason") or "incomplete"
+            return MessageEnd(RESPONSES_REASONS.get(reason, "length"), raw=reason)
+        return MessageEnd("tool_calls" if self.calls else "stop", raw="completed")
+
+    def read_failure(self, payload: Json) -> Events:
+        raise chat_error(payload.get("response") or payload)
+
+
+RESPONSES_EVENTS: dict[str, Callable[[ResponsesReader, Json], Iterable[Event]]] = {
+    **dict.fromkeys(RESPONSES_DELTAS, ResponsesReader.read_delta),
+    **dict.fromkeys(RESPONSES_DONES, ResponsesReader.read_done),
+    "response.created": lambda *_: (),
+    "response.in_progress": lambda *_: (),
+    "response.output_item.added": ResponsesReader.read_added,
+    "response.content_part.added": ResponsesReader.read_content,
+    "response.output_text.annotation.added": ResponsesReader.read_citation,
+    "response.output_item.done": ResponsesReader.read_item,
+    "response.completed": ResponsesReader.read_end,
+    "response.incomplete": ResponsesReader.read_end,
+    "response.failed": ResponsesReader.read_failure,
+    "response.cancelled": ResponsesReader.read_failure,
+    "error": ResponsesReader.read_failure,
+}
+RESPONSES_ENDS = frozenset({"response.completed", "response.incomplete"})
+
+
+def responses_in_order(payloads: Iterable[Json]) -> Iterator[Json]:
+    """Put items that come at the same time one after the other: the younger ones wait."""
+    waiting: dict[int, list[Json]] = {}  # output index -> payloads
+    live: int | None = None  # the item that may go on
+    for payload in payloads:
+        kind, at = payload.get("type"), payload.get("output_index")
+        if at is not None and live is None:
+            live = at
+        if at is not None and at != live:
+            waiting.setdefault(at, []).append(payload)
+            continue
+        if kind in RESPONSES_ENDS:
+            yield from (held for item in waiting.values() for held in item)
+        yield payload
+        if kind == "response.output_item.done":
+            live = None
+            while waiting and live is None:
+                live = next(iter(waiting))
+                held = waiting.pop(live)
+                yield from held
+                live = None if held[-1].get("type") == kind else live
+
+
+def responses_read_stream(payloads: Iterable[Json], request: Request) -> Events:
+    """Stream payloads -> Events. Unknown ones are skipped: the service adds some every month."""
+    reader, started = ResponsesReader(request), False
+    for payload in responses_in_order(payloads):
+        kind = payload.get("type", "error" if "error" in payload else "")
+        if kind == "response.output_text.delta" and reader.plain and not payload.get("logprobs"):
+            if payload["delta"]:  # the common case first
+                reader.texts.append(payload["delta"])
+                yield PartDelta(reader.at, "text", payload["delta"])
+            continue
+        read = RESPONSES_EVENTS.get(kind)
+        if read and not started and read is not ResponsesReader.read_failure:
+            response, started = payload.get("response") or EMPTY, True
+            created = int(response.get("created_at") or 0)
+            yield MessageStart(response.get("id") or "", response.get("model") or "", created)
+        yield from read(reader, payload) if read else ()
+        if reader.ended:
+            return
+    raise ProxyError("upstream_failed", "the upstream closed the stream before response.completed")
+
+
+def responses_read_response(body: Json, request: Request) -> Events:
+    """Full answer -> Events, as a stream that holds nothing but its end."""
+    if body.get("error") or "output" not in body:
+        raise chat_error(body)
+    yield from responses_read_stream([{"type": "response.completed", "response": body}], request)
+
+
+def responses_write_whole(part: Part) -> Json:
+    """Part -> item that comes without deltas; empty for what this dialect cannot say."""
+    own, media = responses_own(part), part.media
+    if media and media.kind == "image" and media.source == "base64":
+        mime = {"output_format": media.mime.rpartition("/")[2] or "png"}
+        made = {"type": "image_generation_call", "status": "completed", **mime}
+        return {**(own or made), "result": media.data}
+    if part.kind == "hosted" and part.name == "web_search" and not own:
+        action = {"type": "search", "query": responses_query(part.text)}
+        return {"type": "web_search_call", "status": "completed", "action": action}
+    return dict(own) if part.kind in {"hosted", "opaque"} else {}
+
+
+def responses_query(arguments: str) -> str:
+    """Return what a web search looked for."""
+    try:
+        return str(json.loads(arguments)["query"])
+    except (ValueError, KeyError, TypeError):
+        return arguments
+
+
+def responses_replay(choice: Choice) -> Iterator[Event]:
+    """Yield the events of a collected answer; its logprobs go to the first text."""
+    logprobs = list(choice.logprobs)
+    for at, part in enumerate(choice.parts):
+        *begin, end = part_events(at, part)
+        yield from begin
+        if logprobs and part.kind == "text":
+            yield PartDelta(at, "logprobs", logprobs)
+            logprobs = []
+        yield end
+    yield choice.end
+
+
+class ResponsesWriter:
+    """Writes one answer: it numbers the frames and keeps the items for the last of them."""
+
+    def __init__(self, request: Request) -> None:
+        own = responses_own(request)
+        asked = {
+            **own,
+            **responses_write_settings(request),
+            "tools": responses_write_tools(request.tools),
+        }
+        self.request = request
+        self.response = {
+            k: v if asked.get(k) is None else asked[k] for k, v in RESPONSES_SHELL.items()
+        }
+        self.number = 0  # of the next frame
+        self.items: list[Json] = []  # the complete ones
+        self.item: Json = EMPTY  # the open one, as it was added
+        self.part = Part("")  # the open one
+        self.row = RESPONSES_CHANNELS[0]  # how it streams
+        self.texts: list[str] = []  # its deltas
+        self.logprobs: list[Json] = []
+        self.head = self.middle = self.tail = ""  # of a delta's frame, around its number and text
+        self.usage = Usage()
+        self.end: MessageEnd | None = None
+
+    def frame(self, kind: str, **fields: Any) -> bytes:
+        payload = {"type": kind, "sequence_number": self.number, **fields}
+        self.number += 1
+        return sse_frame(payload, kind)
+
+    def item_frame(self, kind: str, **fields: Any) -> bytes:
+        """Write a frame about the open item."""
+        return self.frame(kind, item_id=self.item["id"], output_index=len(self.items), **fields)
+
+    def write_start(self, event: MessageStart) -> Frames:
+        given = event.id.startswith("resp_")
+        self.response["id"] = event.id if given else f"resp_{self.request.id}"
+        self.response["created_at"] = event.created or self.request.created
+        self.response["model"] = event.model or self.request.model
+        yield self.frame("response.created", response=self.response)
+        yield self.frame("response.in_progress", response=self.response)
+
+    def write_begin(self, event: PartStart) -> Frames:
+        """Begin a part. Adjacent texts and refusals share one message item."""
+        self.part, self.texts, self.logprobs, self.head = event.part, [], [], ""
+        own, kind = responses_own(self.part), self.part.kind
+        self.row = RESPONSES_WRITTEN.get("custom" if self.part.custom else kind, self.row)
+        if kind not in {"text", "refusal"} or "_item" in own:
+            yield from self.close_message("completed")
+        if kind in {"text", "refusal"}:
+            if not self.item:
+                message = {"type": "message", "role": "assistant", **own.get("_item", EMPTY)}
+                yield self.add({**message, "status": "in_progress", "content": []})
+            number = len(self.item["content"])
+            yield self.item_frame(
+                "response.content_part.added", content_index=number, part=self.content()
+            )
+            self.begin_deltas(number)
+        elif kind in {"thinking", "call"}:
+            yield self.add(
+                {**responses_write_part(self.part, "assistant"), "status": "in_progress"}
+            )
+            if kind == "call":
+                self.begin_deltas()
+
+    def add(self, item: Json) -> bytes:
+        """Open an item. Its id stays, whatever the part learns later."""
+        self.item = {"id": self.new_id(item["type"]), **item}
+        return self.frame(
+            "response.output_item.added", output_index=len(self.items), item=self.item
+        )
+
+    def new_id(self, kind: str) -> str:
+        return RESPONSES_PREFIXES[kind] + digest(self.request.id, len(self.items))
+
+    def close(self, item: Json) -> bytes:
+        number = len(self.items)
+        self.items.append(item)
+        self.item = EMPTY
+        return self.frame("response.output_item.done", output_index=number, item=item)
+
+    def close_message(self, status: str) -> Frames:
+        if self.item:
+            yield self.close({**self.item, "status": status})
+
+    def content(self) -> Json:
+        """Return the open content part as far as it is known."""
+        part = self.part._replace(text="".join(self.texts))
+        if part.kind == "refusal":
+            return responses_write_part(part, "assistant")
+        notes = [note for c in part.citations if (note := responses_write_citation(c))]
+        lists = {"annotations": notes, "logprobs": self.logprobs}
+        return {**responses_write_part(part, "assistant"), **lists}
+
+    def begin_deltas(self, number: int = 0) -> None:
+        """Make the template for the deltas of the open part."""
+        place = {"item_id": self.item["id"], "output_index": len(self.items)}
+        place = {**place, self.row.place: number} if self.row.place else place
+        event = f"{self.row.event}.delta"
+        self.head = f'event: {event}\ndata: {{"type":"{event}","sequence_number":'
+        self.middle = f',{dumps(place)[1:-1]},"delta":'
+        self.tail = ',"logprobs":[]}\n\n' if self.part.kind == "text" else "}\n\n"
+
+    def text_frame(self, text: str) -> bytes:
+        self.texts.append(text)
+        number = self.number
+        self.number += 1
+        return f"{self.head}{number}{self.middle}{quote(text)}{self.tail}".encode("ascii")
+
+    def write_delta(self, event: PartDelta) -> Frames:
+        """Write a delta. Hosted, media and opaque parts are written at their end."""
+        if event.field in {"citation", "logprobs"} and self.part.kind == "text":
+            yield from self.write_note(event)
+        elif event.field == "text" and self.part.kind in RESPONSES_WRITTEN:
+            if not self.head:  # the first of a thinking part
+                empty = {"type": "summary_text", "text": ""}
+                yield self.item_frame(
+                    "response.reasoning_summary_part.added", summary_index=0, part=empty
+                )
+                self.begin_deltas()
+            yield self.text_frame(event.value)
+        elif event.field == "text":
+            self.texts.append(event.value)
+        elif event.field != "logprobs":
+            self.part = part_with(self.part, event)
+
+    def write_note(self, event: PartDelta) -> Frames:
+        number = len(self.item["content"])
+        if event.field == "logprobs":
+            self.logprobs += event.value
+            fields = {"content_index": number, "delta": "", "logprobs": event.value}
+            yield self.item_frame("response.output_text.delta", **fields)
+        elif note := responses_write_citation(event.value):
+            count = len(self.content()["annotations"])
+            fields = {"content_index": number, "annotation_index": count, "annotation": note}
+            yield self.item_frame("response.output_text.annotation.added", **fields)
+            self.part = part_with(self.part, event)
+
+    def write_end(self, _event: PartEnd) -> Frames:
+        """End a part; a message item stays open for the next text."""
+        self.part = self.part._replace(text="".join(self.texts))
+        kind = self.part.kind
+        if kind in {"text", "refusal"}:
+            yield from self.end_content()
+        elif kind == "thinking":
+            yield from self.end_thinking()
+        elif kind == "call":
+            yield from self.end_call()
+        elif item := responses_write_whole(self.part):
+            yield from self.write_whole(item)
+
+    def end_content(self) -> Frames:
+        content, number = self.content(), len(self.item["content"])
+        logprobs = {"logprobs": self.logprobs} if self.part.kind == "text" else EMPTY
+        body = {self.row.key: self.part.text, **logprobs}
+        yield self.item_frame(f"{self.row.event}.done", content_index=number, **body)
+        yield self.item_frame("response.content_part.done", content_index=number, part=content)
+        self.item = {**self.item, "content": [*self.item["content"], content]}
+
+    def end_thinking(self) -> Frames:
+        if self.part.text:
+            part = {"type": "summary_text", "text": self.part.text}
+            yield self.item_frame(
+                "response.reasoning_summary_text.done", summary_index=0, text=self.part.text
+            )
+            yield self.item_frame(
+                "response.reasoning_summary_part.done", summary_index=0, part=part
+            )
+        yield self.close({**responses_write_part(self.part, "assistant"), "id": self.item["id"]})
+
+    def end_call(self) -> Frames:
+        if not self.part.text and not self.part.custom:
+            yield self.text_frame("{}")
+            self.part = self.part._replace(text="{}")
+        name = EMPTY if self.part.custom else {"name": self.part.name}
+        yield self.item_frame(f"{self.row.event}.done", **{self.row.key: self.part.text}, **name)
+        item = {"status": "completed", **responses_write_part(self.part, "assistant")}
+        yield self.close({**item, "id": self.item["id"]})
+
+    def write_whole(self, item: Json) -> Frames:
+        """Write an item that has no deltas."""
+        running = {"status": "in_progress"} if "status" in item else EMPTY
+        result = {"result": None} if "result" in item else EMPTY
+        at = len(self.items)
+        if "responses" not in self.part.extra:
+            item = {"id": self.new_id(item["type"]), **item}
+        yield self.frame(
+            "response.output_item.added", output_index=at, item={**item, **running, **result}
+        )
+        for word in RESPONSES_PROGRESS.get(item["type"], ()):
+            yield self.frame(
+                f"response.{item['type']}.{word}", item_id=item.get("id"), output_index=at
+            )
+        yield self.close(item)
+
+    def write_usage(self, event: Usage) -> Frames:
+        self.usage = event
+        yield from ()
+
+    def write_finish(self, event: MessageEnd) -> Frames:
+        self.end = event
+        cut = event.finish in RESPONSES_REASONS.values()
+        yield from self.close_message("incomplete" if cut else "completed")
+
+    def whole(self, status: str, **fields: Any) -> Json:
+        """Return the response object as it is at the end."""
+        usage = responses_write_usage(self.usage)
+        return {**self.response, "status": status, "output": self.items, "usage": usage, **fields}
+
+    def last(self) -> Json:
+        """Return the response object of a finished answer."""
+        if not self.end:
+            raise ProxyError("upstream_failed", "the upstream ended the answer without saying why")
+        word = RESPONSES_STATUSES[self.end.finish]
+        if word == "failed" and not self.items:
+            message = f"the model's answer failed: {self.end.raw or 'error'}"
+            return self.whole("failed", error={"code": "server_error", "message": message})
+        if word in RESPONSES_REASONS:
+            return self.whole("incomplete", incomplete_details={"reason": word})
+        return self.whole("completed")
+
+    def fail(self, error: ProxyError) -> Frames:
+        """End a stream that broke off. Flat, since the client raises at a nested `error`."""
+        fault = {"code": KINDS[error.kind].code or KINDS[error.kind].openai, "message": str(error)}
+        yield self.frame("error", **fault, param=error.param or None)
+        yield self.frame("response.failed", response=self.whole("failed", error=fault))
+
+
+RESPONSES_WRITE: dict[type, Callable[[ResponsesWriter, Any], Frames]] = {
+    MessageStart: ResponsesWriter.write_start,
+    PartStart: ResponsesWriter.write_begin,
+    PartDelta: ResponsesWriter.write_delta,
+    PartEnd: ResponsesWriter.write_end,
+    Usage: ResponsesWriter.write_usage,
+    MessageEnd: ResponsesWriter.write_finish,
+}
+
+
+def responses_write_stream(events: Iterable[Event], request: Request) -> Frames:
+    """Events -> frames; the last one waits until all events are there, for late usage."""
+    writer = ResponsesWriter(request)
+    try:
+        for event in events:
+            if isinstance(event, PartDelta) and event.field == "text" and writer.head:
+                yield writer.text_frame(event.value)  # the common case first
+            else:
+                yield from RESPONSES_WRITE[type(event)](writer, event)
+        response = writer.last()
+        yield writer.frame(f"response.{response['status']}", response=response)
+    except ProxyError as error:
+        if not writer.number:
+            raise
+        yield from writer.fail(error)
+
+
+def responses_write_response(response: Response, request: Request) -> Json:
+    """Response -> full answer, which is what the last frame of its stream would hold."""
+    writer = ResponsesWriter(request)
+    usage = (response.usage,) if response.usage else ()
+    replays = map(responses_replay, response.choices[:1])
+    for event in itertools.chain((response.start,), *replays, usage):
+        for _ in RESPONSES_WRITE[type(event)](writer, event):
+            pass
+    return writer.last()
+
+
+# -- errors --------------------------------------------------------------------------
+
+
+def responses_read_error(status: int, body: bytes) -> ProxyError:
+    """HTTP status and body -> error; OpenAI's two APIs fail alike."""
+    return chat_read_error(status, body)
+
+
+def responses_write_error(error: ProxyError) -> Json:
+    """ProxyError -> HTTP body."""
+    return chat_write_error(error)
 
 
 ########################################################################################
