@@ -5924,7 +5924,7 @@ class Fitted(NamedTuple):
 
 # --- what cannot be expressed ---------------------------------------------------------
 VENDORS = {  # provider -> whose proofs and files it takes; any other provider is its own vendor
-    "claude": "anthropic", "codex": "openai", "openai": "openai",
+    "claude": "anthropic", "codex": "openai", "openai": "openai", "openai-chat": "openai",
     "gemini": "google", "gemini-cli": "google", "vertex": "google", "aistudio": "google",
 }  # fmt: skip
 OWN_VENDORS = {"claude": "anthropic", "chat": "openai", "responses": "openai", "gemini": "google"}
@@ -6000,7 +6000,6 @@ def unfit(message: str, param: str) -> ProxyError:
 # The first bytes of every proof that we sealed. Valid base64; long, and of letters that bodies
 # seldom hold, so that a megabyte that has none is searched in 0.07 ms.
 PROOF_MARK = b"CLIPROXYSEALEDPROOFOFANOTHERPROVIDER"
-SENTINEL = "skip_thought_signature_validator"  # Gemini takes it for a proof that was lost
 PROOF_SLOTS = {  # client dialect -> kinds of parts whose proof it gives back
     "claude": ("thinking",), "responses": ("thinking",), "chat": ("thinking", "call"),
     "gemini": ("thinking", "call", "text"),
@@ -6027,28 +6026,19 @@ def unseal(proof: str) -> tuple[str, str]:
     return provider, minted
 
 
-def fit_messages(request: Request, target: Target, dialect: str) -> Request:
-    """Take out of the history what the target cannot take back."""
-    request = map_parts(request, lambda part: fit_part(part, request, target, dialect))
-    if dialect != "gemini":
-        return request
-    messages = [m._replace(parts=tuple(attach_proofs(m.parts))) for m in request.messages]
-    signed = target.model.levels or not target.model.budget[1]  # from Gemini 3 on
-    messages = sign_calls(messages) if signed else messages
-    return request._replace(messages=tuple(m for m in messages if m.parts))
-
-
 def fit_part(part: Part, request: Request, target: Target, dialect: str) -> Part | None:
     """Return the part with a proof of the target's own or none; None if it has to go."""
-    own = request.dialect == dialect
     if part.kind in {"opaque", "hosted", "hosted_result"}:
         known = (dialect, part.kind, part.name) == ("responses", "hosted", "web_search")
         return part if known or dialect in part.extra else None
-    if part.kind == "text" and dialect == "claude" and not own and not part.text.strip():
-        return None  # blank text is a 400 there
     if part.kind == "thinking" or part.proof:
-        return fit_proof(part, request, target, own)
+        return fit_proof(part, request, target, request.dialect == dialect)
     return part
+
+
+def fit_history(request: Request, target: Target, dialect: str) -> Request:
+    """Take out of the history what the target cannot take back."""
+    return map_parts(request, lambda part: fit_part(part, request, target, dialect))
 
 
 def fit_proof(part: Part, request: Request, target: Target, own: bool) -> Part | None:
@@ -6069,31 +6059,6 @@ def fit_proof(part: Part, request: Request, target: Target, own: bool) -> Part |
 def own_vendor(request: Request) -> str:
     """Return who minted the untagged proofs of a request. Chat's are Google's extension."""
     return "google" if request.dialect == "chat" else OWN_VENDORS[request.dialect]
-
-
-def attach_proofs(parts: Iterable[Part]) -> list[Part]:
-    """Put back onto a call the proof that travelled on an empty thinking part before it."""
-    done: list[Part] = []
-    for part in parts:
-        if done and done[-1].kind == "thinking" and not done[-1].text and not done[-1].redacted:
-            carrier = done.pop()
-            if part.kind == "call" and not part.proof:
-                part = part._replace(proof=carrier.proof)  # noqa: PLW2901
-        done.append(part)
-    return done
-
-
-def sign_calls(messages: Iterable[Message]) -> list[Message]:
-    """Give the first call of each turn a proof: Gemini 3 refuses it without. Source: 4.3."""
-    done: list[Message] = []
-    for message in messages:
-        parts = list(message.parts)
-        first = next((at for at, part in enumerate(parts) if part.kind == "call"), None)
-        continued = done and done[-1].role == message.role and any(p.kind == "call" for p in done[-1].parts)
-        if first is not None and not continued and not parts[first].proof:
-            parts[first] = parts[first]._replace(proof=SENTINEL)
-        done.append(message._replace(parts=tuple(parts)))
-    return done
 
 
 # --- names and ids ------------------------------------------------------------------------
@@ -6374,7 +6339,7 @@ def fit_thinking(request: Request, target: Target, dialect: str) -> Request:
     base, suffix = split_suffix(request.model)
     model, asked, claude = target.model, request.thinking, dialect == "claude"
     if suffix:
-        asked = Thinking(*suffix, summary=asked.summary)
+        asked = Thinking(suffix.effort, suffix.budget, asked.summary)
     params = dict(request.params)
     limit, ceiling = params.get("max_tokens"), model.output
     if limit and ceiling:
@@ -6414,45 +6379,45 @@ PENALTIES = frozenset({"presence_penalty", "frequency_penalty", "logit_bias"})
 def fit_sampling(request: Request, target: Target, dialect: str) -> Request:
     """Drop the sampling hints that the model refuses. Source: 1A.1, 1C.1.
 
-    Claude models from Opus 4.7 on (the first to take the effort xhigh), and OpenAI's that think.
+    Claude models do from Opus 4.7 on, the first to take the effort xhigh; OpenAI's if they think.
     """
-    if request.dialect == dialect:
-        return request
-    params, thinking, levels = dict(request.params), request.thinking, target.model.levels
-    refused: frozenset[str] = frozenset()
+    levels, refused = target.model.levels, frozenset[str]()
     if "no-sampling" in target.quirks:  # QUIRKS no-sampling: the host refuses all of them
         refused = SAMPLING | PENALTIES
-    elif dialect == "claude":
-        thinks = thinking.budget or thinking.adaptive
-        refused = SAMPLING if thinks or "xhigh" in levels else frozenset()
-        if "temperature" in params and params["temperature"] is not None:
-            params["temperature"] = min(params["temperature"], 1)
-            refused |= {"top_p"}
+    elif dialect == "claude" and "xhigh" in levels:
+        refused = SAMPLING
     elif vendor_of(target) == "openai" and levels:
-        refused = PENALTIES | (SAMPLING if thinking.effort != "none" else frozenset())
-    return request._replace(params={key: params[key] for key in params if key not in refused})
+        refused = PENALTIES | (SAMPLING if request.thinking.effort != "none" else frozenset())
+    if request.dialect == dialect or refused.isdisjoint(request.params):
+        return request
+    return request._replace(params={key: v for key, v in request.params.items() if key not in refused})
 
 
 # --- schemas --------------------------------------------------------------------------------
 SCHEMA_MAPS = frozenset({"properties", "$defs", "definitions", "patternProperties", "dependentSchemas"})
 SCHEMA_LISTS = frozenset({"anyOf", "oneOf", "allOf", "prefixItems", "items"})
 SCHEMA_ONES = frozenset({"items", "additionalProperties", "not", "contains", "propertyNames", "if", "then", "else"})
+SCHEMA_SHAPES: dict[str, type | tuple[type, ...]] = {  # what does not have it is left out: clients err
+    **dict.fromkeys(SCHEMA_MAPS, dict), **dict.fromkeys(SCHEMA_LISTS | {"enum", "required"}, list),
+    "items": (list, dict, bool), "type": (str, list), "$ref": str, "description": str, "format": str,
+}  # fmt: skip
 SCHEMA_DEPTH, SCHEMA_REFS = 40, 16  # of nesting, and of references in references
 SCHEMA_NODES = 5_000  # at most, once references are written out
-ANY_VALUE: Json = {"type": "string", "description": "any JSON value"}
-ANY_TEXT: Json = {**ANY_VALUE, "type": "STRING"}
 
 
 def map_schema(node: Json, change: Callable[[Any], Any]) -> Json:
-    """Apply `change` to the schemas right inside a schema; the names of properties are not keywords."""
-    done = dict(node)
+    """Apply `change` to the schemas right inside one. The names of properties are not keywords."""
+    done: Json = {}
     for key, value in node.items():
+        if not isinstance(value, SCHEMA_SHAPES.get(key, object)):
+            continue
         if key in SCHEMA_MAPS and isinstance(value, dict):
-            done[key] = {name: change(child) for name, child in value.items()}
+            value = {name: change(child) for name, child in value.items()}  # noqa: PLW2901
         elif key in SCHEMA_LISTS and isinstance(value, list):
-            done[key] = [change(child) for child in value]
-        elif key in SCHEMA_ONES and isinstance(value, dict):
-            done[key] = change(value)
+            value = [change(child) for child in value]  # noqa: PLW2901
+        elif key in SCHEMA_ONES:
+            value = change(value)  # noqa: PLW2901
+        done[key] = value
     return done
 
 
@@ -6460,83 +6425,63 @@ def walk_schema(node: Any, change: Callable[[Json], Json], depth: int = SCHEMA_D
     """Apply `change` to every schema in `node`, the innermost first."""
     if not isinstance(node, dict):
         return node
-    if not depth:
-        return {}
-    return change(map_schema(node, lambda child: walk_schema(child, change, depth - 1)))
-
-
-def unpercent(text: str) -> str:
-    """Decode %XX. urllib would have to be loaded for this alone."""
-    decode = lambda match: bytes.fromhex(match[0].replace("%", "")).decode("utf-8", "replace")  # noqa: E731
-    return re.sub(r"(?:%[0-9a-fA-F]{2})+", decode, text)
+    return change(map_schema(node, lambda child: walk_schema(child, change, depth - 1))) if depth else {}
 
 
 def referred(root: Json, ref: str) -> Json | None:
-    """Return what a local reference stands for. Source: RFC 6901."""
-    node: Any = root
-    for word in unpercent(ref[2:]).split("/") if ref[2:] else ():
+    """Return what a local reference, `#/$defs/Name`, stands for. Source: RFC 6901."""
+    node: Any = root if ref.startswith("#") else None
+    for word in unquote(ref[2:]).split("/") if ref[2:] else ():
         node = node.get(word.replace("~1", "/").replace("~0", "~")) if isinstance(node, dict) else None
-    return node if ref.startswith("#") and isinstance(node, dict) else None
+    return node if isinstance(node, dict) else None
 
 
 def inlined(schema: Json) -> Json:
     """Write out all references; one that has no end becomes an object that is called like it."""
     left = [SCHEMA_NODES]
 
-    def inline(node: Any, path: tuple[str, ...], depth: int) -> Any:
+    def inline(node: Any, path: tuple[str, ...], depth: int) -> Json:
         if not isinstance(node, dict):
-            return node
+            return {}
         left[0] -= 1
         while isinstance(ref := node.get("$ref"), str):
             found = referred(schema, ref)
             siblings = {key: value for key, value in node.items() if key != "$ref"}
-            if found is None or ref in path or len(path) >= SCHEMA_REFS or left[0] < 0:
-                return {"type": "object", "description": ref.rpartition("/")[2], **siblings}
+            if found is None or ref in path or len(path) >= SCHEMA_REFS:
+                return {"type": "object", "description": ref.rpartition("/")[2]}
             node, path = {**found, **siblings}, (*path, ref)
         if depth <= 0 or left[0] < 0:
             return {"type": "object"}
         bare = {key: value for key, value in node.items() if key not in {"$defs", "definitions"}}
+        if isinstance(inner := bare.get("properties"), dict):
+            bare["properties"] = {name: child for name, child in inner.items() if child is not False}
         return map_schema(bare, lambda child: inline(child, path, depth - 1))
 
-    return dict(inline(schema, (), SCHEMA_DEPTH))
+    return inline(schema, (), SCHEMA_DEPTH)
 
 
-def merged(node: Json, *others: Json) -> Json:
-    """Merge schemas that all hold: the union of what they say; later ones win."""
-    done = dict(node)
-    for other in others:
-        union = {**done.get("properties", {}), **other.get("properties", {})}
-        needed = list(dict.fromkeys([*done.get("required", ()), *other.get("required", ())]))
-        done.update(other)
-        done.update({"properties": union} if union else {}, **({"required": needed} if needed else {}))
+def all_of(node: Json) -> Json:
+    """Merge the branches of `allOf` into their schema: the union of what they say; later ones win."""
+    if "allOf" not in node:
+        return dict(node)
+    done = {key: value for key, value in node.items() if key != "allOf"}
+    for other in node.get("allOf", ()):
+        if isinstance(other, dict):
+            union = {**done.get("properties", {}), **other.get("properties", {})}
+            needed = list(dict.fromkeys([*done.get("required", ()), *other.get("required", ())]))
+            done = {**done, **other, "properties": union, "required": needed}
+    return {key: value for key, value in done.items() if value or key not in {"properties", "required"}}
+
+
+def noted(node: Json, lost: Iterable[str]) -> Json:
+    """Leave keywords out, and say so in the description."""
+    notes = "; ".join(f"{key}: {dumps_text(node[key])[:120]}" for key in lost if key in node)
+    done = {key: value for key, value in node.items() if key not in lost}
+    if notes:
+        done["description"] = f"{node['description']} ({notes})" if node.get("description") else f"({notes})"
     return done
 
 
-def united(node: Json, branches: Iterable[Json]) -> Json:
-    """Merge schemas of which one holds: every property is known, those needed by all are required."""
-    options = list(branches)
-    common = [name for name in options[0].get("required", ()) if all(name in o.get("required", ()) for o in options)]
-    loose = [{"properties": option.get("properties", {})} for option in options]
-    return merged(node, *loose, {"required": [*node.get("required", ()), *common]})
-
-
-def object_schema(schema: Json | None) -> Json:
-    """Return a schema whose root is a plain object, as the arguments of a tool. Source: 2.4."""
-    node: Json = dict(schema or {})
-    for _ in range(SCHEMA_REFS):
-        found = referred(node, node["$ref"]) if isinstance(node.get("$ref"), str) else None
-        siblings = {key: value for key, value in node.items() if key != "$ref"}
-        node = {**found, **siblings} if found else siblings
-    for key, merge in (("allOf", lambda node, parts: merged(node, *parts)), ("anyOf", united), ("oneOf", united)):
-        parts = [part for part in node.pop(key, None) or () if isinstance(part, dict)]
-        parts = [{**(referred(node, p["$ref"]) or {}), **p} if isinstance(p.get("$ref"), str) else p for p in parts]
-        node = merge(node, parts) if parts else node
-    node.pop("$schema", None)
-    node.pop("$ref", None)
-    return {**node, "type": "object", "properties": node.get("properties") or {}}
-
-
-# What Claude's output_config.format takes of a schema; what it does not goes to the description.
 CLAUDE_FORMATS = frozenset(
     {"date-time", "time", "date", "duration", "email", "hostname", "uri", "ipv4", "ipv6", "uuid"}
 )
@@ -6549,89 +6494,76 @@ CLAUDE_LOST = (
 def tightened(node: Json) -> Json:
     """Rewrite one schema for Claude's structured output. Source: 2.4."""
     if "$ref" in node:
-        return {"$ref": node["$ref"], **{key: node[key] for key in ("$defs", "definitions") if key in node}}
-    lost = [key for key in CLAUDE_LOST if key in node]
-    lost += ["minItems"] if node.get("minItems", 0) not in {0, 1} else []
-    lost += ["format"] if node.get("format", "uuid") not in CLAUDE_FORMATS else []
-    done = {key: value for key, value in noted(node, lost).items() if key not in lost}
+        return {key: node[key] for key in ("$ref", "$defs", "definitions") if key in node}
+    lost = [*CLAUDE_LOST, *(["minItems"] if node.get("minItems") not in {0, 1} else [])]
+    done = noted(node, lost if node.get("format") in CLAUDE_FORMATS else [*lost, "format"])
     if "oneOf" in done:
-        done["anyOf"] = done.get("anyOf", []) + done.pop("oneOf")
-    if done.get("type") == "object" or "properties" in done:
-        done["additionalProperties"] = False
-    return done
-
-
-def noted(node: Json, lost: Iterable[str]) -> Json:
-    """Say in the description what the schema says no more."""
-    notes = "; ".join(f"{key}: {dumps_text(node[key])[:120]}" for key in lost)
-    words = (str(node.get("description") or ""), f"({notes})" if notes else "")
-    return {**node, "description": " ".join(filter(None, words))} if notes else node
+        done["anyOf"] = [*done.get("anyOf", ()), *done.pop("oneOf")]
+    return {**done, "additionalProperties": False} if done.get("type") == "object" or "properties" in done else done
 
 
 # What Gemini takes of a schema: of JSON Schema (`parametersJsonSchema`), and of its own subset.
 GEMINI_KEYWORDS = frozenset(
     ("$id", "$defs", "$ref", "$anchor", "type", "format", "title", "description", "enum", "items", "prefixItems",
      "minItems", "maxItems", "minimum", "maximum", "anyOf", "oneOf", "properties", "additionalProperties", "required")
-)
+)  # fmt: skip
 GEMINI_SUBSET = frozenset(
-    ("type", "format", "title", "description", "nullable", "enum", "items", "properties", "required", "anyOf",
-     "minItems", "maxItems", "minimum", "maximum", "minLength", "maxLength", "pattern", "default", "example",
-     "propertyOrdering")
-)
+    ("type", "format", "title", "description", "nullable", "enum", "items", "properties", "required", "anyOf", "minItems",
+     "maxItems", "minimum", "maximum", "minLength", "maxLength", "pattern", "default", "example", "propertyOrdering")
+)  # fmt: skip
 GEMINI_LOST = (
     "multipleOf", "uniqueItems", "not", "patternProperties", "propertyNames", "contains", "dependentRequired",
+    "exclusiveMinimum", "exclusiveMaximum", "one of",
 )  # fmt: skip
 GEMINI_FORMATS = frozenset({"int32", "int64", "float", "double", "enum", "date-time"})
+JSON_TYPES = {str: "string", bool: "boolean", int: "integer", float: "number", list: "array", dict: "object"}
 
 
 def gemini_json(node: Json) -> Json:
     """Rewrite one schema for Gemini's `parametersJsonSchema`."""
-    done = dict(node)
+    done = all_of(node)
     if "const" in done:
         done["enum"] = [done["const"]]
-    if isinstance(parts := done.get("allOf"), list):
-        done = merged(done, *(part for part in parts if isinstance(part, dict)))
-    if isinstance(done.get("definitions"), dict):
+    if "definitions" in done:
         done["$defs"] = {**done["definitions"], **done.get("$defs", {})}
-    if isinstance(done.get("$ref"), str):
+    if "$ref" in done:
         done["$ref"] = done["$ref"].replace("#/definitions/", "#/$defs/")
     return {key: value for key, value in done.items() if key in GEMINI_KEYWORDS}
 
 
 def clean_schema_gemini(schema: Json) -> Json:
     """Rewrite a schema for Gemini's own subset (`parameters`, `responseSchema`). Source: 2.4."""
-    shaped = walk_schema(inlined(schema), gemini_shape, SCHEMA_DEPTH + 2)
-    return dict(walk_schema(shaped, gemini_subset, SCHEMA_DEPTH + 4))
+    return dict(walk_schema(walk_schema(inlined(schema), gemini_shape), gemini_subset))
 
 
 def gemini_shape(node: Json) -> Json:
     """Do without allOf, oneOf, const, lists of types, null among alternatives (rules 3 to 5)."""
-    done = dict(node)
-    done = merged(done, *(part for part in done.pop("allOf", None) or () if isinstance(part, dict)))
+    done = all_of(node)
     if "const" in done:
         done["enum"] = [done.pop("const")]
+    branches = [*done.pop("anyOf", ()), *done.pop("oneOf", ())]
     if isinstance(kinds := done.get("type"), list):
         solid = [kind for kind in kinds if kind != "null"]
         done.update({"nullable": True} if "null" in kinds else {}, type=solid[0] if solid else "null")
-        if len(solid) > 1:
-            rest = {key: value for key, value in done.items() if key not in {"description", "nullable", "title"}}
-            done["anyOf"] = [{**rest, "type": kind} for kind in solid]
-    branches = [part for key in ("anyOf", "oneOf") for part in done.pop(key, None) or () if isinstance(part, dict)]
+        branches = branches if len(solid) < 2 else [
+            {**without(done, GEMINI_SHOWN), "type": kind} for kind in solid
+        ]
     return gemini_branches(done, branches) if branches else done
+
+
+GEMINI_SHOWN = frozenset({"title", "description", "nullable"})  # may stand beside anyOf
 
 
 def gemini_branches(node: Json, branches: Iterable[Json]) -> Json:
     """Leave nothing but a description beside alternatives, and no single one."""
     every = list(branches)
     solid = [part for part in every if part.get("type") != "null" and part.get("enum") != [None]]
-    shown: Json = {key: node[key] for key in ("title", "description", "nullable") if key in node}
+    shown: Json = {key: node[key] for key in GEMINI_SHOWN if key in node}
     shown.update({"nullable": True} if len(solid) < len(every) else {})
-    if not solid:
-        return {**node, "type": "null"}
-    if len(solid) == 1:
-        return {**merged(node, solid[0]), **shown}
+    if len(solid) < 2:
+        return {**all_of({**node, "allOf": solid or [{"type": "null"}]}), **shown}
     if "properties" in node:
-        return {**united(node, solid), **shown}
+        return {**claude_schema({**node, "anyOf": solid}), **shown}
     kind = {"type": node["type"]} if "type" in node else {}
     return {**shown, "anyOf": [{**kind, **part} for part in solid]}
 
@@ -6639,77 +6571,57 @@ def gemini_branches(node: Json, branches: Iterable[Json]) -> Json:
 def gemini_subset(node: Json) -> Json:
     """Rewrite one schema, already shaped, for the subset (rules 2, 3 and 6 to 9)."""
     done = gemini_lists(gemini_numbers(gemini_enum(node)))
-    lost = [key for key in GEMINI_LOST if key in done]
-    if done.get("format", "enum") not in GEMINI_FORMATS:
-        lost.append("format")
-    done = {key: value for key, value in noted(done, lost).items() if key in GEMINI_SUBSET and key not in lost}
+    lost = GEMINI_LOST if done.get("format") in GEMINI_FORMATS else (*GEMINI_LOST, "format")
+    done = {key: value for key, value in noted(done, lost).items() if key in GEMINI_SUBSET}
     kind = done.get("type")
     if kind == "null":
         done.update(type="string", nullable=True)
-    elif "anyOf" not in done and not isinstance(kind, str):
+    elif "anyOf" not in done and kind not in JSON_TYPES.values():
         guess = "object" if "properties" in done else "array" if "items" in done else "string"
-        done = {**done, "type": guess} if done.keys() - {"description", "title", "nullable"} else {**ANY_VALUE, **done}
-    if "type" in done:
-        done["type"] = done["type"].upper()
-    return done
+        if not done.keys() - GEMINI_SHOWN:
+            done.setdefault("description", "any JSON value")
+        done = {**done, "type": guess}
+    return {**done, "type": done["type"].upper()} if "type" in done else done
 
 
 def gemini_enum(node: Json) -> Json:
     """Keep enumerations of texts; list other values in the description, so that they keep their type."""
-    if "enum" not in node:
-        return node
-    values = node["enum"] if isinstance(node["enum"], list) else []
+    values = node.get("enum", ())
     solid = [value for value in values if value is not None]
     done = {key: value for key, value in node.items() if key != "enum"}
     done.update({"nullable": True} if len(solid) < len(values) else {})
-    kinds = {JSON_TYPES.get(type(value), "object") for value in solid}
-    if kinds == {"number", "integer"}:
-        kinds = {"number"}
-    if kinds == {"string"}:
-        return {**done, "type": "string", "enum": solid}
-    if len(kinds) > 1:
+    kinds = {JSON_TYPES[type(value)] for value in solid}
+    if len(kinds - {"integer"}) > 1 or "string" in kinds:
         return {**done, "type": "string", "enum": [v if isinstance(v, str) else dumps_text(v) for v in solid]}
-    if kinds:
-        done = noted({"type": kinds.pop(), **done, "one of": solid}, ["one of"])
-        del done["one of"]
-    return done
+    return {"type": max(kinds), **done, "one of": solid} if kinds else done  # number is after integer
 
 
-JSON_TYPES = {str: "string", bool: "boolean", int: "integer", float: "number", list: "array"}
+GEMINI_INNER = frozenset({"properties", "required", "prefixItems", "items"})
 EXCLUSIVE = (("exclusiveMinimum", "minimum", 1), ("exclusiveMaximum", "maximum", -1))
 
 
 def gemini_numbers(node: Json) -> Json:
-    """Write exclusive bounds of integers as inclusive ones, the others into the description."""
+    """Write exclusive bounds of integers as inclusive ones."""
     done = dict(node)
     for key, bound, step in EXCLUSIVE:
-        value = node.get(key)
-        if isinstance(value, int) and not isinstance(value, bool) and node.get("type") == "integer":
-            done[bound] = value + step
-        elif key in node:
-            done = noted(done, [key])
+        if type(node.get(key)) is int and node.get("type") == "integer":
+            done[bound] = done.pop(key) + step
     return done
 
 
 def gemini_lists(node: Json) -> Json:
-    """Tidy what is inside objects and arrays: boolean schemas, `required`, tuples, no items."""
-    done = dict(node)
-    if isinstance(inner := done.get("properties"), dict):
-        known = {name: ANY_TEXT if value is True else value for name, value in inner.items() if value is not False}
-        needed = [name for name in done.pop("required", None) or () if name in known]
-        done.update({"properties": known} if known else {}, **({"required": needed} if needed else {}))
-        if not known:
-            del done["properties"]
-            done["type"] = "object"
-    else:
-        done.pop("required", None)
-    tuples = done.pop("prefixItems", None) or done.get("items")
-    if isinstance(tuples, list):
-        solid = [item for item in tuples if isinstance(item, dict)]
-        done["items"] = {"anyOf": solid} if len(solid) > 1 else solid[0] if solid else {"type": "STRING"}
-    elif done.get("type") == "array" and not isinstance(done.get("items"), dict):
-        done["items"] = ANY_TEXT
-    return done
+    """Tidy what is inside objects and arrays: `required`, tuples, no items."""
+    done = {key: value for key, value in node.items() if key not in GEMINI_INNER}
+    if "properties" in node:
+        done.setdefault("type", "object")
+        needed = [name for name in node.get("required", ()) if name in node["properties"]]
+        done.update(properties=node["properties"], required=needed)
+    items = node.get("prefixItems") or node.get("items")
+    if isinstance(items, list):
+        items = {"anyOf": items} if len(items) > 1 else (items or [None])[0]
+    if items or done.get("type") == "array":
+        done["items"] = items or gemini_subset({})
+    return {key: value for key, value in done.items() if value or key not in GEMINI_INNER}
 
 
 # --- tools, system texts, the order of turns -------------------------------------------------------
@@ -6724,8 +6636,6 @@ def fit_tools(request: Request, target: Target, dialect: str) -> Request:
     if request.dialect == dialect:
         return request
     tools = [tool for tool in request.tools if tool.kind != "hosted" or tool.name in HOSTED[dialect]]
-    if dialect == "gemini" and functions(tools) and not target.model.levels:
-        tools = functions(tools)  # before Gemini 3 it takes either, not both
     choice, only = fit_choice(request, target, dialect)
     tools = [fit_tool(tool, target, dialect) for tool in tools if not only or tool.name in only]
     if tools:
@@ -6753,34 +6663,25 @@ def fit_choice(request: Request, target: Target, dialect: str) -> tuple[ToolChoi
 def fit_tool(tool: Tool, target: Target, dialect: str) -> Tool:
     if tool.kind != "function":
         return tool
-    schema = object_schema(tool.schema)
     if dialect == "gemini":
-        schema = fit_schema(schema, target, dialect)
-        return tool._replace(schema=schema if schema.get("properties") else None)
-    return tool._replace(schema=schema)
+        return tool._replace(schema=fit_schema(tool.schema or {}, target, dialect))
+    return tool._replace(schema=claude_schema(tool.schema))  # OpenAI wants the same kind of root
 
 
 def fit_schema(schema: Json, target: Target, dialect: str) -> Json:
-    if dialect == "claude":
-        return dict(walk_schema(schema, tightened))
-    if dialect != "gemini":
-        return schema
-    if "openapi-schema" in target.quirks:  # QUIRKS openapi-schema: only `parameters` is known
-        return clean_schema_gemini(schema)
-    return dict(walk_schema(schema, gemini_json))
+    """Rewrite a schema, of arguments or an answer, with the keywords that the target knows."""
+    if dialect == "gemini" and "openapi-schema" in target.quirks:
+        return clean_schema_gemini(schema)  # QUIRKS openapi-schema: only the subset is known
+    change = {"claude": tightened, "gemini": gemini_json}.get(dialect)
+    return dict(walk_schema(schema, change)) if change else schema
 
 
 def fit_format(request: Request, target: Target, dialect: str) -> Request:
-    """Write the wanted form of the answer as the target knows it. Source: 2.9."""
+    """Write the wanted form of the answer with the keywords that the target knows. Source: 2.9."""
     form = request.format
-    if form is None or request.dialect == dialect:
+    if form is None or form.schema is None or request.dialect == dialect:
         return request
-    if form.schema is not None:
-        return request._replace(format=form._replace(schema=fit_schema(form.schema, target, dialect)))
-    if dialect == "claude":  # it has no such mode
-        line = Part("text", "Answer with one JSON object only.")
-        return request._replace(format=None, system=(*request.system, line))
-    return request
+    return request._replace(format=form._replace(schema=fit_schema(form.schema, target, dialect)))
 
 
 def fit_system(request: Request, target: Target, dialect: str) -> Request:
@@ -6791,10 +6692,12 @@ def fit_system(request: Request, target: Target, dialect: str) -> Request:
     late = dialect in {"chat", "responses"} or (dialect == "claude" and "mid-system" in target.quirks)
     if not late:  # QUIRKS mid-system: this Claude model takes system messages anywhere
         messages = tuple(reminder(message) for message in messages)
-    if dialect not in {request.dialect, "chat"}:
-        if not messages:
-            messages, system = (Message("user", system),) if system else (), ()
-        messages = fit_turns(messages, target, dialect)
+    if request.dialect == dialect:
+        return request._replace(messages=messages)
+    if not messages and dialect in {"claude", "responses"}:
+        messages, system = (Message("user", system),), ()
+    if dialect == "claude":
+        messages = fit_turns(messages, target)
     return request._replace(system=system, messages=messages)
 
 
@@ -6809,17 +6712,17 @@ def reminder(message: Message) -> Message:
     return Message("user", tuple(parts))
 
 
-def fit_turns(messages: tuple[Message, ...], target: Target, dialect: str) -> tuple[Message, ...]:
-    """Begin and end with the user, where the target insists."""
-    if messages and messages[0].role == "assistant" and dialect != "responses":
+def fit_turns(messages: tuple[Message, ...], target: Target) -> tuple[Message, ...]:
+    """Begin and end with the user, as Claude wants it; from 4.6 on it takes no prefill."""
+    if messages[0].role == "assistant":
         messages = (Message("user", (Part("text", "."),)), *messages)
-    if messages and messages[-1].role == "assistant" and dialect == "claude" and target.model.levels:
-        messages = (*messages, Message("user", (Part("text", "Continue."),)))  # no prefill since 4.6
+    if messages[-1].role == "assistant" and target.model.levels:
+        messages = (*messages, Message("user", (Part("text", "Continue."),)))
     return messages
 
 
 STEPS: tuple[Callable[[Request, Target, str], Request], ...] = (
-    fit_messages, fit_system, fit_ids, fit_custom, fit_tools, fit_format, fit_thinking,
+    fit_history, fit_system, fit_ids, fit_custom, fit_tools, fit_format, fit_thinking,
 )  # fmt: skip
 
 
@@ -6898,7 +6801,7 @@ def move_proofs(events: Iterable[Event], client: str) -> Events:
     """
     held: dict[int, list[Piece]] = {}  # calls, until they are whole; texts, until they have any
     numbers: dict[int, int] = {}  # of the parts that have begun, as they came -> as they go
-    count = itertools.count()
+    total = count()
     for event in events:
         if isinstance(event, (PartDelta, PartEnd)) and event.at in numbers:
             at = numbers[event.at]
@@ -6906,7 +6809,7 @@ def move_proofs(events: Iterable[Event], client: str) -> Events:
         elif isinstance(event, (PartStart, PartDelta, PartEnd)):
             held.setdefault(event.at, []).append(event)
             pieces = carried(held[event.at], client)
-            numbers.update((piece.at, next(count)) for piece in pieces if isinstance(piece, PartStart))
+            numbers.update((piece.at, next(total)) for piece in pieces if isinstance(piece, PartStart))
             yield from (piece._replace(at=numbers[piece.at]) for piece in pieces)
         else:
             yield event
@@ -6949,7 +6852,7 @@ class Dialect(NamedTuple):
     write_stream: Callable[[Iterable[Event], Request], Frames]
     read_error: Callable[[int, bytes], ProxyError]
     write_error: Callable[[ProxyError], Json]
-    keep_alive: bytes  # between two frames of a stream
+    keepalive: bytes  # between two frames of a stream
     error_event: str = ""  # the `event:` line of a mid-stream error
 
 
