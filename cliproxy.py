@@ -7758,8 +7758,8 @@ class Wire:
         Raises ProxyError("head_too_large"), ConnectionError if it breaks off.
         """
         data = self.rest
-        while (stop := data.find(b"\r\n\r\n")) < 0:
-            if len(data) > HEAD_LIMIT:
+        while (stop := data.find(b"\r\n\r\n", 0, HEAD_LIMIT)) < 0:
+            if len(data) >= HEAD_LIMIT:
                 raise ProxyError("head_too_large", f"a head is larger than {HEAD_LIMIT:,} bytes")
             self.rest = b""
             more = self.recv(idle)
@@ -9869,7 +9869,8 @@ class Handler(socketserver.BaseRequestHandler, Watcher):
     def make_head(self, status: int, headers: Headers, framing: str) -> bytes:
         lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
         close = "" if self.keep else "connection: close\r\n"
-        return f"{STATUS_LINES[status]}{lines}{framing}{close}\r\n".encode("latin-1", "replace")
+        line = f"HTTP/1.1 {status} {STATUS_NAMES.get(status, 'Status')}\r\n"
+        return f"{line}{lines}{framing}{close}\r\n".encode("latin-1", "replace")
 
     def write(self, data: bytes) -> None:
         """Send bytes. Raises ClientGone."""
@@ -10126,10 +10127,6 @@ ROUTE_ROWS = (
 # fmt: on
 ROUTES = {(row.method, row.path): row for row in ROUTE_ROWS}
 OPTIONS = Route("OPTIONS", "*", Handler.show_options, admit=False)
-STATUS_LINES = collections.defaultdict(
-    lambda: "HTTP/1.1 500 Error\r\n",
-    {code: f"HTTP/1.1 {code} {name}\r\n" for code, name in STATUS_NAMES.items()},
-)
 
 
 def tidy_path(path: str) -> str:

@@ -268,9 +268,15 @@ def test_preset(name: str) -> None:
     assert re.fullmatch(
         r"https://[a-z0-9.-]+(/[a-z0-9/-]+)?|http://127\.0\.0\.1:\d+/v1", preset.base
     )
-    assert all(re.fullmatch("[A-Z][A-Z0-9_]+", variable) for variable in preset.key.split())
-    assert preset.key or preset.base.startswith("http://127.")
-    assert set(preset.quirks.split()) <= set(cp.QUIRKS)
+    assert all(re.fullmatch("[A-Z][A-Z0-9_]+", variable) for variable in preset.keys)
+    assert preset.keys or preset.base.startswith("http://127.")
+    assert preset.quirks <= set(cp.QUIRKS)
+
+
+def test_every_quirk_is_tested_for_somewhere() -> None:
+    source = Path(cp.__file__).read_text(encoding="utf-8")
+    words = set(re.findall(r'"([a-z-]+)" (?:not )?in (?:\w+\.)*quirks', source))
+    assert words <= set(cp.QUIRKS)
 
 
 STANDINS = [
