@@ -4857,11 +4857,11 @@ def gemini_own(extra: Mapping[str, Json], field: str = "") -> Json:
 
 
 def gemini_merge(base: Json, extra: Mapping[str, Any]) -> Json:
-    """Put unmodelled fields back into an object, deeply; notes, which begin with `_`, are not."""
+    """Put unmodelled fields back into an object and those in it; notes, `_...`, are left out."""
     for key, value in extra.items():
         if not key.startswith("_"):
-            deep = isinstance(value, dict)
-            base[key] = gemini_merge(base.get(key) or {}, value) if deep else value
+            both = isinstance(value, dict) and isinstance(base.get(key), dict)
+            base[key] = gemini_merge(base[key], value) if both else value
     return base
 
 
@@ -4910,7 +4910,7 @@ def gemini_media_kind(mime: str) -> str:
 
 def gemini_mime(media: Media) -> str:
     """Return the type of a medium; that of a URL is guessed by its ending, then by its kind."""
-    ending = media.data[-6:].rpartition(".")[2].lower()
+    ending = media.data.partition("?")[0][-6:].rpartition(".")[2].lower()
     return media.mime or GEMINI_MIMES.get(ending) or GEMINI_MIMES[media.kind]
 
 
@@ -5429,7 +5429,7 @@ class GeminiChoice:
             if text and len(part) == 1 and self.open == "text" and not self.whole:
                 self.texts.append(text)
                 yield PartDelta(self.at, "text", text)
-            elif text is not None:
+            elif text is not None or part.keys() == {"thoughtSignature"}:
                 yield from self.add_text(gemini_read_part(part))
             else:
                 yield from self.add(part)
@@ -5479,11 +5479,10 @@ class GeminiChoice:
         at = next(self.numbers)
         if part.kind == "call" and (not part.id or part.id in self.ids):
             part = part._replace(id=f"call_{digest(self.seed, at)}")
+        if part.kind == "hosted":
+            self.hosted = part.id or f"call_{digest(self.seed, at)}"
         if part.kind.startswith("hosted"):
-            self.hosted = part.id or (
-                self.hosted if part.text == "" else f"call_{digest(self.seed, at)}"
-            )
-            part = part._replace(id=self.hosted)
+            part = part._replace(id=part.id or self.hosted)
         self.ids.add(part.id)
         self.kinds.add(part.kind)
         yield from part_events(at, part, self.number)
@@ -5563,7 +5562,7 @@ def gemini_read_chunks(payloads: Iterable[Json], request: Request, *, whole: boo
             chunk = payload.get("response", payload)  # Code Assist wraps it
             if "error" in chunk:
                 raise gemini_error(chunk, 0)
-            usage = chunk.get("usageMetadata", usage)
+            usage = chunk.get("usageMetadata") or usage
             if not started:
                 started = True
                 yield MessageStart(chunk.get("responseId", ""), chunk.get("modelVersion", ""))
@@ -8879,7 +8878,7 @@ class Router:
         with self._lock:
             key = (candidate.account.name, candidate.model)
             last = self._cooling.get(key, Cooldown(0.0))
-            if (self._disable_cooling or candidate.account.disable_cooling) and status not in HARD:
+            if self._disable_cooling or candidate.account.disable_cooling:
                 return
             if status == 429:
                 wait = error.retry_after
