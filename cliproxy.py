@@ -58,6 +58,7 @@ from collections.abc import Callable, Collection, Generator, Iterable, Iterator,
 from email.utils import parsedate_to_datetime
 from functools import reduce
 from http.client import responses as STATUS_NAMES
+from http.client import responses as status_names
 from http.server import ThreadingHTTPServer
 from itertools import count, islice
 from pathlib import Path
@@ -2282,72 +2283,69 @@ def claude_write_error(error: ProxyError) -> Json:
 
 CHAT_PARAMS = words_read(PARAMS, "chat")
 CHAT_WRITE_PARAMS = words_write(PARAMS, "chat")
-CHAT_FINISHES = {
-    **words_read(FINISH_REASONS, "chat"),
-    "max_tokens": "length",
-    "model_length": "length",  # Mistral
-    "error": "error",  # OpenRouter
-}
+CHAT_FINISHES = {  # beside OpenAI's: Mistral's model_length, OpenRouter's error
+    **words_read(FINISH_REASONS, "chat"), "max_tokens": "length", "model_length": "length", "error": "error",
+}  # fmt: skip
 CHAT_WRITE_FINISHES = words_write(FINISH_REASONS, "chat")
 CHAT_MODES = ("auto", "none", "required")  # of tool_choice
 CHAT_FORMATS = {"json_object": "json", "json_schema": "schema"}
 CHAT_LATE = "See the attachment in the next message."  # a result that is all image
-CHAT_LOST = "Error: this call was not answered."  # a call whose result is missing
+CHAT_LOST = "Error: this call was not answered."  # in place of a result that is missing
+CHAT_KNOWN = {  # object -> paths of the fields that the model has names for
+    "request": "model messages tools functions function_call stream web_search_options",
+    "format": "response_format.type response_format.json_schema.name response_format.json_schema.schema"
+    " response_format.json_schema.strict response_format.json_schema.description",
+    "plain": "role content tool_call_id",
+    "assistant": "role content tool_calls",
+    "call": "id type function.name function.arguments custom.name custom.input"
+    " extra_content.google.thought_signature",
+    "tool": "type function.name function.description function.parameters function.strict"
+    " custom.name custom.description custom.format.grammar",
+    "text": "type text",
+    "refusal": "type refusal",
+    "image_url": "type image_url.url image_url.detail",
+    "input_audio": "type input_audio.data input_audio.format",
+    "file": "type file.file_data file.file_id file.filename",
+    "usage": "prompt_tokens completion_tokens total_tokens cached_tokens prompt_cache_hit_tokens"
+    " prompt_tokens_details.cached_tokens prompt_tokens_details.cache_write_tokens"
+    " completion_tokens_details.reasoning_tokens",
+}
 
 
-def chat_fields(words: str, **inner: Json) -> Json:
-    """Return a tree of field names, for chat_rest: those in `inner` are objects of known fields."""
-    return {**dict.fromkeys(words.split(), EMPTY), **inner}
-
-
-CHAT_CALL = chat_fields(
-    "id type",
-    function=chat_fields("name arguments"),
-    custom=chat_fields("name input"),
-    extra_content=chat_fields("", google=chat_fields("thought_signature")),
-)
-CHAT_TOOL = chat_fields(
-    "type",
-    function=chat_fields("name description parameters strict"),
-    custom=chat_fields("name description", format=chat_fields("grammar")),
-)
-CHAT_REQUEST = chat_fields("model messages tools functions stream web_search_options")
-CHAT_FORMAT = chat_fields("type", json_schema=chat_fields("name schema strict description"))
-CHAT_USAGE = chat_fields(
-    "prompt_tokens completion_tokens total_tokens cached_tokens prompt_cache_hit_tokens",
-    prompt_tokens_details=chat_fields("cached_tokens cache_write_tokens"),
-    completion_tokens_details=chat_fields("reasoning_tokens"),
-)
-
-
-def chat_rest(data: Json, known: Json) -> Json:
+def chat_rest(data: Json, known: list[str], at: str = "") -> Json:
     """Return what the model cannot hold: unknown fields at any depth, and null or empty ones."""
     rest: Json = {}
     for key, value in data.items():
-        if key not in known or value is None or value is False or value in ("", []):
-            rest[key] = value
-        elif known[key] and isinstance(value, dict) and (inner := chat_rest(value, known[key])):
-            rest[key] = inner
+        path, empty = f"{at}{key}", value is None or value is False or value in ("", [])
+        if path not in known or empty:
+            inside = isinstance(value, dict) and any(name.startswith(f"{path}.") for name in known)
+            kept = chat_rest(value, known, f"{path}.") if inside else value
+            rest.update({} if inside and not kept else {key: kept})
     return rest
+
+
+def chat_extra(data: Json, known: str, **notes: Any) -> Mapping[str, Json]:
+    """Return the `extra` of what was read from `data`: its rest, and the notes that say something."""
+    own = {**chat_rest(data, known.split()), **{key: value for key, value in notes.items() if value}}
+    return {"chat": own} if own else EMPTY
+
+
+def chat_own(thing: Request | Message | Part | Tool | Usage) -> Json:
+    return thing.extra.get("chat", EMPTY)
 
 
 def chat_merge(written: Json, own: Mapping[str, Any]) -> Json:
     """Put back what chat_rest kept, at any depth; notes stay behind."""
     merged = {key: value for key, value in own.items() if not key.startswith("_")}
     for key, value in written.items():
-        kept = merged.get(key)
-        both = isinstance(value, dict) and isinstance(kept, dict)
-        merged[key] = chat_merge(value, kept) if both else value
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = chat_merge(value, merged[key]) if both else value
     return merged
 
 
-def chat_extra(data: Json, known: Json, **notes: Any) -> Mapping[str, Json]:
-    own = {**chat_rest(data, known), **{key: value for key, value in notes.items() if value}}
-    return {"chat": own} if own else EMPTY
-
-
-def chat_own(thing: Request | Message | Part | Tool | Usage) -> Json:
-    return thing.extra.get("chat", EMPTY)
+def chat_some(**fields: Any) -> Json:
+    """Return the fields that are not None."""
+    return {key: value for key, value in fields.items() if value is not None}
 
 
 def chat_text(value: Any) -> str:
@@ -2358,7 +2356,7 @@ def chat_text(value: Any) -> str:
 
 
 def chat_cache(data: Json) -> str:
-    """Return the cache breakpoint of a part or tool, OpenAI's or (OpenRouter) Claude's mark."""
+    """Return the cache breakpoint of a part or tool: OpenAI's mark, or (OpenRouter) Claude's."""
     mark = data.get("cache_control") or data.get("prompt_cache_breakpoint")
     return "" if not mark else "1h" if mark.get("ttl") == "1h" else "5m"
 
@@ -2377,23 +2375,20 @@ def chat_media(kind: str, url: str, name: str = "", detail: str = "") -> Part:
     if "base64" not in options:
         data = base64.b64encode(unquote_to_bytes(data)).decode("ascii")
     usual = "base64" not in options or head == f"data:{mime};base64"
-    extra = EMPTY if usual else {"chat": {"_head": head}}
-    return Part("media", media=Media(kind, "base64", data, mime, name, detail), extra=extra)
+    own = EMPTY if usual else {"chat": {"_head": head}}
+    return Part("media", media=Media(kind, "base64", data, mime, name, detail), extra=own)
 
 
-def chat_read_image(part: Json) -> Part:
-    image = part["image_url"]
+def chat_read_image(image: Json | str) -> Part:
     image = {"url": image} if isinstance(image, str) else image
     return chat_media("image", image["url"], detail=image.get("detail") or "")
 
 
-def chat_read_audio(part: Json) -> Part:
-    audio = part["input_audio"]
+def chat_read_audio(audio: Json) -> Part:
     return Part("media", media=Media("audio", "base64", audio["data"], f"audio/{audio['format']}"))
 
 
-def chat_read_file(part: Json) -> Part:
-    file = part["file"]
+def chat_read_file(file: Json) -> Part:
     name = file.get("filename") or ""
     if file.get("file_id"):
         return Part("media", media=Media("document", "file_id", file["file_id"], "", name))
@@ -2401,23 +2396,21 @@ def chat_read_file(part: Json) -> Part:
     return read if name else read._replace(extra={"chat": {**chat_own(read), "_unnamed": True}})
 
 
-CHAT_PARTS: dict[str, tuple[Callable[[Json], Part], Json]] = {
-    "text": (lambda p: Part("text", p["text"]), chat_fields("type text")),
-    "refusal": (lambda p: Part("refusal", p["refusal"]), chat_fields("type refusal")),
-    "image_url": (chat_read_image, chat_fields("type", image_url=chat_fields("url detail"))),
-    "input_audio": (chat_read_audio, chat_fields("type", input_audio=chat_fields("data format"))),
-    "file": (chat_read_file, chat_fields("type", file=chat_fields("file_data file_id filename"))),
+CHAT_PARTS: dict[str, Callable[[Any], Part]] = {  # type of a part, and the field that holds it -> reader
+    "text": lambda text: Part("text", text),
+    "refusal": lambda text: Part("refusal", text),
+    "image_url": chat_read_image,
+    "input_audio": chat_read_audio,
+    "file": chat_read_file,
 }
 
 
 def chat_read_part(part: Json) -> Part:
-    if part["type"] not in CHAT_PARTS:
+    kind = part["type"]
+    if kind not in CHAT_PARTS:
         return Part("opaque", extra={"chat": part})
-    read, known = CHAT_PARTS[part["type"]]
-    made = read(part)
-    return made._replace(
-        cache=chat_cache(part), extra=chat_extra(part, known, **chat_own(made)) or made.extra
-    )
+    read = CHAT_PARTS[kind](part[kind])
+    return read._replace(cache=chat_cache(part), extra=chat_extra(part, CHAT_KNOWN[kind], **chat_own(read)))
 
 
 def chat_read_content(content: str | list[Json] | None) -> tuple[Part, ...]:
@@ -2426,67 +2419,52 @@ def chat_read_content(content: str | list[Json] | None) -> tuple[Part, ...]:
     return tuple(map(chat_read_part, content or ()))
 
 
-def chat_write_image(media: Media, url: str) -> Json:
-    detail = {"detail": media.detail} if media.detail else {}
-    return {"type": "image_url", "image_url": {"url": url, **detail}}
-
-
-def chat_write_file(media: Media, url: str) -> Json:
-    name = {"filename": media.name} if media.name else {}
-    return {"type": "file", "file": {"file_data": url, **name}}
-
-
 CHAT_AUDIO = {"mpeg": "mp3", "x-wav": "wav", "wave": "wav"}  # MIME subtype -> format
-CHAT_MEDIA: dict[tuple[str, str], Callable[[Media, str], Json]] = {
-    ("image", "url"): chat_write_image,
-    ("image", "base64"): chat_write_image,
-    ("audio", "base64"): lambda m, _: {
-        "type": "input_audio",
-        "input_audio": {
-            "data": m.data,
-            "format": CHAT_AUDIO.get(m.mime[6:], m.mime[6:]),
-        },
-    },
-    ("document", "base64"): chat_write_file,
-    ("document", "url"): chat_write_file,  # OpenRouter only: see chat_write_media
-    ("document", "file_id"): lambda m, _: {"type": "file", "file": {"file_id": m.data}},
-    ("document", "text"): lambda m, _: {"type": "text", "text": f"{m.name}\n{m.data}".lstrip("\n")},
+CHAT_MEDIA: dict[str, Callable[[Media, str], Json]] = {  # how each kind is written, from what sources
+    "image base64 url": lambda m, url: {"image_url": {"url": url, **chat_some(detail=m.detail or None)}},
+    "audio base64": lambda m, _: {"input_audio": {"data": m.data, "format": CHAT_AUDIO.get(m.mime[6:], m.mime[6:])}},
+    "document base64 url": lambda m, url: {"file": {"file_data": url, **chat_some(filename=m.name or None)}},
+    "document file_id": lambda m, _: {"file": {"file_id": m.data}},
+    "document text": lambda m, _: {"text": f"{m.name}\n{m.data}".lstrip("\n")},
 }
 
 
 def chat_write_media(part: Part) -> Json:
+    """Write media, a text document as text. Documents by URL are OpenRouter's, for those who sent one."""
     media, own = part.media or Media("", "", ""), chat_own(part)
-    write = CHAT_MEDIA.get((media.kind, media.source))
-    if write is None or (write is chat_write_file and media.source == "url" and "_url" not in own):
+    ways = [way for key, way in CHAT_MEDIA.items() if key.startswith(media.kind) and media.source in key.split()]
+    if not ways or (media.kind == "document" and media.source == "url" and "_url" not in own):
         where = {"url": "by its URL", "file_id": "by its file id"}.get(media.source, "in a message")
         message = f"this upstream takes no {media.kind} {where}: send another kind of media"
         raise ProxyError("invalid_request", message, param="messages")
-    if media.kind == "document" and not media.name and "_unnamed" not in own:
-        media = media._replace(name="document.pdf" if media.source == "base64" else "")
-    head = own.get("_head", f"data:{media.mime};base64")
-    return write(media, f"{head},{media.data}" if media.source == "base64" else media.data)
+    url = media.data
+    if media.source == "base64":
+        url = f"{own.get('_head', f'data:{media.mime};base64')},{media.data}"
+        media = media._replace(name=media.name or ("" if "_unnamed" in own else "document.pdf"))
+    written = ways[0](media, url)
+    return {"type": next(iter(written)), **written}
 
 
-CHAT_WRITE_PARTS: dict[str, Callable[[Part], Json]] = {
-    "text": lambda p: {"type": "text", "text": p.text},
-    "refusal": lambda p: {"type": "refusal", "refusal": p.text},
+CHAT_WRITE_PARTS: dict[str, Callable[[Part], Json]] = {  # other kinds have no place in a message
+    "text": lambda part: {"type": "text", "text": part.text},
+    "refusal": lambda part: {"type": "refusal", "refusal": part.text},
     "media": chat_write_media,
-    "opaque": lambda p: {},
+    "opaque": lambda part: {},
 }
 
 
 def chat_write_parts(parts: Iterable[Part]) -> list[Json]:
-    known = [part for part in parts if part.kind in CHAT_WRITE_PARTS]
+    known = (part for part in parts if part.kind in CHAT_WRITE_PARTS)
     wire = (chat_merge(CHAT_WRITE_PARTS[part.kind](part), chat_own(part)) for part in known)
     return [part for part in wire if part]
 
 
 def chat_write_content(parts: Iterable[Part], own: Json, target: Target) -> str | list[Json]:
+    """Write parts as a list; a single plain text, or for some hosts all texts, as a string."""
     wire = chat_write_parts(parts)
-    if "string-content" in target.quirks and all(part["type"] == "text" for part in wire):
+    plain = len(wire) == 1 and wire[0].keys() == {"type", "text"} and "_list" not in own
+    if plain or ("string-content" in target.quirks and all(part["type"] == "text" for part in wire)):
         return "\n\n".join(part["text"] for part in wire)
-    if len(wire) == 1 and wire[0].keys() == {"type", "text"} and "_list" not in own:
-        return str(wire[0]["text"])
     return wire
 
 
@@ -2499,95 +2477,75 @@ def chat_proof(data: Json) -> str:
     return google.get("thought_signature") or ""
 
 
-def chat_read_call(call: Json) -> Part:
+def chat_body(call: Json) -> tuple[bool, str, str]:
+    """Return whether a call, or a delta of one, is custom, its name and its arguments."""
     custom = call.get("type") == "custom" or "function" not in call
-    body = call["custom" if custom else "function"]
-    return Part(
-        "call",
-        chat_text(body.get("input" if custom else "arguments")),
-        call["id"],
-        body["name"],
-        proof=chat_proof(call),
-        custom=custom,
-        extra=chat_extra(call, CHAT_CALL, _untyped="type" not in call),
-    )
+    body = call.get("custom" if custom else "function") or EMPTY
+    return custom, body.get("name") or "", chat_text(body.get("input" if custom else "arguments"))
+
+
+def chat_read_call(call: Json) -> Part:
+    custom, name, text = chat_body(call)
+    extra = chat_extra(call, CHAT_KNOWN["call"], _untyped="type" not in call)
+    return Part("call", text, call["id"], name, proof=chat_proof(call), custom=custom, extra=extra)
 
 
 def chat_write_call(part: Part) -> Json:
-    own = chat_own(part)
     kind, field = ("custom", "input") if part.custom else ("function", "arguments")
-    call: Json = {"id": part.id, kind: {"name": part.name, field: part.text}}
-    if "_untyped" not in own:
-        call["type"] = kind
+    call: Json = {"id": part.id, "type": kind, kind: {"name": part.name, field: part.text}}
+    if "_untyped" in chat_own(part):
+        del call["type"]
     if part.proof:
         call["extra_content"] = {"google": {"thought_signature": part.proof}}
-    return chat_merge(call, own)
+    return chat_merge(call, chat_own(part))
 
 
 def chat_read_plain(message: Json) -> Message:
-    content = message.get("content")
-    extra = chat_extra(
-        message, chat_fields("role content"), _list=isinstance(content, list)
-    )
-    return Message(message["role"], chat_read_content(content), extra)
-
-
-def chat_read_tool(message: Json) -> Message:
-    content = message.get("content")
-    known = chat_fields("role content tool_call_id")
-    extra = chat_extra(message, known, _list=isinstance(content, list))
-    result = Part("result", id=message["tool_call_id"], parts=chat_read_content(content))
-    return Message("tool", (result,), extra)
+    """Read a message of any role but the assistant's."""
+    role, content = message["role"], message.get("content")
+    parts = chat_read_content(content)
+    if role == "tool":
+        parts = (Part("result", id=message["tool_call_id"], parts=parts),)
+    return Message(role, parts, chat_extra(message, CHAT_KNOWN["plain"], _list=isinstance(content, list)))
 
 
 def chat_read_assistant(message: Json) -> Message:
-    content, field = message.get("content"), chat_thinking_field(message)
-    parts = [Part("thinking", message[field], extra={"chat": {"_field": field}})] if field else []
+    """Read an assistant's message. Thinking comes as a text in one of two fields, or in both."""
+    content, parts, known = message.get("content"), list[Part](), CHAT_KNOWN["assistant"]
+    fields = [x for x in ("reasoning_content", "reasoning") if isinstance(message.get(x), str) and message[x]]
+    for field in fields[:1]:
+        parts.append(Part("thinking", message[field], extra={"chat": {"_field": field}}))
+        known += f" {field}"
     parts += chat_read_content(content)
-    known = chat_fields(f"role content tool_calls {field}")
     if message.get("refusal") and not isinstance(content, list):
         parts.append(Part("refusal", message["refusal"]))
-        known["refusal"] = EMPTY
+        known += " refusal"
     parts += map(chat_read_call, message.get("tool_calls") or ())
     notes = {"_list": isinstance(content, list), "_absent": "content" not in message}
     return Message("assistant", tuple(parts), chat_extra(message, known, **notes))
 
 
-def chat_thinking_field(message: Json) -> str:
-    """Name the field that holds a message's thinking as a text; vendors may fill both."""
-    fields = ("reasoning_content", "reasoning")
-    return next((x for x in fields if isinstance(message.get(x), str) and message[x]), "")
-
-
 CHAT_ROLES: dict[str, Callable[[Json], Message]] = {
-    "system": chat_read_plain,
-    "developer": chat_read_plain,
-    "user": chat_read_plain,
+    **dict.fromkeys(("system", "developer", "user", "tool"), chat_read_plain),
     "assistant": chat_read_assistant,
-    "tool": chat_read_tool,
 }
 
 
-def chat_modern(messages: Iterable[Json]) -> Iterator[Json]:
-    """Put the form of before November 2023, one `function_call` a turn, in today's."""
+def chat_read_messages(messages: Iterable[Json]) -> Iterator[Message]:
+    """Read messages, also in the form of before November 2023: one `function_call` a turn."""
     last = ""
     for number, message in enumerate(messages):
-        call = message.get("function_call")
-        if message["role"] == "assistant" and call:
-            last = f"call_{digest('function_call', number, call['name'])}"
-            rest = {key: value for key, value in message.items() if key != "function_call"}
-            yield {**rest, "tool_calls": [{"id": last, "function": call}], "_old": True}
+        old, wire = message.get("function_call"), message
+        if old and message["role"] == "assistant":
+            last = f"call_{digest('function_call', number, old['name'])}"
+            wire = {**message, "tool_calls": [{"id": last, "type": "function", "function": old}]}
+            del wire["function_call"]
         elif message["role"] == "function":
-            yield {**message, "role": "tool", "tool_call_id": last, "_old": True}
-        else:
-            yield message
-
-
-def chat_read_message(message: Json) -> Message:
-    if message["role"] not in CHAT_ROLES:
-        words = f"unknown role {message['role']!r}, not one of {', '.join(CHAT_ROLES)}"
-        raise ProxyError("invalid_request", words, param="messages")
-    return CHAT_ROLES[message["role"]](message)
+            wire = {"role": "tool", "tool_call_id": last, "content": message["content"]}
+        if wire["role"] not in CHAT_ROLES:
+            words = f"unknown role {wire['role']!r}, not one of {', '.join(CHAT_ROLES)}"
+            raise ProxyError("invalid_request", words, param="messages")
+        yield CHAT_ROLES[wire["role"]](wire)
 
 
 def chat_lift(message: Message) -> tuple[Part, ...]:
@@ -2601,9 +2559,8 @@ def chat_lower(system: Iterable[Part]) -> list[Message]:
     """Return Request.system as messages: the inverse of chat_lift."""
     messages: list[Message] = []
     for part in system:
-        note = chat_own(part).get("_message")
-        if note or not messages:
-            note = note or {"_role": "system"}
+        note = chat_own(part).get("_message", EMPTY if messages else {"_role": "system"})
+        if note:
             messages.append(Message(note["_role"], (part,), {"chat": note}))
         else:
             messages[-1] = messages[-1]._replace(parts=(*messages[-1].parts, part))
@@ -2611,17 +2568,13 @@ def chat_lower(system: Iterable[Part]) -> list[Message]:
 
 
 def chat_write_result(part: Part, own: Json, target: Target) -> Json:
-    content: str | list[Json]
     if "_list" in own and not part.error:
         content = chat_write_content(part.parts, own, target)
     else:
         wire = chat_write_parts(part.parts)
-        content = "\n".join(item["text"] for item in wire if item["type"] == "text")
-        content = content or (CHAT_LATE if wire else "")
-        if part.error and not content.startswith("Error: "):
-            content = f"Error: {content}"
-    if "_old" in own:
-        return {"role": "function", "content": content}
+        texts = [item["text"] for item in wire if item["type"] == "text"]
+        text = "\n".join(texts) if texts or not wire else CHAT_LATE
+        content = f"Error: {text}" if part.error and not text.startswith("Error: ") else text
     return {"role": "tool", "tool_call_id": part.id, "content": content}
 
 
@@ -2632,46 +2585,36 @@ def chat_write_turn(message: Message, target: Target) -> Iterator[Json]:
     for part in results:
         result = chat_write_result(part, own, target)
         yield chat_merge(result, own if message.role == "tool" else EMPTY)
-    inner = [] if "_list" in own else [p for result in results for p in result.parts]
+    inner = [] if "_list" in own else [part for result in results for part in result.parts]
     moved = [part for part in inner if part.media and part.media.source != "text"]
     rest = [part for part in message.parts if part.kind != "result"]
-    role = "user" if message.role == "tool" else message.role
-    own = EMPTY if message.role == "tool" else own
+    role, own = ("user", EMPTY) if message.role == "tool" else (message.role, own)
     role = "system" if role == "developer" and "system" in target.quirks else role
     content = chat_write_content([*moved, *rest], own, target)
     if content or "content" in own:
-        yield chat_merge({"role": role, **({"content": content} if content else {})}, own)
-
-
-def chat_write_calls(calls: list[Part], old: bool) -> Json:
-    if old:
-        return {"function_call": chat_write_call(calls[0])["function"]}
-    return {"tool_calls": [chat_write_call(part) for part in calls]}
+        yield chat_merge({"role": role, **chat_some(content=content or None)}, own)
 
 
 def chat_write_assistant(message: Message, target: Target) -> Iterator[Json]:
-    own, content = chat_own(message), None
-    kinds: dict[str, list[Part]] = {}
-    for part in message.parts:
-        kinds.setdefault(part.kind, []).append(part)
+    own, parts = chat_own(message), message.parts
+    kinds = {part.kind for part in parts}
+    content: str | list[Json] | None = "" if "empty-content" in target.quirks else None
     if "_list" in own:
-        said = [part for part in message.parts if part.kind != "media"]
-        content: str | list[Json] | None = chat_write_content(said, own, target)
-    elif "text" in kinds or "empty-content" in target.quirks:
-        content = text_of(message.parts, "")
-    written: Json = {"role": "assistant", "content": content}
-    if content is None and "_absent" in own:
-        del written["content"]
+        content = chat_write_content((part for part in parts if part.kind != "media"), own, target)
+    elif "text" in kinds:
+        content = text_of(parts, "")
+    written: Json = {} if content is None and "_absent" in own else {"content": content}
     if "refusal" in kinds and "_list" not in own:
-        written["refusal"] = "".join(part.text for part in kinds["refusal"])
+        written["refusal"] = "".join(part.text for part in parts if part.kind == "refusal")
     usual = "reasoning_content" if "reasoning-content" in target.quirks else ""
-    for part in kinds.get("thinking", ()):
-        if part.text and (field := chat_own(part).get("_field", usual)):
+    for part in parts:
+        field = chat_own(part).get("_field", usual) if part.kind == "thinking" and part.text else ""
+        if field:
             written[field] = written.get(field, "") + part.text
     if "call" in kinds:
-        written.update(chat_write_calls(kinds["call"], "_old" in own))
-    if content or len(written) > 2 or own:
-        yield chat_merge(written, own)
+        written["tool_calls"] = [chat_write_call(part) for part in parts if part.kind == "call"]
+    if content or own or written.keys() - {"content"}:
+        yield chat_merge({"role": "assistant", **written}, own)
 
 
 def chat_answered(messages: Iterable[Json]) -> list[Json]:
@@ -2680,15 +2623,15 @@ def chat_answered(messages: Iterable[Json]) -> list[Json]:
     Answers that come late are moved up, and missing ones made up; all else keeps its order.
     """
     ordered: list[Json] = []
-    missing: dict[str, None] = {}  # ids of calls without an answer, in order
     later: list[Json] = []
+    missing: dict[str, None] = {}  # ids of calls without an answer, in order
     for message in (*messages, {"role": "assistant"}):  # one more, to end the last turn
         if message["role"] == "tool":
             missing.pop(message["tool_call_id"], None)
             ordered.append(message)
         elif message["role"] == "assistant":
-            lost = [{"role": "tool", "tool_call_id": id, "content": CHAT_LOST} for id in missing]
-            ordered += [*lost, *later, message]
+            ordered += [{"role": "tool", "tool_call_id": call, "content": CHAT_LOST} for call in missing]
+            ordered += [*later, message]
             later = []
             missing = dict.fromkeys(call["id"] for call in message.get("tool_calls") or ())
         else:
@@ -2710,26 +2653,20 @@ def chat_write_messages(request: Request, target: Target) -> list[Json]:
 # -- tools and settings ----------------------------------------------------------------
 
 
-def chat_read_tool_row(tool: Json) -> Tool:
+def chat_read_tool(tool: Json) -> Tool:
     kind = tool.get("type", "function")
     if kind not in {"function", "custom"}:
         return Tool(kind, kind="hosted", extra={"chat": tool})
     body = tool[kind]
-    return Tool(
-        body["name"],
-        body.get("description") or "",
-        body.get("parameters"),
-        kind,
-        body.get("strict"),
-        (body.get("format") or EMPTY).get("grammar"),
-        cache=chat_cache(tool),
-        extra=chat_extra(tool, CHAT_TOOL, _untyped="type" not in tool),
-    )
+    description, grammar = body.get("description") or "", (body.get("format") or EMPTY).get("grammar")
+    read = Tool(body["name"], description, body.get("parameters"), kind, body.get("strict"), grammar)
+    extra = chat_extra(tool, CHAT_KNOWN["tool"], _untyped="type" not in tool)
+    return read._replace(cache=chat_cache(tool), extra=extra)
 
 
 def chat_read_tools(body: Json) -> tuple[Tool, ...]:
-    old = ({"function": function, "_old": True} for function in body.get("functions") or ())
-    tools = [chat_read_tool_row(tool) for tool in (*(body.get("tools") or ()), *old)]
+    old = ({"type": "function", "function": function} for function in body.get("functions") or ())
+    tools = [chat_read_tool(tool) for tool in (*(body.get("tools") or ()), *old)]
     if body.get("web_search_options") is not None:
         own = {"web_search_options": body["web_search_options"]}
         tools.append(Tool("web_search", kind="hosted", extra={"chat": own}))
@@ -2737,114 +2674,93 @@ def chat_read_tools(body: Json) -> tuple[Tool, ...]:
 
 
 def chat_write_tool(tool: Tool) -> Json:
-    own = chat_own(tool)
-    fields = {
-        "name": tool.name,
-        "description": tool.description or None,
-        "parameters": tool.schema,
-        "strict": tool.strict,
-        "format": tool.grammar and {"type": "grammar", "grammar": tool.grammar},
-    }
-    inner = {key: value for key, value in fields.items() if value is not None}
-    typed = {} if "_untyped" in own else {"type": tool.kind}
-    return chat_merge({**typed, tool.kind: inner}, own)
+    grammar = tool.grammar and {"type": "grammar", "grammar": tool.grammar}
+    body = chat_some(name=tool.name, description=tool.description or None, parameters=tool.schema)
+    body.update(chat_some(strict=tool.strict, format=grammar))
+    typed = {} if "_untyped" in chat_own(tool) else {"type": tool.kind}
+    return chat_merge({**typed, tool.kind: body}, chat_own(tool))
 
 
-def chat_write_tools(request: Request, target: Target) -> Json:
-    """Return the fields of the body that hold tools. Hosted ones only as they came from Chat,
-    but web search for models made for it: others refuse it (400 "not supported with this model").
+def chat_write_tools(request: Request) -> Json:
+    """Return the fields that hold tools. Of hosted ones those that came from Chat, and web search.
+
+    That only for models made for it: others answer 400 "not supported with this model".
     """
-    mine = [tool for tool in request.tools if tool.kind != "hosted"]
-    new = [chat_write_tool(tool) for tool in mine if "_old" not in chat_own(tool)]
-    old = [chat_write_tool(tool)["function"] for tool in mine if "_old" in chat_own(tool)]
+    tools: list[Json] = []
     written: Json = {}
     for tool in request.tools:
         own = chat_own(tool)
-        if tool.kind == "hosted" and "web_search_options" in own:
-            written.update(own)
-        elif tool.kind == "hosted" and own:
-            new.append(own)
-        elif tool.kind == "hosted" and tool.name == "web_search" and "search" in request.model:
-            written["web_search_options"] = {}
-    return {**written, **({"tools": new} if new else {}), **({"functions": old} if old else {})}
+        if tool.kind != "hosted":
+            tools.append(chat_write_tool(tool))
+        elif "web_search_options" in own:
+            written = own
+        elif own:
+            tools.append(own)
+        elif tool.name == "web_search" and "search" in request.model:
+            written = {"web_search_options": {}}
+    return {**written, **({"tools": tools} if tools else {})}
 
 
 def chat_read_choice(choice: Any) -> ToolChoice | None:
     """Read `tool_choice`; None for what has no counterpart, which then stays in `extra`."""
-    if isinstance(choice, str):
+    if not isinstance(choice, dict):
         return ToolChoice(choice) if choice in CHAT_MODES else None
-    kind = choice.get("type") if choice else None
+    kind = choice.get("type")
     if kind == "allowed_tools":
-        tools = choice[kind]["tools"]
-        names = tuple(tool[tool["type"]]["name"] for tool in tools if tool["type"] in tool)
+        names = tuple(tool[tool["type"]]["name"] for tool in choice[kind]["tools"] if tool["type"] in tool)
         return ToolChoice(choice[kind]["mode"], names)
-    return ToolChoice("required", (choice[kind]["name"],)) if kind in CHAT_TOOL else None
+    return ToolChoice("required", (choice[kind]["name"],)) if kind in {"function", "custom"} else None
 
 
-def chat_write_choice(request: Request) -> Json:
-    choice, own = request.choice, chat_own(request)
-    if not choice:
-        return {}
+def chat_write_choice(choice: ToolChoice, request: Request) -> Json | str:
     customs = {tool.name for tool in request.tools if tool.kind == "custom"}
-    kinds = ("custom" if name in customs else "function" for name in choice.names)
-    named = [{"type": kind, kind: {"name": name}} for kind, name in zip(kinds, choice.names)]
-    if "_functions" in own:
-        return {"function_call": {"name": choice.names[0]} if choice.names else choice.mode}
-    if len(named) == 1 and choice.mode == "required" and "_allowed" not in own:
-        return {"tool_choice": named[0]}
+    kinds = [(name, "custom" if name in customs else "function") for name in choice.names]
+    named = [{"type": kind, kind: {"name": name}} for name, kind in kinds]
+    if len(named) == 1 and choice.mode == "required" and "_allowed" not in chat_own(request):
+        return named[0]
     allowed = {"mode": choice.mode, "tools": named}
-    return {"tool_choice": {"type": "allowed_tools", "allowed_tools": allowed} if named else choice.mode}
+    return {"type": "allowed_tools", "allowed_tools": allowed} if named else choice.mode
 
 
 def chat_read_format(form: Json | None) -> Format | None:
     if not form or form.get("type") not in CHAT_FORMATS:
         return None
     schema = form.get("json_schema") or EMPTY
-    return Format(
-        CHAT_FORMATS[form["type"]],
-        schema.get("name") or "",
-        schema.get("schema"),
-        schema.get("strict"),
-        schema.get("description") or "",
-    )
+    name, description = schema.get("name") or "", schema.get("description") or ""
+    return Format(CHAT_FORMATS[form["type"]], name, schema.get("schema"), schema.get("strict"), description)
 
 
 def chat_write_format(form: Format) -> Json:
     if form.kind == "json":
         return {"type": "json_object"}
-    fields = {
-        "name": form.name or "response",
-        "schema": form.schema,
-        "strict": form.strict,
-        "description": form.description or None,
-    }
-    schema = {key: value for key, value in fields.items() if value is not None}
+    schema = chat_some(name=form.name or "response", schema=form.schema, strict=form.strict)
+    schema.update(chat_some(description=form.description or None))
     return {"type": "json_schema", "json_schema": schema}
 
 
 def chat_read_params(body: Json) -> tuple[Json, Json]:
-    """Return the parameters, and the name each came by: of two for one the smaller limit counts."""
+    """Return the parameters, and the name each came by. Of two for one the smaller limit counts."""
     params: Json = {}
     names: Json = {}
-    for name, canonical in reversed(CHAT_PARAMS.items()):
+    for name, key in reversed(CHAT_PARAMS.items()):
         value = body.get(name)
-        smaller = canonical == "max_tokens" and canonical in params and value is not None
-        if value is not None and (canonical not in params or (smaller and value < params[canonical])):
-            params[canonical], names[canonical] = value, name
+        if value is not None and (key not in params or (key == "max_tokens" and value < params[key])):
+            params[key], names[key] = value, name
     if isinstance(params.get("stop"), str):
         params["stop"] = [params["stop"]]
+    if body.get("functions"):
+        params["parallel"] = False  # the old form knew one call a turn
     return params, names
 
 
 def chat_write_params(request: Request, target: Target) -> Json:
-    own, tools = chat_own(request), any(tool.kind != "hosted" for tool in request.tools)
-    names = {**CHAT_WRITE_PARAMS, **own.get("_names", EMPTY)}
+    names = {**CHAT_WRITE_PARAMS, **chat_own(request).get("_names", EMPTY)}
     if "max-tokens" in target.quirks:
         names["max_tokens"] = "max_tokens"
     written = {names[key]: value for key, value in request.params.items() if key in names}
-    if "_stop" in own and len(written.get("stop", ())) == 1:
+    if "_stop" in chat_own(request) and len(written.get("stop", ())) == 1:
         written["stop"] = written["stop"][0]
-    if not tools or "_functions" in own:
+    if all(tool.kind == "hosted" for tool in request.tools):
         written.pop("parallel_tool_calls", None)  # a 400 without tools
     if request.thinking.effort not in {"", "auto"}:
         written["reasoning_effort"] = request.thinking.effort
@@ -2853,42 +2769,30 @@ def chat_write_params(request: Request, target: Target) -> Json:
 
 def chat_read_request(body: Json) -> Request:
     """POST /v1/chat/completions body -> Request. Source: spec/dialects.md 1A.1 to 1A.3."""
-    messages = [chat_read_message(message) for message in chat_modern(body["messages"])]
+    messages = list(chat_read_messages(body["messages"]))
     lead = next((n for n, m in enumerate(messages) if SIDES.get(m.role) != "system"), len(messages))
     params, names = chat_read_params(body)
-    old, effort = body.get("function_call"), body.get("reasoning_effort")
-    if isinstance(old, dict):
-        old = {"type": "function", "function": old}
-    asked = old or body.get("tool_choice")
+    asked = body.get("tool_choice") or body.get("function_call")
+    asked = {"type": "function", "function": asked} if isinstance(asked, dict) and "name" in asked else asked
     choice, form = chat_read_choice(asked), chat_read_format(body.get("response_format"))
-    if body.get("functions"):
-        params["parallel"] = False
-    read = {
-        "tool_choice": EMPTY if choice else None,
-        "function_call": EMPTY if old else None,
-        "response_format": CHAT_FORMAT if form else None,
-        "reasoning_effort": EMPTY if effort in EFFORTS else None,
-    }
-    known = {**CHAT_REQUEST, **{key: inner for key, inner in read.items() if inner is not None}}
-    others = {key: value for key, value in body.items() if key not in names.values()}
+    effort = body.get("reasoning_effort")
+    effort = effort if effort in EFFORTS else ""
+    known = [CHAT_KNOWN["request"], *names.values()]
+    known += ["tool_choice"] * bool(choice) + ["reasoning_effort"] * bool(effort)
+    known += [CHAT_KNOWN["format"]] * bool(form)
     notes = {
         "_names": {key: name for key, name in names.items() if name != CHAT_WRITE_PARAMS[key]},
         "_stop": isinstance(body.get("stop"), str),
-        "_functions": bool(body.get("functions")),
+        "_old": bool(body.get("functions")),
         "_allowed": isinstance(asked, dict) and asked.get("type") == "allowed_tools",
     }
-    return Request(
-        "chat",
-        body["model"],
-        tuple(messages[lead:]),
-        tuple(part for message in messages[:lead] for part in chat_lift(message)),
-        chat_read_tools(body),
-        choice,
-        params,
-        Thinking(effort if effort in EFFORTS else ""),
-        form,
-        bool(body.get("stream")),
-        chat_extra(others, known, **notes),
+    request = Request("chat", body["model"], tuple(messages[lead:]), params=params, format=form, choice=choice)
+    return request._replace(
+        system=tuple(part for message in messages[:lead] for part in chat_lift(message)),
+        tools=chat_read_tools(body),
+        thinking=Thinking(effort),
+        stream=bool(body.get("stream")),
+        extra=chat_extra(body, " ".join(known), **notes),
     )
 
 
@@ -2896,76 +2800,39 @@ def chat_write_request(request: Request, target: Target) -> Json:
     """Request -> POST /v1/chat/completions body."""
     own = dict(chat_own(request))
     options = {**(own.pop("stream_options", None) or EMPTY), "include_usage": True}
-    body: Json = {
-        "model": request.model,
-        "messages": chat_write_messages(request, target),
-        **chat_write_params(request, target),
-        **chat_write_tools(request, target),
-    }
-    if "tools" in body or "functions" in body:
-        body.update(chat_write_choice(request))
+    body: Json = {"model": request.model, "messages": chat_write_messages(request, target)}
+    body.update(chat_write_params(request, target), **chat_write_tools(request))
+    if request.choice and "tools" in body:
+        body["tool_choice"] = chat_write_choice(request.choice, request)
     if request.format:
         body["response_format"] = chat_write_format(request.format)
     if request.stream:
         body["stream"] = True
-        if "no-stream-options" not in target.quirks:
-            body["stream_options"] = options
+        body.update({} if "no-stream-options" in target.quirks else {"stream_options": options})
     return chat_merge(body, own)
 
 
-# -- answers ---------------------------------------------------------------------------
+# -- reading answers -------------------------------------------------------------------
 
 
 def chat_read_usage(usage: Json) -> Usage:
     """Read `usage`, with the cache fields of Kimi (cached_tokens) and DeepSeek (.._hit_tokens)."""
     prompt = usage.get("prompt_tokens_details") or EMPTY
-    completion = usage.get("completion_tokens_details") or EMPTY
-    spellings = prompt.get("cached_tokens"), usage.get("cached_tokens")
-    cached = next(filter(None, (*spellings, usage.get("prompt_cache_hit_tokens"))), 0)
+    cached = prompt.get("cached_tokens") or usage.get("cached_tokens") or usage.get("prompt_cache_hit_tokens")
     return Usage(
         usage.get("prompt_tokens") or 0,
-        cached,
+        cached or 0,
         prompt.get("cache_write_tokens") or 0,
         usage.get("completion_tokens") or 0,
-        completion.get("reasoning_tokens") or 0,
-        chat_extra({key: value for key, value in usage.items() if value is not None}, CHAT_USAGE),
+        (usage.get("completion_tokens_details") or EMPTY).get("reasoning_tokens") or 0,
+        chat_extra(chat_some(**usage), CHAT_KNOWN["usage"]),
     )
-
-
-def chat_write_usage(usage: Usage) -> Json:
-    cache = {"cached_tokens": usage.cache_read, "cache_write_tokens": usage.cache_write}
-    written = {
-        "prompt_tokens": usage.input,
-        "completion_tokens": usage.output,
-        "total_tokens": usage.input + usage.output,
-        "prompt_tokens_details": cache,
-        "completion_tokens_details": {"reasoning_tokens": usage.reasoning},
-    }
-    return chat_merge(written, chat_own(usage))
 
 
 def chat_read_citation(annotation: Json) -> Citation:
     cited = annotation["url_citation"]
-    return Citation(
-        cited.get("url") or "",
-        cited.get("title") or "",
-        cited.get("start_index") or 0,
-        cited.get("end_index") or 0,
-        cited.get("content") or "",  # OpenRouter
-    )
-
-
-def chat_write_citation(citation: Citation, before: int, length: int) -> Json:
-    """Write a citation of a text of `length` that has `before` code points of text before it."""
-    cited = {
-        "url": citation.url,
-        "title": citation.title,
-        "start_index": before + citation.start,
-        "end_index": before + (citation.end or length),
-    }
-    if citation.text:
-        cited["content"] = citation.text
-    return {"type": "url_citation", "url_citation": cited}
+    start, end = cited.get("start_index") or 0, cited.get("end_index") or 0
+    return Citation(cited.get("url") or "", cited.get("title") or "", start, end, cited.get("content") or "")
 
 
 class ChatLane:
@@ -2989,7 +2856,7 @@ class ChatChoice:
         self.number, self.answer = number, answer
         self.lanes: list[ChatLane] = []  # in order; only the first one flows
         self.calls: list[tuple[Any, str, ChatLane]] = []  # index and id on the wire
-        self.citations: list[Citation] = []  # that came before their text
+        self.citations: list[tuple[str, Any]] = []  # deltas that came before their text
         self.audio: Json = {}
         self.finish = ""
         self.kinds: set[str] = set()  # of the parts that have begun
@@ -3020,16 +2887,16 @@ class ChatChoice:
     def open(self, part: Part) -> Iterator[Event]:
         if self.lanes and self.lanes[0].part.kind != "call":
             yield from self.close()
-        self.lanes.append(ChatLane(part))
-        if part.kind == "text" and self.citations:
-            self.lanes[-1].held += [("citation", citation) for citation in self.citations]
-            self.citations = []
-        if len(self.lanes) == 1:
+        lane = ChatLane(part)
+        self.lanes.append(lane)
+        if part.kind == "text":
+            lane.held, self.citations = self.citations, []
+        if lane is self.lanes[0]:
             yield from self.flow()
 
     def add(self, lane: ChatLane, field: str, value: Any) -> Iterator[Event]:
-        lane.held.append((field, value))
-        lane.empty = lane.empty and field != "text"
+        lane.held += [(field, value)] if value else []
+        lane.empty = lane.empty and not (value and field == "text")
         if lane is self.lanes[0]:
             yield from self.flow()
 
@@ -3042,7 +2909,9 @@ class ChatChoice:
 
     def end(self) -> Iterator[Event]:
         if self.audio:
-            yield from self.open(chat_read_sound(self.audio, self.answer.request))
+            form = (chat_own(self.answer.request).get("audio") or EMPTY).get("format", "wav")
+            media = Media("audio", "base64", self.audio.get("data", ""), f"audio/{form}")
+            yield from self.open(Part("media", media=media, extra={"chat": self.audio}))
         while self.lanes:
             yield from self.close()
 
@@ -3055,10 +2924,9 @@ class ChatChoice:
 
 def chat_read_thinking(choice: ChatChoice, delta: Json) -> Iterator[Event]:
     """Read thinking, of which vendors fill several fields with the same text: one is taken."""
-    fields = ("reasoning_content", "reasoning")
-    text = next(filter(None, (chat_text(delta.get(field)) for field in fields)), "")
-    details = delta.get("reasoning_details") if not text else None
-    if isinstance(details, list):
+    text = chat_text(delta.get("reasoning_content")) or chat_text(delta.get("reasoning"))
+    details = delta.get("reasoning_details")
+    if not text and isinstance(details, list):
         text = "".join(item.get("text") or item.get("summary") or "" for item in details)
     yield from choice.say("thinking", text)
 
@@ -3079,68 +2947,48 @@ def chat_read_annotations(choice: ChatChoice, delta: Json) -> Iterator[Event]:
             if choice.lanes and choice.lanes[-1].part.kind == "text":
                 yield from choice.add(choice.lanes[-1], "citation", citation)
             else:
-                choice.citations.append(citation)
+                choice.citations.append(("citation", citation))
 
 
-def chat_read_images(choice: ChatChoice, delta: Json) -> Iterator[Event]:
+def chat_read_media(choice: ChatChoice, delta: Json) -> Iterator[Event]:
     """Read the generated images of OpenRouter, and gather the pieces of a spoken answer."""
     for image in delta.get("images") or ():
         yield from choice.open(chat_read_part(image))
     for key, value in (delta.get("audio") or EMPTY).items():
         if value:
-            whole = key in {"data", "transcript"} and choice.audio.get(key)
-            choice.audio[key] = f"{whole}{value}" if whole else value
-
-
-def chat_read_sound(audio: Json, request: Request) -> Part:
-    form = (chat_own(request).get("audio") or EMPTY).get("format", "wav")
-    return Part(
-        "media",
-        media=Media("audio", "base64", audio.get("data", ""), f"audio/{form}"),
-        extra={"chat": audio},
-    )
+            before = choice.audio.get(key, "") if key in {"data", "transcript"} else None
+            choice.audio[key] = value if before is None else before + value
 
 
 def chat_find_call(choice: ChatChoice, call: Json, name: str) -> ChatLane | None:
-    """Return the open call that a delta goes on with: by index, else by id, else the last one."""
-    index, id = call.get("index"), call.get("id") or ""
-    same = [c for c in choice.calls if (c[0] == index if index is not None else c[1] == id or not id)]
-    if not same or (index is None and not id and name):
-        return None
-    return same[-1][2] if id in {"", same[-1][1]} or not same[-1][1] else None
+    """Return the call that a delta goes on with, by index, else by id, else the last; None: a new one."""
+    index, given = call.get("index"), call.get("id") or ""
+    if index is None and not given:
+        return choice.calls[-1][2] if choice.calls and not name else None
+    same = [c for c in choice.calls if (c[1] == given if index is None else c[0] == index)]
+    return same[-1][2] if same and (not given or same[-1][1] in {"", given}) else None
 
 
 def chat_read_calls(choice: ChatChoice, delta: Json) -> Iterator[Event]:
-    old = delta.get("function_call")
-    old = [{"index": 0, "function": old}] if old and (old.get("name") or old.get("arguments")) else ()
-    for call in delta.get("tool_calls") or old:
-        custom = call.get("type") == "custom" or "function" not in call
-        body = call.get("custom" if custom else "function") or EMPTY
-        name = body.get("name") or ""
+    old = delta.get("function_call") or EMPTY
+    olds = [{"index": 0, "function": old}] if any(old.values()) else []
+    for call in delta.get("tool_calls") or olds:
+        custom, name, text = chat_body(call)
         lane = chat_find_call(choice, call, name)
         if lane is None:
-            id = choice.answer.id_of(call.get("id") or "")
-            yield from choice.open(Part("call", id=id, name=name, custom=custom))
+            given = call.get("id") or ""
+            part = Part("call", id=choice.answer.id_of(given), name=name, custom=custom)
+            yield from choice.open(part)
             lane = choice.lanes[-1]
-            choice.calls.append((call.get("index"), call.get("id") or "", lane))
-        if name and not lane.part.name:
-            lane.part = lane.part._replace(name=name)
-        text, proof = chat_text(body.get("input" if custom else "arguments")), chat_proof(call)
-        if text:
-            yield from choice.add(lane, "text", text)
-        elif lane is choice.lanes[0]:
-            yield from choice.flow()
-        if proof:
-            yield from choice.add(lane, "proof", proof)
+            choice.calls.append((call.get("index"), given, lane))
+        lane.part = lane.part._replace(name=lane.part.name or name)
+        yield from choice.add(lane, "text", text)
+        yield from choice.add(lane, "proof", chat_proof(call))
 
 
 CHAT_DELTAS = (  # in the order in which their parts stand in the answer
-    chat_read_thinking,
-    chat_read_said,
-    chat_read_annotations,
-    chat_read_images,
-    chat_read_calls,
-)
+    chat_read_thinking, chat_read_said, chat_read_annotations, chat_read_media, chat_read_calls,
+)  # fmt: skip
 
 
 class ChatAnswer:
@@ -3154,12 +3002,12 @@ class ChatAnswer:
         self.texts: dict[int, int] = {}  # choice -> number of its text part, while that is open
         self.usage: Usage | None = None
 
-    def id_of(self, id: str) -> str:
+    def id_of(self, given: str) -> str:
         """Return a call's id, or another one if it is missing or taken."""
-        if not id or id in self.ids:
-            id = f"call_{digest(self.request.id, len(self.ids), id)}"
-        self.ids.add(id)
-        return id
+        made = f"call_{digest(self.request.id, len(self.ids), given)}"
+        name = given if given and given not in self.ids else made
+        self.ids.add(name)
+        return name
 
     def quick(self, chunk: Json) -> PartDelta | None:
         """Return the event of the commonest of chunks, one more piece of text; None for others."""
@@ -3176,33 +3024,30 @@ class ChatAnswer:
             return None
 
     def read(self, chunk: Json) -> Iterator[Event]:
-        choices = chunk.get("choices") or ()
-        told = [chunk, *choices]
-        bad = chunk.get("object") == "error" or ("detail" in chunk and "choices" not in chunk)
-        if bad or any(holder.get("error") for holder in told):
-            raise chat_error(next((holder for holder in told if holder.get("error")), chunk))
-        for holder in (*told, chunk.get("x_groq") or EMPTY):
+        rows = chunk.get("choices") or ()
+        failed = [holder for holder in (chunk, *rows) if holder.get("error")]
+        if failed or chunk.get("object") == "error" or ("detail" in chunk and "choices" not in chunk):
+            raise chat_error(failed[0] if failed else chunk)
+        for holder in (chunk, *rows, chunk.get("x_groq") or EMPTY):
             self.usage = chat_read_usage(holder["usage"]) if holder.get("usage") else self.usage
-        for choice in choices:
+        for row in rows:
             if not self.choices:
-                model, created = chunk.get("model") or "", chunk.get("created") or 0
-                yield MessageStart(chunk.get("id") or "", model, created)
-            number = choice.get("index") or 0
-            state = self.choices.setdefault(number, ChatChoice(number, self))
-            yield from self.read_choice(choice, state)
+                yield MessageStart(chunk.get("id") or "", chunk.get("model") or "", chunk.get("created") or 0)
+            number = row.get("index") or 0
+            choice = self.choices.setdefault(number, ChatChoice(number, self))
+            yield from self.read_row(row, choice)
 
-    def read_choice(self, choice: Json, state: ChatChoice) -> Iterator[Event]:
-        whole = choice.get("message") if not state.kinds else None  # not streamed, or only at the end
-        delta = choice.get("delta") or whole or EMPTY
+    def read_row(self, row: Json, choice: ChatChoice) -> Iterator[Event]:
+        whole = None if choice.kinds else row.get("message")  # not streamed, or all at the end
         for read in CHAT_DELTAS:
-            yield from read(state, delta)
-        tokens = (choice.get("logprobs") or EMPTY).get("content")
-        if tokens and state.lanes:
-            yield from state.add(state.lanes[0], "logprobs", tokens)
-        state.finish = choice.get("finish_reason") or state.finish
-        self.texts.pop(state.number, None)
-        if state.lanes and state.lanes[0].part.kind == "text":
-            self.texts[state.number] = state.lanes[0].at
+            yield from read(choice, row.get("delta") or whole or EMPTY)
+        tokens = (row.get("logprobs") or EMPTY).get("content")
+        if choice.lanes:
+            yield from choice.add(choice.lanes[0], "logprobs", tokens)
+        choice.finish = row.get("finish_reason") or choice.finish
+        self.texts.pop(choice.number, None)
+        if choice.lanes and choice.lanes[0].part.kind == "text":
+            self.texts[choice.number] = choice.lanes[0].at
 
     def end(self) -> Iterator[Event]:
         choices = [choice for _, choice in sorted(self.choices.items())]
@@ -3216,93 +3061,219 @@ class ChatAnswer:
             yield MessageEnd(choice.reason(), raw=choice.finish, choice=choice.number)
 
 
+# -- writing answers -------------------------------------------------------------------
+
+
+def chat_write_usage(usage: Usage) -> Json:
+    written = {
+        "prompt_tokens": usage.input,
+        "completion_tokens": usage.output,
+        "total_tokens": usage.input + usage.output,
+        "prompt_tokens_details": {"cached_tokens": usage.cache_read, "cache_write_tokens": usage.cache_write},
+        "completion_tokens_details": {"reasoning_tokens": usage.reasoning},
+    }
+    return chat_merge(written, chat_own(usage))
+
+
+def chat_write_citation(citation: Citation, before: int, length: int) -> Json:
+    """Write a citation in a text of `length`, with `before` code points of text before it."""
+    start, end = before + citation.start, before + (citation.end or length)
+    cited = {"url": citation.url, "title": citation.title, "start_index": start, "end_index": end}
+    return {"type": "url_citation", "url_citation": {**cited, **chat_some(content=citation.text or None)}}
+
+
+def chat_write_shown(part: Part) -> Json:
+    """Write generated media: images in OpenRouter's field, sound in OpenAI's, no other."""
+    media = part.media or Media("", "", "")
+    if media.kind == "audio":
+        sound = {"id": f"audio_{digest(media.data)}", "data": media.data, "transcript": "", "expires_at": 0}
+        return {"audio": {**(chat_own(part) or sound)}}
+    return {"images": chat_write_parts([part])} if media.kind == "image" else {}
+
+
+CHAT_SAYS = {"text": "content", "thinking": "reasoning_content", "refusal": "refusal"}
+
+
+class ChatOut:
+    """A part being written."""
+
+    def __init__(self, part: Part, choice: int, call: int) -> None:
+        self.part, self.choice = part, choice
+        self.shown = part.kind in {*CHAT_SAYS, "call", "media"} and not part.redacted
+        self.call = call  # its number among the calls of the choice, if it is one
+        self.size = 0  # code points so far
+        self.proof = ""
+        self.citations: list[Citation] = []
+        self.frame: tuple[bytes, bytes] | None = None  # around each piece of text in the stream
+
+
+class ChatTally:
+    """What was written of one choice."""
+
+    def __init__(self) -> None:
+        self.begun = False
+        self.calls = 0
+        self.before = 0  # code points of text
+        self.proof = ""  # of thinking, for the next call: it has no slot for its own
+
+
+class ChatWriter:
+    """Turns events into rows of `choices`, each with a delta, for streams and whole answers alike."""
+
+    def __init__(self, request: Request) -> None:
+        own = chat_own(request)
+        self.request, self.old = request, "_old" in own  # a client of before November 2023
+        self.asked = bool((own.get("stream_options") or EMPTY).get("include_usage"))
+        self.parts: dict[int, ChatOut] = {}
+        self.choices: dict[int, ChatTally] = {}
+        self.head: Json = {}
+        self.usage: Usage | None = None
+
+    def row(self, choice: int, delta: Json, finish: str | None = None, tokens: Any = None) -> Json:
+        logprobs = {"content": tokens, "refusal": None} if tokens else None
+        return {"index": choice, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
+
+    def call(self, out: ChatOut, call: Json) -> Json:
+        old = {"function_call": call.get("function", {})}
+        return self.row(out.choice, old if self.old else {"tool_calls": [{"index": out.call, **call}]})
+
+    def body(self, out: ChatOut, text: str) -> Json:
+        """Return the row that adds to the body of a part."""
+        if out.part.kind == "call":
+            return self.call(out, {"custom": {"input": text}} if out.part.custom else {"function": {"arguments": text}})
+        return self.row(out.choice, {CHAT_SAYS[out.part.kind]: text})
+
+    def begin(self, choice: int, content: str | None) -> Iterator[Json]:
+        """Name the role, in the first delta of a choice."""
+        tally = self.choices.setdefault(choice, ChatTally())
+        if not tally.begun:
+            tally.begun = True
+            yield self.row(choice, {"role": "assistant", "content": content})
+
+    def message_start(self, event: MessageStart) -> Iterator[Json]:
+        self.head = {
+            "id": event.id or f"chatcmpl-{self.request.id}",
+            "object": "chat.completion.chunk",
+            "created": event.created or self.request.created,
+            "model": event.model or self.request.model,
+        }
+        return iter(())
+
+    def part_start(self, event: PartStart) -> Iterator[Json]:
+        part, choice = event.part, event.choice
+        tally = self.choices.setdefault(choice, ChatTally())
+        out = self.parts[event.at] = ChatOut(part, choice, tally.calls)
+        if not out.shown:
+            return
+        yield from self.begin(choice, "" if part.kind == "text" else None)
+        if part.kind == "call":
+            yield self.call(out, chat_write_call(part._replace(text="", proof=tally.proof)))
+        elif part.kind == "media":
+            yield self.row(choice, chat_write_shown(part))
+
+    def part_delta(self, event: PartDelta) -> Iterator[Json]:
+        """Write a delta; citations and proofs wait for the end of their part."""
+        out = self.parts[event.at]
+        if event.field == "text" and out.shown:
+            out.size += len(event.value)
+            yield self.body(out, event.value)
+        elif event.field == "citation":
+            out.citations.append(event.value)
+        elif event.field == "proof":
+            out.proof = event.value
+        elif event.field == "logprobs" and out.shown:
+            yield self.row(out.choice, {}, tokens=event.value)
+
+    def part_end(self, event: PartEnd) -> Iterator[Json]:
+        out = self.parts.pop(event.at)
+        tally, kind = self.choices[out.choice], out.part.kind
+        if kind == "thinking":
+            tally.proof = out.proof or tally.proof
+        elif kind == "text":
+            cited = [chat_write_citation(c, tally.before, out.size) for c in out.citations]
+            yield from [self.row(out.choice, {"annotations": cited})] if cited else []
+            tally.before += out.size
+        elif kind == "call":
+            if not out.size and not out.part.custom:
+                yield self.body(out, "{}")
+            if out.proof and not tally.proof and not self.old:
+                yield self.call(out, {"extra_content": {"google": {"thought_signature": out.proof}}})
+            tally.calls, tally.proof = tally.calls + 1, ""
+
+    def usage_told(self, event: Usage) -> Iterator[Json]:
+        self.usage = event
+        return iter(())
+
+    def message_end(self, event: MessageEnd) -> Iterator[Json]:
+        """Write why it ended. A failure that left nothing is an error: a retry may do better."""
+        tally = self.choices.setdefault(event.choice, ChatTally())
+        if event.finish == "error" and not tally.begun:
+            raise ProxyError("upstream_failed", f"the upstream gave no answer: {event.raw or 'error'}")
+        yield from self.begin(event.choice, "")
+        finish = CHAT_WRITE_FINISHES[event.finish]
+        yield self.row(event.choice, {}, "function_call" if self.old and finish == "tool_calls" else finish)
+
+    def rows(self, event: Event) -> Iterator[Json]:
+        return CHAT_EVENTS[type(event)](self, event)
+
+    def frame(self, row: Json) -> bytes:
+        return sse_frame({**self.head, "choices": [row], **({"usage": None} if self.asked else {})})
+
+    def wrap(self, out: ChatOut) -> tuple[bytes, bytes]:
+        """Return what stands around a piece of text in its frame: made once a part."""
+        before, _, after = self.frame(self.body(out, "\0")).rpartition(b'"\\u0000"')
+        out.frame = before, after
+        return out.frame
+
+
+CHAT_EVENTS: dict[type, Callable[[ChatWriter, Any], Iterator[Json]]] = {
+    MessageStart: ChatWriter.message_start,
+    PartStart: ChatWriter.part_start,
+    PartDelta: ChatWriter.part_delta,
+    PartEnd: ChatWriter.part_end,
+    Usage: ChatWriter.usage_told,
+    MessageEnd: ChatWriter.message_end,
+}
+
+
+def chat_fold(message: Json, delta: Json) -> None:
+    """Add a delta to a message, as clients do: texts join, lists grow, calls are told by index."""
+    for key, value in delta.items():
+        before = message.get(key)
+        if isinstance(value, str) and isinstance(before, str):
+            message[key] = before + value
+        elif isinstance(value, dict) and isinstance(before, dict):
+            chat_fold(before, value)
+        elif key == "tool_calls":
+            (call,), calls = value, message.setdefault(key, [])
+            index = call.pop("index")
+            calls[index:] = calls[index:] or [{}]
+            chat_fold(calls[index], call)
+        else:
+            message[key] = [*before, *value] if isinstance(before, list) else value
+
+
 def chat_read_response(body: Json, request: Request) -> Events:
     """Read a whole answer: a stream of one chunk, with messages instead of deltas."""
     return chat_read_stream((body,), request)
 
 
-def chat_write_shown(part: Part) -> Json:
-    """Write generated media: images in OpenRouter's field, sound in OpenAI's, no other."""
-    media = part.media
-    if media and media.kind == "audio":
-        sound = {"id": f"audio_{digest(media.data)}", "data": media.data, "transcript": ""}
-        return {"audio": chat_own(part) or {**sound, "expires_at": 0}}
-    return {"images": chat_write_parts([part])} if media and media.kind == "image" else {}
-
-
-def chat_signed(parts: Iterable[Part]) -> list[Part]:
-    """Return the calls, with the proofs of thinking before them: it has no slot for its own."""
-    calls: list[Part] = []
-    proof = ""
-    for part in parts:
-        if part.kind == "thinking":
-            proof = part.proof or proof
-        elif part.kind == "call":
-            text = part.text or ("" if part.custom else "{}")
-            calls.append(part._replace(text=text, proof=part.proof or proof))
-            proof = ""
-    return calls
-
-
-def chat_annotations(parts: Iterable[Part]) -> list[Json]:
-    annotations: list[Json] = []
-    before = 0
-    for part in parts:
-        if part.kind == "text":
-            size = len(part.text)
-            annotations += [chat_write_citation(cited, before, size) for cited in part.citations]
-            before += size
-    return annotations
-
-
-def chat_write_message(parts: tuple[Part, ...], old: bool) -> Json:
-    kinds = {part.kind for part in parts}
-    silent = None if kinds & {"call", "refusal", "media"} else ""
-    fields = {
-        "role": "assistant",
-        "content": text_of(parts, "") if "text" in kinds else silent,
-        "refusal": "".join(part.text for part in parts if part.kind == "refusal") or None,
-    }
-    others: Json = {
-        "reasoning_content": "".join(part.text for part in parts if part.kind == "thinking"),
-        "annotations": chat_annotations(parts),
-    }
-    for part in parts:
-        if part.kind == "media":
-            for key, value in chat_write_shown(part).items():
-                others[key] = others[key] + value if key == "images" and key in others else value
-    if "call" in kinds:
-        others.update(chat_write_calls(chat_signed(parts), old))
-    return {**fields, **{key: value for key, value in others.items() if value}}
-
-
-def chat_write_finish(end: MessageEnd, output: bool, old: bool) -> str:
-    """Write why it ended. A failure that left nothing is an error: a retry may do better."""
-    if end.finish == "error" and not output:
-        raise ProxyError("upstream_failed", f"the upstream gave no answer: {end.raw or 'error'}")
-    finish = CHAT_WRITE_FINISHES[end.finish]
-    return "function_call" if old and finish == "tool_calls" else finish
-
-
 def chat_write_response(response: Response, request: Request) -> Json:
     """Response -> chat.completion object. Source: spec/dialects.md 1A.4."""
-    start, old = response.start, "_functions" in chat_own(request)
-    choices = [
-        {
-            "index": choice.end.choice,
-            "message": chat_write_message(choice.parts, old),
-            "logprobs": {"content": [*choice.logprobs], "refusal": None} if choice.logprobs else None,
-            "finish_reason": chat_write_finish(choice.end, bool(choice.parts), old),
-        }
-        for choice in response.choices
-    ]
-    body = {
-        "id": start.id or f"chatcmpl-{request.id}",
-        "object": "chat.completion",
-        "created": start.created or request.created,
-        "model": start.model or request.model,
-        "choices": choices,
-    }
+    writer, at, choices = ChatWriter(request), itertools.count(), []
+    writer.message_start(response.start)
+    for choice in response.choices:
+        message: Json = {"refusal": None}
+        parts = (part_events(next(at), part, choice.end.choice) for part in choice.parts)
+        for event in itertools.chain(*parts, (choice.end,)):
+            for row in writer.rows(event):
+                chat_fold(message, row["delta"])
+        last = {**row, "message": message}
+        del last["delta"]
+        if choice.logprobs:
+            last["logprobs"] = {"content": [*choice.logprobs], "refusal": None}
+        choices.append(last)
+    body = {**writer.head, "object": "chat.completion", "choices": choices}
     return {**body, "usage": chat_write_usage(response.usage)} if response.usage else body
 
 
@@ -3318,155 +3289,23 @@ def chat_read_stream(chunks: Iterable[Json], request: Request) -> Events:
     yield from answer.end()
 
 
-CHAT_SAYS = {"text": "content", "thinking": "reasoning_content", "refusal": "refusal"}
-
-
-class ChatTally(NamedTuple):
-    """What the stream of one choice holds so far."""
-
-    calls: int = 0
-    before: int = 0  # code points of text
-    proof: str = ""  # of thinking, for the next call
-
-
-class ChatOut:
-    """A part being written: its choice, and the frame around each piece of its text."""
-
-    def __init__(self, part: Part, choice: int) -> None:
-        self.part, self.choice = part, choice
-        self.before = self.after = b""  # empty: it is not shown
-        self.size = 0  # code points so far
-        self.proof = ""
-        self.citations: list[Citation] = []
-
-
-class ChatWriter:
-    """A stream being written. It commits to an answer only when there is something to show."""
-
-    def __init__(self, request: Request) -> None:
-        own = chat_own(request)
-        self.request, self.old = request, "_functions" in own
-        self.usage_asked = bool((own.get("stream_options") or EMPTY).get("include_usage"))
-        self.head: Json = {}
-        self.parts: dict[int, ChatOut] = {}
-        self.begun: set[int] = set()  # choices
-        self.tallies: dict[int, ChatTally] = {}
-        self.usage: Usage | None = None
-
-    def frame(self, choice: int, delta: Json, finish: str = "", tokens: Any = None) -> bytes:
-        logprobs = {"content": tokens, "refusal": None} if tokens else None
-        row = {"index": choice, "delta": delta, "logprobs": logprobs, "finish_reason": finish or None}
-        return sse_frame({**self.head, "choices": [row], **({"usage": None} if self.usage_asked else {})})
-
-    def call_frame(self, out: ChatOut, call: Json) -> bytes:
-        if self.old:
-            return self.frame(out.choice, {"function_call": call["function"]})
-        number = self.tallies[out.choice].calls
-        return self.frame(out.choice, {"tool_calls": [{"index": number, **call}]})
-
-    def begin(self, choice: int, content: str | None) -> Iterator[bytes]:
-        """Name the role, in the first delta of a choice."""
-        if choice not in self.begun:
-            self.begun.add(choice)
-            yield self.frame(choice, {"role": "assistant", "content": content})
-
-    def message_start(self, event: MessageStart) -> Iterator[bytes]:
-        self.head = {
-            "id": event.id or f"chatcmpl-{self.request.id}",
-            "object": "chat.completion.chunk",
-            "created": event.created or self.request.created,
-            "model": event.model or self.request.model,
-        }
-        return iter(())
-
-    def part_start(self, event: PartStart) -> Iterator[bytes]:
-        part, out = event.part, ChatOut(event.part, event.choice)
-        self.parts[event.at] = out
-        tally = self.tallies.setdefault(event.choice, ChatTally())
-        if part.kind in {"hosted", "hosted_result", "opaque"} or part.redacted:
-            return
-        yield from self.begin(event.choice, "" if part.kind == "text" else None)
-        if part.kind == "media":
-            yield self.frame(event.choice, chat_write_shown(part))
-        elif part.kind == "call":
-            yield self.call_frame(out, chat_write_call(part._replace(text="", proof=tally.proof)))
-            body = {"custom": {"input": "\0"}} if part.custom else {"function": {"arguments": "\0"}}
-            out.before, _, out.after = self.call_frame(out, body).rpartition(b'"\\u0000"')
-        else:
-            frame = self.frame(event.choice, {CHAT_SAYS[part.kind]: "\0"})
-            out.before, _, out.after = frame.rpartition(b'"\\u0000"')
-
-    def part_delta(self, event: PartDelta) -> Iterator[bytes]:
-        """Take a delta other than text: all but logprobs are written at the part's end."""
-        out = self.parts[event.at]
-        if event.field == "citation":
-            out.citations.append(event.value)
-        elif event.field == "proof":
-            out.proof = event.value
-        elif event.field == "logprobs" and out.before:
-            yield self.frame(out.choice, {}, tokens=event.value)
-
-    def part_end(self, event: PartEnd) -> Iterator[bytes]:
-        out = self.parts.pop(event.at)
-        tally = self.tallies[out.choice]
-        if out.part.kind == "thinking":
-            tally = tally._replace(proof=out.proof or tally.proof)
-        elif out.part.kind == "text":
-            cited = [chat_write_citation(c, tally.before, out.size) for c in out.citations]
-            if cited:
-                yield self.frame(out.choice, {"annotations": cited})
-            tally = tally._replace(before=tally.before + out.size)
-        elif out.part.kind == "call":
-            if not out.size and not out.part.custom:
-                yield out.before + b'"{}"' + out.after
-            if out.proof and not tally.proof and not self.old:
-                signature = {"google": {"thought_signature": out.proof}}
-                yield self.call_frame(out, {"extra_content": signature})
-            tally = tally._replace(calls=tally.calls + 1, proof="")
-        self.tallies[out.choice] = tally
-
-    def usage_seen(self, event: Usage) -> Iterator[bytes]:
-        self.usage = event
-        return iter(())
-
-    def message_end(self, event: MessageEnd) -> Iterator[bytes]:
-        finish = chat_write_finish(event, event.choice in self.begun, self.old)
-        yield from self.begin(event.choice, "")
-        yield self.frame(event.choice, {}, finish)
-
-    def end(self) -> Iterator[bytes]:
-        if self.usage and self.usage_asked:
-            usage = chat_write_usage(self.usage)
-            yield sse_frame({**self.head, "choices": [], "usage": usage})
-        yield b"data: [DONE]\n\n"
-
-
-CHAT_EVENTS: dict[type, Callable[[ChatWriter, Any], Iterator[bytes]]] = {
-    MessageStart: ChatWriter.message_start,
-    PartStart: ChatWriter.part_start,
-    PartDelta: ChatWriter.part_delta,
-    PartEnd: ChatWriter.part_end,
-    Usage: ChatWriter.usage_seen,
-    MessageEnd: ChatWriter.message_end,
-}
-
-
 def chat_write_stream(events: Iterable[Event], request: Request) -> Frames:
-    """Events -> chat.completion.chunk frames, each sent before the next event is pulled."""
+    """Events -> frames of chunks, each sent before the next event is pulled."""
     writer = ChatWriter(request)
     parts = writer.parts
     try:
         for event in events:
-            if isinstance(event, PartDelta) and event.field == "text":  # nearly all of them
-                out = parts[event.at]
+            if isinstance(event, PartDelta) and event.field == "text" and (out := parts[event.at]).shown:
+                before, after = out.frame or writer.wrap(out)
                 out.size += len(event.value)
-                if out.before:
-                    yield out.before + quote(event.value).encode("ascii") + out.after
+                yield before + quote(event.value).encode("ascii") + after  # nearly all of them
             else:
-                yield from CHAT_EVENTS[type(event)](writer, event)
-        yield from writer.end()
+                yield from map(writer.frame, writer.rows(event))
+        if writer.usage and writer.asked:
+            yield sse_frame({**writer.head, "choices": [], "usage": chat_write_usage(writer.usage)})
+        yield b"data: [DONE]\n\n"
     except ProxyError as error:
-        if not writer.begun:
+        if not any(tally.begun for tally in writer.choices.values()):
             raise
         yield sse_frame(chat_write_error(error))
 
@@ -3484,12 +3323,6 @@ CHAT_KINDS = {  # an error's `code` or `type` -> kind
     "tokens": "rate_limited",
     "overloaded_error": "overloaded",
     "service_unavailable": "overloaded",
-    "server_is_overloaded": "overloaded",  # this and the following: Codex
-    "slow_down": "overloaded",
-    "usage_limit_reached": "rate_limited",
-    "usage_not_included": "forbidden",
-    "invalid_prompt": "invalid_request",
-    "bio_policy": "invalid_request",
 }
 CHAT_SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600}
 
@@ -3518,9 +3351,8 @@ def chat_error(body: Any, status: int = 0) -> ProxyError:
     if not kind and not status:
         kind = "invalid_request" if "invalid_request_error" in words else "upstream_error"
     made = error_of_status(status, message)
-    wait = error.get("resets_in_seconds") or chat_wait(message)  # Codex says it in a field
     made = ProxyError(
-        kind or made.kind, message, retry_after=wait, param=error.get("param") or ""
+        kind or made.kind, message, retry_after=chat_wait(message), param=error.get("param") or ""
     )
     made.status = status or made.status
     return made
@@ -7691,7 +7523,7 @@ def unpack(data: bytes, encoding: str, limit: int = BODY_LIMIT) -> bytes:
         unpacking = unpacker(name)
         try:
             data = unpacking.decompress(data, limit + 1)
-        except Exception as exc:  # noqa: BLE001 -- zlib.error and ZstdError share no base
+        except Exception as exc:  # zlib.error and ZstdError share no base
             raise ValueError(f"the {name} body is damaged: {exc}") from exc
         if len(data) > limit:
             raise ProxyError("too_large", f"the unpacked body is larger than {limit:,} bytes")
@@ -7786,10 +7618,10 @@ class Wire:
                 count = self.sock.recv_into(view[at:])
             except TIMEOUTS:
                 idle()
-            else:
-                if not count:
-                    raise ConnectionError("the connection broke off in a body")
-                at += count
+                continue
+            if not count:
+                raise ConnectionError("the connection broke off in a body")
+            at += count
         return body
 
     def read_chunked(self, limit: int, idle: Callable[[], None]) -> bytes:
@@ -7857,10 +7689,10 @@ def choose_proxy(origin: Origin, proxy: str) -> str:
         return "" if proxy in {"direct", "none"} else proxy
     if is_loopback(origin.host) or not any(key.lower().endswith("_proxy") for key in os.environ):
         return ""
-    from urllib.request import getproxies_environment, proxy_bypass_environment  # noqa: PLC0415 -- slow
+    from urllib import request  # noqa: PLC0415 -- slow
 
-    found = getproxies_environment()
-    if proxy_bypass_environment(f"{origin.host}:{origin.port}", found):
+    found = request.getproxies_environment()
+    if request.proxy_bypass_environment(f"{origin.host}:{origin.port}", found):  # type: ignore[attr-defined]
         return ""
     return found.get(origin.scheme) or found.get("all", "")
 
@@ -8029,10 +7861,10 @@ class Watcher:
     """Who waits for an exchange; the server's one sends what it holds and watches its client."""
 
     def flush(self) -> None:
-        """Called before a read that may block."""
+        """Do what must be done before a read that may block."""
 
     def tick(self) -> None:
-        """Called every TICK of silence; may raise to end the exchange."""
+        """Look around after a TICK of silence; may raise to end the exchange."""
 
 
 class Exchange:
@@ -8909,7 +8741,7 @@ def in_turn(ready: list[Candidate], turn: int) -> list[Candidate]:
     return ready[start:] + ready[:start]
 
 
-def in_order(ready: list[Candidate], turn: int) -> list[Candidate]:
+def in_order(ready: list[Candidate], _turn: int) -> list[Candidate]:
     return ready
 
 
@@ -9061,10 +8893,7 @@ class Call:
         if self._model or self.path_model:
             return self._model or self.path_model
         found = find_model(self.body)
-        if found:
-            self._span, name = found
-        else:
-            name = self.json.get("model")
+        self._span, name = found or (None, self.json.get("model"))
         if not isinstance(name, str) or not name:
             raise ProxyError("invalid_request", "'model' is missing or no string", param="model")
         self._model = name
@@ -9085,7 +8914,7 @@ class Call:
 
     @property
     def sse(self) -> bool:
-        """Does the client read its stream as server-sent events? Gemini's must say so."""
+        """Tell whether the client reads its stream as server-sent events; Gemini's must say so."""
         return self.dialect.name != "gemini" or self.query.get("alt") == "sse"
 
     @property
@@ -9105,7 +8934,7 @@ class Call:
 
     @property
     def stream(self) -> bool:
-        """Does the client want a stream?"""
+        """Tell whether the client wants a stream."""
         return bool(self.json.get("stream")) if self.path_stream is None else self.path_stream
 
     @functools.cached_property
@@ -9462,7 +9291,7 @@ def passed_headers(exchange: Exchange) -> Headers:
 
 
 def relay(call: Call, account: Account, provider: Provider, model: str, app: App) -> Answer:
-    """The pass-through lane: the bytes go through in both directions as they are."""
+    """Let the bytes pass in both directions as they are: client and upstream speak one dialect."""
     body = call.with_model(model)
     prepare = PREPARE.get(provider.name)
     if prepare:
@@ -9549,7 +9378,7 @@ def collected_response(payloads: Iterable[Json]) -> Json:
 
 
 def translate(call: Call, account: Account, provider: Provider, model: str, app: App) -> Answer:
-    """The translated lane: the client's dialect to the upstream's, and the answer back."""
+    """Translate a call to the upstream's dialect, and the answer back."""
     request, upstream = call.request, DIALECTS[provider.dialect]
     target = Target(provider.name, model_row(model), account.quirks | provider.quirks)
     stream = request.stream or provider.only_streams or "stream" in target.quirks
@@ -9643,6 +9472,7 @@ CLIENT_TICK = 5.0  # seconds: the patience of a recv() from a client
 IDLE_CLIENT = 120.0  # seconds that a connection may wait for its next request
 SLOW_CLIENT = 30.0  # seconds of silence in the middle of a head or a body
 DRAIN_LIMIT = 2**20  # bytes of a refused request's body that are read so as to keep the connection
+FULL = 64  # frames that are enough for one send
 GRACE = 30.0  # seconds that running answers get when the server stops
 
 
@@ -9673,7 +9503,9 @@ class Handler(socketserver.BaseRequestHandler, Watcher):
     def serve_one(self) -> bool:
         """Serve one request; return whether the connection may serve another."""
         self.method, self.path, self.headers = "", "/", Headers()
-        self.keep, self.waited, self.call, self.body_read = True, 0.0, None, True
+        self.keep, self.waited, self.body_read, self.status = True, 0.0, True, 0
+        self.call: Call | None = None
+        self.dialect = DIALECTS["chat"]  # in which errors are told
         self.started: str | None = None  # how the body goes out, once the status line has gone
         self.out: list[bytes] = []  # frames that have not been sent
         self.head = b""  # the head, until it is sent with the first of them
@@ -9740,9 +9572,9 @@ class Handler(socketserver.BaseRequestHandler, Watcher):
 
     def answer(self) -> None:
         """Find the row of ROUTES and do what it says."""
+        self.dialect = dialect_of(self.path, self.headers)
         self.check_origin()
         route, self.argument = find_route(self.method, self.path)
-        self.dialect = dialect_of(self.path, self.headers)
         if route.admit:
             self.admit()
         route.handle(self, route)
@@ -9752,14 +9584,12 @@ class Handler(socketserver.BaseRequestHandler, Watcher):
         origin = self.headers.get("origin", "")
         host = (urlsplit("//" + self.headers.get("host", "")).hostname or "").lower()
         if self.server.loopback and host and not is_loopback(host) and host != self.server.host:
-            self.dialect = dialect_of(self.path, self.headers)
             message = f"the host {host!r} is not this machine; use http://127.0.0.1:{self.server.port}"
             raise ProxyError("forbidden", message)
         foreign = origin == "null" or (
             origin.startswith(("http://", "https://")) and (urlsplit(origin).hostname or "") != host
         )
         if foreign or self.headers.get("sec-fetch-site") == "cross-site":
-            self.dialect = dialect_of(self.path, self.headers)
             raise ProxyError("forbidden", "a page of another web site may not use this proxy")
 
     def admit(self) -> None:
@@ -9842,7 +9672,7 @@ class Handler(socketserver.BaseRequestHandler, Watcher):
         if self.started:
             self.keep = False
             return
-        dialect = getattr(self, "dialect", DIALECTS["chat"])
+        dialect = self.dialect
         with contextlib.suppress(ClientGone):
             self.drop_body()
         if error.body and error.dialect == dialect.name:
@@ -9868,7 +9698,7 @@ class Handler(socketserver.BaseRequestHandler, Watcher):
     def make_head(self, status: int, headers: Headers, framing: str) -> bytes:
         lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
         close = "" if self.keep else "connection: close\r\n"
-        line = f"HTTP/1.1 {status} {STATUS_NAMES.get(status, 'Status')}\r\n"
+        line = f"HTTP/1.1 {status} {status_names.get(status, 'Status')}\r\n"
         return f"{line}{lines}{framing}{close}\r\n".encode("latin-1", "replace")
 
     def write(self, data: bytes) -> None:
@@ -9887,17 +9717,20 @@ class Handler(socketserver.BaseRequestHandler, Watcher):
         with contextlib.closing(answer.pieces) as pieces:
             self.start_body(answer)
             try:
-                for piece in pieces:
-                    self.out.append(piece)
-                    if len(self.out) > 64:  # noqa: SIM102 -- frames: enough for one send
-                        self.flush()
+                self.hold(pieces)
             except ProxyError as error:
                 if not answer.headers.get("content-type", "").startswith("text/event-stream"):
                     raise ClientGone from error
                 log.warning("rid=%s broke off: %s", self.call.id[:8] if self.call else "-", error)
                 self.out.append(stream_error(self.dialect, error))
-                self.broken = True
             self.finish_body()
+
+    def hold(self, pieces: Pieces) -> None:
+        """Take pieces until they end; what pulls them flushes before it waits."""
+        for piece in pieces:
+            self.out.append(piece)
+            if len(self.out) > FULL:
+                self.flush()
 
     def start_body(self, answer: Answer) -> None:
         """Hold the head ready, to go out with the first piece."""
@@ -9945,7 +9778,7 @@ class Handler(socketserver.BaseRequestHandler, Watcher):
         self.waited += TICK
         config = self.server.app.config
         if self.started in {"chunked", "pending"}:
-            interval, sign = config["streaming.keepalive-seconds"], self.dialect.keep_alive
+            interval, sign = config["streaming.keepalive-seconds"], self.dialect.keepalive
             if self.started == "pending":
                 interval, sign = config["nonstream-keepalive-interval"], b"\n"
             if 0 < interval <= self.waited and not self.head:
@@ -10187,7 +10020,7 @@ class Server(ThreadingHTTPServer):
         self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         super().__init__(address, Handler)
         self.app, self.stopping = app, False
-        self.host, self.port = address[0], self.server_address[1]
+        self.host, self.port = address[0], int(self.server_address[1])
         self.loopback = is_loopback(address[0])
         self._idle = threading.Condition()
         self._working = 0  # requests being served; guarded by _idle
@@ -10197,7 +10030,7 @@ class Server(ThreadingHTTPServer):
     def server_bind(self) -> None:
         """Bind without asking the network for this machine's name, as HTTPServer would."""
         socketserver.TCPServer.server_bind(self)
-        self.server_name, self.server_port = self.server_address[:2]
+        self.server_name, self.server_port = "localhost", int(self.server_address[1])
 
     def secure(self, sock: socket.socket) -> socket.socket:
         """Shake hands on the connection's own thread, if this server speaks TLS."""
@@ -10223,7 +10056,7 @@ class Server(ThreadingHTTPServer):
             return self._idle.wait_for(lambda: not self._working, grace)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        log.exception("bug in a connection's thread")
+        log.error("bug in a connection's thread: %r", sys.exc_info()[1])
 
 
 def server_tls(config: Config) -> Any:
@@ -10371,9 +10204,8 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def version() -> str:
-    """Return the version and eight digits of this file's own sha256: which copy is it?"""
-    with open(__file__, "rb") as file:
-        return f"cliproxy {__version__} ({hashlib.sha256(file.read()).hexdigest()[:8]})"
+    """Return the version and eight digits of this file's own sha256, which tell copies apart."""
+    return f"cliproxy {__version__} ({hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:8]})"
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import CLOSE, DEADLINE, RESET, ROOT, SILENCE, Got, Proxy, ProxyMaker, Upstream
 
 import cliproxy as cp
-from conftest import CLOSE, DEADLINE, RESET, ROOT, SILENCE, Got, Proxy, ProxyMaker, Upstream
 
 ASKS: dict[str, tuple[str, str, dict[str, Any]]] = {  # dialect -> path, upstream's path, body
     "claude": (
@@ -551,11 +551,10 @@ def serve(folder: Path, *arguments: str, **environ: str) -> subprocess.Popen[str
     """Start the command line; wait until it says where it listens."""
     command = [sys.executable, str(ROOT / "cliproxy.py"), "serve", "--port", "0", *arguments]
     plain = {k: v for k, v in os.environ.items() if not k.endswith("_API_KEY")}
-    process = subprocess.Popen(
+    return subprocess.Popen(
         command, cwd=folder, env={**plain, "HOME": str(folder), "USERPROFILE": str(folder), **environ},
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
-    return process
 
 
 def port_of(process: subprocess.Popen[str]) -> int:
