@@ -5805,9 +5805,10 @@ def check_request(request: Request, target: Target, dialect: str) -> None:
 
 
 def check_part(part: Part, request: Request, target: Target, dialect: str) -> None:
-    param, name, media = CONTENT_PARAMS.get(request.dialect, "messages"), target.model.id, part.media
-    if part.kind == "opaque" and part.extra.get(request.dialect, EMPTY).get("type") in STATEFUL_ITEMS:
-        raise unfit(f"{name} cannot read {part.extra[request.dialect]['type']!r} items", param)
+    param, name = CONTENT_PARAMS.get(request.dialect, "messages"), target.model.id
+    kind, media = part.extra.get(request.dialect, EMPTY).get("type"), part.media
+    if part.kind == "opaque" and kind in STATEFUL_ITEMS:
+        raise unfit(f"{name} cannot read {kind!r} items", param)
     for inner in part.parts:
         check_part(inner, request, target, dialect)
     if media is None:
@@ -5851,7 +5852,8 @@ def unseal(proof: str) -> tuple[str, str]:
         return "", proof
     padded = proof[len(PROOF_MARK) :].translate({45: 43, 95: 47}).rstrip("=")
     try:
-        provider, minted = base64.b64decode(padded + "=" * (-len(padded) % 4)).decode().split(":", 1)
+        plain = base64.b64decode(padded + "=" * (-len(padded) % 4)).decode()
+        provider, minted = plain.split(":", 1)
     except ValueError:
         return "", proof
     return provider, minted
@@ -5868,8 +5870,25 @@ def fit_part(part: Part, request: Request, target: Target, dialect: str) -> Part
 
 
 def fit_history(request: Request, target: Target, dialect: str) -> Request:
-    """Take out of the history what the target cannot take back."""
-    return map_parts(request, lambda part: fit_part(part, request, target, dialect))
+    """Take out of the history what the target cannot take back.
+
+    Chat and Gemini have proofs on calls: Responses gets them back as thinking before the call.
+    """
+    fitted = map_parts(request, lambda part: fit_part(part, request, target, dialect))
+    if dialect != "responses":
+        return fitted
+    messages = [
+        m._replace(parts=tuple(p for part in m.parts for p in parted(part)))
+        for m in fitted.messages
+    ]
+    return fitted._replace(messages=tuple(messages))
+
+
+def parted(part: Part) -> Iterator[Part]:
+    if part.kind == "call" and part.proof:
+        yield Part("thinking", proof=part.proof)
+        part = part._replace(proof="")
+    yield part
 
 
 def fit_proof(part: Part, request: Request, target: Target, own: bool) -> Part | None:
@@ -5916,7 +5935,8 @@ def name_tools(request: Request, dialect: str) -> dict[tuple[str, str], tuple[st
     name is written the same in every request. Only Responses has namespaces.
     """
     calls = [part for message in request.messages for part in message.parts if part.kind == "call"]
-    keys = sorted({(t.namespace, t.name) for t in functions(request.tools)} | {(c.namespace, c.name) for c in calls})
+    tools = functions(request.tools)
+    keys = sorted({(t.namespace, t.name) for t in tools} | {(c.namespace, c.name) for c in calls})
     flat, rule = dialect != "responses", NAME_RULES[dialect]
     wanted = {key: ("", "__".join(filter(None, key))) if flat else key for key in keys}
     names: dict[tuple[str, str], tuple[str, str]] = {}
@@ -5939,7 +5959,9 @@ def functions(tools: Iterable[Tool]) -> list[Tool]:
 
 def legal_name(name: str, rule: NameRule) -> str:
     """Make up a legal name: the telling part of the old one, and eight digits of its hash."""
-    short = f"mcp__{name.rpartition('__')[2]}" if name.startswith("mcp__") and len(name) > rule.limit else name
+    short = name
+    if name.startswith("mcp__") and len(name) > rule.limit:
+        short = f"mcp__{name.rpartition('__')[2]}"
     short = re.sub(rule.illegal, "_", short)[: rule.limit - 10]
     short = short if re.match(rule.legal, short) else f"_{short}"
     return f"{short}_{digest(name)[:8]}"
@@ -5961,7 +5983,8 @@ def fit_names(request: Request, names: Mapping[tuple[str, str], tuple[str, str]]
         if part.kind == "call":
             space, name = names[part.namespace, part.name]
             return part._replace(namespace=space, name=name)
-        return part._replace(name=plain.get(part.name, part.name)) if part.kind == "result" else part
+        renamed = part.kind == "result" and part.name in plain
+        return part._replace(name=plain[part.name]) if renamed else part
 
     return map_parts(request._replace(tools=tuple(tools), choice=choice), rename)
 
@@ -6026,17 +6049,20 @@ def fit_custom(request: Request, target: Target, dialect: str) -> Request:
     if native or request.dialect == dialect:
         return request
     tools = [emulated(tool) if tool.kind == "custom" else tool for tool in request.tools]
-    return map_parts(request._replace(tools=tuple(tools)), lambda part: wrapped(part) if part.custom else part)
+    return map_parts(request._replace(tools=tuple(tools)), wrapped)
 
 
 def emulated(tool: Tool) -> Tool:
     grammar = tool.grammar or {}
     rule = f"The input must match this {grammar.get('syntax', '')} grammar:\n{grammar.get('definition')}"
-    description = "\n\n".join(filter(None, (tool.description, rule if grammar.get("definition") else "")))
-    return tool._replace(kind="function", description=description, schema=INPUT_SCHEMA, grammar=None)
+    texts = (tool.description, rule if grammar.get("definition") else "")
+    tool = tool._replace(kind="function", schema=INPUT_SCHEMA, grammar=None)
+    return tool._replace(description="\n\n".join(filter(None, texts)))
 
 
 def wrapped(part: Part) -> Part:
+    if not part.custom:
+        return part
     text = dumps_text({"input": part.text}) if part.kind == "call" else part.text
     return part._replace(custom=False, text=text)
 
@@ -6044,7 +6070,7 @@ def wrapped(part: Part) -> Part:
 INPUT_HEAD = re.compile(r'\s*\{\s*"input"\s*:\s*"')
 INPUT_BODY = re.compile(  # whole characters and escapes; a high surrogate waits for what follows
     r'(?:[^"\\]+|\\[^u]|\\u(?![dD][89abAB])[0-9a-fA-F]{4}'
-    r'|\\u[dD][89abAB][0-9a-fA-F]{2}(?:\\u[0-9a-fA-F]{4}|(?=[^\\]|\\[^u])))*'
+    r"|\\u[dD][89abAB][0-9a-fA-F]{2}(?:\\u[0-9a-fA-F]{4}|(?=[^\\]|\\[^u])))*"
 )
 
 
@@ -6077,7 +6103,9 @@ class Unwrapper:
             data = json.loads(self._rest or "{}")
         except ValueError:
             return self._rest
-        text = data.get("input", "" if not data else self._rest) if isinstance(data, dict) else self._rest
+        if not data:
+            return ""
+        text = data.get("input", self._rest) if isinstance(data, dict) else self._rest
         return text if isinstance(text, str) else dumps_text(text)
 
 
@@ -6107,11 +6135,14 @@ def effort_of(budget: int) -> str:
 def nearest_level(effort: str, levels: Iterable[str]) -> str:
     """Return the supported effort that is nearest; of two, the lower. "none" is for "none" only."""
     known = [level for level in levels if level in LADDER and (level != "none" or effort == "none")]
+    known.sort(key=LADDER.index)
     rank = LADDER.index(effort)
-    return min(known, key=lambda level: (abs(LADDER.index(level) - rank), LADDER.index(level)), default=effort)
+    return min(known, key=lambda level: abs(LADDER.index(level) - rank), default=effort)
 
 
-def resolve_thinking(thinking: Thinking, model: Model, dialect: str, max_tokens: int = 0) -> Thinking:
+def resolve_thinking(
+    thinking: Thinking, model: Model, dialect: str, max_tokens: int = 0
+) -> Thinking:
     """Return what to write: an effort by name, or a budget, or neither. Source: 2.8, providers.md 13.
 
     `max_tokens` is the limit of the answer, 0 if there is none. Claude's budget leaves room in it.
@@ -6150,11 +6181,11 @@ def by_name(thinking: Thinking, model: Model, dialect: str) -> bool:
 def resolve_budget(thinking: Thinking, effort: str, model: Model, dialect: str) -> int:
     if effort == "auto" and dialect == "gemini":
         return -1
-    budget = thinking.budget if (thinking.budget or 0) > 0 else EFFORTS["medium" if effort == "auto" else effort]
+    budget = max(thinking.budget or 0, 0) or EFFORTS["medium" if effort == "auto" else effort]
     least, most = model.budget
     if dialect == "claude":
         least = max(least, LEAST_BUDGET)
-    return max(least, min(budget or 0, most or sys.maxsize))
+    return max(least, min(budget, most or sys.maxsize))
 
 
 def no_thinking(model: Model, dialect: str) -> Thinking:
@@ -6170,7 +6201,7 @@ def fit_thinking(request: Request, target: Target, dialect: str) -> Request:
     base, suffix = split_suffix(request.model)
     model, asked, claude = target.model, request.thinking, dialect == "claude"
     if suffix:
-        asked = Thinking(suffix.effort, suffix.budget, asked.summary)
+        asked = Thinking(*suffix, summary=asked.summary)
     params = dict(request.params)
     limit, ceiling = params.get("max_tokens"), model.output
     if limit and ceiling:
@@ -6187,8 +6218,8 @@ def fit_thinking(request: Request, target: Target, dialect: str) -> Request:
         params["max_tokens"] = ceiling or max(FALLBACK_OUTPUT, (thinking.budget or 0) * 5 // 4)
     if dialect == "responses" and limit is not None:
         params["max_tokens"] = max(16, limit)
-    name = model.id or base
-    return fit_sampling(request._replace(model=name, params=params, thinking=thinking), target, dialect)
+    request = request._replace(model=model.id or base, params=params, thinking=thinking)
+    return fit_sampling(request, target, dialect)
 
 
 def lost_thinking(messages: Iterable[Message]) -> bool:
@@ -6221,13 +6252,18 @@ def fit_sampling(request: Request, target: Target, dialect: str) -> Request:
         refused = PENALTIES | (SAMPLING if request.thinking.effort != "none" else frozenset())
     if request.dialect == dialect or refused.isdisjoint(request.params):
         return request
-    return request._replace(params={key: v for key, v in request.params.items() if key not in refused})
+    return request._replace(params=without(request.params, refused))
 
 
 # --- schemas --------------------------------------------------------------------------------
-SCHEMA_MAPS = frozenset({"properties", "$defs", "definitions", "patternProperties", "dependentSchemas"})
+SCHEMA_MAPS = frozenset(
+    {"properties", "$defs", "definitions", "patternProperties", "dependentSchemas"}
+)
+SCHEMA_DEFS = frozenset({"$defs", "definitions"})
 SCHEMA_LISTS = frozenset({"anyOf", "oneOf", "allOf", "prefixItems", "items"})
-SCHEMA_ONES = frozenset({"items", "additionalProperties", "not", "contains", "propertyNames", "if", "then", "else"})
+SCHEMA_ONES = frozenset(
+    {"items", "additionalProperties", "not", "contains", "propertyNames", "if", "then", "else"}
+)
 SCHEMA_SHAPES: dict[str, type | tuple[type, ...]] = {  # what does not have it is left out: clients err
     **dict.fromkeys(SCHEMA_MAPS, dict), **dict.fromkeys(SCHEMA_LISTS | {"enum", "required"}, list),
     "items": (list, dict, bool), "type": (str, list), "$ref": str, "description": str, "format": str,
@@ -6256,14 +6292,18 @@ def walk_schema(node: Any, change: Callable[[Json], Json], depth: int = SCHEMA_D
     """Apply `change` to every schema in `node`, the innermost first."""
     if not isinstance(node, dict):
         return node
-    return change(map_schema(node, lambda child: walk_schema(child, change, depth - 1))) if depth else {}
+    if not depth:
+        return {}
+    return change(map_schema(node, lambda child: walk_schema(child, change, depth - 1)))
 
 
 def referred(root: Json, ref: str) -> Json | None:
     """Return what a local reference, `#/$defs/Name`, stands for. Source: RFC 6901."""
     node: Any = root if ref.startswith("#") else None
     for word in unquote(ref[2:]).split("/") if ref[2:] else ():
-        node = node.get(word.replace("~1", "/").replace("~0", "~")) if isinstance(node, dict) else None
+        node = (
+            node.get(word.replace("~1", "/").replace("~0", "~")) if isinstance(node, dict) else None
+        )
     return node if isinstance(node, dict) else None
 
 
@@ -6283,9 +6323,9 @@ def inlined(schema: Json) -> Json:
             node, path = {**found, **siblings}, (*path, ref)
         if depth <= 0 or left[0] < 0:
             return {"type": "object"}
-        bare = {key: value for key, value in node.items() if key not in {"$defs", "definitions"}}
+        bare = without(node, SCHEMA_DEFS)
         if isinstance(inner := bare.get("properties"), dict):
-            bare["properties"] = {name: child for name, child in inner.items() if child is not False}
+            bare["properties"] = {name: inner[name] for name in inner if inner[name] is not False}
         return map_schema(bare, lambda child: inline(child, path, depth - 1))
 
     return inline(schema, (), SCHEMA_DEPTH)
@@ -6301,7 +6341,9 @@ def all_of(node: Json) -> Json:
             union = {**done.get("properties", {}), **other.get("properties", {})}
             needed = list(dict.fromkeys([*done.get("required", ()), *other.get("required", ())]))
             done = {**done, **other, "properties": union, "required": needed}
-    return {key: value for key, value in done.items() if value or key not in {"properties", "required"}}
+    return {
+        key: value for key, value in done.items() if value or key not in {"properties", "required"}
+    }
 
 
 def noted(node: Json, lost: Iterable[str]) -> Json:
@@ -6309,7 +6351,7 @@ def noted(node: Json, lost: Iterable[str]) -> Json:
     notes = "; ".join(f"{key}: {dumps_text(node[key])[:120]}" for key in lost if key in node)
     done = {key: value for key, value in node.items() if key not in lost}
     if notes:
-        done["description"] = f"{node['description']} ({notes})" if node.get("description") else f"({notes})"
+        done["description"] = f"{node.get('description', '')} ({notes})".lstrip()
     return done
 
 
@@ -6330,7 +6372,9 @@ def tightened(node: Json) -> Json:
     done = noted(node, lost if node.get("format") in CLAUDE_FORMATS else [*lost, "format"])
     if "oneOf" in done:
         done["anyOf"] = [*done.get("anyOf", ()), *done.pop("oneOf")]
-    return {**done, "additionalProperties": False} if done.get("type") == "object" or "properties" in done else done
+    if done.get("type") == "object" or "properties" in done:
+        done["additionalProperties"] = False
+    return done
 
 
 # What Gemini takes of a schema: of JSON Schema (`parametersJsonSchema`), and of its own subset.
@@ -6347,7 +6391,9 @@ GEMINI_LOST = (
     "exclusiveMinimum", "exclusiveMaximum", "one of",
 )  # fmt: skip
 GEMINI_FORMATS = frozenset({"int32", "int64", "float", "double", "enum", "date-time"})
-JSON_TYPES = {str: "string", bool: "boolean", int: "integer", float: "number", list: "array", dict: "object"}
+JSON_TYPES = {
+    str: "string", bool: "boolean", int: "integer", float: "number", list: "array", dict: "object",
+}  # fmt: skip
 
 
 def gemini_json(node: Json) -> Json:
@@ -6375,10 +6421,9 @@ def gemini_shape(node: Json) -> Json:
     branches = [*done.pop("anyOf", ()), *done.pop("oneOf", ())]
     if isinstance(kinds := done.get("type"), list):
         solid = [kind for kind in kinds if kind != "null"]
-        done.update({"nullable": True} if "null" in kinds else {}, type=solid[0] if solid else "null")
-        branches = branches if len(solid) < 2 else [
-            {**without(done, GEMINI_SHOWN), "type": kind} for kind in solid
-        ]
+        done.update({"nullable": True} if "null" in kinds else {}, type=(solid or ["null"])[0])
+        if len(solid) > 1:
+            branches = [{**without(done, GEMINI_SHOWN), "type": kind} for kind in solid]
     return gemini_branches(done, branches) if branches else done
 
 
@@ -6389,7 +6434,7 @@ def gemini_branches(node: Json, branches: Iterable[Json]) -> Json:
     """Leave nothing but a description beside alternatives, and no single one."""
     every = list(branches)
     solid = [part for part in every if part.get("type") != "null" and part.get("enum") != [None]]
-    shown: Json = {key: node[key] for key in GEMINI_SHOWN if key in node}
+    shown: Json = {key: value for key, value in node.items() if key in GEMINI_SHOWN}
     shown.update({"nullable": True} if len(solid) < len(every) else {})
     if len(solid) < 2:
         return {**all_of({**node, "allOf": solid or [{"type": "null"}]}), **shown}
@@ -6423,8 +6468,9 @@ def gemini_enum(node: Json) -> Json:
     done.update({"nullable": True} if len(solid) < len(values) else {})
     kinds = {JSON_TYPES[type(value)] for value in solid}
     if len(kinds - {"integer"}) > 1 or "string" in kinds:
-        return {**done, "type": "string", "enum": [v if isinstance(v, str) else dumps_text(v) for v in solid]}
-    return {"type": max(kinds), **done, "one of": solid} if kinds else done  # number is after integer
+        texts = [value if isinstance(value, str) else dumps_text(value) for value in solid]
+        return {**done, "type": "string", "enum": texts}
+    return {"type": max(kinds), **done, "one of": solid} if kinds else done  # number beats integer
 
 
 GEMINI_INNER = frozenset({"properties", "required", "prefixItems", "items"})
@@ -6466,7 +6512,8 @@ def fit_tools(request: Request, target: Target, dialect: str) -> Request:
     """Leave the tools, the choice of them and the schemas that the target knows. Source: 2.4, 2.5."""
     if request.dialect == dialect:
         return request
-    tools = [tool for tool in request.tools if tool.kind != "hosted" or tool.name in HOSTED[dialect]]
+    able = HOSTED[dialect]
+    tools = [tool for tool in request.tools if tool.kind != "hosted" or tool.name in able]
     choice, only = fit_choice(request, target, dialect)
     tools = [fit_tool(tool, target, dialect) for tool in tools if not only or tool.name in only]
     if tools:
@@ -6475,15 +6522,25 @@ def fit_tools(request: Request, target: Target, dialect: str) -> Request:
     return request._replace(tools=(), choice=None, params=params)
 
 
-def fit_choice(request: Request, target: Target, dialect: str) -> tuple[ToolChoice | None, tuple[str, ...]]:
+def fit_choice(
+    request: Request, target: Target, dialect: str
+) -> tuple[ToolChoice | None, tuple[str, ...]]:
     """Return the choice, and the tools to leave in the list if it cannot name them itself."""
     choice = request.choice
     if choice is None or not choice.names or choice.mode == "none":
         return choice and choice._replace(names=()), ()
-    hosted = {tool.name for tool in request.tools} - {tool.name for tool in functions(request.tools)}
+    hosted = {tool.name for tool in request.tools} - {
+        tool.name for tool in functions(request.tools)
+    }
     able = HOSTED[dialect] if dialect in {"claude", "responses"} else ()
-    if choice.mode == "required" and hosted.issuperset(choice.names) and not set(able).intersection(choice.names):
-        raise unfit(f"{target.model.id} cannot be made to use {', '.join(choice.names)}", "tool_choice")
+    if (
+        choice.mode == "required"
+        and hosted.issuperset(choice.names)
+        and not set(able).intersection(choice.names)
+    ):
+        raise unfit(
+            f"{target.model.id} cannot be made to use {', '.join(choice.names)}", "tool_choice"
+        )
     one = choice.mode == "required" and len(choice.names) == 1
     foreign = dialect == "chat" and vendor_of(target) != "openai"
     if one or (choice.mode in SUBSETS[dialect] and not foreign):
@@ -6520,7 +6577,9 @@ def fit_system(request: Request, target: Target, dialect: str) -> Request:
     system, messages = request.system, request.messages
     if request.dialect == "claude" and dialect != "claude":
         system = tuple(part for part in system if not part.text.startswith(BILLING))
-    late = dialect in {"chat", "responses"} or (dialect == "claude" and "mid-system" in target.quirks)
+    late = dialect in {"chat", "responses"} or (
+        dialect == "claude" and "mid-system" in target.quirks
+    )
     if not late:  # QUIRKS mid-system: this Claude model takes system messages anywhere
         messages = tuple(reminder(message) for message in messages)
     if request.dialect == dialect:
@@ -6537,7 +6596,9 @@ def reminder(message: Message) -> Message:
     if SIDES.get(message.role) != "system":
         return message
     parts = [
-        part._replace(text=f"<system-reminder>\n{part.text}\n</system-reminder>") if part.kind == "text" else part
+        part._replace(text=f"<system-reminder>\n{part.text}\n</system-reminder>")
+        if part.kind == "text"
+        else part
         for part in message.parts
     ]
     return Message("user", tuple(parts))
@@ -6579,39 +6640,57 @@ def fit_events(events: Iterable[Event], request: Request, fitted: Fitted, target
     foreign = request.dialect != fitted.dialect
     if foreign and fitted.dialect == "gemini":
         events = move_proofs(events, request.dialect)
-    slots = PROOF_SLOTS[request.dialect] if foreign else ()
-    providers: dict[int, str] = {}  # part number -> what to seal its proof with; empty: leave it out
+    seals: dict[int, str] = {}  # number of an open part -> who minted its proof
     texts: dict[int, Unwrapper] = {}  # of the freeform calls that were emulated
     for event in events:
         if isinstance(event, PartDelta) and event.field == "text" and event.at not in texts:
             yield event  # the common case first
-        elif isinstance(event, (PartDelta, PartEnd)):
-            provider = providers.get(event.at) if foreign else None
-            yield from fit_piece(event, texts.get(event.at), provider)
         elif isinstance(event, PartStart):
-            providers[event.at] = target.provider if event.part.kind in slots else ""
             part = fit_call(event.part, request, fitted)
             if part.custom and not event.part.custom:
                 texts[event.at] = Unwrapper()
+            if part.kind in PROOF_SLOTS[request.dialect]:
+                seals[event.at] = target.provider
             yield event._replace(part=part)
         elif isinstance(event, MessageStart):
             yield event._replace(model=request.model)
+        elif isinstance(event, (PartDelta, PartEnd)) and event.at in texts:
+            yield from unwrap(event, texts[event.at])
+        elif foreign and isinstance(event, (PartDelta, PartEnd)):
+            yield from sealed(event, seals, request.dialect)
         else:
             yield event
 
 
-def fit_piece(event: PartDelta | PartEnd, text: Unwrapper | None, provider: str | None) -> Iterator[Event]:
-    """Fit what is not plain text. `provider` seals a proof; empty: it cannot travel; None: as it is."""
+def unwrap(event: PartDelta | PartEnd, text: Unwrapper) -> Iterator[Event]:
+    """Undo the emulation of a freeform call."""
+    more = (
+        text.close()
+        if isinstance(event, PartEnd)
+        else text.feed(event.value)
+        if event.field == "text"
+        else ""
+    )
+    if more:
+        yield PartDelta(event.at, "text", more)
     if isinstance(event, PartEnd):
-        if text and (rest := text.close()):
-            yield PartDelta(event.at, "text", rest)
         yield event
-    elif event.field == "text" and text:
-        if more := text.feed(event.value):
-            yield PartDelta(event.at, "text", more)
-    elif event.field != "proof" or provider is None:
+
+
+def sealed(event: PartDelta | PartEnd, seals: dict[int, str], client: str) -> Iterator[Event]:
+    """Seal a proof, or leave it out where the client has no place for it.
+
+    Thinking without one gets an empty one: such a block would be refused by Claude and OpenAI, and
+    PROOF_MARK makes us look at whatever goes back to them.
+    """
+    if isinstance(event, PartEnd):
+        provider = seals.pop(event.at, "")
+        if provider and client in {"claude", "responses"}:
+            yield PartDelta(event.at, "proof", seal("", provider))
         yield event
-    elif provider:
+    elif event.field != "proof":
+        yield event
+    elif provider := seals.pop(event.at, ""):
         yield PartDelta(event.at, "proof", seal(event.value, provider))
 
 
@@ -6619,9 +6698,15 @@ def fit_call(part: Part, request: Request, fitted: Fitted) -> Part:
     """Give a call its own name back, and an id that the client takes."""
     if part.kind != "call":
         return part
-    name, space, custom = fitted.names.get((part.namespace, part.name), (part.name, part.namespace, part.custom))
+    name, space, custom = fitted.names.get(
+        (part.namespace, part.name), (part.name, part.namespace, part.custom)
+    )
     part = part._replace(name=name, namespace=space, custom=custom)
-    return part._replace(id=legal_id(part.id, 64)) if request.dialect == "claude" != fitted.dialect else part
+    return (
+        part._replace(id=legal_id(part.id, 64))
+        if request.dialect == "claude" != fitted.dialect
+        else part
+    )
 
 
 def move_proofs(events: Iterable[Event], client: str) -> Events:
@@ -6640,7 +6725,9 @@ def move_proofs(events: Iterable[Event], client: str) -> Events:
         elif isinstance(event, (PartStart, PartDelta, PartEnd)):
             held.setdefault(event.at, []).append(event)
             pieces = carried(held[event.at], client)
-            numbers.update((piece.at, next(total)) for piece in pieces if isinstance(piece, PartStart))
+            numbers.update(
+                (piece.at, next(total)) for piece in pieces if isinstance(piece, PartStart)
+            )
             yield from (piece._replace(at=numbers[piece.at]) for piece in pieces)
         else:
             yield event
