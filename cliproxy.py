@@ -142,7 +142,9 @@ def sse_data(event: bytes) -> bytes:
 
 def without(data: Mapping[str, Any], known: frozenset[str]) -> Json:
     """Return what `data` holds beside the `known` keys: what a reader keeps in `extra`."""
-    return {key: data[key] for key in data.keys() - known} if data.keys() - known else {}
+    if data.keys() <= known:
+        return {}
+    return {key: value for key, value in data.items() if key not in known}  # in their order
 
 
 def digest(*words: object) -> str:
