@@ -5792,7 +5792,9 @@ def check_request(request: Request, target: Target, dialect: str) -> None:
     own, name = request.extra.get(request.dialect, EMPTY), target.model.id
     for param in STATEFUL.get(request.dialect, ()):
         if own.get(param):
-            raise unfit(f"{name} has no access to what it stands for: send all of it", param)
+            raise unfit(
+                f"{name} has no access to what it stands for: send the whole conversation", param
+            )
     if dialect in {"claude", "responses"} and (request.params.get("n") or 1) > 1:
         raise unfit(f"{name} gives one answer to a request", "n")
     settings = own.get("generationConfig", own)
@@ -5868,7 +5870,20 @@ def fit_part(part: Part, request: Request, target: Target, dialect: str) -> Part
         return part if known or dialect in part.extra else None
     if part.kind == "thinking" or part.proof:
         return fit_proof(part, request, target, request.dialect == dialect)
+    if (part.parts or part.media) and request.dialect != dialect:
+        return part._replace(
+            parts=tuple(map(plain_media, part.parts)), media=plain_media(part).media
+        )
     return part
+
+
+def plain_media(part: Part) -> Part:
+    """Write base64 as all but Gemini want it. Source: RFC 4648 5."""
+    media = part.media
+    if media is None or media.source != "base64" or not ("-" in media.data or "_" in media.data):
+        return part
+    data = media.data.translate({45: 43, 95: 47})
+    return part._replace(media=media._replace(data=data + "=" * (-len(data) % 4)))
 
 
 def fit_history(request: Request, target: Target, dialect: str) -> Request:
@@ -5877,6 +5892,8 @@ def fit_history(request: Request, target: Target, dialect: str) -> Request:
     Chat and Gemini have proofs on calls: Responses gets them back as thinking before the call.
     """
     fitted = map_parts(request, lambda part: fit_part(part, request, target, dialect))
+    if dialect == "chat" != request.dialect:
+        return fitted._replace(messages=tuple(joined(fitted.messages)))
     if dialect != "responses":
         return fitted
     messages = [
@@ -5884,6 +5901,17 @@ def fit_history(request: Request, target: Target, dialect: str) -> Request:
         for m in fitted.messages
     ]
     return fitted._replace(messages=tuple(messages))
+
+
+def joined(messages: Iterable[Message]) -> list[Message]:
+    """Make one of adjacent answers: in Chat the results come right after all of their calls."""
+    done: list[Message] = []
+    for message in messages:
+        if done and done[-1].role == message.role == "assistant":
+            done[-1] = Message("assistant", done[-1].parts + message.parts)
+        else:
+            done.append(message)
+    return done
 
 
 def parted(part: Part) -> Iterator[Part]:
@@ -6027,11 +6055,17 @@ def fit_ids(request: Request, target: Target, dialect: str) -> Request:
         if part.kind != "result":
             return part
         at = results[part.id] = results.get(part.id, 0) + 1
-        if not made:
-            return part._replace(id=legal_id(part.id, limit)) if at == 1 else None
+        if not made:  # its call was one that only the other service knows
+            return Part("text", text_of(part.parts))
         return part._replace(id=made[at - 1]) if at <= len(made) else None
 
-    return map_parts(request, change)
+    fitted = map_parts(request, change)
+    messages = (m._replace(role="user") if is_orphan(m) else m for m in fitted.messages)
+    return fitted._replace(messages=tuple(messages))
+
+
+def is_orphan(message: Message) -> bool:
+    return message.role == "tool" and all(part.kind != "result" for part in message.parts)
 
 
 # --- freeform tools ---------------------------------------------------------------------------
@@ -6516,6 +6550,7 @@ def fit_tools(request: Request, target: Target, dialect: str) -> Request:
         return request
     able = HOSTED[dialect]
     tools = [tool for tool in request.tools if tool.kind != "hosted" or tool.name in able]
+    tools = list({(tool.namespace, tool.name): tool for tool in tools}.values())
     choice, only = fit_choice(request, target, dialect)
     tools = [fit_tool(tool, target, dialect) for tool in tools if not only or tool.name in only]
     if tools:
@@ -6586,7 +6621,8 @@ def fit_system(request: Request, target: Target, dialect: str) -> Request:
         messages = tuple(reminder(message) for message in messages)
     if request.dialect == dialect:
         return request._replace(messages=messages)
-    if not messages and dialect in {"claude", "responses"}:
+    said = any(part.kind != "text" or part.text.strip() for m in messages for part in m.parts)
+    if not said and system and dialect in {"claude", "responses"}:
         messages, system = (Message("user", system),), ()
     if dialect == "claude":
         messages = fit_turns(messages, target)
@@ -6608,9 +6644,9 @@ def reminder(message: Message) -> Message:
 
 def fit_turns(messages: tuple[Message, ...], target: Target) -> tuple[Message, ...]:
     """Begin and end with the user, as Claude wants it; from 4.6 on it takes no prefill."""
-    if messages[0].role == "assistant":
+    if messages and messages[0].role == "assistant":
         messages = (Message("user", (Part("text", "."),)), *messages)
-    if messages[-1].role == "assistant" and target.model.levels:
+    if messages and messages[-1].role == "assistant" and target.model.levels:
         messages = (*messages, Message("user", (Part("text", "Continue."),)))
     return messages
 

@@ -377,7 +377,6 @@ IDS = [
     pytest.param(("a", "a"), ("a", "a"), ["a", "a_2", "a", "a_2"], id="duplicates"),
     pytest.param(("a", "b"), ("a", "b", "a", "b"), ["a", "b", "a", "b"], id="repeated results"),
     pytest.param(("a", "b"), ("b", "a"), ["a", "b", "b", "a"], id="order kept"),
-    pytest.param((), ("z",), ["z"], id="orphan"),
 ]
 
 
@@ -389,6 +388,36 @@ def test_ids(calls: tuple[str, ...], answers: tuple[str, ...], written: list[str
     )
     assert ids(fit(ask(user("q"), *history, dialect="gemini"), "claude")) == written
     assert ids(fit(ask(user("q"), *history, dialect="claude"), "claude")) == [*calls, *answers]
+
+
+def test_a_result_without_a_call_is_told_as_text() -> None:
+    request = ask(user("q"), results(("z", "found")), dialect="responses")
+    assert fit(request, "chat").messages[1] == user("found")
+
+
+def test_adjacent_answers_are_one_in_chat() -> None:
+    history = (
+        assistant(call("f", "a")),
+        assistant(call("g", "b")),
+        results(("a", "A"), ("b", "B")),
+    )
+    messages = fit(ask(user("q"), *history, dialect="claude"), "chat").messages
+    assert [[part.id for part in message.parts] for message in messages[1:]] == [
+        ["a", "b"],
+        ["a", "b"],
+    ]
+
+
+def test_base64_of_gemini() -> None:
+    picture = media("image", "base64", "a-_x_w", "image/png").parts[0]
+    inside = Part("result", id="c", parts=(picture,))
+    request = ask(user(picture), assistant(call("f", "c")), user(inside), dialect="gemini")
+    for dialect in ("claude", "chat", "responses"):
+        first, _, last = fit(request, dialect).messages
+        assert [p.media.data for p in (first.parts[0], last.parts[0].parts[0]) if p.media] == [
+            "a+/x/w=="
+        ] * 2
+    assert fit(request, "gemini").messages == request.messages
 
 
 def test_ids_of_third_parties_are_made_legal_for_claude_clients() -> None:
@@ -996,6 +1025,10 @@ def test_tools(tools: Any, choice: Any, dialect: str, left: str, chosen: Any) ->
     assert ("parallel" in fitted.params) is bool(left)
 
 
+def test_tools_that_are_declared_twice() -> None:
+    assert [tool.name for tool in fit(ask(tools=(F, G, F)), "claude").tools] == ["f", "g"]
+
+
 # --- system texts and turns
 
 
@@ -1027,6 +1060,8 @@ def test_system(messages: list[Message], dialect: str, target: Target | None, wr
 def test_system_alone_and_billing_header() -> None:
     texts = (Part("text", "x-anthropic-billing-header: cc_version=1"), Part("text", "S"))
     alone = Request("claude", "m", (), texts)
+    blank = alone._replace(dialect="responses", messages=(user(""),))
+    assert fit(blank, "claude").messages == (Message("user", texts),)
     assert fit(alone, "responses").messages == (Message("user", texts[1:]),)
     assert (fit(alone, "chat").system, fit(alone, "chat").messages) == (texts[1:], ())
     assert fit(alone, "claude").system == texts
