@@ -3425,6 +3425,13 @@ RESPONSES_MEDIA = {  # kind and source of media -> type of the part, and the key
     ("image", "file_id"): ("input_image", "file_id"), ("document", "file_id"): ("input_file", "file_id"),
 }
 RESPONSES_WRAPPERS = frozenset({"parallel", "multi_tool_use.parallel"})  # several calls in one; nobody declares it
+RESPONSES_KINDS = {  # an error's `code` or `type` that only this API knows, most of them Codex's -> kind
+    "usage_limit_reached": "rate_limited", "usage_not_included": "forbidden", "invalid_prompt": "invalid_request",
+    "bio_policy": "invalid_request", "server_is_overloaded": "overloaded", "slow_down": "overloaded",
+}
+RESPONSES_USAGE = frozenset({
+    "input_tokens", "input_tokens_details", "output_tokens", "output_tokens_details", "total_tokens",
+})
 # fmt: on
 RESPONSES_PARAMS = words_write(PARAMS, "responses")
 RESPONSES_EFFORTS = {"ultra": "max"}  # of Codex alone
@@ -3434,15 +3441,6 @@ RESPONSES_WRITTEN = {row.kind: row for row in reversed(RESPONSES_CHANNELS)}
 RESPONSES_DELTAS = {f"{row.event}.delta": row for row in RESPONSES_CHANNELS}
 RESPONSES_DONES = {f"{row.event}.done": row for row in RESPONSES_CHANNELS}
 RESPONSES_CONTENT = frozenset({"text", "refusal", "media"})  # kinds that stand in a message item
-RESPONSES_USAGE = frozenset(
-    {
-        "input_tokens",
-        "input_tokens_details",
-        "output_tokens",
-        "output_tokens_details",
-        "total_tokens",
-    }
-)
 RESPONSES_PROGRESS = {  # item type -> the events between its beginning and its end
     "web_search_call": ("in_progress", "searching", "completed"),
     "image_generation_call": ("in_progress", "generating", "completed"),
@@ -3514,10 +3512,9 @@ def responses_read_hosted(item: Json) -> Part:
     kind, extra = item.get("type", "item_reference"), {"responses": item}
     if not kind.endswith("_call"):
         return Part("opaque", extra=extra)
-    action = item.get("action") or {}
-    known = {k: v for k, v in (("query", action.get("query")), ("url", action.get("url"))) if v}
-    code = {"code": item["code"]} if item.get("code") else {}
-    text = item.get("arguments") or known or code
+    fields = {**item, **(item.get("action") or EMPTY)}
+    said = {key: fields[key] for key in ("query", "url", "code") if fields.get(key)}
+    text = item.get("arguments") or said
     text = text if isinstance(text, str) else dumps_text(text)
     return Part("hosted", text, item.get("id") or "", responses_hosted(kind[:-5]), extra=extra)
 
@@ -3576,9 +3573,8 @@ def responses_read_item(item: Json) -> list[Part]:
     kind = responses_type(item)
     if kind == "message":
         return responses_read_message(item)
-    return [
-        responses_read_part(item, "") if kind in RESPONSES_READERS else responses_read_hosted(item)
-    ]
+    known = kind in RESPONSES_READERS
+    return [responses_read_part(item, "") if known else responses_read_hosted(item)]
 
 
 def responses_write_text(part: Part, role: str) -> Json:
@@ -3618,12 +3614,8 @@ def responses_write_result(part: Part, _role: str) -> Json:
     kind = RESPONSES_OUTPUTS["custom_tool_call" if part.custom else "function_call"]
     parts = part.parts
     if part.error and not text_of(parts).startswith("Error: "):
-        first = [n for n, piece in enumerate(parts) if piece.kind == "text"][:1]
-        text = "".join(parts[n].text for n in first)
-        parts = (
-            Part("text", f"Error: {text}"),
-            *(p for n, p in enumerate(parts) if n not in first),
-        )
+        text, rest = text_of(parts), (piece for piece in parts if piece.kind != "text")
+        parts = (Part("text", f"Error: {text}"), *rest)
     if "_list" in responses_own(part) or any(piece.kind != "text" for piece in parts):
         pieces = [responses_write_part(piece, "tool") for piece in parts]
         return {"type": kind, "call_id": part.id, "output": [piece for piece in pieces if piece]}
@@ -3818,9 +3810,8 @@ def responses_write_tool(tool: Tool) -> Json:
         return responses_public(dict(own or RESPONSES_HOSTED_TOOLS.get(tool.name, EMPTY)), own)
     written: Json = {"type": tool.kind, "name": tool.name, "description": tool.description}
     if tool.kind == "custom":
-        written["format"] = (
-            {"type": "grammar", **tool.grammar} if tool.grammar else {"type": "text"}
-        )
+        grammar = tool.grammar
+        written["format"] = {"type": "grammar", **grammar} if grammar else {"type": "text"}
     else:  # a missing `strict` would be taken for true
         written["parameters"] = tool.schema or {"type": "object", "properties": {}}
         written["strict"] = bool(tool.strict)
@@ -3894,11 +3885,10 @@ def responses_write_params(request: Request) -> Json:
 def responses_write_settings(request: Request) -> Json:
     """Write all but the model, the input and the tools."""
     own, body = responses_own(request), responses_write_params(request)
-    form = {"format": responses_write_format(request.format)} if request.format else EMPTY
-    verbosity = (
-        {"verbosity": request.params["verbosity"]} if "verbosity" in request.params else EMPTY
-    )
-    sections = {"text": {**form, **verbosity}, "reasoning": responses_write_reasoning(request)}
+    text = {"format": responses_write_format(request.format)} if request.format else {}
+    if "verbosity" in request.params:
+        text["verbosity"] = request.params["verbosity"]
+    sections = {"text": text, "reasoning": responses_write_reasoning(request)}
     for key, section in sections.items():
         rest = own.get(f"_{key}", EMPTY)
         if section or rest:
@@ -4016,15 +4006,10 @@ def responses_unwrap(call: Part) -> list[Part]:
     """Split a call of a wrapper that some models make up: {tool_uses: [{recipient_name, parameters}]}."""
     try:
         uses = json.loads(call.text)["tool_uses"]
-        return [
-            Part(
-                "call",
-                dumps_text(use["parameters"]),
-                f"{call.id}_{n}",
-                use["recipient_name"].split(".")[-1],
-            )
-            for n, use in enumerate(uses)
-        ]
+        names = [use["recipient_name"].rpartition(".")[2] for use in uses]
+        texts = [dumps_text(use["parameters"]) for use in uses]
+        pairs = enumerate(zip(texts, names))
+        return [Part("call", text, f"{call.id}_{n}", name) for n, (text, name) in pairs]
     except (ValueError, KeyError, TypeError, AttributeError):
         return [call]
 
@@ -4047,9 +4032,10 @@ def responses_read_output(item: Json, wrappers: Collection[str]) -> list[tuple[P
     if kind == "message":
         contents = [c for c in item.get("content") or () if c.get("text") or c.get("refusal")]
         bare = [without(c, frozenset({"annotations", "logprobs"})) for c in contents]
-        return (
-            list(zip(responses_read_message({**item, "content": bare}), contents)) if bare else []
-        )
+        parts = responses_read_message({**item, "content": bare}) if bare else []
+        return list(zip(parts, contents))
+    if kind == "function_call" and not item["arguments"]:
+        item = {**item, "arguments": "{}"}
     part = responses_read_part(item, "")
     if part.kind == "thinking":
         found = bool(part.text or part.proof)  # without both there is nothing to tell
@@ -4057,6 +4043,17 @@ def responses_read_output(item: Json, wrappers: Collection[str]) -> list[tuple[P
     if part.name in wrappers:
         return [(call, EMPTY) for call in responses_unwrap(part)]
     return [(part, EMPTY)]
+
+
+def responses_error(body: Json, status: int = 0) -> ProxyError:
+    """Return the error in a body or payload; `status` 0: it came with a 200."""
+    made, said = chat_error(body, status), body.get("error") or body
+    said = said if isinstance(said, dict) else EMPTY
+    words = [str(said.get(key)) for key in ("code", "type")]
+    kind = next((RESPONSES_KINDS[word] for word in words if word in RESPONSES_KINDS), made.kind)
+    made.kind, made.status = kind, status or KINDS[kind].status
+    made.retry_after = said.get("resets_in_seconds") or made.retry_after
+    return made
 
 
 class ResponsesReader:
@@ -4101,7 +4098,8 @@ class ResponsesReader:
         self.reset(item, payload.get("output_index"))
         known = bool(item.get("name") and item.get("call_id")) and item["name"] not in self.wrappers
         if known and item.get("type") in RESPONSES_OUTPUTS:
-            item = without({"arguments": "", "input": "", **item}, frozenset({"status"}))
+            body = {"input": ""} if item["type"] == "custom_tool_call" else {"arguments": "{}"}
+            item = without({**item, **body}, frozenset({"status"}))
             yield self.open(responses_read_part(item, ""))
 
     def read_content(self, _payload: Json) -> Events:
@@ -4110,17 +4108,15 @@ class ResponsesReader:
             yield from self.close()
 
     def read_delta(self, payload: Json) -> Events:
-        yield from self.read_text(
-            RESPONSES_DELTAS[payload["type"]], payload, payload.get("delta") or ""
-        )
+        row = RESPONSES_DELTAS[payload["type"]]
+        yield from self.read_text(row, payload, payload.get("delta") or "")
 
     def read_done(self, payload: Json) -> Events:
         """Read the whole body of a part, which counts only where no deltas came."""
         row = RESPONSES_DONES[payload["type"]]
         if not self.texts:
-            yield from self.read_text(
-                row, {**payload, "logprobs": None}, payload.get(row.key) or ""
-            )
+            bare = {**payload, "logprobs": None}  # they follow with the item
+            yield from self.read_text(row, bare, payload.get(row.key) or "")
 
     def read_text(self, row: Channel, payload: Json, text: str) -> Events:
         kind = "call" if row.kind == "custom" else row.kind
@@ -4200,6 +4196,8 @@ class ResponsesReader:
     def read_end(self, payload: Json) -> Events:
         """End the answer. Its items count where no events told of them."""
         response = payload["response"]
+        if response.get("status") in {"failed", "cancelled"}:
+            self.read_failure(payload)
         output = response.get("output") or []
         for at, item in enumerate(output if self.items < len(output) else ()):
             if at in self.done:
@@ -4222,7 +4220,11 @@ class ResponsesReader:
         return MessageEnd("tool_calls" if self.calls else "stop", raw="completed")
 
     def read_failure(self, payload: Json) -> Events:
-        raise chat_error(payload.get("response") or payload)
+        """Raise the error of a payload, or of the response in it."""
+        body = payload.get("response") or payload
+        if "status" in body and not body.get("error"):
+            raise ProxyError("upstream_failed", f"the upstream's answer is {body['status']!r}")
+        raise responses_error(body)
 
 
 RESPONSES_EVENTS: dict[str, Callable[[ResponsesReader, Json], Iterable[Event]]] = {
@@ -4290,7 +4292,7 @@ def responses_read_stream(payloads: Iterable[Json], request: Request) -> Events:
 def responses_read_response(body: Json, request: Request) -> Events:
     """Full answer -> Events, as a stream that holds nothing but its end."""
     if body.get("error") or "output" not in body:
-        raise chat_error(body)
+        raise responses_error(body)
     yield from responses_read_stream([{"type": "response.completed", "response": body}], request)
 
 
@@ -4333,15 +4335,11 @@ class ResponsesWriter:
 
     def __init__(self, request: Request) -> None:
         own = responses_own(request)
-        asked = {
-            **own,
-            **responses_write_settings(request),
-            "tools": responses_write_tools(request.tools),
-        }
+        tools = responses_write_tools(request.tools)
+        asked = {**own, **responses_write_settings(request), "tools": tools}
+        said = {k: asked[k] for k in RESPONSES_SHELL if asked.get(k) is not None}
         self.request = request
-        self.response = {
-            k: v if asked.get(k) is None else asked[k] for k, v in RESPONSES_SHELL.items()
-        }
+        self.response = {**RESPONSES_SHELL, **said}
         self.number = 0  # of the next frame
         self.items: list[Json] = []  # the complete ones
         self.item: Json = EMPTY  # the open one, as it was added
@@ -4382,23 +4380,20 @@ class ResponsesWriter:
                 message = {"type": "message", "role": "assistant", **own.get("_item", EMPTY)}
                 yield self.add({**message, "status": "in_progress", "content": []})
             number = len(self.item["content"])
-            yield self.item_frame(
-                "response.content_part.added", content_index=number, part=self.content()
-            )
+            fields = {"content_index": number, "part": self.content()}
+            yield self.item_frame("response.content_part.added", **fields)
             self.begin_deltas(number)
         elif kind in {"thinking", "call"}:
-            yield self.add(
-                {**responses_write_part(self.part, "assistant"), "status": "in_progress"}
-            )
+            item = responses_write_part(self.part, "assistant")
+            yield self.add({**item, "status": "in_progress"})
             if kind == "call":
                 self.begin_deltas()
 
     def add(self, item: Json) -> bytes:
         """Open an item. Its id stays, whatever the part learns later."""
         self.item = {"id": self.new_id(item["type"]), **item}
-        return self.frame(
-            "response.output_item.added", output_index=len(self.items), item=self.item
-        )
+        number = len(self.items)
+        return self.frame("response.output_item.added", output_index=number, item=self.item)
 
     def new_id(self, kind: str) -> str:
         return RESPONSES_PREFIXES[kind] + digest(self.request.id, len(self.items))
@@ -4443,10 +4438,8 @@ class ResponsesWriter:
             yield from self.write_note(event)
         elif event.field == "text" and self.part.kind in RESPONSES_WRITTEN:
             if not self.head:  # the first of a thinking part
-                empty = {"type": "summary_text", "text": ""}
-                yield self.item_frame(
-                    "response.reasoning_summary_part.added", summary_index=0, part=empty
-                )
+                fields = {"summary_index": 0, "part": {"type": "summary_text", "text": ""}}
+                yield self.item_frame("response.reasoning_summary_part.added", **fields)
                 self.begin_deltas()
             yield self.text_frame(event.value)
         elif event.field == "text":
@@ -4488,14 +4481,10 @@ class ResponsesWriter:
         self.item = {**self.item, "content": [*self.item["content"], content]}
 
     def end_thinking(self) -> Frames:
-        if self.part.text:
-            part = {"type": "summary_text", "text": self.part.text}
-            yield self.item_frame(
-                "response.reasoning_summary_text.done", summary_index=0, text=self.part.text
-            )
-            yield self.item_frame(
-                "response.reasoning_summary_part.done", summary_index=0, part=part
-            )
+        if text := self.part.text:
+            fields = {"summary_index": 0, "part": {"type": "summary_text", "text": text}}
+            yield self.item_frame(f"{self.row.event}.done", summary_index=0, text=text)
+            yield self.item_frame("response.reasoning_summary_part.done", **fields)
         yield self.close({**responses_write_part(self.part, "assistant"), "id": self.item["id"]})
 
     def end_call(self) -> Frames:
@@ -4509,18 +4498,14 @@ class ResponsesWriter:
 
     def write_whole(self, item: Json) -> Frames:
         """Write an item that has no deltas."""
-        running = {"status": "in_progress"} if "status" in item else EMPTY
-        result = {"result": None} if "result" in item else EMPTY
-        at = len(self.items)
         if "responses" not in self.part.extra:
             item = {"id": self.new_id(item["type"]), **item}
-        yield self.frame(
-            "response.output_item.added", output_index=at, item={**item, **running, **result}
-        )
-        for word in RESPONSES_PROGRESS.get(item["type"], ()):
-            yield self.frame(
-                f"response.{item['type']}.{word}", item_id=item.get("id"), output_index=at
-            )
+        begun = {"status": "in_progress", "result": None}
+        begun = {**item, **{key: value for key, value in begun.items() if key in item}}
+        at, kind = {"output_index": len(self.items)}, item["type"]
+        yield self.frame("response.output_item.added", **at, item=begun)
+        for word in RESPONSES_PROGRESS.get(kind, ()):
+            yield self.frame(f"response.{kind}.{word}", item_id=item.get("id"), **at)
         yield self.close(item)
 
     def write_usage(self, event: Usage) -> Frames:
@@ -4598,8 +4583,13 @@ def responses_write_response(response: Response, request: Request) -> Json:
 
 
 def responses_read_error(status: int, body: bytes) -> ProxyError:
-    """HTTP status and body -> error; OpenAI's two APIs fail alike."""
-    return chat_read_error(status, body)
+    """HTTP status and body -> error. What is not an object is as in Chat Completions."""
+    try:
+        data = json.loads(body)
+    except ValueError:
+        data = None
+    known = isinstance(data, dict) and data
+    return responses_error(data, status) if known else chat_read_error(status, body)
 
 
 def responses_write_error(error: ProxyError) -> Json:
