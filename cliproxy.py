@@ -57,7 +57,6 @@ import zlib
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from email.utils import parsedate_to_datetime
 from functools import reduce
-from http.client import responses as STATUS_NAMES
 from http.client import responses as status_names
 from http.server import ThreadingHTTPServer
 from itertools import count, islice
@@ -547,7 +546,7 @@ PROVIDERS = {row.name: row for row in (
              "bearer", {"anthropic-version": "2023-06-01"}, ("claude-*",)),
     Provider("codex",                "responses", "https://chatgpt.com/backend-api/codex",
              "/responses", "", "", "",
-             "bearer", {"originator": "cliproxy"}, ("gpt-*", "codex-*"), True),
+             "bearer", {"originator": "cliproxy"}, ("gpt-*", "codex-*"), True, frozenset({"minimal-to-low"})),
     Provider("openai",               "responses", "https://api.openai.com/v1",
              "/responses", "", "/responses/input_tokens", "/models",
              "bearer", {}, ("gpt-*", "o1*", "o3*", "o4*", "codex-*", "chatgpt-*")),
@@ -8682,7 +8681,8 @@ class Account:
 
     def offers(self) -> list[tuple[str, str]]:
         """Return the pairs of the name that clients ask for and the upstream's own."""
-        known = [(row.id, row.id) for row in MODELS.values() if self.provider.name in row.providers]
+        plan = self.credential.data.get("plan_type", "") if self.credential else ""
+        known = [(name, name) for name in models_of(self.provider.name, plan)]
         pairs = known if self.models is None else self.models
         return [(public, own) for public, own in pairs if not self.excludes(own)]
 
@@ -8694,10 +8694,11 @@ class Account:
 
 
 class Candidate(NamedTuple):
-    """One way to serve a model: by this account, under this name."""
+    """One way to serve a model: by this account, under this name, thinking so much."""
 
     account: Account
     model: str
+    effort: Effort | None = None  # said in the name that the client used
 
 
 class Cooldown(NamedTuple):
@@ -8726,6 +8727,7 @@ class Router:
         self._strategy = "round-robin"
         self._disable_cooling = False
         self._force_prefix = False
+        self._fallbacks: list[tuple[str, Sequence[str]]] = []
         self._turns: dict[str, int] = {}
         self._cooling: dict[tuple[str, str], Cooldown] = {}  # (account, model)
 
@@ -8742,6 +8744,7 @@ class Router:
             self._accounts, self._offers, self._force_prefix = accounts, offers, force
             self._strategy = STRATEGIES.get(config["routing.strategy"], "round-robin")
             self._disable_cooling = config["disable-cooling"]
+            self._fallbacks = [*config["model-fallbacks"].items(), *FALLBACKS]
 
     @staticmethod
     def _names(account: Account, public: str, force: bool) -> Iterator[str]:
@@ -8773,7 +8776,7 @@ class Router:
         with the time until the first is free again.
         """
         with self._lock:
-            found = self._offers.get(model) or self._unlisted(model)
+            found = self._offers.get(model) or self._read(model)
             if not found:
                 raise self._unknown(model)
             ready = self._ready(found)
@@ -8783,15 +8786,34 @@ class Router:
                 ready.sort(key=lambda candidate: -candidate.account.priority)
             return ready
 
+    def _read(self, model: str) -> list[Candidate]:
+        """Find who serves a name that is in no list: a new model, or one with an effort in it."""
+        for base, effort in self._readings(model):
+            found = self._offers.get(base) or self._unlisted(base)
+            if found:
+                return [candidate._replace(effort=effort) for candidate in found]
+        return []
+
+    def _readings(self, model: str) -> Iterator[tuple[str, Effort | None]]:
+        """Yield what a name may mean, the most likely first."""
+        name, effort = split_suffix(model.removeprefix("models/"))
+        name = name.removesuffix("[1m]")  # Claude Code's mark for a long context
+        yield name, effort
+        yield effort_variant(name, self._offers)
+        if name == "auto" and self._offers:
+            yield max(self._offers, key=by_version), effort
+        instead = fallback_for(name, self._offers, self._fallbacks)
+        if instead:
+            yield instead, effort
+
     def _unlisted(self, model: str) -> list[Candidate]:
+        """Find the accounts that likely serve a model which no list has."""
         found = []
         for account in self._accounts:
-            names = {name: own for own in [model] for name in self._names(account, own, self._force_prefix)}
-            own = model[len(account.prefix) + 1 :] if model.startswith(f"{account.prefix}/") else ""
-            for name in filter(None, (own if account.prefix else "", model if model in names else "")):
-                if account.serves_unlisted(name):
-                    found.append(Candidate(account, name))
-                    break
+            owned = model.removeprefix(f"{account.prefix}/") if account.prefix else model
+            bare = owned == model and account.prefix and self._force_prefix
+            if not bare and account.serves_unlisted(owned):
+                found.append(Candidate(account, owned))
         return found
 
     def _ready(self, found: list[Candidate]) -> list[Candidate]:
@@ -8899,7 +8921,7 @@ def find_accounts(
     """Return all accounts that the owner has, each named after where it stands."""
     return [
         *accounts_of_lists(config),
-        *accounts_of_endpoints(config),
+        *accounts_of_endpoints(config, environ),
         *accounts_of_files(config, credentials),
         *accounts_of_environ(config, environ),
     ]
@@ -8920,14 +8942,25 @@ def accounts_of_lists(config: Config) -> Iterator[Account]:
             yield Account(name, provider, with_overrides(config, provider, entry))
 
 
-def accounts_of_endpoints(config: Config) -> Iterator[Account]:
+def endpoint_provider(name: str) -> Provider:
+    """Return the row of an OpenAI-compatible service; one we know by name needs no base URL."""
+    provider, preset = PROVIDERS["openai-compatibility"]._replace(name=name), PRESETS.get(name)
+    if preset:
+        provider = provider._replace(base=preset.base, quirks=preset.quirks, family=("*",))
+    return provider
+
+
+def preset_key(name: str, environ: Mapping[str, str]) -> str:
+    """Return the key that the environment holds for a service we know by name."""
+    variables = PRESETS[name].keys if name in PRESETS else ()
+    return next((environ[variable] for variable in variables if environ.get(variable)), "")
+
+
+def accounts_of_endpoints(config: Config, environ: Mapping[str, str]) -> Iterator[Account]:
     for number, entry in enumerate(config["openai-compatibility"]):
         name = (entry.get("name") or f"openai-compatibility[{number}]").strip().lower()
-        preset = PRESETS.get(name)
-        provider = PROVIDERS["openai-compatibility"]._replace(name=name)
-        if preset:
-            provider = provider._replace(base=preset.base, quirks=preset.quirks, family=("*",))
-        keys = entry.get("api-key-entries") or [{}]
+        provider = endpoint_provider(name)
+        keys = entry.get("api-key-entries") or [{"api-key": preset_key(name, environ)}]
         for key_number, key in enumerate(keys):
             merged = {**entry, **{k: v for k, v in key.items() if v not in {None, ""}}}
             merged["quirks"] = endpoint_quirks(merged, provider)
@@ -8952,15 +8985,9 @@ def accounts_of_environ(config: Config, environ: Mapping[str, str]) -> Iterator[
         key = environ.get(row.source, "").strip()
         if not key:
             continue
-        preset = PRESETS.get(row.provider)
-        provider = PROVIDERS.get(row.provider)
-        if provider is None and preset:
-            provider = PROVIDERS["openai-compatibility"]._replace(
-                name=row.provider, base=preset.base, quirks=preset.quirks, family=("*/*",)
-            )
-        if provider:
-            entry = {"api-key": key, "also": row.also}
-            yield Account(row.source, provider, with_overrides(config, provider, entry))
+        provider = PROVIDERS.get(row.provider) or endpoint_provider(row.provider)._replace(family=("*/*",))
+        entry = {"api-key": key, "also": row.also}
+        yield Account(row.source, provider, with_overrides(config, provider, entry))
 
 
 def endpoint_quirks(entry: Json, provider: Provider) -> list[str]:
@@ -9243,7 +9270,7 @@ CODEX_REMOVED = frozenset(  # refused with 400 "Unsupported parameter". Source: 
 CODEX_TIERS = {"priority": "priority", "fast": "priority"}
 
 
-def prepare_codex(body: Json, model: Json) -> Json:
+def prepare_codex(body: Json) -> Json:
     """Fit a Responses body to the ChatGPT backend, which refuses much of the public API's.
 
     Returns the same object if it fits already. Source: spec/dialects.md 4.1.
@@ -9277,7 +9304,23 @@ def codex_item(item: Json) -> Json:
     return {**item, "role": "developer"} if item.get("role") == "system" else item
 
 
-PREPARE: dict[str, Callable[[Json, Json], Json]] = {"codex": prepare_codex}
+PREPARE: dict[str, Callable[[Json], Json]] = {"codex": prepare_codex}
+PROTOCOLS = {  # dialect -> what payload rules call it: as an upstream, as a client
+    "claude": ("claude", "claude"), "chat": ("openai", "openai"),
+    "responses": ("codex", "responses"), "gemini": ("gemini", "gemini"),
+}  # fmt: skip
+
+
+def shape(body: Json, call: Call, provider: Provider, model: str, app: App) -> Json:
+    """Fit a body to its provider and to the owner's payload rules; `body` itself if it fits."""
+    shaped = PREPARE[provider.name](body) if provider.name in PREPARE else body
+    rules = app.config["payload"]
+    if any(rules.values()):
+        protocols = PROTOCOLS[provider.dialect][0], PROTOCOLS[call.dialect.name][1]
+        names = model, split_suffix(call.model)[0], call.model
+        case = PayloadCase(names, *protocols, call.headers)
+        shaped = apply_payload(rules, shaped, body, case)
+    return shaped
 
 
 class App:
@@ -9362,8 +9405,21 @@ def ask(call: Call, candidate: Candidate, app: App) -> Answer:
     same = provider.dialect == call.dialect.name
     if call.action != "generate" and not (same and path_of(call, provider)):
         return answer_locally(call)
-    lane = relay if same and PROOF_MARK not in call.body else translate
-    return lane(call, account, provider, candidate.model, app)
+    if same and not must_fit(call, candidate):
+        return relay(call, account, provider, candidate.model, app)
+    return translate(call, candidate, provider, app)
+
+
+def must_fit(call: Call, candidate: Candidate) -> bool:
+    """Tell whether a body must be rewritten though the upstream speaks its dialect.
+
+    It must if its model's name holds an effort, if it brings back proofs of other providers, or
+    if Claude Code took an alias for a newer model than it is (spec/clients.md 1.4).
+    """
+    if candidate.effort or PROOF_MARK in call.body:
+        return True
+    renamed = candidate.model != call.model and call.dialect.name == "claude"
+    return renamed and b'"adaptive"' in call.body and not model_row(candidate.model).levels
 
 
 def path_of(call: Call, provider: Provider) -> str:
@@ -9408,10 +9464,9 @@ def passed_headers(exchange: Exchange) -> Headers:
 def relay(call: Call, account: Account, provider: Provider, model: str, app: App) -> Answer:
     """Let the bytes pass in both directions as they are: client and upstream speak one dialect."""
     body = call.with_model(model)
-    prepare = PREPARE.get(provider.name)
-    if prepare:
-        before = {**call.json, "model": model}
-        after = prepare(before, call.json)
+    if provider.name in PREPARE or any(app.config["payload"].values()):
+        before = call.json if call.path_model else {**call.json, "model": model}
+        after = shape(before, call, provider, model, app)
         body = body if after is before else [dumps(after).encode("ascii")]
     path = path_of(call, provider).replace("{model}", urlquote(model, safe=""))
     exchange = open_exchange(call, account, provider, path + call.passed_query(path), body, app)
@@ -9492,19 +9547,21 @@ def collected_response(payloads: Iterable[Json]) -> Json:
     raise ProxyError("upstream_failed", "the upstream closed the stream before response.completed")
 
 
-def translate(call: Call, account: Account, provider: Provider, model: str, app: App) -> Answer:
+def translate(call: Call, candidate: Candidate, provider: Provider, app: App) -> Answer:
     """Translate a call to the upstream's dialect, and the answer back."""
-    request, upstream = call.request, DIALECTS[provider.dialect]
-    target = Target(provider.name, model_row(model), account.quirks | provider.quirks)
+    request, upstream, account = call.request, DIALECTS[provider.dialect], candidate.account
+    model = model_row(candidate.model, provider.name)
+    target = Target(provider.name, model, account.quirks | provider.quirks)
     stream = request.stream or provider.only_streams or "stream" in target.quirks
-    fitted = fit_request(request._replace(model=model, stream=stream), target, upstream.name)
+    thinking = Thinking(*candidate.effort, summary=request.thinking.summary) if candidate.effort else request.thinking
+    wanted = request._replace(model=candidate.model, stream=stream, thinking=thinking)
+    fitted = fit_request(wanted, target, upstream.name)
     body = upstream.write_request(fitted.request, target)
     if upstream.name == "gemini":
         body = {key: value for key, value in body.items() if key not in {"model", "stream"}}
-    prepare = PREPARE.get(provider.name)
-    if prepare:
-        body = prepare(body, call.json)
-    path = ((provider.stream if stream else "") or provider.generate).replace("{model}", urlquote(model, safe=""))
+    body = shape(body, call, provider, candidate.model, app)
+    path = (provider.stream if stream else "") or provider.generate
+    path = path.replace("{model}", urlquote(candidate.model, safe=""))
     exchange = open_exchange(call, account, provider, path, [dumps(body).encode("ascii")], app)
     events = fit_events(read_answer(exchange, upstream, request), request, fitted, target)
     headers = passed_headers(exchange)

@@ -14,7 +14,7 @@ import cliproxy as cp
 ROOT = Path(__file__).parent.parent
 SOURCE = (ROOT / "cliproxy.py").read_text(encoding="utf-8")
 BUDGET = check_layout.budgets((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-OPTIONAL = {"yaml", "certifi"}  # imported where they are used, with a message when missing
+OPTIONAL = {"yaml", "certifi", "compression"}  # compression: the standard library of 3.14  # imported where they are used, with a message when missing
 VERBS = ("request", "response", "stream", "error")
 
 SMALL = '''"""A file.
@@ -101,7 +101,7 @@ def test_only_the_standard_library_is_imported() -> None:
 IMPORT_QUIETLY = """
 import sys, threading
 NOISE = ("open", "os.", "socket.", "subprocess.", "shutil.", "tempfile.", "sqlite3.", "urllib.")
-HEAVY = {"asyncio", "certifi", "logging.handlers", "sqlite3", "ssl", "urllib.request", "yaml"}
+HEAVY = {"asyncio", "certifi", "logging.handlers", "sqlite3", "urllib.request", "yaml"}
 noise = []
 def watch(event, args):
     reading = event == "open" and not (isinstance(args[1], str) and set(args[1]) & set("wax+"))
