@@ -34,6 +34,7 @@ import binascii
 import collections
 import contextlib
 import difflib
+import errno
 import functools
 import hashlib
 import hmac
@@ -61,6 +62,7 @@ from http.client import responses as status_names
 from http.server import ThreadingHTTPServer
 from itertools import count, islice
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple, Union
 from urllib.parse import parse_qsl, unquote, unquote_to_bytes, urlencode, urlsplit
 from urllib.parse import quote as urlquote
@@ -8345,8 +8347,9 @@ def overlaid(old: Json, changes: Json) -> Json:
     for key, value in changes.items():
         if value is None:
             new.pop(key, None)
-        elif isinstance(value, dict) and isinstance(new.get(key), dict):
-            new[key] = overlaid(new[key], value)
+        elif isinstance(value, dict):
+            inner = overlaid(new[key] if isinstance(new.get(key), dict) else {}, value)
+            new.update({key: inner} if inner or key in new or not value else {})
         else:
             new[key] = value
     return new
@@ -8526,9 +8529,13 @@ class Store:
         with self._writing():
             old: Json = {}
             raw = b"\n"  # a new file is laid out as CLIProxyAPI does: compact, with a newline
-            with contextlib.suppress(ProxyError):
-                credential, raw = read_credential(self._path(name))
+            path = self._path(name)
+            try:
+                credential, raw = read_credential(path)
                 old = credential.data
+            except ProxyError as error:
+                if error.kind == "internal":  # damaged or foreign: kept, out of the way
+                    replace(path, path.with_suffix(".json.damaged"))
             return self._write(name, overlaid(old, data), raw)
 
     def delete(self, name: str) -> None:
@@ -8545,9 +8552,18 @@ class Store:
             self._publish()
             self._changed = True
 
-    def refreshing(self, name: str) -> contextlib.AbstractContextManager[None]:
-        """Return the lock under which one of all processes renews the tokens of a file."""
-        return locked(self._lock_of(name))
+    @contextlib.contextmanager
+    def refreshing(self, name: str) -> Generator[None, None, None]:
+        """Hold the lock under which one of all processes renews the tokens of a file."""
+        path = self._lock_of(name)
+        try:
+            descriptor = acquire(path)
+        except OSError as exc:
+            raise ProxyError("internal", f"cannot write {path}: {exc.strerror}") from exc
+        try:
+            yield
+        finally:
+            os.close(descriptor)
 
     @contextlib.contextmanager
     def _writing(self) -> Generator[None, None, None]:
@@ -8632,7 +8648,1381 @@ class Store:
 ########################################################################################
 # 13. LOGIN
 ########################################################################################
-# Logins.
+# How each provider hands out tokens, renews and revokes them: one row of LOGINS each. Whatever
+# comes back to a login (a typed line, a browser at our port) arrives in one queue, so that it does
+# not matter which way is open. The program says who it is. Source: spec/providers.md 1 to 9, 16.
+
+PATIENCE = 300.0  # seconds that a login waits for its user
+RETRY_WAITS = (1.0, 2.0)  # seconds between the tries of a refresh
+DEAD_CODES = frozenset([  # what says that a refresh token will never work again
+    "invalid_grant", "refresh_token_expired", "refresh_token_reused", "refresh_token_invalidated", "token_invalidated",
+    "token_expired", "app_session_terminated", "account_session_expired", "account_deactivated", "account_suspended",
+    "account_deleted", "access_denied", "expired_token",
+])  # fmt: skip
+OUR_FAULT = frozenset(["invalid_client", "unauthorized_client", "unsupported_grant_type"])
+OPENAI_AUTH = "https://api.openai.com/auth"  # the claim with the account's facts
+
+
+class Options(NamedTuple):
+    """What the user asked of a login."""
+
+    browser: bool = True  # False: print the URL only
+    device: bool = False  # by a code typed on another device, where the provider has that
+    port: int = 0  # to listen on; 0: the provider's own
+    project: str = ""  # Google: one id, several with commas, or ALL
+    source: str = ""  # take over this file, `auto` for where the vendor keeps it
+
+
+class Arrival(NamedTuple):
+    """What came back: a typed line or the target of a browser's request; None: no more lines."""
+
+    text: str | None
+    browser: socket.socket | None = None
+    html: bool = True
+
+    def answer(self, status: int, text: str) -> None:
+        """Show the browser, if it was one, how it went."""
+        kind = "html" if self.html else "plain"
+        if self.html:
+            safe = text.replace("&", "&amp;").replace("<", "&lt;")
+            text = f"<!doctype html><meta charset=utf-8><title>cliproxy</title><h1>{safe}</h1>"
+        body = f"{text}\n".encode()
+        head = (
+            f"HTTP/1.1 {status} {'OK' if status < 400 else 'Error'}\r\nconnection: close\r\n"
+            f"content-type: text/{kind}; charset=utf-8\r\ncontent-length: {len(body)}\r\n"
+            "cache-control: no-store\r\nreferrer-policy: no-referrer\r\n\r\n"
+        )
+        if self.browser:
+            with contextlib.suppress(OSError), self.browser:
+                self.browser.sendall(head.encode() + body)
+
+
+class Terminal:
+    """Whom a login talks to. `inbox` takes lines and callbacks from any thread."""
+
+    def __init__(
+        self,
+        say: Callable[[str], None],
+        fileno: int | None = None,
+        screen: tuple[int, int] = (0, 0),
+    ) -> None:
+        self.say, self.screen = say, screen  # columns and lines, zeros if it can show no QR code
+        self.inbox: SimpleQueue[Arrival] = SimpleQueue()
+        self.closed = False  # no line will come any more
+        self.pause: Callable[[float], object] = threading.Event().wait
+        if fileno is not None:
+            threading.Thread(target=self._read, args=(fileno,), daemon=True).start()
+
+    def _read(self, fileno: int) -> None:
+        """Pass lines on. Not through sys.stdin, whose lock a daemon thread must not hold at exit."""
+        rest, data = b"", b"?"
+        while data:
+            try:
+                data = os.read(fileno, 4096)
+            except OSError:
+                data = b""
+            *lines, rest = (rest + (data or b"\n")).split(b"\n")
+            for line in lines:
+                self.inbox.put(Arrival(line.decode("utf-8", "replace").strip()))
+        self.inbox.put(Arrival(None))
+
+    def take(self, deadline: float) -> Arrival:
+        """Wait for what comes next. Raises ProxyError after `deadline`, in monotonic time."""
+        try:
+            arrival = self.inbox.get(timeout=max(0.0, deadline - time.monotonic()))
+        except Empty:
+            message = "nobody finished the login in time; nothing was saved; run it again"
+            raise ProxyError("caller_timeout", message) from None
+        self.closed = self.closed or arrival.text is None
+        return arrival
+
+    def ask(self, question: str) -> str:
+        """Return the line that answers; empty if nobody can."""
+        self.say(question)
+        deadline = time.monotonic() + PATIENCE
+        while not self.closed:
+            arrival = self.take(deadline)
+            if arrival.text and not arrival.browser:
+                return arrival.text
+        return ""
+
+
+class Door:
+    """Listens on 127.0.0.1 and ::1 for the browser that comes back with the code."""
+
+    def __init__(self, port: int, path: str, inbox: SimpleQueue[Arrival]) -> None:
+        self._path, self._inbox = path, inbox
+        self._sockets: list[socket.socket] = []  # guarded by being closed last
+        try:
+            self._listen(socket.AF_INET, "127.0.0.1", port)
+            self.port = int(self._sockets[0].getsockname()[1])
+            self._listen(socket.AF_INET6, "::1", self.port)
+        except OSError as exc:
+            if not self._sockets or exc.errno == errno.EADDRINUSE:
+                self.close()
+                what = f"cannot listen on port {port} ({exc.strerror}): is another login under way?"
+                advice = "use --no-browser and paste, or --oauth-callback-port N"
+                raise ProxyError("conflict", f"{what} {advice}") from exc
+
+    def _listen(self, family: int, host: str, port: int) -> None:
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            if os.name == "posix":
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind((host, port))
+            listener.listen(8)
+        except OSError:
+            listener.close()
+            raise
+        self._sockets.append(listener)
+        threading.Thread(target=self._accept, args=(listener,), daemon=True).start()
+
+    def _accept(self, listener: socket.socket) -> None:
+        with contextlib.suppress(OSError):  # closed
+            while True:
+                browser = listener.accept()[0]
+                self._sockets.append(browser)
+                threading.Thread(target=self._read, args=(browser,), daemon=True).start()
+
+    def _read(self, browser: socket.socket) -> None:
+        """Read one request; only a GET of our path with a query is passed on."""
+        browser.settimeout(10)
+        head = b""
+        with contextlib.suppress(OSError):
+            while b"\r\n\r\n" not in head and len(head) < 32_768:
+                head += browser.recv(8192) or b"\r\n\r\n"
+        method, _, rest = head.decode("latin-1").partition(" ")
+        target = rest.partition(" ")[0]
+        arrival = Arrival(target, browser, b"text/html" in head)
+        if method == "GET" and target.startswith(f"{self._path}?"):
+            self._inbox.put(arrival)
+        else:
+            arrival.answer(404 if method == "GET" else 405, f"only {self._path} is served here")
+
+    def close(self) -> None:
+        for sock in self._sockets:
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)  # wakes accept
+            sock.close()
+
+
+# of versions 1 to 20 at level L: check bytes in a block, and blocks
+QR_CHECK = (7, 10, 15, 20, 26, 18, 20, 24, 30, 18, 20, 24, 26, 30, 22, 24, 28, 30, 28, 28)
+QR_BLOCKS = (1, 1, 1, 1, 1, 2, 2, 2, 2, 4, 4, 4, 4, 4, 6, 6, 6, 6, 7, 8)
+QR_MASKS: tuple[Callable[[int, int], int], ...] = (
+    lambda x, y: (x + y) % 2,
+    lambda x, y: y % 2,
+    lambda x, y: x % 3,
+    lambda x, y: (x + y) % 3,
+    lambda x, y: (x // 3 + y // 2) % 2,
+)  # three of the eight are never needed
+
+
+def qr_remainder(value: int, generator: int, bits: int) -> int:
+    """Return `value` followed by its BCH check bits."""
+    rest = value << bits
+    while rest.bit_length() > bits:
+        rest ^= generator << (rest.bit_length() - bits - 1)
+    return value << bits | rest
+
+
+def qr_check(data: bytes, size: int) -> bytes:
+    """Return the Reed-Solomon check bytes of one block, over GF(256) modulo 0x11D."""
+    power, log = [1], {1: 0}
+    for exponent in range(1, 255):
+        power.append(power[-1] << 1 ^ (0x11D if power[-1] & 0x80 else 0))
+        log[power[-1]] = exponent
+    generator = [1]
+    for root in range(size):  # multiply by (x - a^root)
+        shifted = [power[(log[c] + root) % 255] if c else 0 for c in generator]
+        generator = [a ^ b for a, b in zip([*generator, 0], [0, *shifted])]
+    rest = [*data, *bytes(size)]
+    for at in range(len(data)):
+        head = rest[at]
+        for step, factor in enumerate(generator if head else ()):
+            rest[at + step] ^= power[(log[factor] + log[head]) % 255]
+    return bytes(rest[len(data) :])
+
+
+def qr_codewords(data: bytes) -> tuple[int, bytes]:
+    """Return the smallest version that holds `data`, and its interleaved code words."""
+    for version, (check, blocks) in enumerate(zip(QR_CHECK, QR_BLOCKS), 1):
+        marks = version // 7 + 2 if version > 1 else 0  # alignment marks in a row
+        bits = (16 * version + 128) * version + 64 - (36 if version > 6 else 0)
+        bits -= (25 * marks - 10) * marks - 55 if marks else 0
+        room, width = bits // 8 - check * blocks, 8 if version < 10 else 16
+        if len(data) + 1 + (width + 4) // 8 <= room:
+            break
+    else:
+        raise ValueError("too long for a QR code")
+    stream = (4 << width | len(data)) << 8 * len(data) | int.from_bytes(data, "big")
+    size = (4 + width) // 8 + 1 + len(data)
+    packed = (stream << 4).to_bytes(size, "big")[:room]
+    packed += bytes((0xEC, 0x11)[at % 2] for at in range(room - len(packed)))
+    starts = [room // blocks * at + max(0, at - blocks + room % blocks) for at in range(blocks + 1)]
+    parts = [packed[a:b] for a, b in zip(starts, starts[1:])]
+    checks = [qr_check(part, check) for part in parts]
+    mixed = [part[at] for at in range(len(parts[-1])) for part in parts if at < len(part)]
+    return version, bytes([*mixed, *(c[at] for at in range(check) for c in checks)])
+
+
+def qr_frame(version: int) -> dict[tuple[int, int], int]:
+    """Return the fixed modules by (x, y): finders, timing, alignment marks and version."""
+    size, fixed = 17 + 4 * version, {}
+    for at in range(size):
+        fixed[at, 6] = fixed[6, at] = 1 - at % 2
+    count = version // 7 + 2
+    step = (version * 4 + count * 2 + 1) // (count * 2 - 2) * 2 if version > 1 else 1
+    marks = [6, *(size - 7 - step * at for at in range(count - 1))] if version > 1 else []
+    corners = {(6, 6), (6, size - 7), (size - 7, 6)}
+    for x, y in {(x, y) for x in marks for y in marks} - corners:
+        for dx, dy in ((dx, dy) for dx in range(-2, 3) for dy in range(-2, 3)):
+            fixed[x + dx, y + dy] = int(max(abs(dx), abs(dy)) != 1)
+    for x, y in ((3, 3), (3, size - 4), (size - 4, 3)):
+        for dx, dy in ((dx, dy) for dx in range(-4, 5) for dy in range(-4, 5)):
+            if 0 <= x + dx < size and 0 <= y + dy < size:
+                fixed[x + dx, y + dy] = int(max(abs(dx), abs(dy)) not in {2, 4})
+    word = qr_remainder(version, 0x1F25, 12)
+    for at in range(18 if version > 6 else 0):
+        place = size - 11 + at % 3, at // 3
+        fixed[place] = fixed[place[::-1]] = word >> at & 1
+    return fixed
+
+
+def qr_format(fixed: dict[tuple[int, int], int], size: int, mask: int) -> None:
+    """Add the two copies of the format: level L and the mask."""
+    word = qr_remainder(1 << 3 | mask, 0x537, 10) ^ 0x5412
+    line = [*range(6), 7, 8]
+    for at in range(15):
+        bit = word >> at & 1
+        fixed[(8, line[at]) if at < 8 else ([7, *range(5, -1, -1)][at - 8], 8)] = bit
+        fixed[(size - 1 - at, 8) if at < 8 else (8, size - 15 + at)] = bit
+    fixed[8, size - 8] = 1
+
+
+def qr_path(size: int) -> Iterator[tuple[int, int]]:
+    """Yield the modules in the order of the bits: by pairs of columns, up and down, from the right."""
+    for turn, right in enumerate([*range(size - 1, 7, -2), 5, 3, 1]):
+        for y in range(size) if turn % 2 else range(size - 1, -1, -1):
+            yield from ((right, y), (right - 1, y))
+
+
+def qr_matrix(data: bytes) -> list[list[int]]:
+    """Return the rows of a QR code, 1 for dark: byte mode, level L, up to version 20.
+
+    Raises ValueError if `data` is too long. Source: ISO/IEC 18004.
+    """
+    version, words = qr_codewords(data)
+    size, drawn = 17 + 4 * version, []
+    for mask, flip in enumerate(QR_MASKS):
+        cells = qr_frame(version)
+        qr_format(cells, size, mask)
+        bits = iter([word >> shift & 1 for word in words for shift in range(7, -1, -1)])
+        for x, y in qr_path(size):
+            if (x, y) not in cells:
+                cells[x, y] = next(bits, 0) ^ (flip(x, y) == 0)
+        rows = [[cells[x, y] for x in range(size)] for y in range(size)]
+        lumps = sum(
+            above[x : x + 2] == below[x : x + 2] == [above[x]] * 2
+            for above, below in zip(rows, rows[1:])
+            for x in range(size - 1)
+        )
+        drawn.append((lumps, rows))
+    return min(drawn)[1]  # the one with the fewest lumps scans best
+
+
+def qr_lines(text: str) -> list[str]:
+    """Draw a QR code with half blocks, white on black, with a margin of two."""
+    rows = qr_matrix(text.encode())
+    width = len(rows) + 4
+    blank, side = [0] * width, [0, 0]
+    rows = [blank, blank, *([*side, *row, *side] for row in rows), blank, blank]
+    rows += [[1] * width] * (len(rows) % 2)
+    pairs = (zip(*rows[at : at + 2]) for at in range(0, width, 2))
+    drawn = ("".join("█▀▄ "[2 * upper + lower] for upper, lower in pair) for pair in pairs)
+    return [f"\x1b[97;40m{line}\x1b[0m" for line in drawn]
+
+
+def base64url(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
+
+
+def challenge(verifier: str) -> str:
+    """Return the S256 challenge. Source: RFC 7636 4.2."""
+    return base64url(hashlib.sha256(verifier.encode()).digest())
+
+
+def same_text(one: str, other: str) -> bool:
+    return hmac.compare_digest(one.encode(), other.encode())
+
+
+def read_object(body: bytes) -> Json:
+    """Return the JSON object in `body`, an empty one if there is none."""
+    with contextlib.suppress(ValueError, RecursionError):
+        value = json.loads(body)
+        return value if isinstance(value, dict) else {}
+    return {}
+
+
+def jwt_claims(token: object) -> Json:
+    """Return what a JWT says, unchecked: it came from its issuer over TLS. {} if it is none."""
+    payload = str(token).split(".")[1:2]
+    with contextlib.suppress(ValueError):
+        return read_object(base64.urlsafe_b64decode("".join(payload) + "==="))
+    return {}
+
+
+def error_code(answer: Json) -> str:
+    """Return the code of a refusal, in any of the places where providers put it."""
+    error = answer.get("error")
+    if isinstance(error, dict):
+        return str(error.get("code") or error.get("type") or error.get("status") or "")
+    return str(answer.get("error_code") or error or "")
+
+
+def token_refusal(title: str, reply: Reply, answer: Json) -> ProxyError:
+    """Return the error for a refused call, with when to come back if the provider says so."""
+    inner = answer.get("error")
+    inner = inner if isinstance(inner, dict) else answer
+    text = inner.get("error_description") or inner.get("message") or error_code(answer)
+    text = text or f"HTTP {reply.status}"
+    error = error_of_status(max(reply.status, 400), f"{title} refused: {text}")
+    for name, unit in (("retry-after-ms", 1000), ("retry-after", 1)):
+        with contextlib.suppress(ValueError):
+            error.retry_after = float(reply.headers.get(name, "")) / unit
+    error.body, error.headers = reply.body, reply.headers
+    return error
+
+
+# Files: from the answer of a token URL to what is stored
+
+
+def token_fields(flow: Flow, answer: Json) -> Json:
+    """Return what every provider's file holds: tokens, when they end and when they came."""
+    row, now = flow.row, flow.now()
+    fields = {key: answer[key] for key in row.keep.split() if answer.get(key)}
+    life, ends = read_time(answer.get("expires_in")), read_time(answer.get("expires_at"))
+    ends = now + life if life else ends
+    ends = ends or read_time(jwt_claims(answer.get("access_token")).get("exp"))
+    fields["expired"] = write_time(ends, utc=row.utc) if ends else None
+    fields["last_refresh"] = write_time(now, utc=row.utc)
+    return fields
+
+
+def codex_fields(flow: Flow, answer: Json) -> Json:
+    """Add what the id token says of the account."""
+    claims = jwt_claims(answer.get("id_token"))
+    account = claims.get(OPENAI_AUTH, {}).get("chatgpt_account_id") or answer.get("account_id")
+    found = {"account_id": account, "email": claims.get("email")}
+    return {**token_fields(flow, answer), **{key: value for key, value in found.items() if value}}
+
+
+def codex_file(data: Json) -> str:
+    """Name the file as CLIProxyAPI does, so that one person's accounts do not overwrite each other."""
+    plan = re.sub(r"[^a-z0-9]+", "-", plan_of(data).lower()).strip("-")
+    account = hashlib.sha256(str(data.get("account_id")).encode()).hexdigest()[:8]
+    words = ["codex", account if plan == "team" else "", data["email"], plan]
+    return f"{'-'.join(filter(None, words))}.json"
+
+
+def plan_of(data: Json) -> str:
+    """Return the name of the account's subscription; empty if the file does not tell."""
+    own = data.get("cliproxy")
+    account = jwt_claims(data.get("id_token")).get(OPENAI_AUTH)
+    told = account.get("chatgpt_plan_type") if isinstance(account, dict) else None
+    return str(told or (own.get("plan") if isinstance(own, dict) else "") or "")
+
+
+Device = tuple[
+    Json, Callable[[], Json]
+]  # what to show, RFC 8628 names; and how to ask for the tokens
+
+
+class Window(NamedTuple):
+    """How much of one of a provider's limits is used."""
+
+    name: str  # 5h, 7d, ...
+    used: float  # percent
+    resets_at: float | None  # Unix time
+
+
+class Login(NamedTuple):
+    """How one provider logs in. Functions get the Flow; the rest is what its pages call it."""
+
+    provider: str
+    title: str
+    client_id: str
+    token_url: str
+    authorize_url: str = ""
+    device_url: str = ""
+    base_url: str = ""
+    profile_url: str = ""
+    usage_url: str = ""
+    revoke_url: str = ""
+    projects_url: str = "https://cloudresourcemanager.googleapis.com/v1/projects"
+    services_url: str = "https://serviceusage.googleapis.com/v1"
+    client_secret: str = ""
+    redirect_port: int = 0
+    redirect_path: str = ""  # empty: there is no browser flow
+    redirect_name: str = "redirect_uri"
+    fixed_port: bool = False  # the provider takes no other port in the redirect URI
+    manual: str = ""  # redirect URI of the provider's own page, which shows the code
+    scope: str = ""
+    query: Mapping[str, str] = EMPTY  # further parameters of the authorize URL
+    form: bool = True  # requests to the token URL are forms, else JSON
+    pkce: bool = True
+    rotates: bool = True  # a refresh kills the refresh token it used
+    utc: bool = False  # times in the file end with Z
+    lead: float = 300.0  # seconds before expiry to renew
+    dead: tuple[int, ...] = (401,)  # statuses of a refresh that end the credential
+    keep: str = "access_token refresh_token"  # of the token answer, what the file holds
+    same: str = "email"  # two files with these alike are one account; the first must be there
+    file: Callable[[Json], str] = lambda data: f"{data['type']}-{data['email']}.json"
+    lacking: str = ""  # a client secret is needed, and this is what to say if it is not found
+    find_secret: Callable[[], str] = str
+    basic: bool = False  # the secret goes into a header as well
+    terms: str = ""  # what the user should know before
+    fields: Callable[[Flow, Json], Json] = token_fields  # token answer -> file; asks nobody
+    finish: Callable[[Flow, Json], Json] | None = None  # file so far -> more of it; may ask
+    again: bool = False  # finish after each refresh too
+    device: Callable[[Flow], Device] | None = None
+    knock: Callable[[Json], Mapping[str, str]] = lambda _: EMPTY  # headers of calls for tokens
+    headers: Callable[[Json], Mapping[str, str]] = lambda _: EMPTY  # headers of calls with a token
+    usage: Callable[[Json], list[Window]] | None = None
+
+
+class Flow:
+    """One login or refresh under way: a row with the owner's overrides, and whom it talks to."""
+
+    def __init__(
+        self,
+        row: Login,
+        config: Config,
+        data: Json = EMPTY,
+        *,
+        now: Callable[[], float] = time.time,
+        terminal: Terminal | None = None,
+    ) -> None:
+        cells = {"token_url": data.get("token_endpoint"), "client_id": data.get("client_id")}
+        for key, value in config["providers"].get(row.provider, {}).items():
+            if value and isinstance(value, (str, int)):
+                cells[key.replace("-", "_")] = value
+        self.row = row._replace(**{key: value for key, value in cells.items() if value})
+        self.data, self.now = data, now
+        self.terminal = terminal or Terminal(lambda text: None)
+        self.options = Options()
+        self.proxy = str(data.get("proxy_url") or config["proxy-url"] or "")
+        self.state, self.verifier = os.urandom(16).hex(), base64url(os.urandom(96))
+        self.port = row.redirect_port
+
+    def call(
+        self,
+        url: str,
+        data: Json | None = None,
+        headers: Mapping[str, str] = EMPTY,
+        *,
+        form: bool = False,
+        token: str = "",
+    ) -> tuple[Reply, Json]:
+        """GET `url`, or POST `data`; return the reply and the JSON object in it, if any."""
+        sent, body = dict(headers), b""
+        if data is not None:
+            body = (urlencode(data) if form else dumps(data)).encode()
+            sent["content-type"] = f"application/{'x-www-form-urlencoded' if form else 'json'}"
+        if token:
+            sent["authorization"] = f"Bearer {token}"
+        method = "GET" if data is None else "POST"
+        reply = fetch(method, url, sent, body, proxy=self.proxy)
+        return reply, read_object(reply.body)
+
+    def grant(self, kind: str, **fields: str) -> Json:
+        """Ask the token URL; return its answer. Raises ProxyError, with the answer as `body`."""
+        row = self.row
+        headers = row.knock(self.data)
+        body = {"grant_type": kind, "client_id": row.client_id, **fields}
+        if row.lacking:
+            body["client_secret"] = self.secret()
+        if row.basic:
+            pair = f"{row.client_id}:{body['client_secret']}".encode()
+            headers = {**headers, "authorization": f"Basic {base64.b64encode(pair).decode()}"}
+        reply, answer = self.call(row.token_url, body, headers, form=row.form)
+        if reply.status >= 400 or "error" in answer or not answer.get("access_token"):
+            raise token_refusal(row.title, reply, answer)
+        return answer
+
+    def secret(self) -> str:
+        """Return the client secret, which we do not ship. Raises ProxyError that says what to do."""
+        token = self.data.get("token")
+        stored = token.get("client_secret") if isinstance(token, dict) else ""
+        found = self.row.client_secret or stored or self.row.find_secret()
+        if not found:
+            key = f"providers.{self.row.provider}.client-secret"
+            message = f"{self.row.title}: {self.row.lacking}, or set {key} in the config"
+            raise ProxyError("invalid_request", message)
+        return str(found)
+
+    def redirect(self, *, manual: bool = False) -> str:
+        """Return the redirect URI: our own door, or the provider's page that shows the code."""
+        row = self.row
+        port = row.redirect_port if row.fixed_port else self.port
+        local = f"http://localhost:{port}{row.redirect_path}"
+        return row.manual if manual and row.manual else local
+
+    def authorize(self, *, manual: bool = False) -> str:
+        """Return the URL that the user opens."""
+        row = self.row
+        query = {"client_id": row.client_id, "response_type": "code", "state": self.state}
+        query.update({row.redirect_name: self.redirect(manual=manual), **row.query})
+        query.update({"scope": row.scope} if row.scope else {})
+        if row.pkce:
+            query.update(code_challenge=challenge(self.verifier), code_challenge_method="S256")
+        return f"{row.authorize_url}?{urlencode(query)}"
+
+    def read_code(self, text: str) -> tuple[str, str]:
+        """Return the code, and the redirect URI it belongs to, in whatever was pasted.
+
+        That is the URL of the last page, its query or fragment, the `code#state` that a provider's
+        page shows, or, as PKCE ties it to this login, a bare code. Raises ProxyError: forbidden
+        if the user refused, else invalid_request.
+        """
+        head, _, tail = text.strip().strip("'\"<>").partition("#")
+        fields = dict(parse_qsl(f"{head.partition('?')[2] or head}&{tail}"))
+        code, state, manual = fields.get("code", ""), fields.get("state", ""), False
+        if not code and re.fullmatch(r"[\w./~+-]{6,}", head):
+            code, manual = head, True
+            state = tail or (self.state if self.row.pkce else "")
+        if "error" in fields and (not state or same_text(state, self.state)):
+            why = fields.get("error_description") or fields["error"]
+            message = f"{self.row.title} refused the login: {why}; nothing was saved"
+            raise ProxyError("forbidden", message)
+        if not code or not same_text(state, self.state):
+            what = (
+                "that is no answer to this login" if state else "that holds no code with its state"
+            )
+            advice = "open the URL above, and paste the address where it ends"
+            raise ProxyError("invalid_request", f"{what}: {advice}")
+        page = self.row.manual.partition("://")[2]
+        return code, self.redirect(manual=manual or bool(page and page in head))
+
+
+# What single providers need
+
+
+def codex_device(flow: Flow) -> Device:
+    """Begin OpenAI's own device flow, which is not RFC 8628. Source: spec/providers.md 3.1."""
+    row = flow.row
+    reply, shown = flow.call(f"{row.device_url}/usercode", {"client_id": row.client_id})
+    if reply.status == 404:
+        advice = "use --no-browser, or allow it in ChatGPT's security settings"
+        raise ProxyError("forbidden", f"this account has no device login: {advice}")
+    user_code = shown.get("user_code") or shown.get("usercode")
+    if not user_code:
+        raise token_refusal(row.title, reply, shown)
+    origin = row.device_url.partition("/api/")[0]
+    ask = {"device_auth_id": shown.get("device_auth_id"), "user_code": user_code}
+
+    def poll() -> Json:
+        reply, answer = flow.call(f"{row.device_url}/token", ask)
+        if reply.status in {403, 404}:
+            return {"error": "authorization_pending"}
+        if not answer.get("authorization_code"):
+            raise token_refusal(row.title, reply, answer)
+        return flow.grant(
+            "authorization_code",
+            code=answer["authorization_code"],
+            code_verifier=answer.get("code_verifier", ""),
+            redirect_uri=f"{origin}/deviceauth/callback",
+        )
+
+    page = {"verification_uri": f"{origin}/codex/device", "user_code": user_code}
+    return {**page, "interval": shown.get("interval"), "expires_in": 900}, poll
+
+
+def oauth_device(flow: Flow) -> Device:
+    """Begin a device flow. Source: RFC 8628; Qwen adds PKCE, Kimi headers."""
+    row, ask = flow.row, {"client_id": flow.row.client_id}
+    fields = {**ask, "grant_type": "urn:ietf:params:oauth:grant-type:device_code"}
+    ask.update({"scope": row.scope} if row.scope else {})
+    if row.pkce:
+        ask.update(code_challenge=challenge(flow.verifier), code_challenge_method="S256")
+        fields["code_verifier"] = flow.verifier
+    reply, shown = flow.call(row.device_url, ask, row.knock(flow.data), form=True)
+    if not shown.get("device_code"):
+        raise token_refusal(row.title, reply, shown)
+    fields["device_code"] = shown["device_code"]
+
+    def poll() -> Json:
+        reply, answer = flow.call(row.token_url, fields, row.knock(flow.data), form=True)
+        busy = reply.status == 429 and not error_code(answer)
+        return {"error": "slow_down"} if busy else answer
+
+    return shown, poll
+
+
+def xai_device(flow: Flow) -> Device:
+    """Find the endpoints first; only those of x.ai itself are believed."""
+    reply, found = flow.call(flow.row.authorize_url)
+    home = urlsplit(flow.row.authorize_url)
+    names = {"device_url": "device_authorization_endpoint", "token_url": "token_endpoint"}
+    urls: Json = {key: str(found.get(name) or "") for key, name in names.items()}
+    for url in map(urlsplit, urls.values()):
+        is_xai = url.scheme == "https" and f".{url.hostname}".endswith(".x.ai")
+        if not is_xai and url[:2] != home[:2]:
+            raise token_refusal(f"xAI names {url.geturl()!r}, which is not its own: it", reply, found)
+    flow.row = flow.row._replace(**urls)
+    return oauth_device(flow)
+
+
+def claude_account(answer: Json, email: str) -> Json:
+    """Return whose account it is, in the file's words."""
+    account, team = answer.get("account") or {}, answer.get("organization") or {}
+    found = {
+        "email": account.get(email),
+        "account_uuid": account.get("uuid"),
+        "organization_uuid": team.get("uuid"),
+        "organization_name": team.get("name"),
+    }
+    return {key: value for key, value in found.items() if value}
+
+
+def claude_fields(flow: Flow, answer: Json) -> Json:
+    fields = token_fields(flow, answer)
+    return {"id_token": "", **fields, **claude_account(answer, "email_address")}
+
+
+def claude_finish(flow: Flow, data: Json) -> Json:
+    """Add the plan, and what the token answer left out."""
+    row, token = flow.row, data["access_token"]
+    profile: Json = {}
+    with contextlib.suppress(ProxyError):  # the login is good without it
+        profile = flow.call(row.profile_url, None, row.headers(data), token=token)[1]
+    more = claude_account(profile, "email")
+    kind = str((profile.get("organization") or {}).get("organization_type") or "")
+    if kind:
+        more["cliproxy"] = {"plan": kind.rpartition("claude_")[2]}
+    return {key: value for key, value in more.items() if key != "email" or not data.get("email")}
+
+
+CLAUDE_WINDOWS = (
+    ("five_hour", "5h"), ("seven_day", "7d"), ("seven_day_opus", "7d opus"), ("seven_day_sonnet", "7d sonnet"),
+)  # fmt: skip
+
+
+def window_of(name: str, limit: Json, used: str, resets: str) -> list[Window]:
+    """Return a limit as a window, [] if the provider says nothing of it."""
+    share: Any = limit.get(used)
+    known = isinstance(share, (int, float))
+    return [Window(name, share, read_time(limit.get(resets)))] if known else []
+
+
+def claude_usage(body: Json) -> list[Window]:
+    """Read `/api/oauth/usage`."""
+    windows = []
+    for key, name in CLAUDE_WINDOWS:
+        windows += window_of(name, body.get(key) or {}, "utilization", "resets_at")
+    return windows
+
+
+def codex_usage(body: Json) -> list[Window]:
+    """Read `wham/usage`; a window is named by its length."""
+    limits = [{"rate_limit": body.get("rate_limit")}, *(body.get("additional_rate_limits") or ())]
+    windows = []
+    for limit in limits:
+        for key in ("primary_window", "secondary_window"):
+            window = (limit.get("rate_limit") or {}).get(key) or {}
+            hours = int(window.get("limit_window_seconds") or 0) // 3600
+            name = f"{hours // 24}d" if hours >= 48 else f"{hours}h"
+            name = f"{name} {limit.get('limit_name', '')}".strip()
+            windows += window_of(name, window, "used_percent", "reset_at")
+    return windows
+
+
+CLIENT_SECRET = re.compile(r"""OAUTH_CLIENT_SECRET\s*=\s*["']([^"']+)["']""")
+BUNDLES = (
+    "bundle/*.js", "dist/src/code_assist/oauth2.js",
+    "node_modules/@google/gemini-cli-core/dist/src/code_assist/oauth2.js", "gemini-cli-core/dist/src/code_assist/oauth2.js",
+)  # fmt: skip
+
+
+def installed_secret() -> str:
+    """Return the client secret out of the Gemini CLI on this machine; empty if it has none.
+
+    Source: its oauth2.ts, whose comment says why that secret is public.
+    """
+    import shutil  # noqa: PLC0415
+
+    program = shutil.which("gemini")
+    folders = [*Path(os.path.realpath(program)).parents][:4] if program else []
+    for path in (path for folder in folders for glob in BUNDLES for path in folder.glob(glob)):
+        found = CLIENT_SECRET.search(path.read_text("utf-8", "replace"))
+        if found:
+            return found[1]
+    return ""
+
+
+def google_fields(flow: Flow, answer: Json) -> Json:
+    """Lay the tokens out as CLIProxyAPI does for Gemini, without the client secret."""
+    fields = token_fields(flow, answer)
+    fields["expiry"] = fields.pop("expired")
+    token = {key: value for key, value in fields.items() if key != "last_refresh"}
+    about = {"token_uri": flow.row.token_url, "client_id": flow.row.client_id}
+    return {**fields, "token": {**token, **about}}
+
+
+def antigravity_fields(flow: Flow, answer: Json) -> Json:
+    issued = {"expires_in": answer.get("expires_in"), "timestamp": int(flow.now() * 1000)}
+    return {**token_fields(flow, answer), **issued}
+
+
+def google_finish(flow: Flow, data: Json) -> Json:
+    """Find out whose account it is, and see to it that a project may use the service."""
+    token = data["access_token"]
+    reply, found = flow.call(flow.row.profile_url, token=token)
+    if not found.get("email"):
+        raise token_refusal(flow.row.title, reply, found)
+    wanted = flow.options.project.replace(" ", "")
+    wanted = ",".join(google_projects(flow, token)) if wanted == "ALL" else wanted
+    projects = [google_project(flow, token, name) for name in wanted.split(",")]
+    return {"email": found["email"], "project_id": ",".join(projects)}
+
+
+def google_projects(flow: Flow, token: str) -> list[str]:
+    found = flow.call(flow.row.projects_url, token=token)[1].get("projects") or ()
+    return [str(project.get("projectId")) for project in found]
+
+
+def google_choice(flow: Flow, token: str) -> str:
+    """Let the user choose a project."""
+    names = google_projects(flow, token)
+    if len(names) == 1:
+        return names[0]
+    flow.terminal.say(f"Your projects: {', '.join(names) or 'none that we can see'}")
+    name = flow.terminal.ask("Which project shall be used?")
+    if not name or name.isdigit():
+        raise ProxyError("invalid_request", "a project id is needed, no number: --project_id ID")
+    return name
+
+
+GOOGLE_CLIENT = {
+    "ideType": "IDE_UNSPECIFIED",
+    "platform": "PLATFORM_UNSPECIFIED",
+    "pluginType": "GEMINI",
+}
+
+
+def google_project(flow: Flow, token: str, wanted: str) -> str:
+    """Return the project to use, after onboarding if need be. Source: spec/providers.md 4.1."""
+    asked: Json = {"metadata": {**GOOGLE_CLIENT}}
+    if wanted:
+        asked = {
+            "metadata": {**GOOGLE_CLIENT, "duetProject": wanted},
+            "cloudaicompanionProject": wanted,
+        }
+    url = f"{flow.row.base_url}/v1internal:loadCodeAssist"
+    reply, loaded = flow.call(url, asked, token=token)
+    if reply.status >= 400 and b"SECURITY_POLICY_VIOLATED" not in reply.body:
+        raise token_refusal(flow.row.title, reply, loaded)
+    project = project_id(loaded) or wanted
+    if loaded.get("currentTier") and project:
+        return project
+    barred = loaded.get("ineligibleTiers")
+    tiers = [tier for tier in loaded.get("allowedTiers") or () if tier.get("isDefault")]
+    if barred and not tiers:
+        reasons = [
+            f"{tier.get('reasonMessage')} {tier.get('validationUrl', '')}" for tier in barred
+        ]
+        raise ProxyError("forbidden", f"Google does not serve this account: {'; '.join(reasons)}")
+    return google_onboard(flow, token, wanted, tiers[0] if tiers else LEGACY_TIER)
+
+
+LEGACY_TIER = {"id": "legacy-tier", "userDefinedCloudaicompanionProject": True}
+
+
+def google_onboard(flow: Flow, token: str, wanted: str, tier: Json) -> str:
+    """Sign the account up for a tier; return its project. Of the free one Google chooses it."""
+    if not wanted and tier.get("userDefinedCloudaicompanionProject"):
+        wanted = google_choice(flow, token)
+    if wanted:
+        google_enable(flow, token, wanted)
+    base = f"{flow.row.base_url}/v1internal"
+    body: Json = {"tierId": tier["id"], "metadata": GOOGLE_CLIENT}
+    if wanted and tier["id"] != "free-tier":
+        body["cloudaicompanionProject"] = wanted
+    reply, work = flow.call(f"{base}:onboardUser", body, token=token)
+    for _ in range(24):
+        if work.get("done") or reply.status >= 400:
+            break
+        flow.terminal.pause(5)
+        reply, work = flow.call(f"{base}/{work.get('name')}", token=token)
+    if not work.get("done"):
+        raise token_refusal(flow.row.title, reply, work)
+    return project_id(work.get("response") or {}) or wanted
+
+
+def project_id(answer: Json) -> str:
+    project = answer.get("cloudaicompanionProject") or ""
+    return str(project.get("id", "") if isinstance(project, dict) else project)
+
+
+def google_enable(flow: Flow, token: str, project: str) -> None:
+    """Switch the service on in the user's project, if it is off."""
+    url = f"{flow.row.services_url}/projects/{project}/services/cloudaicompanion.googleapis.com"
+    reply, found = flow.call(url, token=token)
+    if found.get("state") != "ENABLED":
+        reply, found = flow.call(f"{url}:enable", {}, token=token)
+        if reply.status >= 400:
+            raise token_refusal(f"enabling cloudaicompanion in {project}: Google", reply, found)
+
+
+def kimi_knock(data: Json) -> dict[str, str]:
+    """Name this program and a made-up device. Source: spec/providers.md 8."""
+    return {
+        "x-msh-platform": "cliproxy",
+        "x-msh-version": __version__,
+        "x-msh-device-name": "cliproxy",
+        "x-msh-device-model": sys.platform,
+        "x-msh-device-id": str(data.get("device_id", "")),
+    }
+
+
+def kimi_finish(flow: Flow, _data: Json) -> Json:
+    return {"device_id": flow.data["device_id"], "timestamp": int(flow.now() * 1000)}
+
+
+def qwen_finish(flow: Flow, data: Json) -> Json:
+    name = data.get("email") or flow.terminal.ask("A name for this account, such as your e-mail:")
+    return {"email": name or str(int(flow.now()))}
+
+
+def iflow_finish(flow: Flow, data: Json) -> Json:
+    """Fetch the key that the upstream takes instead of the token."""
+    url = f"{flow.row.profile_url}?{urlencode({'accessToken': data['access_token']})}"
+    reply, answer = flow.call(url)
+    found = answer.get("data") or {}
+    if not found.get("apiKey"):
+        raise token_refusal(flow.row.title, reply, answer)
+    return {
+        "api_key": found["apiKey"],
+        "email": found.get("email") or found.get("phone") or "iflow",
+    }
+
+
+def xai_finish(flow: Flow, data: Json) -> Json:
+    claims = jwt_claims(data.get("id_token"))
+    who = claims.get("email") or claims.get("sub") or str(int(flow.now() * 1000))
+    more = {"sub": claims["sub"]} if claims.get("sub") else {}
+    return {**more, "email": who, "token_endpoint": flow.row.token_url, "auth_kind": "oauth"}
+
+
+GOOGLE = "https://www.googleapis.com/auth/"
+GOOGLE_SCOPE = f"{GOOGLE}cloud-platform {GOOGLE}userinfo.email {GOOGLE}userinfo.profile"
+GOOGLE_QUERY = {"access_type": "offline", "prompt": "consent"}
+GOOGLE_TERMS = (
+    "Google's terms cover this login for Google's own programs, and accounts have been restricted for use "
+    "by others. The supported way is an API key: `gemini-api-key` in the config."
+)
+CLAUDE_BETA = {"anthropic-beta": "oauth-2025-04-20"}
+
+# fmt: off
+LOGINS = {row.provider: row for row in (
+    Login(
+        "claude", "Claude", "9d1c250a-e61b-44d9-88ed-5944d1962f5e", "https://platform.claude.com/v1/oauth/token",
+        authorize_url="https://claude.ai/oauth/authorize", redirect_port=54545, redirect_path="/callback",
+        manual="https://platform.claude.com/oauth/code/callback", scope="user:profile user:inference", query={"code": "true"},
+        profile_url="https://api.anthropic.com/api/oauth/profile", usage_url="https://api.anthropic.com/api/oauth/usage",
+        revoke_url="https://platform.claude.com/v1/oauth/token/revoke", form=False, lead=4 * 3600, dead=(400, 401, 403, 404),
+        same="email organization_uuid", fields=claude_fields, finish=claude_finish, headers=lambda _: CLAUDE_BETA,
+        knock=lambda data: CLAUDE_BETA if data.get("token_endpoint") else EMPTY, usage=claude_usage,
+        terms="Anthropic's terms do not let other programs use the credentials of Free, Pro and Max plans, and it may refuse "
+        "or bill such requests. The supported way is an API key: `claude-api-key` in the config.",
+    ),
+    Login(
+        "codex", "Codex", "app_EMoamEEZ73f0CkXaXp7hrann", "https://auth.openai.com/oauth/token",
+        authorize_url="https://auth.openai.com/oauth/authorize", redirect_port=1455, redirect_path="/auth/callback",
+        fixed_port=True, scope="openid email profile offline_access", device_url="https://auth.openai.com/api/accounts/deviceauth",
+        query={"prompt": "login", "id_token_add_organizations": "true", "codex_cli_simplified_flow": "true", "originator": "cliproxy"},
+        usage_url="https://chatgpt.com/backend-api/wham/usage", lead=5 * 86400, keep="id_token access_token refresh_token",
+        same="email account_id", file=codex_file, fields=codex_fields, device=codex_device, usage=codex_usage,
+        headers=lambda data: {"chatgpt-account-id": str(data.get("account_id") or "")},
+    ),
+    Login(
+        "gemini", "Gemini", "681255809395-oo8ft2oprdrnp9e3aqf6av3hmdib135j.apps.googleusercontent.com",
+        "https://oauth2.googleapis.com/token", authorize_url="https://accounts.google.com/o/oauth2/v2/auth",
+        redirect_port=8085, redirect_path="/oauth2callback", manual="https://codeassist.google.com/authcode",
+        scope=GOOGLE_SCOPE, query=GOOGLE_QUERY, base_url="https://cloudcode-pa.googleapis.com", rotates=False, lead=60,
+        profile_url="https://www.googleapis.com/oauth2/v1/userinfo?alt=json", keep="access_token refresh_token token_type",
+        same="email project_id", fields=google_fields, finish=google_finish, find_secret=installed_secret,
+        file=lambda data: f"gemini-{data['email']}-{'all' if ',' in data['project_id'] else data['project_id']}.json",
+        lacking="this login needs the client secret of the Gemini CLI; install that (npm install -g @google/gemini-cli)",
+        terms=f"Since 2026-06-18 Google serves individuals no longer this way, only Standard and Enterprise. {GOOGLE_TERMS}",
+    ),
+    Login(
+        "antigravity", "Antigravity", "1071006060591-tmhssin2h21lcre235vtolojh4g403ep.apps.googleusercontent.com",
+        "https://oauth2.googleapis.com/token", authorize_url="https://accounts.google.com/o/oauth2/v2/auth",
+        redirect_port=51121, redirect_path="/oauth-callback", scope=f"{GOOGLE_SCOPE} {GOOGLE}cclog {GOOGLE}experimentsandconfigs",
+        query=GOOGLE_QUERY, base_url="https://cloudcode-pa.googleapis.com", pkce=False, rotates=False, fields=antigravity_fields,
+        profile_url="https://www.googleapis.com/oauth2/v1/userinfo?alt=json", finish=google_finish,
+        lacking="this login needs a client secret that is in no public package",
+        terms=f"Antigravity is known to refuse programs that say who they are, as this one does. {GOOGLE_TERMS}",
+    ),
+    Login(
+        "kimi", "Kimi", "17e5f671-d194-4dfb-9706-5516cb48c098", "https://auth.kimi.com/api/oauth/token",
+        device_url="https://auth.kimi.com/api/oauth/device_authorization", pkce=False, utc=True, dead=(401, 403),
+        keep="access_token refresh_token token_type scope", same="device_id", file=lambda data: f"kimi-{data['timestamp']}.json",
+        finish=kimi_finish, knock=kimi_knock, device=oauth_device,
+    ),
+    Login(
+        "xai", "xAI", "b1a00492-073a-47ea-816f-4c329264a828", "https://auth.x.ai/oauth2/token",
+        authorize_url="https://auth.x.ai/.well-known/openid-configuration", pkce=False, utc=True,
+        scope="openid profile email offline_access grok-cli:access api:access", finish=xai_finish, device=xai_device,
+        keep="access_token refresh_token id_token token_type expires_in",
+    ),
+    Login(
+        "qwen", "Qwen", "f0304373b74a44d2b584a3fb70ca9e56", "https://chat.qwen.ai/api/v1/oauth2/token",
+        device_url="https://chat.qwen.ai/api/v1/oauth2/device/code", scope="openid profile email model.completion",
+        lead=3 * 3600, dead=(400, 401), keep="access_token refresh_token resource_url", finish=qwen_finish, device=oauth_device,
+        terms="Qwen closed this login on 2026-04-15; it works only for accounts that it still lets in.",
+    ),
+    Login(
+        "iflow", "iFlow", "10009311001", "https://iflow.cn/oauth/token", authorize_url="https://iflow.cn/oauth",
+        redirect_port=11451, redirect_path="/oauth2callback", query={"loginMethod": "phone", "type": "phone"}, pkce=False,
+        redirect_name="redirect", basic=True, profile_url="https://iflow.cn/api/oauth/getUserInfo", lead=24 * 3600,
+        keep="access_token refresh_token token_type scope", finish=iflow_finish, again=True,
+        lacking="this login needs the client secret of the iFlow CLI", terms="iFlow closed its service on 2026-04-17.",
+    ),
+)}
+# fmt: on
+
+
+# Logging in
+
+
+def is_headless() -> bool:
+    """Tell whether no browser can open here."""
+    display = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    return bool(os.environ.get("SSH_CONNECTION")) or (
+        sys.platform.startswith("linux") and not display
+    )
+
+
+def tunnel(port: int, here: int) -> str:
+    """Return the ssh command that brings the port a browser will go to here."""
+    user = os.environ.get("USER") or os.environ.get("LOGNAME") or "USER"
+    words = os.environ.get("SSH_CONNECTION", "").split()
+    host = words[2] if len(words) == 4 else socket.gethostname()
+    special = f" -p {words[3]}" if len(words) == 4 and words[3] != "22" else ""
+    return f"ssh -N -L {port}:127.0.0.1:{here}{special} {user}@{host}"
+
+
+def show_url(flow: Flow, url: str, *, open_it: bool) -> None:
+    """Show where to go, as a QR code too if that fits; and go there if a browser can be had."""
+    say, (columns, lines) = flow.terminal.say, flow.terminal.screen
+    say(f"Open this URL{'' if open_it else ' in a browser, on any machine'}:\n\n{url}\n")
+    if open_it:
+        import webbrowser  # noqa: PLC0415
+
+        threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
+        say("If no browser opens, do it yourself; the address where it ends may be pasted here.\n")
+    elif columns:
+        with contextlib.suppress(ValueError):
+            code = qr_lines(url)
+            if len(code) < lines and 2 * len(code) <= columns:  # a line is two modules high
+                say("\n".join(code) + "\n")
+
+
+PASTE_CODE = """Then paste the code that the page shows here, and press Enter.
+
+Or let nothing need pasting: on the machine with the browser, first run
+  {tunnel}
+and open this URL instead (or, without the tunnel, paste the address where it ends):
+
+{direct}
+"""
+PASTE_URL = """Its last page, {here}..., cannot be reached from other machines. Then either
+- paste its address here, and press Enter; or
+- run  curl 'ADDRESS'  in another shell on this machine.
+
+Or let nothing need pasting: on the machine with the browser, first run
+  {tunnel}
+"""
+
+
+def show_ways_back(flow: Flow) -> None:
+    """Say how the code can come back when no browser runs here."""
+    port = flow.row.redirect_port if flow.row.fixed_port else flow.port
+    text = (PASTE_CODE if flow.row.manual else PASTE_URL).format(
+        here=flow.redirect(), direct=flow.authorize(), tunnel=tunnel(port, flow.port)
+    )
+    hint = (
+        "\nOr stop, and run it with --device for a short code instead.\n" if flow.row.device else ""
+    )
+    flow.terminal.say(text + hint)
+
+
+def wait_for_code(flow: Flow) -> tuple[str, str, Arrival]:
+    """Return the first good code, its redirect URI, and who brought it."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        arrival = flow.terminal.take(deadline)
+        if not arrival.text:
+            continue  # Enter alone; or stdin is closed, and a browser may still come
+        try:
+            return (*flow.read_code(arrival.text), arrival)
+        except ProxyError as error:
+            arrival.answer(400, str(error))
+            if error.kind == "forbidden":
+                raise
+            flow.terminal.say(str(error))  # the right one may still come
+
+
+def browser_login(flow: Flow) -> Json:
+    """Let the user consent in a browser, wherever that runs; return the token answer."""
+    row, open_it = flow.row, flow.options.browser and not is_headless()
+    flow.port = flow.options.port or row.redirect_port
+    if row.lacking:
+        flow.secret()  # fails before anybody takes the trouble
+    with contextlib.ExitStack() as stack:
+        try:
+            door = Door(flow.port, row.redirect_path, flow.terminal.inbox)
+            stack.enter_context(contextlib.closing(door))
+        except ProxyError as error:
+            if open_it:
+                raise
+            flow.terminal.say(f"{error}; pasting works all the same")
+        show_url(flow, flow.authorize(manual=not open_it), open_it=open_it)
+        if not open_it:
+            show_ways_back(flow)
+        return redeem(flow, *wait_for_code(flow))
+
+
+def redeem(flow: Flow, code: str, uri: str, arrival: Arrival) -> Json:
+    """Exchange a code, and tell the browser that brought it how that went."""
+    fields = {"code": code, "redirect_uri": uri}
+    fields.update({"code_verifier": flow.verifier} if flow.row.pkce else {})
+    fields.update({} if flow.row.form else {"state": flow.state})
+    try:
+        answer = flow.grant("authorization_code", **fields)
+    except ProxyError as error:
+        advice = (
+            "a code lives for minutes and works once, so run the login again; nothing was saved"
+        )
+        arrival.answer(400, f"{error}: {advice}")
+        raise ProxyError(error.kind, f"{error}: {advice}") from error
+    arrival.answer(200, f"{flow.row.title}: logged in. You can close this window.")
+    return answer
+
+
+DEVICE_ENDS = {"access_denied": "was refused", "expired_token": "came too late"}
+
+
+def device_login(flow: Flow, begin: Callable[[Flow], Device]) -> Json:
+    """Let the user type a code on another device; return the token answer."""
+    (shown, poll), code = begin(flow), ""
+    url = str(shown.get("verification_uri_complete") or shown.get("verification_uri") or "")
+    show_url(flow, url, open_it=flow.options.browser and not is_headless())
+    flow.terminal.say(
+        f"and enter the code {shown.get('user_code')}, if it asks for one. Waiting..."
+    )
+    interval = max(5.0, float(shown.get("interval") or 5))
+    deadline = flow.now() + min(1800.0, float(shown.get("expires_in") or 900))
+    while flow.now() < deadline:
+        flow.terminal.pause(interval)
+        answer: Json = {}
+        try:
+            answer = poll()
+        except ProxyError as error:
+            if error.headers:  # else: the line was cut, and the next try may get through
+                raise
+        if answer.get("access_token"):
+            return answer
+        code = error_code(answer)
+        interval += 5 if code == "slow_down" else 0
+        if code in DEVICE_ENDS:
+            break
+    what = DEVICE_ENDS.get(code, "took too long")
+    message = f"{flow.row.title}: the login {what}; nothing was saved; run it again"
+    raise ProxyError("forbidden" if code == "access_denied" else "caller_timeout", message)
+
+
+def login(
+    provider: str,
+    options: Options,
+    config: Config,
+    store: Store,
+    terminal: Terminal,
+    now: Callable[[], float] = time.time,
+) -> Credential:
+    """Log in at a provider; return the saved credential. Raises ProxyError, having saved nothing."""
+    row = LOGINS.get(provider)
+    if not row:
+        there = ", ".join(LOGINS)
+        raise ProxyError("invalid_request", f"no login for {provider!r}; there are {there}")
+    flow = Flow(row, config, {"device_id": os.urandom(16).hex()}, now=now, terminal=terminal)
+    flow.options = options
+    terminal.say(f"{row.title}: {row.terms}\n" if row.terms else f"{row.title}\n")
+    if options.source:
+        answer = read_vendor(flow, options.source)
+    elif row.device and (options.device or not row.redirect_path):
+        answer = device_login(flow, row.device)
+    else:
+        answer = browser_login(flow)
+    data = {**row.fields(flow, answer), **answer.get("_file", {}), "type": provider}
+    data = {"email": "", **overlaid(data, row.finish(flow, data) if row.finish else {})}
+    data["cliproxy"] = {**data.get("cliproxy", {}), "refused": None}
+    store.scan()
+    return store.create(file_for(store, row, data), data)
+
+
+def file_for(store: Store, row: Login, data: Json) -> str:
+    """Name the file of an account: the one that it has already, or a new one."""
+    first, *others = row.same.split()
+    for credential in store.credentials():
+        old = credential.data
+        mine = credential.type == row.provider and old.get(first) == data.get(first) is not None
+        if mine and all(old.get(key, data.get(key)) == data.get(key) for key in others):
+            return credential.name
+    name = re.sub(r"[^\w.@+-]", "_", row.file(data)).lstrip(".")
+    special = digest(*(data.get(key) for key in row.same.split()))[:8]
+    taken = any(credential.name == name for credential in store.credentials())
+    return name.replace(".json", f"-{special}.json") if taken else name
+
+
+def logout(credential: Credential, store: Store, config: Config) -> str:
+    """Revoke the tokens where the provider can, delete the file; return what to tell the user."""
+    row, told = LOGINS.get(credential.type), ""
+    if row and row.revoke_url:
+        flow = Flow(row, config, credential.data)
+        token = str(field_of(credential.data, "refresh_token") or "")
+        body = {"token": token, "token_type_hint": "refresh_token", "client_id": flow.row.client_id}
+        told = ", but its tokens could not be revoked and live until they expire"
+        with contextlib.suppress(ProxyError):
+            if flow.call(flow.row.revoke_url, body)[0].status < 300:
+                told = " and its tokens are revoked"
+    store.delete(credential.name)
+    return f"{credential.name} is deleted{told}"
+
+
+# Staying logged in
+
+
+def refused(data: Json) -> str:
+    """Return why the provider will never renew these tokens; empty as long as it may."""
+    own = data.get("cliproxy")
+    last = own.get("refused") if isinstance(own, dict) else None
+    if not isinstance(last, dict) or last.get("token") != digest(field_of(data, "refresh_token")):
+        return ""  # never, or another program has logged in since
+    return str(last.get("message") or "refused")
+
+
+def refresh_lead(credential: Credential) -> float:
+    """Return how many seconds before expiry to renew; at most half of the tokens' life."""
+    lead = LOGINS[credential.type].lead if credential.type in LOGINS else 0.0
+    ends, since = expires_at(credential.data), last_refresh(credential.data)
+    return min(lead, (ends - since) / 2) if ends and since and ends > since else lead
+
+
+def due(credential: Credential, now: float) -> bool:
+    """Tell whether to renew the tokens ahead of need. Source: spec/providers.md 1."""
+    data = credential.data
+    since, ends = last_refresh(data), expires_at(data)
+    if data.get("disabled") or refused(data) or not field_of(data, "refresh_token"):
+        return False
+    every = read_time(field_of(data, "refresh_interval", "refresh_interval_seconds"))
+    if every and since:
+        return now - since >= every
+    if ends:
+        return ends - now <= refresh_lead(credential)
+    return since is None or now - since >= max(refresh_lead(credential), 60.0)
+
+
+def refresh(
+    credential: Credential, store: Store, config: Config, now: Callable[[], float] = time.time
+) -> Credential:
+    """Renew the tokens of a credential, on disk before it returns; one process at a time does.
+
+    If another one has done so meanwhile, its tokens are returned. Raises ProxyError: unauthorized
+    if only a new login helps, which is remembered in the file; else as the provider failed.
+    """
+    with store.refreshing(credential.name):
+        fresh = store.get(credential.name)
+        if is_newer(fresh.data, credential.data, now()):
+            return fresh
+        token, why = str(field_of(fresh.data, "refresh_token") or ""), refused(fresh.data)
+        if not token or why or fresh.type not in LOGINS:
+            raise need_login(fresh, why or "there is no refresh token")
+        flow = Flow(LOGINS[fresh.type], config, fresh.data, now=now)
+        try:
+            answer = renew(flow, token)
+        except ProxyError as error:
+            if not is_final(flow.row, error):
+                raise
+            note = {
+                "message": str(error),
+                "at": write_time(now(), utc=True),
+                "token": digest(token),
+            }
+            store.merge(fresh.name, {"cliproxy": {"refused": note}})
+            raise need_login(fresh, str(error)) from error
+        fields = flow.row.fields(flow, answer)
+        renewed = store.merge(fresh.name, {**fields, "cliproxy": {"refused": None}})
+        if flow.row.again and flow.row.finish:
+            return store.merge(fresh.name, flow.row.finish(flow, renewed.data))
+        return renewed
+
+
+def is_newer(fresh: Json, known: Json, now: float) -> bool:
+    """Tell whether somebody else renewed the tokens since we read the file."""
+    same = field_of(fresh, "access_token") == field_of(known, "access_token")
+    return not same and (expires_at(fresh) or 0.0) > now
+
+
+def need_login(credential: Credential, why: str) -> ProxyError:
+    message = f"{credential.name}: {why}; run `cliproxy login {credential.type}`"
+    return ProxyError("unauthorized", message)
+
+
+def is_final(row: Login, error: ProxyError) -> bool:
+    """Tell whether a refusal is the credential's end, rather than a bad moment or a bad setting."""
+    answer = read_object(error.body)
+    code = error_code(answer)
+    theirs = bool(answer) and error.status in row.dead and code not in OUR_FAULT
+    return theirs or code in DEAD_CODES
+
+
+def renew(flow: Flow, token: str) -> Json:
+    """Ask for new tokens. Asked again only if the token cannot have been used up."""
+    for wait in (*RETRY_WAITS, None):
+        try:
+            return flow.grant("refresh_token", refresh_token=token)
+        except ProxyError as error:
+            if error.status == 429:
+                error.retry_after = min(max(error.retry_after or 60.0, 5.0), 300.0)
+            answered = bool(error.headers)
+            again = error.status >= 500 if answered else not (error.sent and flow.row.rotates)
+            if wait is None or not again:
+                raise
+        flow.terminal.pause(wait)
+    raise AssertionError
+
+
+def usage_of(credential: Credential, config: Config) -> list[Window]:
+    """Ask how much of the account's limits is used; [] where the provider does not tell."""
+    row = LOGINS.get(credential.type)
+    if not row or not row.usage:
+        return []
+    flow = Flow(row, config, credential.data)
+    token = str(field_of(credential.data, "access_token"))
+    reply, answer = flow.call(flow.row.usage_url, None, row.headers(credential.data), token=token)
+    if reply.status >= 400:
+        raise token_refusal(row.title, reply, answer)
+    return row.usage(answer)
+
+
+# Taking over what the vendors' programs hold
+
+
+def vendor_codex(held: Json, _path: Path) -> Json:
+    tokens = held.get("tokens") or {}
+    return {
+        key: tokens.get(key) for key in ("id_token", "access_token", "refresh_token", "account_id")
+    }
+
+
+def vendor_claude(held: Json, _path: Path) -> Json:
+    """Read Claude Code's file."""
+    held = held.get("claudeAiOauth") or {}
+    owner = read_object_file(Path.home() / ".claude.json").get("oauthAccount") or {}
+    names = {
+        "access_token": "accessToken",
+        "refresh_token": "refreshToken",
+        "expires_at": "expiresAt",
+    }
+    file = {"client_id": held["clientId"]} if held.get("clientId") else {}
+    account = {"email_address": owner.get("emailAddress"), "uuid": owner.get("accountUuid")}
+    team = {"uuid": owner.get("organizationUuid")}
+    answer = {key: held.get(name) for key, name in names.items()}
+    return {**answer, "account": account, "organization": team, "_file": file}
+
+
+def vendor_ant(held: Json, path: Path) -> Json:
+    """Read a profile of `ant auth login`, which any program may use. Source: spec/providers.md 2.6."""
+    profile = read_object_file(path.parent.parent / "configs" / path.name)
+    base = profile.get("base_url") or "https://api.anthropic.com"
+    client = (profile.get("authentication") or {}).get("client_id")
+    account = {"email_address": held.get("account_email")}
+    team = {"uuid": held.get("organization_uuid"), "name": held.get("organization_name")}
+    file = {"client_id": client, "token_endpoint": f"{base}/v1/oauth/token"} if client else {}
+    kept = held if client else without(held, frozenset(["refresh_token"]))
+    return {**kept, "account": account, "organization": team, "_file": file}
+
+
+def vendor_plain(held: Json, _path: Path) -> Json:
+    """Read a file that is a token answer as it came, but for the name of its expiry."""
+    return {
+        **held,
+        "expires_at": held.get("expiry_date") or held.get("expires_at"),
+        "expires_in": None,
+    }
+
+
+def vendor_grok(held: Json, _path: Path) -> Json:
+    entry = next((value for value in held.values() if isinstance(value, dict)), {})
+    return {**entry, "access_token": entry.get("key")}
+
+
+class Vendor(NamedTuple):
+    """Where a vendor's own program keeps its login."""
+
+    program: str
+    variable: str  # of the environment, names the folder
+    folder: str  # below the home folder, if the variable is not set
+    file: str
+    read: Callable[[Json, Path], Json]  # -> as a token answer; `_file` in it: more for our file
+
+
+# fmt: off
+VENDOR_FILES = {
+    "claude": (Vendor("Claude Code",   "CLAUDE_CONFIG_DIR",    ".claude",           ".credentials.json",        vendor_claude),
+               Vendor("ant",           "ANTHROPIC_CONFIG_DIR", ".config/anthropic", "credentials/default.json", vendor_ant)),
+    "codex":  (Vendor("the Codex CLI", "CODEX_HOME",           ".codex",            "auth.json",                vendor_codex),),
+    "gemini": (Vendor("the Gemini CLI", "",                    ".gemini",           "oauth_creds.json",         vendor_plain),),
+    "qwen":   (Vendor("Qwen Code",     "",                     ".qwen",             "oauth_creds.json",         vendor_plain),),
+    "kimi":   (Vendor("the Kimi CLI",  "",                     ".kimi",             "credentials/kimi-code.json", vendor_plain),),
+    "xai":    (Vendor("Grok",          "",                     ".grok",             "auth.json",                vendor_grok),),
+}
+# fmt: on
+
+
+def read_object_file(path: Path) -> Json:
+    """Return the JSON object in a file, an empty one if there is none."""
+    try:
+        return read_object(path.read_bytes())
+    except OSError:
+        return {}
+
+
+def read_vendor(flow: Flow, source: str) -> Json:
+    """Return, as a token answer, the first usable login that the vendor's program holds."""
+    tried = []
+    for vendor in VENDOR_FILES.get(flow.row.provider, ()):
+        folder = Path(os.environ.get(vendor.variable) or Path.home() / vendor.folder)
+        path = folder / vendor.file if source == "auto" else Path(source).expanduser()
+        tried.append(str(path))
+        answer = vendor.read(read_object_file(path), path)
+        if answer.get("access_token"):
+            if flow.row.rotates and answer.get("refresh_token"):
+                flow.terminal.say(SHARED.format(vendor.program, flow.row.provider))
+            elif (read_time(answer.get("expires_at")) or 0.0) < flow.now():
+                return {**answer, **renew(flow, str(answer.get("refresh_token")))}
+            return answer
+    there = f"no login in {' or '.join(tried)}" if tried else "there is nothing to take over"
+    raise ProxyError("not_found", f"{there}; it may be in the system's keychain: log in instead")
+
+
+SHARED = (
+    "{} and cliproxy now share one refresh token, which works once: the first to renew it logs the "
+    "other out.\nA login of its own avoids that: cliproxy login {}\n"
+)
 
 
 ########################################################################################

@@ -173,6 +173,13 @@ def test_creating_over_a_file_keeps_its_other_keys(store: cp.Store) -> None:
     ]  # fmt: skip
 
 
+def test_creating_over_a_damaged_file_keeps_it_aside(store: cp.Store) -> None:
+    put(store, "a.json", '{"type":"co')
+    store.create("a.json", CODEX)
+    assert store.get("a.json").data == CODEX
+    assert (store.folder / "a.json.damaged").read_text() == '{"type":"co'
+
+
 @POSIX
 def test_permissions(tmp_path: Path, reports: list[str]) -> None:
     store = cp.Store(tmp_path / "deep" / "auth", reports.append)
