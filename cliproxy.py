@@ -8755,8 +8755,7 @@ class Door:
         self._sockets: list[socket.socket] = []  # guarded by being closed last
         try:
             self._listen(socket.AF_INET, "127.0.0.1", port)
-            self.port = int(self._sockets[0].getsockname()[1])
-            self._listen(socket.AF_INET6, "::1", self.port)
+            self._listen(socket.AF_INET6, "::1", port)
         except OSError as exc:
             if not self._sockets or exc.errno == errno.EADDRINUSE:
                 self.close()
@@ -9778,8 +9777,8 @@ def file_for(store: Store, row: Login, data: Json) -> str:
     first, *others = row.same.split()
     for credential in store.credentials():
         old = credential.data
-        mine = credential.type == row.provider and old.get(first) == data.get(first) is not None
-        if mine and all(old.get(key, data.get(key)) == data.get(key) for key in others):
+        mine = credential.type == row.provider and old.get(first) == data.get(first)
+        if mine and data.get(first) and all(old.get(key, data.get(key)) == data.get(key) for key in others):
             return credential.name
     name = re.sub(r"[^\w.@+-]", "_", row.file(data)).lstrip(".")
     special = digest(*(data.get(key) for key in row.same.split()))[:8]

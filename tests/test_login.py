@@ -748,7 +748,7 @@ def test_fifty_refreshes_are_one(world: World, store: cp.Store) -> None:
 
 CHILD = """
 import json, sys, cliproxy as cp
-folder, name, config = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+folder, name, config = sys.argv[1], sys.argv[2], cp.Config(None, json.loads(sys.argv[3]), ())
 store = cp.Store(folder)
 credential = cp.Credential(name, store.folder / name, "codex", json.loads(sys.argv[4]), (0, 0, 0))
 print("ready", flush=True)
@@ -760,14 +760,14 @@ print(cp.refresh(credential, store, config).data["access_token"], flush=True)
 def spawn(
     world: World, store: cp.Store, credential: cp.Credential, program: str = CHILD
 ) -> subprocess.Popen[str]:
-    config: Any = world.config()
+    config = world.config()
     command = [
         sys.executable,
         "-c",
         program,
         str(store.folder),
         credential.name,
-        json.dumps(config),
+        json.dumps(config.data),
         json.dumps(credential.data),
     ]
     environment = {**os.environ, "PYTHONPATH": str(Path(cp.__file__).parent)}
@@ -1193,7 +1193,7 @@ def test_lines_of_a_terminal() -> None:
 
 MAIN = """
 import json, sys, cliproxy as cp
-config, provider, folder = json.loads(sys.argv[1]), sys.argv[2], sys.argv[3]
+config, provider, folder = cp.Config(None, json.loads(sys.argv[1]), ()), sys.argv[2], sys.argv[3]
 terminal = cp.Terminal(lambda text: print(text, flush=True), 0, (80, 60))
 try:
     credential = cp.login(provider, cp.Options(browser=False), config, cp.Store(folder), terminal)
@@ -1210,8 +1210,8 @@ class Session:
         import pty  # noqa: PLC0415 -- POSIX only
 
         self.mine, theirs = pty.openpty()
-        config: Any = world.config()
-        command = [sys.executable, "-c", MAIN, json.dumps(config), provider, str(store.folder)]
+        config = world.config()
+        command = [sys.executable, "-c", MAIN, json.dumps(config.data), provider, str(store.folder)]
         environment = {**os.environ, "PYTHONPATH": str(Path(cp.__file__).parent)}
         environment["SSH_CONNECTION"] = "10.0.0.1 51000 10.0.0.2 22"
         self.process = subprocess.Popen(
@@ -1277,7 +1277,11 @@ def test_in_a_terminal(world: World, store: cp.Store, provider: str, back: str) 
 
 
 @pytest.mark.parametrize(("size", "modules", "seal"), [
-    (17, 21, "bdde646f1f4da712810e0f78"), (18, 25, "4406b71767061cabf72de48b"), (134, 41, "9112918b93f44a8a9c10fd28"), (420, 69, "5a9bbc3eadcfd82838a1686e"), (858, 97, "15520edb47989767454501fe"),
+    (17, 21, "bdde646f1f4da712810e0f78"),
+    (18, 25, "4406b71767061cabf72de48b"),
+    (134, 41, "9112918b93f44a8a9c10fd28"),
+    (420, 69, "5a9bbc3eadcfd82838a1686e"),
+    (858, 97, "15520edb47989767454501fe"),
 ])  # fmt: skip
 def test_qr_codes(size: int, modules: int, seal: str) -> None:
     rows = cp.qr_matrix(("https://example.com/?" + "abcDEF123-_~" * 80)[:size].encode())

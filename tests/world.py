@@ -10,7 +10,7 @@ import threading
 import time
 from collections import defaultdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, Callable, NamedTuple, cast
+from typing import Any, Callable, NamedTuple
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import cliproxy as cp
@@ -127,7 +127,7 @@ class World(ThreadingHTTPServer):
         }  # fmt: skip
         for name, section in providers.items():
             sections[name] = {**sections[name], **section}
-        return cast(cp.Config, {"providers": sections, "proxy-url": ""})
+        return cp.parse_config(None, json.dumps({"providers": sections}))
 
     # What every provider does
 
