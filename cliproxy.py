@@ -9020,8 +9020,8 @@ def codex_file(data: Json) -> str:
     """Name the file as CLIProxyAPI does, so that one person's accounts do not overwrite each other."""
     plan = re.sub(r"[^a-z0-9]+", "-", plan_of(data).lower()).strip("-")
     account = hashlib.sha256(str(data.get("account_id")).encode()).hexdigest()[:8]
-    words = ["codex", account if plan == "team" else "", data["email"], plan]
-    return f"{'-'.join(filter(None, words))}.json"
+    words = ["codex", account if plan == "team" else "", data.get("email"), plan]
+    return f"{'-'.join(str(word) for word in words if word)}.json"
 
 
 def plan_of(data: Json) -> str:
@@ -9032,9 +9032,8 @@ def plan_of(data: Json) -> str:
     return str(told or (own.get("plan") if isinstance(own, dict) else "") or "")
 
 
-Device = tuple[
-    Json, Callable[[], Json]
-]  # what to show, RFC 8628 names; and how to ask for the tokens
+# what to show, in RFC 8628's names; and how to ask for the tokens
+Device = tuple[Json, Callable[[], Json]]
 
 
 class Window(NamedTuple):
@@ -9076,7 +9075,9 @@ class Login(NamedTuple):
     dead: tuple[int, ...] = (401,)  # statuses of a refresh that end the credential
     keep: str = "access_token refresh_token"  # of the token answer, what the file holds
     same: str = "email"  # two files with these alike are one account; the first must be there
-    file: Callable[[Json], str] = lambda data: f"{data['type']}-{data['email']}.json"
+    file: Callable[[Json], str] = lambda data: (
+        f"{data['type']}-{data.get('email') or 'account'}.json"
+    )
     lacking: str = ""  # a client secret is needed, and this is what to say if it is not found
     find_secret: Callable[[], str] = str
     basic: bool = False  # the secret goes into a header as well
@@ -9187,7 +9188,7 @@ class Flow:
         head, _, tail = text.strip().strip("'\"<>").partition("#")
         fields = dict(parse_qsl(f"{head.partition('?')[2] or head}&{tail}"))
         code, state, manual = fields.get("code", ""), fields.get("state", ""), False
-        if not code and re.fullmatch(r"[\w./~+-]{6,}", head):
+        if not code and re.fullmatch(r"[\w./~+-]{20,}", head):
             code, manual = head, True
             state = tail or (self.state if self.row.pkce else "")
         if "error" in fields and (not state or same_text(state, self.state)):
@@ -9195,9 +9196,7 @@ class Flow:
             message = f"{self.row.title} refused the login: {why}; nothing was saved"
             raise ProxyError("forbidden", message)
         if not code or not same_text(state, self.state):
-            what = (
-                "that is no answer to this login" if state else "that holds no code with its state"
-            )
+            what = "that is no answer to this login" if state else "that holds no code and state"
             advice = "open the URL above, and paste the address where it ends"
             raise ProxyError("invalid_request", f"{what}: {advice}")
         page = self.row.manual.partition("://")[2]
@@ -9267,7 +9266,9 @@ def xai_device(flow: Flow) -> Device:
     for url in map(urlsplit, urls.values()):
         is_xai = url.scheme == "https" and f".{url.hostname}".endswith(".x.ai")
         if not is_xai and url[:2] != home[:2]:
-            raise token_refusal(f"xAI names {url.geturl()!r}, which is not its own: it", reply, found)
+            raise token_refusal(
+                f"xAI names {url.geturl()!r}, which is not its own: it", reply, found
+            )
     flow.row = flow.row._replace(**urls)
     return oauth_device(flow)
 
@@ -9599,9 +9600,8 @@ LOGINS = {row.provider: row for row in (
 def is_headless() -> bool:
     """Tell whether no browser can open here."""
     display = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
-    return bool(os.environ.get("SSH_CONNECTION")) or (
-        sys.platform.startswith("linux") and not display
-    )
+    bare = sys.platform.startswith("linux") and not display
+    return bare or bool(os.environ.get("SSH_CONNECTION"))
 
 
 def tunnel(port: int, here: int) -> str:
@@ -9652,10 +9652,8 @@ def show_ways_back(flow: Flow) -> None:
     text = (PASTE_CODE if flow.row.manual else PASTE_URL).format(
         here=flow.redirect(), direct=flow.authorize(), tunnel=tunnel(port, flow.port)
     )
-    hint = (
-        "\nOr stop, and run it with --device for a short code instead.\n" if flow.row.device else ""
-    )
-    flow.terminal.say(text + hint)
+    hint = "\nOr stop, and run it with --device for a short code instead.\n"
+    flow.terminal.say(text + (hint if flow.row.device else ""))
 
 
 def wait_for_code(flow: Flow) -> tuple[str, str, Arrival]:
@@ -9702,9 +9700,7 @@ def redeem(flow: Flow, code: str, uri: str, arrival: Arrival) -> Json:
     try:
         answer = flow.grant("authorization_code", **fields)
     except ProxyError as error:
-        advice = (
-            "a code lives for minutes and works once, so run the login again; nothing was saved"
-        )
+        advice = "codes are short-lived and work once: run the login again; nothing was saved"
         arrival.answer(400, f"{error}: {advice}")
         raise ProxyError(error.kind, f"{error}: {advice}") from error
     arrival.answer(200, f"{flow.row.title}: logged in. You can close this window.")
@@ -9766,7 +9762,7 @@ def login(
     else:
         answer = browser_login(flow)
     data = {**row.fields(flow, answer), **answer.get("_file", {}), "type": provider}
-    data = {"email": "", **overlaid(data, row.finish(flow, data) if row.finish else {})}
+    data = overlaid(data, row.finish(flow, data) if row.finish else {})
     data["cliproxy"] = {**data.get("cliproxy", {}), "refused": None}
     store.scan()
     return store.create(file_for(store, row, data), data)
@@ -9778,7 +9774,8 @@ def file_for(store: Store, row: Login, data: Json) -> str:
     for credential in store.credentials():
         old = credential.data
         mine = credential.type == row.provider and old.get(first) == data.get(first)
-        if mine and data.get(first) and all(old.get(key, data.get(key)) == data.get(key) for key in others):
+        same = all(old.get(key, data.get(key)) == data.get(key) for key in others)
+        if mine and same and data.get(first):
             return credential.name
     name = re.sub(r"[^\w.@+-]", "_", row.file(data)).lstrip(".")
     special = digest(*(data.get(key) for key in row.same.split()))[:8]
@@ -9857,8 +9854,8 @@ def refresh(
                 raise
             note = {
                 "message": str(error),
-                "at": write_time(now(), utc=True),
                 "token": digest(token),
+                "at": write_time(now(), utc=True),
             }
             store.merge(fresh.name, {"cliproxy": {"refused": note}})
             raise need_login(fresh, str(error)) from error
@@ -10009,10 +10006,11 @@ def read_vendor(flow: Flow, source: str) -> Json:
         tried.append(str(path))
         answer = vendor.read(read_object_file(path), path)
         if answer.get("access_token"):
-            if flow.row.rotates and answer.get("refresh_token"):
+            shared, ends = answer.get("refresh_token"), read_time(answer.get("expires_at")) or 0.0
+            if shared and flow.row.rotates:
                 flow.terminal.say(SHARED.format(vendor.program, flow.row.provider))
-            elif (read_time(answer.get("expires_at")) or 0.0) < flow.now():
-                return {**answer, **renew(flow, str(answer.get("refresh_token")))}
+            elif shared and ends < flow.now():
+                return {**answer, **renew(flow, shared)}
             return answer
     there = f"no login in {' or '.join(tried)}" if tried else "there is nothing to take over"
     raise ProxyError("not_found", f"{there}; it may be in the system's keychain: log in instead")

@@ -296,7 +296,8 @@ def test_a_wrong_state_does_not_end_the_login(world: World, store: cp.Store) -> 
     assert "no answer to this login" in text
     attempt.paste("sk-some-token without a state")
     attempt.paste("")
-    attempt.wait_for("holds no code")
+    attempt.paste("helpme")
+    attempt.wait_for("holds no code and state")
     attempt.paste(
         f"code={dict(parse_qsl(urlsplit(to).query))['code']}"
     )  # a query must say its state
@@ -1085,6 +1086,19 @@ def test_import_from_claude_code(world: World, store: cp.Store, home: Path) -> N
     assert cp.expires_at(data) == 1770633611.0
     assert data["client_id"] == "own-id"
     assert "Claude Code and cliproxy now share" in text
+
+
+def test_import_of_a_token_that_cannot_be_renewed(
+    world: World, store: cp.Store, home: Path
+) -> None:
+    lay(
+        home / ".claude/.credentials.json",
+        {"claudeAiOauth": {"accessToken": "at", "refreshToken": ""}},
+    )
+    data, text = take_over(world, store, "claude")
+    assert "refresh_token" not in data
+    assert "share" not in text
+    assert [credential.name for credential in store.credentials()] == ["claude-account.json"]
 
 
 def test_import_of_an_sdk_profile(world: World, store: cp.Store, home: Path) -> None:

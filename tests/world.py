@@ -147,7 +147,7 @@ class World(ThreadingHTTPServer):
             return 302, f"{target}?{urlencode({'error': self.denied, 'state': query['state']})}"
         assert query["client_id"] == cp.LOGINS[provider].client_id
         assert query["response_type"] == "code"
-        code = f"{provider}-code/{next(self.serial)}"
+        code = f"{provider}/code-{next(self.serial):020}"
         self.codes[code] = {
             "provider": provider, "redirect_uri": target, "challenge": query.get("code_challenge"),
             "method": query.get("code_challenge_method"), "state": query["state"], "until": self.clock() + CODE_LIFE,
