@@ -86,7 +86,7 @@ log = logging.getLogger("cliproxy")
 
 dumps = json.JSONEncoder(separators=(",", ":")).encode  # for the wire: ASCII, the fastest form
 dumps_text = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode  # JSON as a text
-scan_json = json.JSONDecoder().scan_once  # json.loads without what it does beside: half the time
+read_json = json.JSONDecoder().raw_decode  # json.loads without what it does beside: half the time
 quote = json.encoder.encode_basestring_ascii  # a text as a JSON string, for templates
 
 
@@ -450,8 +450,8 @@ def sse_read(chunks: Iterable[bytes]) -> Iterator[Json]:
         data = sse_data(event)
         if data and data != b"[DONE]":
             try:
-                payload, _ = scan_json(data.decode("utf-8"), 0)
-            except (ValueError, StopIteration) as exc:
+                payload, _ = read_json(data.decode("utf-8"))
+            except ValueError as exc:
                 raise ProxyError("upstream_failed", f"the upstream sent {data[:80]!r}") from exc
             if isinstance(payload, dict):
                 yield payload
@@ -10566,7 +10566,7 @@ class Tap:
         text, usage = b"".join(self._found).decode("utf-8", "replace"), Json()
         for match in USAGE_KEY.finditer(text):
             with contextlib.suppress(ValueError):
-                usage.update(JSON_DECODER.raw_decode(text, match.end())[0])
+                usage.update(read_json(text, match.end())[0])
         return usage
 
 
@@ -10577,7 +10577,6 @@ STREAM_ENDS = {  # how a complete stream of each dialect ends; chat endpoints ma
     "responses": (b"response.completed", b"response.incomplete", b"response.failed"),
     "gemini": (b"finishReason", b"blockReason"),
 }
-JSON_DECODER = json.JSONDecoder()
 USAGE_KEY = re.compile(r'"usage(?:Metadata)?"\s*:\s*(?={)')
 
 DROPPED_HEADERS = HOP_BY_HOP | frozenset(  # of a client's request; never sent on
@@ -10749,7 +10748,7 @@ def dispatch(call: Call, app: App) -> Answer:
     nobody answers, and at once what is the client's own mistake.
     """
     if call.model == ECHO:
-        return answer_echo(call)
+        return answer_echo(call) if call.action == "generate" else answer_locally(call)
     rounds = app.config["request-retry"]
     for turn in itertools.count():
         try:
@@ -10797,10 +10796,12 @@ def ask(call: Call, candidate: Candidate, app: App) -> Answer:
     account = candidate.account
     provider = account.provider_for(call.dialect.name)
     same = provider.dialect == call.dialect.name
-    if call.action != "generate" and not (same and path_of(call, provider)):
-        return answer_locally(call)
-    if same and not must_fit(call, candidate):
+    if call.action == "count":
+        return count_tokens(call, candidate, provider, app)
+    if same and (call.action == "compact" or not must_fit(call, candidate)):
         return relay(call, account, provider, candidate.model, app)
+    if call.action == "compact":
+        return answer_locally(call)
     return translate(call, candidate, provider, app)
 
 
@@ -11013,18 +11014,60 @@ def echo_events(request: Request) -> Events:
     yield MessageEnd("tool_calls" if wants else "stop")
 
 
-def answer_locally(call: Call) -> Answer:
-    """Estimate a token count that the upstream cannot give. Raises ProxyError for other calls."""
-    if call.action != "count":
-        message = f"{call.action} is served by upstreams of the {call.dialect.name} dialect only"
-        raise ProxyError("not_implemented", message)
-    name = {"gemini": "totalTokens"}.get(call.dialect.name, "input_tokens")
-    count: Json = {name: estimate_tokens(call.request)}
+COUNT_KEYS = {  # dialect -> what of a request its counting call takes. Source: spec/dialects.md 4.2, 1D.7
+    "claude": "model messages system tools tool_choice thinking output_config".split(),
+    "responses": "model input instructions tools tool_choice text reasoning parallel_tool_calls".split(),
+    "gemini": "contents tools systemInstruction toolConfig".split(),
+}
+COUNT_WORDS = {"claude": "input_tokens", "responses": "input_tokens", "chat": "input_tokens", "gemini": "totalTokens"}
+
+
+def count_tokens(call: Call, candidate: Candidate, provider: Provider, app: App) -> Answer:
+    """Ask the upstream for a token count, in its dialect; estimate it if it cannot count."""
+    try:
+        if provider.counting and provider.dialect == call.dialect.name and not must_fit(call, candidate):
+            return relay(call, candidate.account, provider, candidate.model, app)
+        if provider.counting:
+            return translated_count(call, candidate, provider, app)
+    except ProxyError as error:
+        if error.status not in {404, 405, 501}:  # the answers of hosts that have no such call
+            raise
+    return answer_locally(call)
+
+
+def translated_count(call: Call, candidate: Candidate, provider: Provider, app: App) -> Answer:
+    """Ask an upstream of another dialect for a token count."""
+    upstream, model = DIALECTS[provider.dialect], candidate.model
+    target = Target(provider.name, model_row(model, provider.name), candidate.account.quirks)
+    fitted = fit_request(call.request._replace(model=model, stream=False), target, upstream.name)
+    written = upstream.write_request(fitted.request, target)
+    body = {key: written[key] for key in COUNT_KEYS[upstream.name] if key in written}
+    if upstream.name == "gemini":
+        body = {"generateContentRequest": {"model": f"models/{model}", **body}}
+    path = path_of(call, provider).replace("{model}", urlquote(model, safe=""))
+    exchange = open_exchange(call, candidate.account, provider, path, [dumps(body).encode("ascii")], app)
+    with contextlib.closing(exchange):
+        try:
+            return counted(call, int(json.loads(exchange.body())[COUNT_WORDS[upstream.name]]), {})
+        except (KeyError, TypeError, ValueError) as exc:
+            raise ProxyError("upstream_failed", f"the upstream's count is malformed: {exc!r}") from exc
+
+
+def counted(call: Call, tokens: int, headers: Headers) -> Answer:
+    """Tell a token count in the client's dialect."""
+    count: Json = {COUNT_WORDS[call.dialect.name]: tokens}
     if call.dialect.name == "responses":
         count["object"] = "response.input_tokens"
     whole = dumps(count).encode("ascii")
-    headers = {"content-type": "application/json", "x-cliproxy-estimate": "bytes/4"}
-    return Answer(200, headers, iter_once(whole), len(whole))
+    return Answer(200, {"content-type": "application/json", **headers}, iter_once(whole), len(whole))
+
+
+def answer_locally(call: Call) -> Answer:
+    """Estimate a token count that nobody else can give. Raises ProxyError for other calls."""
+    if call.action != "count":
+        message = f"{call.action} is served by upstreams of the {call.dialect.name} dialect only"
+        raise ProxyError("not_implemented", message)
+    return counted(call, estimate_tokens(call.request), {"x-cliproxy-estimate": "bytes/4"})
 
 
 ########################################################################################

@@ -605,3 +605,40 @@ def test_secrets_never_reach_the_log(make_proxy: ProxyMaker, upstream: Upstream,
     lines = caplog.text + "".join(map(str, proxy.server.lines))
     assert "secret" not in lines
     assert "sk-upstream-key" not in lines
+
+
+COUNTS = [
+    pytest.param("claude", "up-gemini", {"totalTokens": 42}, "/v1beta/models/up-gemini:countTokens", {"input_tokens": 42}, id="claude on gemini"),
+    pytest.param("claude", "up-claude", {"input_tokens": 7}, "/v1/messages/count_tokens", {"input_tokens": 7}, id="passed through"),
+    pytest.param("claude", "up-responses", {"input_tokens": 9}, "/v1/responses/input_tokens", {"input_tokens": 9}, id="claude on responses"),
+    pytest.param("claude", "up-chat", None, "", {"input_tokens": 6}, id="claude on chat: estimated"),
+    pytest.param("gemini", "up-claude", {"input_tokens": 5}, "/v1/messages/count_tokens", {"totalTokens": 5}, id="gemini on claude"),
+    pytest.param("responses", "up-claude", {"input_tokens": 5}, "/v1/messages/count_tokens", {"input_tokens": 5, "object": "response.input_tokens"}, id="responses on claude"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("client", "model", "reply", "path", "expected"), COUNTS)
+def test_token_counts(proxy: Proxy, upstream: Upstream, client: str, model: str, reply: Any, path: str, expected: Any) -> None:
+    ways = {
+        "claude": ("/v1/messages/count_tokens", {"model": model, "messages": [{"role": "user", "content": "count these words"}]}),
+        "gemini": (f"/v1beta/models/{model}:countTokens", {"contents": [{"role": "user", "parts": [{"text": "hi"}]}]}),
+        "responses": ("/v1/responses/input_tokens", {"model": model, "input": "hi"}),
+    }
+    if reply:
+        upstream.reply(reply)
+    got = proxy.ask(*ways[client])
+    seen = [one.path for one in upstream.seen]
+    assert (got.status, seen) == (200, [path] if path else [])
+    assert got.json().keys() == expected.keys()
+    assert ("x-cliproxy-estimate" in got.headers) == (not path)
+    if path:
+        assert got.json() == expected
+        assert not {"max_tokens", "stream"} & upstream.seen[0].json().keys()
+
+
+def test_a_host_that_cannot_count_is_no_reason_to_rest(proxy: Proxy, upstream: Upstream) -> None:
+    upstream.reply({"error": {"message": "no such route"}}, 404)
+    got = proxy.ask("/v1/responses/input_tokens", {"model": "up-responses", "input": "hi"})
+    assert (got.status, got.headers["x-cliproxy-estimate"]) == (200, "bytes/4")
+    upstream.reply({"ok": 1})
+    assert ask(proxy, "responses").json() == {"ok": 1}
