@@ -607,18 +607,22 @@ def test_secrets_never_reach_the_log(make_proxy: ProxyMaker, upstream: Upstream,
     assert "sk-upstream-key" not in lines
 
 
+RESPONSES_COUNT = "response.input_tokens"
 COUNTS = [
     pytest.param("claude", "up-gemini", {"totalTokens": 42}, "/v1beta/models/up-gemini:countTokens", {"input_tokens": 42}, id="claude on gemini"),
     pytest.param("claude", "up-claude", {"input_tokens": 7}, "/v1/messages/count_tokens", {"input_tokens": 7}, id="passed through"),
     pytest.param("claude", "up-responses", {"input_tokens": 9}, "/v1/responses/input_tokens", {"input_tokens": 9}, id="claude on responses"),
     pytest.param("claude", "up-chat", None, "", {"input_tokens": 6}, id="claude on chat: estimated"),
     pytest.param("gemini", "up-claude", {"input_tokens": 5}, "/v1/messages/count_tokens", {"totalTokens": 5}, id="gemini on claude"),
-    pytest.param("responses", "up-claude", {"input_tokens": 5}, "/v1/messages/count_tokens", {"input_tokens": 5, "object": "response.input_tokens"}, id="responses on claude"),
+    pytest.param("responses", "up-claude", {"input_tokens": 5}, "/v1/messages/count_tokens", {"input_tokens": 5, "object": RESPONSES_COUNT},
+                 id="responses on claude"),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("client", "model", "reply", "path", "expected"), COUNTS)
-def test_token_counts(proxy: Proxy, upstream: Upstream, client: str, model: str, reply: Any, path: str, expected: Any) -> None:
+def test_token_counts(  # noqa: PLR0917 -- a column each
+    proxy: Proxy, upstream: Upstream, client: str, model: str, reply: Any, path: str, expected: Any
+) -> None:
     ways = {
         "claude": ("/v1/messages/count_tokens", {"model": model, "messages": [{"role": "user", "content": "count these words"}]}),
         "gemini": (f"/v1beta/models/{model}:countTokens", {"contents": [{"role": "user", "parts": [{"text": "hi"}]}]}),
