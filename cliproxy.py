@@ -10730,6 +10730,7 @@ class App:
 
     def reload(self) -> None:
         """Make the accounts anew from the config, the credential files and the environment."""
+        log.setLevel(logging.DEBUG if self.config["debug"] else logging.NOTSET)
         credentials = self.store.credentials()
         self.router.configure(find_accounts(self.config, credentials, self._environ), self.config)
 
@@ -11118,6 +11119,7 @@ class Handler(socketserver.BaseRequestHandler, Watcher):
         self.started: str | None = None  # how the body goes out, once the status line has gone
         self.out: list[bytes] = []  # frames that have not been sent
         self.head = b""  # the head, until it is sent with the first of them
+        self.between = False  # has a whole event of a stream been sent, and nothing of the next?
         self.wire.answered = bool(self.wire.rest)
         try:
             head = self.wire.read_head(self.idle)
@@ -11361,6 +11363,7 @@ class Handler(socketserver.BaseRequestHandler, Watcher):
             return
         data = self.out[0] if len(self.out) == 1 else b"".join(self.out)
         self.out.clear()
+        self.between = data.endswith((b"\n\n", b"\r\n\r\n"))
         if self.started != "plain":
             data = b"%x\r\n%b\r\n" % (len(data), data) if data else b""
         if self.head:
@@ -11386,15 +11389,18 @@ class Handler(socketserver.BaseRequestHandler, Watcher):
             raise ClientGone
         self.waited += TICK
         config = self.server.app.config
-        if self.started in {"chunked", "pending"}:
-            interval, sign = config["streaming.keepalive-seconds"], self.dialect.keepalive
-            if self.started == "pending":
-                interval, sign = config["nonstream-keepalive-interval"], b"\n"
-            if 0 < interval <= self.waited and not self.head:
-                self.out.append(sign)
-                self.flush()
+        if self.started == "chunked" and self.between:
+            self.keep_alive(config["streaming.keepalive-seconds"], self.dialect.keepalive)
+        elif self.started == "pending":
+            self.keep_alive(config["nonstream-keepalive-interval"], b"\n")
         elif self.started is None and self.call and 0 < config["nonstream-keepalive-interval"] <= self.waited:
             self.start_pending()
+
+    def keep_alive(self, interval: float, sign: bytes) -> None:
+        """Send a sign of life if nothing has been sent for `interval` seconds; 0: never."""
+        if 0 < interval <= self.waited:
+            self.out.append(sign)
+            self.flush()
 
     def start_pending(self) -> None:
         """Begin a long answer that is no stream with a blank line, so that nobody hangs up."""
@@ -11720,12 +11726,23 @@ def make_app(options: argparse.Namespace) -> App:
 def restart_compiled() -> None:
     """Go on in the same process from the compiled module, if this file was run as a script.
 
-    To compile it took 30 MB that Python does not give back; the compiled module is kept beside it.
+    To compile it takes 30 MB that Python does not give back; the compiled module stays beside it.
     """
     file = Path(__file__).resolve()
-    if __name__ == "__main__" and file.suffix == ".py" and file.stem.isidentifier() and os.name == "posix":
-        code = f"import sys; sys.path.insert(0, {str(file.parent)!r}); import {file.stem} as c; sys.exit(c.main())"
-        os.execv(sys.executable, [sys.executable, "-c", code, *sys.argv[1:]])  # noqa: S606 -- no shell, our own file
+    plain = file.suffix == ".py" and file.stem.isidentifier()
+    if __name__ != "__main__" or os.name != "posix" or sys.dont_write_bytecode or not plain:
+        return
+    import py_compile  # noqa: PLC0415 -- a script's first start only
+    from importlib.util import cache_from_source  # noqa: PLC0415
+
+    cache = Path(cache_from_source(str(file)))
+    try:
+        if not cache.exists() or cache.stat().st_mtime < file.stat().st_mtime:
+            py_compile.compile(str(file), doraise=True)
+    except OSError:
+        return  # nowhere to keep it: serve as we are
+    code = f"import sys; sys.path.insert(0, {str(file.parent)!r}); import {file.stem} as c; sys.exit(c.main())"
+    os.execv(sys.executable, [sys.executable, "-c", code, *sys.argv[1:]])  # noqa: S606 -- no shell, our own file
 
 
 def cmd_serve(options: argparse.Namespace) -> int:
