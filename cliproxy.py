@@ -10844,11 +10844,43 @@ def refusal(exchange: Exchange, dialect: Dialect) -> ProxyError:
     """Read an upstream's error answer, keeping it as it came for a client of the same dialect."""
     body = exchange.body()
     error = dialect.read_error(exchange.status, body)
-    error.status, error.body, error.dialect = exchange.status, body, dialect.name
+    error.status, error.dialect = exchange.status, dialect.name
+    error.body = completed_error(body, error, dialect)
     error.headers = passed_headers(exchange)
     hint = retry_after(exchange.headers, time.time())
     error.retry_after = error.retry_after if hint is None else hint
     return error
+
+
+ERROR_FIELDS = {  # what a client needs in `error`; third parties leave some out
+    "claude": ("type", "message"), "chat": ("message", "type"), "responses": ("message", "type"),
+    "gemini": ("code", "message", "status"),
+}  # fmt: skip
+
+
+def completed_error(body: bytes, error: ProxyError, dialect: Dialect) -> bytes:
+    """Return an error as it came, with the fields that its dialect wants of every error."""
+    with contextlib.suppress(ValueError):
+        said = json.loads(body)
+        told = said.get("error") if isinstance(said, dict) else None
+        if isinstance(told, dict) and not told.keys() >= set(ERROR_FIELDS[dialect.name]):
+            ours = dialect.write_error(error)
+            return dumps({**ours, **said, "error": {**ours["error"], **told}}).encode("ascii")
+    return body
+
+
+ERROR_OBJECT = re.compile(rb'"error"\s*:\s*\{')
+
+
+def completed_frames(piece: bytes, dialect: Dialect) -> bytes:
+    """Complete the errors among the frames of a stream that are whole in this piece of it."""
+    frames = piece.split(b"\n\n")
+    for number, frame in enumerate(frames):
+        head, mark, data = frame.partition(b"data: ")
+        if ERROR_OBJECT.search(data):
+            error = dialect.read_error(502, data)
+            frames[number] = head + mark + completed_error(data, error, dialect)
+    return b"\n\n".join(frames)
 
 
 def passed_headers(exchange: Exchange) -> Headers:
@@ -10903,21 +10935,37 @@ def tapped(pieces: Pieces, tap: Tap, call: Call, streaming: bool) -> Pieces:
     ended without the end that its dialect has.
     """
     with contextlib.closing(pieces):
-        fresh = streaming
-        for piece in pieces:
-            if fresh and b'"error' in piece:
-                raise_first_error(piece, call.dialect)
-            fresh = False
+        head = first_event(pieces) if streaming else b""
+        if b'"error' in head:
+            raise_first_error(head, call.dialect)
+        for piece in itertools.chain([head] if head else (), pieces):
             tap.feed(piece)
-            yield piece
+            error = streaming and b'"error"' in piece and ERROR_OBJECT.search(piece)
+            yield completed_frames(piece, call.dialect) if error else piece
     call.usage = tap.usage()
     if streaming and not tap.finished:
         raise ProxyError("upstream_failed", "the upstream ended its stream in the middle")
 
 
-def raise_first_error(piece: bytes, dialect: Dialect) -> None:
-    """Raise the error that a stream begins with, if it does."""
-    payload = next(sse_read([piece]), None) or {}
+def first_event(pieces: Pieces) -> bytes:
+    """Pull the pieces of a stream until its first event is whole, or does not look like an error."""
+    head = b""
+    for piece in pieces:
+        head += piece
+        whole = b"\n\n" in head or b"\r\n\r\n" in head
+        if whole or (len(head) > ERROR_HINT and b"error" not in head and b"failed" not in head):
+            break
+    return head
+
+
+ERROR_HINT = 32  # bytes, of which an error is one: `event: error`, `data: {"error"`
+
+
+def raise_first_error(head: bytes, dialect: Dialect) -> None:
+    """Raise the error that a stream begins with, if it does. What is no JSON is the client's."""
+    payload: Json = {}
+    with contextlib.suppress(ProxyError):
+        payload = next(sse_read([head]), payload)
     error = payload.get("error") or (payload.get("response") or {}).get("error")
     if payload.get("type") == "error" or error:
         raise dialect.read_error(502, dumps({"error": error or payload}).encode("ascii"))

@@ -151,11 +151,43 @@ def test_the_real_key_goes_upstream(proxy: Proxy, upstream: Upstream, dialect: s
 @pytest.mark.parametrize("dialect", DIALECT_NAMES)
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 413, 429, 500, 503, 529])
 def test_an_upstream_s_refusal_passes_as_it_came(proxy: Proxy, upstream: Upstream, dialect: str, status: int) -> None:
-    body = b'{"error":  {"message":"no","type":"x"}}'
+    body = b'{"error":  {"message":"no","type":"x","code":7,"status":"Y"}}'
     upstream.reply(body, status, {"content-type": "application/json", "retry-after": "7", "x-should-retry": "false"})
     got = ask(proxy, dialect)
     assert (got.status, got.body) == (status, body)
     assert (got.headers["retry-after"], got.headers["x-should-retry"]) == ("7", "false")
+
+
+SLOPPY = [  # a dialect, what its client needs beside the message
+    pytest.param("chat", {"code": "rate_limit_exceeded", "param": None, "type": "rate_limit_error"}, id="chat"),
+    pytest.param("claude", {"type": "rate_limit_error"}, id="claude"),
+    pytest.param("gemini", {"code": 429, "status": "RESOURCE_EXHAUSTED"}, id="gemini"),
+]
+
+
+@pytest.mark.parametrize(("dialect", "added"), SLOPPY)
+def test_a_sloppy_refusal_gets_what_clients_need(proxy: Proxy, upstream: Upstream, dialect: str, added: Any) -> None:
+    upstream.reply({"error": {"message": "no", "metadata": {}}}, 429)
+    got = ask(proxy, dialect)
+    assert (got.status, got.json()["error"]) == (429, {"message": "no", "metadata": {}, **added})
+
+
+def test_a_sloppy_error_in_a_stream_gets_what_clients_need(proxy: Proxy, upstream: Upstream) -> None:
+    text = b'data: {"choices":[{"index":0,"delta":{"content":"\\"error\\": {"}}]}\n\n'
+    error = b'data: {"error":{"code":400,"message":"Token limit"},"choices":[]}\n\n'
+    upstream.reply([text, error + b"data: [DONE]\n\n"], headers=SSE)
+    got = ask(proxy, "chat")
+    assert got.body.startswith(text)
+    assert got.body.endswith(b"data: [DONE]\n\n")
+    assert got.payloads()[1]["error"]["type"] == "server_error"
+
+
+@pytest.mark.parametrize("piece", [1, 7])
+def test_a_first_event_in_many_pieces_is_no_error(proxy: Proxy, upstream: Upstream, piece: int) -> None:
+    body = b'event: response.created\ndata: {"type":"response.created","response":{"error":null}}\n\n'
+    body += b'event: response.completed\ndata: {"type":"response.completed","response":{"error":null}}\n\n'
+    upstream.reply([body[at : at + piece] for at in range(0, len(body), piece)], headers=SSE)
+    assert ask(proxy, "responses").body == body
 
 
 def test_the_next_account_answers(make_proxy: ProxyMaker, upstream: Upstream) -> None:
