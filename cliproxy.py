@@ -2046,33 +2046,17 @@ def claude_read_response(body: Json, _request: Request) -> Events:
     yield from reader.message_stop(body)
 
 
-def claude_read_stream(payloads: Iterable[Json], _request: Request) -> Events:
-    """Read the payloads of a stream. Raises ProxyError for an error event, or if it ends early."""
-    # `index` is not looked at: blocks never overlap, and some gateways leave it out.
-    reader, kind = ClaudeReader(), ""
-    for payload in payloads:
-        kind = payload.get("type") or "error"
-        if kind == "content_block_delta" and reader.begun:  # nearly all of them
-            delta = payload["delta"]
-            if text := delta.get(CLAUDE_DELTAS.get(delta["type"])):
-                reader.texts.append(text)
-                yield PartDelta(reader.at, "text", text)
-                continue
-        if kind == "message_stop":
-            break
-        if kind in CLAUDE_EVENTS:
-            yield from CLAUDE_EVENTS[kind](reader, payload)
-    if kind != "message_stop" and not reader.end.get("stop_reason"):
-        raise ProxyError("upstream_failed", "the upstream closed the stream before message_stop")
-    yield from reader.message_stop({})
-
-
 # ---- answers, written
 
 
 def claude_write_usage(usage: Usage) -> Json:
-    fresh = max(0, usage.input - usage.cache_read - usage.cache_write)
-    counts = (fresh, usage.cache_read, usage.cache_write, usage.output)
+    """Usage -> the three kinds of input, which add up to all of it.
+
+    OpenRouter reports the same tokens as read from and written to the cache (recorded, 2026).
+    """
+    written_too = max(0, min(usage.cache_write, usage.input - usage.cache_read))
+    fresh = max(0, usage.input - usage.cache_read - written_too)
+    counts = (fresh, usage.cache_read, written_too, usage.output)
     written: Json = dict(zip(CLAUDE_COUNTS, counts))
     if usage.reasoning:
         written["output_tokens_details"] = {"thinking_tokens": usage.reasoning}
@@ -2103,16 +2087,15 @@ def claude_write_message(start: MessageStart, request: Request) -> Json:
     return {**name, "model": start.model or request.model, **stop, "usage": usage}
 
 
-def claude_shown(part: Part) -> Part:
-    """Return a part of an answer as Claude can show it: media become a text."""
-    if not part.media:
-        return part
-    where = part.media.data if part.media.source == "url" else part.media.mime
-    return Part("text", f"[{part.media.kind}: {where}]")
+def claude_shown(part: Part) -> Part | None:
+    """Return a part of an answer as Claude can show it: of media only their address, as a text."""
+    if part.media and part.media.source == "url":
+        return Part("text", f"[{part.media.kind}: {part.media.data}]")
+    return part if part.kind != "media" and claude_writable(part) else None
 
 
 def claude_write_answer(part: Part, request: Request) -> Json:
-    block = claude_write_block(claude_shown(part), request)
+    block = claude_write_block(part, request)
     citations = [claude_write_citation(citation) for citation in part.citations]
     return {**block, "citations": citations} if citations else block
 
@@ -2120,11 +2103,32 @@ def claude_write_answer(part: Part, request: Request) -> Json:
 def claude_write_response(response: Response, request: Request) -> Json:
     message = claude_write_message(response.start, request)
     for choice in response.choices[:1]:
-        known = (part for part in choice.parts if claude_writable(part))
+        known = filter(None, map(claude_shown, choice.parts))
         message["content"] = [claude_write_answer(part, request) for part in known]
         message.update(claude_write_stop(choice.end))
     message["usage"] = claude_write_usage(response.usage or Usage())
     return message
+
+
+def claude_read_stream(payloads: Iterable[Json], _request: Request) -> Events:
+    """Read the payloads of a stream. Raises ProxyError for an error event, or if it ends early."""
+    # `index` is not looked at: blocks never overlap, and some gateways leave it out.
+    reader, kind = ClaudeReader(), ""
+    for payload in payloads:
+        kind = payload.get("type") or "error"
+        if kind == "content_block_delta" and reader.begun:  # nearly all of them
+            delta = payload["delta"]
+            if text := delta.get(CLAUDE_DELTAS.get(delta["type"])):
+                reader.texts.append(text)
+                yield PartDelta(reader.at, "text", text)
+                continue
+        if kind == "message_stop":
+            break
+        if kind in CLAUDE_EVENTS:
+            yield from CLAUDE_EVENTS[kind](reader, payload)
+    if kind != "message_stop" and not reader.end.get("stop_reason"):
+        raise ProxyError("upstream_failed", "the upstream closed the stream before message_stop")
+    yield from reader.message_stop({})
 
 
 def claude_frame(kind: str, **fields: Any) -> bytes:
@@ -2154,9 +2158,7 @@ class ClaudeWriter:
         return claude_frame("message_start", message=claude_write_message(event, self.request))
 
     def start(self, part: Part) -> bytes:
-        """Start a block, unless it is of another dialect."""
-        if not claude_writable(part):
-            return b""
+        """Start a block."""
         block = claude_write_block(part, self.request)
         if part.kind == "hosted":
             block = {**block, "input": {}}  # comes in deltas, like that of any call
@@ -2167,11 +2169,12 @@ class ClaudeWriter:
 
     def part_start(self, event: PartStart) -> bytes:
         """Start a block, unless it must wait for its proof."""
-        self.part = claude_shown(event.part)
-        if self.part.redacted:
+        shown = claude_shown(event.part)
+        self.part = shown or Part("")
+        if not shown or shown.redacted:
             return b""
-        frame = self.start(self.part._replace(text=""))
-        return frame + self.text(self.part.text) if self.part.text else frame
+        frame = self.start(shown._replace(text=""))
+        return frame + self.text(shown.text) if shown.text else frame
 
     def text(self, text: str) -> bytes:
         return self.head + quote(text).encode("ascii") + b"}}\n\n" if self.head else b""
@@ -2292,7 +2295,9 @@ CHAT_FINISHES = {  # beside OpenAI's: Mistral's model_length, OpenRouter's error
     **words_read(FINISH_REASONS, "chat"), "max_tokens": "length", "model_length": "length", "error": "error",
 }  # fmt: skip
 CHAT_WRITE_FINISHES = words_write(FINISH_REASONS, "chat")
-CHAT_MODES = ("auto", "none", "required")  # of tool_choice
+CHAT_MODES = {  # tool_choice -> mode; any: Mistral's
+    "auto": "auto", "none": "none", "required": "required", "any": "required",
+}  # fmt: skip
 CHAT_FORMATS = {"json_object": "json", "json_schema": "schema"}
 CHAT_LATE = "See the attachment in the next message."  # a result that is all image
 CHAT_LOST = "Error: this call was not answered."  # in place of a result that is missing
@@ -2709,8 +2714,8 @@ def chat_write_tools(request: Request) -> Json:
 def chat_read_choice(choice: Any) -> ToolChoice | None:
     """Read `tool_choice`; None for what has no counterpart, which then stays in `extra`."""
     if not isinstance(choice, dict):
-        return ToolChoice(choice) if choice in CHAT_MODES else None
-    kind = choice.get("type")
+        return ToolChoice(CHAT_MODES[choice]) if choice in CHAT_MODES else None
+    kind = choice.get("type") or next(iter(choice), None)  # Hugging Face's has no type
     if kind == "allowed_tools":
         names = tuple(tool[tool["type"]]["name"] for tool in choice[kind]["tools"] if tool["type"] in tool)
         return ToolChoice(choice[kind]["mode"], names)
@@ -2789,6 +2794,7 @@ def chat_read_request(body: Json) -> Request:
         "_names": {key: name for key, name in names.items() if name != CHAT_WRITE_PARAMS[key]},
         "_stop": isinstance(body.get("stop"), str),
         "_old": bool(body.get("functions")),
+        "_choice": asked if asked == "any" or (isinstance(asked, dict) and "type" not in asked) else None,
         "_allowed": isinstance(asked, dict) and asked.get("type") == "allowed_tools",
     }
     request = Request("chat", body["model"], tuple(messages[lead:]), params=params, format=form, choice=choice)
@@ -2808,7 +2814,7 @@ def chat_write_request(request: Request, target: Target) -> Json:
     body: Json = {"model": request.model, "messages": chat_write_messages(request, target)}
     body.update(chat_write_params(request, target), **chat_write_tools(request))
     if request.choice and "tools" in body:
-        body["tool_choice"] = chat_write_choice(request.choice, request)
+        body["tool_choice"] = own.get("_choice") or chat_write_choice(request.choice, request)
     if request.format:
         body["response_format"] = chat_write_format(request.format)
     if request.stream:
@@ -2976,7 +2982,7 @@ def chat_find_call(choice: ChatChoice, call: Json, name: str) -> ChatLane | None
 
 def chat_read_calls(choice: ChatChoice, delta: Json) -> Iterator[Event]:
     old = delta.get("function_call") or EMPTY
-    olds = [{"index": 0, "function": old}] if any(old.values()) else []
+    olds: list[Json] = [{"index": 0, "function": old}] if any(old.values()) else []
     for call in delta.get("tool_calls") or olds:
         custom, name, text = chat_body(call)
         lane = chat_find_call(choice, call, name)
@@ -3119,6 +3125,7 @@ class ChatTally:
         self.begun = False
         self.calls = 0
         self.before = 0  # code points of text
+        self.cited = 0  # annotations: the SDK wants them numbered in a stream
         self.proof = ""  # of thinking, for the next call: it has no slot for its own
 
 
@@ -3142,10 +3149,13 @@ class ChatWriter:
         old = {"function_call": call.get("function", {})}
         return self.row(out.choice, old if self.old else {"tool_calls": [{"index": out.call, **call}]})
 
+    def more(self, out: ChatOut, text: str) -> Json:
+        return {"custom": {"input": text}} if out.part.custom else {"function": {"arguments": text}}
+
     def body(self, out: ChatOut, text: str) -> Json:
         """Return the row that adds to the body of a part."""
         if out.part.kind == "call":
-            return self.call(out, {"custom": {"input": text}} if out.part.custom else {"function": {"arguments": text}})
+            return self.call(out, self.more(out, text))
         return self.row(out.choice, {CHAT_SAYS[out.part.kind]: text})
 
     def begin(self, choice: int, content: str | None) -> Iterator[Json]:
@@ -3195,14 +3205,18 @@ class ChatWriter:
         if kind == "thinking":
             tally.proof = out.proof or tally.proof
         elif kind == "text":
-            cited = [chat_write_citation(c, tally.before, out.size) for c in out.citations]
+            cited = [
+                {"index": index, **chat_write_citation(c, tally.before, out.size)}
+                for index, c in enumerate(out.citations, tally.cited)
+            ]
             yield from [self.row(out.choice, {"annotations": cited})] if cited else []
-            tally.before += out.size
+            tally.cited, tally.before = tally.cited + len(cited), tally.before + out.size
         elif kind == "call":
             if not out.size and not out.part.custom:
                 yield self.body(out, "{}")
             if out.proof and not tally.proof and not self.old:
-                yield self.call(out, {"extra_content": {"google": {"thought_signature": out.proof}}})
+                proof = {"extra_content": {"google": {"thought_signature": out.proof}}}
+                yield self.call(out, {**self.more(out, ""), **proof})  # the SDK asserts a function
             tally.calls, tally.proof = tally.calls + 1, ""
 
     def usage_told(self, event: Usage) -> Iterator[Json]:
@@ -3241,6 +3255,9 @@ CHAT_EVENTS: dict[type, Callable[[ChatWriter, Any], Iterator[Json]]] = {
 }
 
 
+CHAT_NUMBER = frozenset({"index"})  # of an entry: only streams have it
+
+
 def chat_fold(message: Json, delta: Json) -> None:
     """Add a delta to a message, as clients do: texts join, lists grow, calls are told by index."""
     for key, value in delta.items():
@@ -3254,6 +3271,8 @@ def chat_fold(message: Json, delta: Json) -> None:
             index = call.pop("index")
             calls[index:] = calls[index:] or [{}]
             chat_fold(calls[index], call)
+        elif key == "annotations":
+            message[key] = [*(before or ()), *(without(entry, CHAT_NUMBER) for entry in value)]
         else:
             message[key] = [*before, *value] if isinstance(before, list) else value
 

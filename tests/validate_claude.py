@@ -14,7 +14,7 @@ BODIES = {  # type of a block -> the deltas it may have
     "server_tool_use": {"input_json_delta"},
     "mcp_tool_use": {"input_json_delta"},
 }
-EMPTY_BODIES = {
+EMPTY_BODIES: dict[str, Json] = {
     "text": {"text": ""},
     "thinking": {"thinking": "", "signature": ""},
     "tool_use": {"input": {}},
