@@ -5883,19 +5883,28 @@ def fit_part(part: Part, request: Request, target: Target, dialect: str) -> Part
     if part.kind == "thinking" or part.proof:
         return fit_proof(part, request, target, request.dialect == dialect)
     if (part.parts or part.media) and request.dialect != dialect:
-        return part._replace(
-            parts=tuple(map(plain_media, part.parts)), media=plain_media(part).media
-        )
+        parts = tuple(plain_media(inner, dialect) for inner in part.parts)
+        return plain_media(part._replace(parts=parts), dialect)
     return part
 
 
-def plain_media(part: Part) -> Part:
-    """Write base64 as all but Gemini want it. Source: RFC 4648 5."""
+def plain_media(part: Part, dialect: str) -> Part:
+    """Write base64 as all but Gemini want it, and text files as text for Chat. Source: RFC 4648 5.
+
+    OpenAI's Chat takes no file but PDF: "got unsupported MIME type 'text/plain'".
+    """
     media = part.media
-    if media is None or media.source != "base64" or not ("-" in media.data or "_" in media.data):
+    if media is None or media.source != "base64":
         return part
-    data = media.data.translate({45: 43, 95: 47})
-    return part._replace(media=media._replace(data=data + "=" * (-len(data) % 4)))
+    data = media.data
+    if "-" in data or "_" in data:
+        data = data.translate({45: 43, 95: 47})
+        data += "=" * (-len(data) % 4)
+        media = media._replace(data=data)
+    if dialect == "chat" and media.kind == "document" and media.mime.startswith("text/"):
+        with contextlib.suppress(ValueError):
+            media = media._replace(source="text", data=base64.b64decode(data).decode())
+    return part._replace(media=media)
 
 
 def fit_history(request: Request, target: Target, dialect: str) -> Request:
@@ -5993,6 +6002,19 @@ def name_tools(request: Request, dialect: str) -> dict[tuple[str, str], tuple[st
                 names[key] = written
             seed += " "
     return names
+
+
+def declared_names(request: Request) -> set[tuple[str, str]]:
+    return {(tool.namespace, tool.name) for tool in request.tools}
+
+
+def plain_call(declared: set[tuple[str, str]], part: Part) -> Part:
+    """Take away a call's namespace if its tool has none: a tool search calls each by its own name."""
+    key = part.namespace, part.name
+    if part.kind != "call" or not part.namespace or key in declared:
+        return part
+    plain = part.namespace == part.name or ("", part.name) in declared
+    return part._replace(namespace="") if plain else part
 
 
 def functions(tools: Iterable[Tool]) -> list[Tool]:
@@ -6155,6 +6177,20 @@ class Unwrapper:
             return ""
         text = data.get("input", self._rest) if isinstance(data, dict) else self._rest
         return text if isinstance(text, str) else dumps_text(text)
+
+
+class Wrapper:
+    """Encodes a text as `{"input": "..."}` while it comes in."""
+
+    def __init__(self) -> None:
+        self._head = '{"input":"'
+
+    def feed(self, fragment: str) -> str:
+        head, self._head = self._head, ""
+        return head + quote(fragment)[1:-1]
+
+    def close(self) -> str:
+        return self._head + '"}'
 
 
 def unquoted(text: str) -> str:
@@ -6578,9 +6614,10 @@ def fit_choice(
     choice = request.choice
     if choice is None or not choice.names or choice.mode == "none":
         return choice and choice._replace(names=()), ()
-    hosted = {tool.name for tool in request.tools} - {
-        tool.name for tool in functions(request.tools)
-    }
+    own = {tool.name for tool in functions(request.tools)}
+    hosted = {tool.name for tool in request.tools} - own
+    if not hosted and own.issubset(choice.names):
+        return choice if len(own) == 1 else choice._replace(names=()), ()  # that is all of them
     able = HOSTED[dialect] if dialect in {"claude", "responses"} else ()
     if (
         choice.mode == "required"
@@ -6672,6 +6709,7 @@ def fit_request(request: Request, target: Target, dialect: str) -> Fitted:
     """Make a request that the target takes; `dialect` is the target's. The way back: fit_events."""
     if request.dialect != dialect:
         check_request(request, target, dialect)
+        request = map_parts(request, functools.partial(plain_call, declared_names(request)))
     names = name_tools(request, dialect)
     custom = {(tool.namespace, tool.name) for tool in request.tools if tool.kind == "custom"}
     back = {
@@ -6691,36 +6729,33 @@ def fit_events(events: Iterable[Event], request: Request, fitted: Fitted, target
     if foreign and fitted.dialect == "gemini":
         events = move_proofs(events, request.dialect)
     seals: dict[int, str] = {}  # number of an open part -> who minted its proof
-    texts: dict[int, Unwrapper] = {}  # of the freeform calls that were emulated
+    texts: dict[int, Unwrapper | Wrapper] = {}  # of the freeform calls that one side has to emulate
     for event in events:
         if isinstance(event, PartDelta) and event.field == "text" and event.at not in texts:
             yield event  # the common case first
         elif isinstance(event, PartStart):
             part = fit_call(event.part, request, fitted)
-            if part.custom and not event.part.custom:
-                texts[event.at] = Unwrapper()
+            if part.custom != event.part.custom:
+                texts[event.at] = Unwrapper() if part.custom else Wrapper()
             if part.kind in PROOF_SLOTS[request.dialect]:
                 seals[event.at] = target.provider
             yield event._replace(part=part)
         elif isinstance(event, MessageStart):
             yield event._replace(model=request.model)
-        elif isinstance(event, (PartDelta, PartEnd)) and event.at in texts:
-            yield from unwrap(event, texts[event.at])
-        elif foreign and isinstance(event, (PartDelta, PartEnd)):
-            yield from sealed(event, seals, request.dialect)
+        elif isinstance(event, (PartDelta, PartEnd)):
+            for piece in recoded(event, texts):
+                yield from sealed(piece, seals, request.dialect) if foreign else (piece,)
         else:
             yield event
 
 
-def unwrap(event: PartDelta | PartEnd, text: Unwrapper) -> Iterator[Event]:
-    """Undo the emulation of a freeform call."""
-    more = (
-        text.close()
-        if isinstance(event, PartEnd)
-        else text.feed(event.value)
-        if event.field == "text"
-        else ""
-    )
+def recoded(event: PartDelta | PartEnd, texts: Mapping[int, Unwrapper | Wrapper]) -> Iterator[PartDelta | PartEnd]:
+    """Undo the emulation of a freeform call, or emulate one for a client that has none."""
+    text = texts.get(event.at)
+    if text is None or (isinstance(event, PartDelta) and event.field != "text"):
+        yield event
+        return
+    more = text.close() if isinstance(event, PartEnd) else text.feed(event.value)
     if more:
         yield PartDelta(event.at, "text", more)
     if isinstance(event, PartEnd):
@@ -6745,11 +6780,15 @@ def sealed(event: PartDelta | PartEnd, seals: dict[int, str], client: str) -> It
 
 
 def fit_call(part: Part, request: Request, fitted: Fitted) -> Part:
-    """Give a call its own name back, and an id that the client takes."""
+    """Give a call its own name back, and an id that the client takes.
+
+    A freeform call is one of a tool that the client declared so; to others it is a function.
+    """
     if part.kind != "call":
         return part
+    custom = part.custom and request.dialect == fitted.dialect
     name, space, custom = fitted.names.get(
-        (part.namespace, part.name), (part.name, part.namespace, part.custom)
+        (part.namespace, part.name), (part.name, part.namespace, custom)
     )
     part = part._replace(name=name, namespace=space, custom=custom)
     return (

@@ -338,6 +338,21 @@ def test_long_names_and_ids(dialect: str) -> None:  # conformance case 16
     assert restored[1].part.name == LONG
 
 
+@pytest.mark.parametrize(
+    ("tools", "space", "written"),
+    [
+        pytest.param((Tool("run"),), "a", "run", id="declared without"),
+        pytest.param((), "run", "run", id="its own"),
+        pytest.param((Tool("run"), Tool("run", namespace="a")), "a", "a__run", id="declared with"),
+        pytest.param((), "a", "a__run", id="not declared"),
+    ],
+)
+def test_calls_out_of_a_tool_search(tools: tuple[Tool, ...], space: str, written: str) -> None:
+    request = ask(user("q"), assistant(call("run", namespace=space)), dialect="responses", tools=tools)
+    (part,) = fit(request, "chat").messages[1].parts
+    assert (part.namespace, part.name) == ("", written)
+
+
 def test_namespaces() -> None:
     tools = (Tool("run", namespace="a"), Tool("run", namespace="b"), Tool("a__run"))
     request = ask(
@@ -418,6 +433,19 @@ def test_base64_of_gemini() -> None:
             "a+/x/w=="
         ] * 2
     assert fit(request, "gemini").messages == request.messages
+
+
+@pytest.mark.parametrize(
+    ("mime", "source", "data"),
+    [("text/csv", "text", "a,b"), ("application/pdf", "base64", "YSxi"), ("text/x", "base64", "/w==")],
+)
+def test_text_files_are_text_for_chat(mime: str, source: str, data: str) -> None:
+    sent = data if source == "base64" else "YSxi"
+    request = ask(media("document", "base64", sent, mime), dialect="gemini")
+    (part,) = fit(request, "chat").messages[0].parts
+    assert part.media
+    assert (part.media.source, part.media.data) == (source, data)
+    assert fit(request, "responses").messages == request.messages
 
 
 def test_ids_of_third_parties_are_made_legal_for_claude_clients() -> None:
@@ -506,6 +534,18 @@ def test_unwrap(text: str, whole: str) -> None:
     assert unwrap(list(text)) == whole
     for at in range(len(text)):
         assert unwrap([text[:at], text[at:]]) == whole
+
+
+@pytest.mark.parametrize("pieces", [(), ("",), ("*** Begin\n", '"x" ', "\\\U0001f600")])
+@pytest.mark.parametrize("client", ["claude", "gemini", "chat"])
+def test_a_freeform_call_that_the_client_never_declared(client: str, pieces: tuple[str, ...]) -> None:
+    start = PartStart(0, call("apply_patch", custom=True))
+    deltas = [PartDelta(0, "text", piece) for piece in pieces]
+    began, *middle, ended = back([start, *deltas, PartEnd(0)], ask(dialect=client), "responses")
+    assert began == PartStart(0, call("apply_patch"))
+    assert ended == PartEnd(0)
+    texts = [event.value for event in middle if isinstance(event, PartDelta)]
+    assert json.loads("".join(texts)) == {"input": "".join(pieces)}
 
 
 @settings(max_examples=80)
@@ -988,9 +1028,10 @@ def test_answer_formats() -> None:
 
 # --- tools
 
-F, G, SEARCH, CODE = (
+F, G, H, SEARCH, CODE = (
     Tool("f"),
     Tool("g"),
+    Tool("h"),
     Tool("web_search", kind="hosted"),
     Tool("file_search", kind="hosted"),
 )
@@ -1001,7 +1042,8 @@ TOOLS = [  # tools, choice, dialect, names left, choice left
     pytest.param((), ToolChoice("auto"), "claude", "", None, id="no tools, no choice"),
     pytest.param((F, G), ToolChoice("auto", ("f",)), "claude", "f", ToolChoice("auto"), id="subset"),
     pytest.param((F, G), ToolChoice("auto", ("f",)), "gemini", "f", ToolChoice("auto"), id="subset, gemini"),
-    pytest.param((F, G), ToolChoice("required", ("f", "g")), "gemini", "f g", ToolChoice("required", ("f", "g")), id="forced"),
+    pytest.param((F, G), ToolChoice("required", ("f", "g")), "gemini", "f g", ToolChoice("required"), id="all of them"),
+    pytest.param((F, G, H), ToolChoice("required", ("f", "g")), "gemini", "f g h", ToolChoice("required", ("f", "g")), id="forced"),
     pytest.param((F, G), ToolChoice("required", ("f", "g")), "claude", "f g", ToolChoice("required"), id="forced, claude"),
     pytest.param((F, G), ToolChoice("required", ("f",)), "claude", "f g", ToolChoice("required", ("f",)), id="one"),
     pytest.param((F, G), ToolChoice("auto", ("f",)), "responses", "f g", ToolChoice("auto", ("f",)), id="subset, native"),
