@@ -19,11 +19,12 @@ Contents (each room uses only rooms above it; [pure] ones touch no clock, socket
    10. CONFIG        the settings file: load, check, watch
    11. NETWORK       HTTP/1.1 over sockets, both sides
    12. STORE         credential files
-   13. LOGIN         logins and token refresh
-   14. ROUTING       which account serves which model
-   15. UPSTREAM      asking a provider
-   16. SERVER        the listening side
-   17. COMMANDS      the command line
+   13. TERMINAL      prompts, the browser's way back, QR codes
+   14. LOGIN         logins and token refresh
+   15. ROUTING       which account serves which model
+   16. UPSTREAM      asking a provider
+   17. SERVER        the listening side
+   18. COMMANDS      the command line
 """
 
 from __future__ import annotations
@@ -8706,31 +8707,13 @@ class Store:
 
 
 ########################################################################################
-# 13. LOGIN
+# 13. TERMINAL
 ########################################################################################
-# How each provider hands out tokens, renews and revokes them: one row of LOGINS each. Whatever
-# comes back to a login (a typed line, a browser at our port) arrives in one queue, so that it does
-# not matter which way is open. The program says who it is. Source: spec/providers.md 1 to 9, 16.
+# What a login needs of the machine: the lines that its user types, a door for the browser that comes
+# back, and QR codes. Whatever comes back arrives in one queue, so that it does not matter which way
+# is open.
 
 PATIENCE = 300.0  # seconds that a login waits for its user
-RETRY_WAITS = (1.0, 2.0)  # seconds between the tries of a refresh
-DEAD_CODES = frozenset([  # what says that a refresh token will never work again
-    "invalid_grant", "refresh_token_expired", "refresh_token_reused", "refresh_token_invalidated", "token_invalidated",
-    "token_expired", "app_session_terminated", "account_session_expired", "account_deactivated", "account_suspended",
-    "account_deleted", "access_denied", "expired_token",
-])  # fmt: skip
-OUR_FAULT = frozenset(["invalid_client", "unauthorized_client", "unsupported_grant_type"])
-OPENAI_AUTH = "https://api.openai.com/auth"  # the claim with the account's facts
-
-
-class Options(NamedTuple):
-    """What the user asked of a login."""
-
-    browser: bool = True  # False: print the URL only
-    device: bool = False  # by a code typed on another device, where the provider has that
-    port: int = 0  # to listen on; 0: the provider's own
-    project: str = ""  # Google: one id, several with commas, or ALL
-    source: str = ""  # take over this file, `auto` for where the vendor keeps it
 
 
 class Arrival(NamedTuple):
@@ -9000,6 +8983,32 @@ def qr_lines(text: str) -> list[str]:
     pairs = (zip(*rows[at : at + 2]) for at in range(0, width, 2))
     drawn = ("".join("█▀▄ "[2 * upper + lower] for upper, lower in pair) for pair in pairs)
     return [f"\x1b[97;40m{line}\x1b[0m" for line in drawn]
+
+
+########################################################################################
+# 14. LOGIN
+########################################################################################
+# How each provider hands out tokens, renews and revokes them: one row of LOGINS each. The program
+# says who it is. Source: spec/providers.md 1 to 9, 16.
+
+RETRY_WAITS = (1.0, 2.0)  # seconds between the tries of a refresh
+DEAD_CODES = frozenset([  # what says that a refresh token will never work again
+    "invalid_grant", "refresh_token_expired", "refresh_token_reused", "refresh_token_invalidated", "token_invalidated",
+    "token_expired", "app_session_terminated", "account_session_expired", "account_deactivated", "account_suspended",
+    "account_deleted", "access_denied", "expired_token",
+])  # fmt: skip
+OUR_FAULT = frozenset(["invalid_client", "unauthorized_client", "unsupported_grant_type"])
+OPENAI_AUTH = "https://api.openai.com/auth"  # the claim with the account's facts
+
+
+class Options(NamedTuple):
+    """What the user asked of a login."""
+
+    browser: bool = True  # False: print the URL only
+    device: bool = False  # by a code typed on another device, where the provider has that
+    port: int = 0  # to listen on; 0: the provider's own
+    project: str = ""  # Google: one id, several with commas, or ALL
+    source: str = ""  # take over this file, `auto` for where the vendor keeps it
 
 
 def base64url(data: bytes) -> str:
@@ -10083,7 +10092,7 @@ SHARED = (
 
 
 ########################################################################################
-# 14. ROUTING
+# 15. ROUTING
 ########################################################################################
 # An account is one credential and where it may be used; the router knows which models they offer,
 # who is next, and who must rest. Its lock is never held across I/O.
@@ -10451,7 +10460,7 @@ def endpoint_quirks(entry: Json, provider: Provider) -> list[str]:
 
 
 ########################################################################################
-# 15. UPSTREAM
+# 16. UPSTREAM
 ########################################################################################
 # One request of a client, asked of one account after the other until one begins to answer. Two
 # lanes: the bytes pass through when both sides speak one dialect, else they are translated by
@@ -11178,7 +11187,7 @@ def answer_locally(call: Call) -> Answer:
 
 
 ########################################################################################
-# 16. SERVER
+# 17. SERVER
 ########################################################################################
 # A ThreadingHTTPServer whose handler reads heads with NETWORK's strict parser. A thread serves one
 # client connection and is the only one that writes its socket. Here, and nowhere else, an
@@ -11806,7 +11815,7 @@ def make_server(app: App) -> Server:
 
 
 ########################################################################################
-# 17. COMMANDS
+# 18. COMMANDS
 ########################################################################################
 # argparse rows. Whatever goes wrong is one sentence on stderr and exit status 1; usage errors are 2.
 
