@@ -10520,15 +10520,9 @@ class Call:
         """Tell whether the client reads its stream as server-sent events; Gemini's must say so."""
         return self.dialect.name != "gemini" or self.query.get("alt") == "sse"
 
-    @property
-    def logged_model(self) -> str:
-        with contextlib.suppress(ProxyError):
-            return self.model
-        return "-"
-
-    def tokens(self, words: Iterable[str]) -> int:
-        """Return the first of the upstream's token counts that goes by one of these words."""
-        return next((self.usage[word] for word in words if word in self.usage), 0)
+    def summary(self) -> tuple[str, str, str, Json]:
+        """Return what the log says of a call: its id, model, account and the upstream's usage."""
+        return self.id[:8], self.path_model or self._model or "-", self.account, self.usage
 
     def passed_query(self, path: str) -> str:
         """Return what of the client's query goes on to an upstream of its dialect, with its mark."""
@@ -11205,7 +11199,8 @@ class ClientGone(Exception):  # noqa: N818 -- no error: clients may leave
     """The client has hung up; nobody is left to tell."""
 
 
-LogLine = tuple[float, Union[Call, None], str, str, int, float]  # when, call, method, path, status, seconds
+# when, method, path, status, seconds, and Call.summary() of a request for a model
+LogLine = tuple[float, str, str, int, float, Union[tuple[str, str, str, Json], None]]
 
 
 class Handler(socketserver.BaseRequestHandler, Watcher):
@@ -11527,12 +11522,10 @@ class Handler(socketserver.BaseRequestHandler, Watcher):
 
     def log_request(self, begun: float) -> None:
         """Leave a line for the log; it is written within a second, off the hot path."""
-        if not log.isEnabledFor(logging.INFO):
-            return
-        call = self.call
-        self.server.lines.append((
-            time.time(), call, self.method, self.path, self.status, time.monotonic() - begun,
-        ))  # fmt: skip
+        if log.isEnabledFor(logging.INFO):
+            about = self.call.summary() if self.call else None
+            seconds = time.monotonic() - begun
+            self.server.lines.append((time.time(), self.method, self.path, self.status, seconds, about))
 
     # What the rows of ROUTES do.
 
@@ -11591,18 +11584,22 @@ def write_lines(lines: collections.deque[LogLine]) -> None:
     """Write the log lines of the requests since the last time, all at once."""
     text = []
     while lines:
-        now, call, method, path, status, total = lines.popleft()
+        now, method, path, status, seconds, about = lines.popleft()
         stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(now))
-        line = f"{stamp},{int(now % 1 * 1000):03} INFO rid={call.id[:8] if call else '-'} {method} {escaped(path)}"
-        if call:
-            line += f" {escaped(call.logged_model)} account={call.account or '-'}"
-        line += f" status={status} total={total:.3f}s"
-        if call and call.usage:
-            line += f" in={call.tokens(INPUT_WORDS)} out={call.tokens(OUTPUT_WORDS)}"
+        rid, model, account, usage = about or ("-", "", "", {})
+        line = f"{stamp},{int(now % 1 * 1000):03} INFO rid={rid} {method} {escaped(path)}"
+        line += f" {escaped(model)} account={account or '-'}" if about else ""
+        line += f" status={status} total={seconds:.3f}s"
+        line += f" in={tokens_in(usage, INPUT_WORDS)} out={tokens_in(usage, OUTPUT_WORDS)}" if usage else ""
         text.append(line + "\n")
     if text:
         sys.stderr.write("".join(text))
         sys.stderr.flush()
+
+
+def tokens_in(usage: Json, words: Iterable[str]) -> int:
+    """Return the first of an upstream's token counts that goes by one of these words."""
+    return next((usage[word] for word in words if word in usage), 0)
 
 
 INPUT_WORDS = ("input_tokens", "prompt_tokens", "promptTokenCount")
