@@ -47,7 +47,6 @@ import operator
 import os
 import re
 import secrets
-import select
 import signal
 import socket
 import socketserver
@@ -7562,7 +7561,13 @@ JOIN_LIMIT = 65_536  # bytes: a smaller body is sent in one piece with its head
 TICK = 0.5  # seconds between looks at the client while an upstream is silent
 CONNECT_TIMEOUT = 15.0  # seconds
 SILENCE_LIMIT = 600.0  # seconds without a byte from an upstream; long thinking is silent
-SEND_TIMEOUT = 60  # seconds that a peer may refuse to take more bytes
+SEND_TIMEOUT = 60.0  # seconds that a peer may refuse to take more bytes
+HEAD_TIMEOUT = 30.0  # seconds that a head may take from its first byte on
+BODY_TIMEOUT = 60.0  # seconds of a client's body after which its average pace counts:
+SLOWEST = 1_000.0  # bytes a second
+LINE_LIMIT = 4_096  # bytes of one line between chunks
+HEADER_COUNT = 256  # header lines of one head
+GROWTH = 4 * 2**20  # bytes of a body for which memory is taken before they have come
 IDLE_LIMIT = 55.0  # seconds that an idle upstream connection is kept
 FRESH = 1.0  # seconds of idleness after which a connection is looked at before it is used
 IDLE_COUNT = 128  # idle connections kept for one origin
@@ -7597,6 +7602,8 @@ def parse_head(head: bytes) -> tuple[str, Headers]:
     if b"\r\n " in head or b"\r\n\t" in head:
         raise ValueError("a folded header line")
     first, *lines = head.decode("latin-1").split("\r\n")
+    if len(lines) > HEADER_COUNT:
+        raise ValueError(f"more than {HEADER_COUNT} header lines")
     headers: Headers = {}
     for line in lines:
         raw, colon, value = line.partition(":")
@@ -7640,6 +7647,7 @@ class Chunks:
         self.rest = b""  # an incomplete line; once done, what follows the body
         self._left = 0  # payload bytes of the open chunk still to come
         self._expect = "size"  # which line comes next: size, close (of a payload), trailer
+        self._spare = HEAD_LIMIT  # bytes that trailers and extensions may still have
 
     def feed(self, data: bytes) -> bytes:
         """Return the payload in `data`. Raises ValueError for what is not chunked."""
@@ -7661,23 +7669,33 @@ class Chunks:
                 self._line(data[at:stop])
                 at = stop + 2
         self.rest = data[at:]
-        if not self.done and len(self.rest) > HEAD_LIMIT:
+        if not self.done and len(self.rest) > LINE_LIMIT:
             raise ValueError("an endless line in a chunked body")
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def _line(self, line: bytes) -> None:
         if self._expect == "size":
-            size = line.split(b";", 1)[0].strip(b" \t")
+            size, _, extension = line.partition(b";")
+            size = size.strip(b" \t")
+            if extension:
+                self._spend(extension)
             if not HEX.fullmatch(size):
                 raise ValueError(f"{line[:40]!r} is not a chunk size")
             self._left = int(size, 16)
             self._expect = "close" if self._left else "trailer"
         elif self._expect == "trailer":
+            self._spend(line)
             self.done = not line
         elif line:
             raise ValueError("a chunk is longer than its size")
         else:
             self._expect = "size"
+
+    def _spend(self, line: bytes) -> None:
+        """Allow what nobody reads, within limits, but nothing that ends a line for others."""
+        self._spare -= len(line)
+        if self._spare < 0 or len(line.translate(None, CONTROLS + b"\r\n")) != len(line):
+            raise ValueError("a bad extension or trailer in a chunked body")
 
 
 def unpacker(encoding: str) -> Any:
@@ -7714,66 +7732,101 @@ def unpack(data: bytes, encoding: str, limit: int = BODY_LIMIT) -> bytes:
     return data
 
 
-def set_patience(sock: socket.socket, seconds: float) -> None:
-    """Let a recv() wait so long, then raise one of TIMEOUTS.
-
-    A plain socket stays blocking, which saves a poll() a call; on TLS SO_RCVTIMEO has no effect.
-    """
-    if sys.platform == "win32" or hasattr(sock, "selected_alpn_protocol"):
-        sock.settimeout(seconds)
-    else:
-        wait = struct.pack("@ll", int(seconds), int(seconds % 1 * 1e6))
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, wait)
-
-
 TIMEOUTS = (BlockingIOError, socket.timeout)
 
 
-def hung_up(sock: socket.socket) -> bool:
-    """Tell whether the peer has closed; never waits. Bytes that wait to be read are left there."""
-    try:
-        if sys.platform == "win32":
-            if not select.select([sock], [], [], 0)[0]:
-                return False
-            return not socket.socket.recv(sock, 1, socket.MSG_PEEK)
-        # The base class's recv looks below TLS, where a closed connection shows as well.
-        return not socket.socket.recv(sock, 1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True
+class HeadError(ValueError):
+    """A head that is not even taken apart; `kind` is how a client hears of it."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+Bytes = Union[bytes, bytearray, memoryview]
 
 
 class Wire:
-    """One connection and the bytes read ahead from it. One thread at a time uses it."""
+    """One connection and the bytes read ahead from it. One thread at a time uses it.
 
-    def __init__(self, sock: socket.socket) -> None:
+    A read or write without progress calls `idle` every `patience` seconds, which may raise.
+    """
+
+    def __init__(self, sock: socket.socket, patience: float) -> None:
         self.sock = sock
         self.tls = hasattr(sock, "selected_alpn_protocol")
         self.rest = b""
         self.since = 0.0  # time.monotonic() when it became idle
+        self.silent = 0.0  # seconds since the last progress
         self.answered = False  # has a byte of the awaited message come?
+        self.set_patience(patience)
+
+    def set_patience(self, seconds: float) -> None:
+        """Let a recv() or send() wait so long, then raise one of TIMEOUTS.
+
+        A plain socket stays blocking, which saves a poll() a call; TLS knows no such options.
+        """
+        self.patience = seconds
+        if sys.platform == "win32" or self.tls:
+            self.sock.settimeout(seconds)
+            return
+        self.sock.settimeout(None)
+        wait = struct.pack("@ll", int(seconds), int(seconds % 1 * 1e6))
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, wait)
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, wait)
+
+    def wait(self, idle: Callable[[], None]) -> None:
+        self.silent += self.patience
+        idle()
 
     def recv(self, idle: Callable[[], None]) -> bytes:
-        """Return the next bytes, b"" at the end; call `idle`, which may raise, every patience."""
+        """Return the next bytes, b"" at the end."""
         if self.rest:
             data, self.rest = self.rest, b""
             return data
         while True:
             try:
-                return self.sock.recv(PIECE)
+                data = self.sock.recv(PIECE)
             except TIMEOUTS:
-                idle()
+                self.wait(idle)
+            else:
+                self.silent = 0.0
+                return data
+
+    def peek(self) -> bytes | None:
+        """Return what has come but was not asked for: None if nothing has, b"" for the end.
+
+        Never waits, and keeps the bytes. Reading is the only way to see through TLS.
+        """
+        if self.rest:
+            return self.rest
+        try:
+            if sys.platform != "win32" and not self.tls:
+                self.rest = self.sock.recv(PIECE, socket.MSG_DONTWAIT)
+            else:
+                self.sock.settimeout(0.0)
+                try:
+                    self.rest = self.sock.recv(PIECE)
+                finally:
+                    self.sock.settimeout(self.patience)
+        except OSError as exc:
+            nothing = isinstance(exc, BlockingIOError) or type(exc).__name__ == "SSLWantReadError"
+            return None if nothing else b""
+        return self.rest
 
     def read_head(self, idle: Callable[[], None]) -> bytes | None:
         """Return the next head without its blank line, None if the peer closed before it.
 
-        Raises ProxyError("head_too_large"), ConnectionError if it breaks off.
+        Raises HeadError if it is too large or too slow, ConnectionError if it breaks off.
         """
-        data = self.rest
+        data, end = self.rest.lstrip(b"\r\n"), 0.0
+        self.answered = bool(data)
         while (stop := data.find(b"\r\n\r\n", 0, HEAD_LIMIT)) < 0:
             if len(data) >= HEAD_LIMIT:
-                raise ProxyError("head_too_large", f"a head is larger than {HEAD_LIMIT:,} bytes")
+                raise HeadError("head_too_large", f"a head is larger than {HEAD_LIMIT:,} bytes")
+            end = end or (time.monotonic() + HEAD_TIMEOUT if data else 0.0)
+            if end and time.monotonic() > end:
+                raise HeadError("caller_timeout", f"a head took more than {HEAD_TIMEOUT:.0f} s")
             self.rest = b""
             more = self.recv(idle)
             if not more and not data:
@@ -7786,56 +7839,69 @@ class Wire:
         return data[:stop]
 
     def read_exactly(self, length: int, idle: Callable[[], None]) -> bytes | bytearray:
-        """Return `length` bytes. Raises ConnectionError if it breaks off before."""
-        ahead = self.rest
+        """Return `length` bytes. Raises ConnectionError if it breaks off before, ProxyError."""
+        ahead, begun = self.rest, time.monotonic()
         if len(ahead) >= length:
             self.rest = ahead[length:]
             return ahead[:length]
-        body = bytearray(length)
-        view = memoryview(body)
-        view[: len(ahead)] = ahead
-        at, self.rest = len(ahead), b""
+        body, at, self.rest = bytearray(ahead), len(ahead), b""
         while at < length:
+            if at == len(body):
+                body += bytes(min(length - at, max(GROWTH, at)))  # no memory for mere promises
             try:
-                count = self.sock.recv_into(view[at:])
+                count = self.sock.recv_into(memoryview(body)[at:])
             except TIMEOUTS:
-                idle()
+                self.wait(idle)
                 continue
-            if not count:
-                raise ConnectionError("the connection broke off in a body")
             at += count
+            self.note_progress(count, begun, at)
         return body
+
+    def note_progress(self, count: int, begun: float, received: int) -> None:
+        """Take note of bytes of a client's body. Raises ConnectionError, ProxyError."""
+        if not count:
+            raise ConnectionError("the connection broke off in a body")
+        self.silent = 0.0
+        if time.monotonic() - begun > BODY_TIMEOUT + received / SLOWEST:
+            raise ProxyError("caller_timeout", "the body comes too slowly")
 
     def read_chunked(self, limit: int, idle: Callable[[], None]) -> bytes:
         """Return a whole chunked body. Raises ValueError, ConnectionError, ProxyError."""
-        chunks, pieces, size = Chunks(), [], 0
+        chunks, pieces, size, begun = Chunks(), [], 0, time.monotonic()
         while not chunks.done:
             data = self.recv(idle)
-            if not data:
-                raise ConnectionError("the connection broke off in a body")
             pieces.append(chunks.feed(data))
             size += len(pieces[-1])
+            self.note_progress(len(data), begun, size)
             if size > limit:
                 raise ProxyError("too_large", f"the body is larger than {limit:,} bytes")
         self.rest = chunks.rest
         return b"".join(pieces)
 
-    def send(self, head: bytes, body: Sequence[bytes | bytearray | memoryview] = ()) -> None:
-        """Send one message; a small one in one piece, a large body without a copy."""
-        if self.tls:  # where the patience of recv() would limit send() too
-            self.sock.settimeout(SEND_TIMEOUT)
-        if sum(map(len, body)) < JOIN_LIMIT:
-            self.sock.sendall(b"".join((head, *body)))
-        else:
-            self.sock.sendall(head)
-            for piece in body:
-                self.sock.sendall(piece)
-        if self.tls:
-            self.sock.settimeout(TICK)
+    def send(self, pieces: Iterable[Bytes], idle: Callable[[], None]) -> None:
+        """Send all pieces. On TLS in small ones: a large one would wait for its last byte."""
+        for piece in pieces:
+            view = memoryview(piece)
+            while view:
+                try:
+                    count = self.sock.send(view[:PIECE] if self.tls else view)
+                except TIMEOUTS:
+                    self.wait(idle)
+                else:
+                    self.silent, view = 0.0, view[count:]
 
     def close(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            if self.tls:
+                self.sock.settimeout(0.0)
+                self.sock.unwrap()  # type: ignore[attr-defined]  # says goodbye, and does not wait
         with contextlib.suppress(OSError):
             self.sock.close()
+
+
+def few_pieces(head: bytes, body: Sequence[Bytes]) -> Sequence[Bytes]:
+    """Return a message in few pieces: a small one in one, a large body without a copy."""
+    return [b"".join((head, *body))] if sum(map(len, body)) < JOIN_LIMIT else [head, *body]
 
 
 class Origin(NamedTuple):
@@ -7853,11 +7919,11 @@ def split_url(url: str, proxy: str = "") -> tuple[Origin, str]:
     `proxy` is a URL, `direct` or `none`, or empty: then the environment's counts. Raises
     ProxyError for a URL that is none.
     """
-    parts = urlsplit(url)
     try:
+        parts = urlsplit(url)
         port = parts.port or (443 if parts.scheme == "https" else 80)
     except ValueError as exc:
-        raise ProxyError("invalid_request", f"{url!r} has a bad port") from exc
+        raise ProxyError("invalid_request", f"{url!r} is no URL: {exc}") from exc
     if parts.scheme not in {"http", "https"} or not parts.hostname:
         raise ProxyError("invalid_request", f"{url!r} is not an http or https URL")
     rest = parts.path.rstrip("/") + (f"?{parts.query}" if parts.query else "")
@@ -7910,46 +7976,89 @@ def connect(origin: Origin) -> Wire:
     Raises ProxyError("upstream_failed") with what failed; its `sent` is False.
     """
     try:
-        if not origin.proxy:
-            sock = dial(origin.host, origin.port)
-        else:
-            sock = dial_proxy(origin)
+        sock = dial_proxy(origin) if origin.proxy else dial(origin.host, origin.port)
         if origin.scheme == "https":
             sock = wrap_tls(sock, origin.host)
-        set_patience(sock, TICK)
-    except (OSError, ValueError) as exc:
+        return Wire(sock, TICK)
+    except (OSError, ValueError, OverflowError) as exc:
         through = f" through {mask_url(origin.proxy)}" if origin.proxy else ""
-        message = f"cannot reach {origin.host}:{origin.port}{through}: {exc}"
+        hint = next((hint for sign, hint in CONNECT_HINTS.items() if sign in str(exc)), "")
+        message = f"cannot reach {origin.host}:{origin.port}{through}: {exc}{hint}"
         error = ProxyError("upstream_failed", message)
         error.sent = False
         raise error from exc
-    return Wire(sock)
+
+
+CONNECT_HINTS = {  # what a message of OpenSSL holds -> what to do about it
+    "unable to get": "; if you trust its issuer, set SSL_CERT_FILE to a file with the issuer's certificate",
+    "self-signed": "; if you trust it, set SSL_CERT_FILE to a file with its certificate",
+    "self signed": "; if you trust it, set SSL_CERT_FILE to a file with its certificate",
+    "WRONG_VERSION_NUMBER": "; does it speak plain http?",
+}
 
 
 def dial(host: str, port: int) -> socket.socket:
     sock = socket.create_connection((host, port), timeout=CONNECT_TIMEOUT)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    sock.settimeout(None)
-    limit_sends(sock)
     return sock
 
 
-def limit_sends(sock: socket.socket) -> None:
-    """Make a send() to a peer that takes nothing for SEND_TIMEOUT fail."""
-    if sys.platform != "win32":
-        wait = struct.pack("@ll", SEND_TIMEOUT, 0)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, wait)
-
-
 def wrap_tls(sock: socket.socket, host: str) -> socket.socket:
-    """Shake hands, verifying the certificate; the plain socket is closed if that fails."""
-    sock.settimeout(CONNECT_TIMEOUT)
+    """Shake hands, verifying the certificate; the socket is closed if that fails."""
     try:
+        sock.settimeout(CONNECT_TIMEOUT)
+        if hasattr(sock, "selected_alpn_protocol"):
+            return NestedTls(sock, host)  # type: ignore[return-value]
         wrapped: socket.socket = tls_context().wrap_socket(sock, server_hostname=host)
-    except OSError:
+    except BaseException:
         sock.close()
         raise
     return wrapped
+
+
+class NestedTls:
+    """The part of a socket that Wire uses, for TLS inside of a TLS proxy: `ssl` has none."""
+
+    def __init__(self, sock: Any, host: str) -> None:
+        import ssl  # noqa: PLC0415 -- loaded already
+
+        self._sock, self._unsent, self._wants = sock, b"", ssl.SSLWantReadError
+        self._coming, self._going = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls = tls_context().wrap_bio(self._coming, self._going, server_hostname=host)
+        self.selected_alpn_protocol = self._tls.selected_alpn_protocol
+        self.settimeout, self.close = sock.settimeout, sock.close
+        self._drive(self._tls.do_handshake)
+
+    def _flush(self) -> None:
+        """Send what is encrypted; may raise a timeout, and is then to be called again."""
+        self._unsent += self._going.read()
+        while self._unsent:
+            self._unsent = self._unsent[self._sock.send(self._unsent) :]
+
+    def _drive(self, step: Callable[..., Any], *arguments: Any) -> Any:
+        while True:
+            try:
+                result = step(*arguments)
+            except self._wants:
+                self._flush()
+                data = self._sock.recv(PIECE)
+                self._coming.write(data) if data else self._coming.write_eof()
+            else:
+                self._flush()
+                return result
+
+    def recv(self, size: int) -> Any:
+        return self._drive(self._tls.read, size)
+
+    def send(self, data: Bytes) -> int:
+        self._flush()  # first what was stuck: nothing may be encrypted twice
+        count: int = self._tls.write(data)
+        with contextlib.suppress(*TIMEOUTS):
+            self._flush()
+        return count
+
+    def unwrap(self) -> None:
+        self._drive(self._tls.unwrap)
 
 
 def mask_url(url: str) -> str:
@@ -7965,14 +8074,19 @@ def dial_proxy(origin: Origin) -> socket.socket:
         raise ValueError(f"the proxy URL must start with {', '.join(PROXY_DIALS)}")
     sock = dial(parts.hostname, parts.port or (1080 if "socks" in parts.scheme else 8080))
     try:
-        sock.settimeout(CONNECT_TIMEOUT)
         if parts.scheme == "https":
             sock = wrap_tls(sock, parts.hostname)
-        ask(sock, origin, (unquote(parts.username or ""), unquote(parts.password or "")))
+        ask(sock, origin, proxy_user(origin))
     except BaseException:
         sock.close()
         raise
     return sock
+
+
+def proxy_user(origin: Origin) -> tuple[str, str]:
+    """Return the user name and password in the proxy's URL, empty if there are none."""
+    parts = urlsplit(origin.proxy)
+    return unquote(parts.username or ""), unquote(parts.password or "")
 
 
 def basic_auth(user: tuple[str, str]) -> str:
@@ -8057,9 +8171,9 @@ class Exchange:
 
     def __init__(self, pool: Pool, origin: Origin, wire: Wire, watcher: Watcher) -> None:
         self.status, self.headers = 0, Headers()
+        self.length: int | None = None  # of the body as it comes, None if the head does not tell
         self.done = False  # was the body read to its end?
         self._pool, self._origin, self._wire, self._watcher = pool, origin, wire, watcher
-        self._silent = 0.0  # seconds since the last byte
         self._chunks: Chunks | None = None
         self._left: int | None = None  # bytes of the body to come; None: chunked, or until close
         self._keep = True  # may the connection be used again?
@@ -8078,7 +8192,8 @@ class Exchange:
                 raise ValueError(f"{first[:40]!r} is not an HTTP/1 answer")
             status = int(rest[:3])
         self.status = status
-        self._keep = version == "HTTP/1.1" and "close" not in self.headers.get("connection", "").lower()
+        close = "close" in self.headers.get("connection", "").lower()
+        self._keep = self._keep and version == "HTTP/1.1" and not close
         self._frame(method)
         return True
 
@@ -8091,12 +8206,27 @@ class Exchange:
             self._chunks = Chunks() if self._left is None else None
         else:
             self._keep = False
-        self.done = self._left == 0
+        self.length, self.done = self._left, self._left == 0
+
+    def send(self, pieces: Iterable[Bytes]) -> None:
+        """Send the request; stop if the answer comes before all of it is sent."""
+        try:
+            self._wire.send(pieces, self._stuck)
+        except OSError:
+            self._keep = False
+            if not self._wire.peek():
+                raise
+
+    def _stuck(self) -> None:
+        self._watcher.tick()
+        if self._wire.peek() is not None:
+            raise ConnectionError("it did not take the whole request")
+        if self._wire.silent >= SEND_TIMEOUT:
+            raise OSError(f"it took nothing for {SEND_TIMEOUT:.0f} s")
 
     def _idle(self) -> None:
         self._watcher.tick()
-        self._silent += TICK
-        if self._silent >= SILENCE_LIMIT:
+        if self._wire.silent >= SILENCE_LIMIT:
             message = f"{self._origin.host} sent nothing for {SILENCE_LIMIT:.0f} s"
             raise ProxyError("upstream_timeout", message)
 
@@ -8110,9 +8240,7 @@ class Exchange:
             if not self._wire.rest:
                 self._watcher.flush()
             try:
-                data = self._wire.recv(self._idle)
-                self._silent = 0.0
-                payload = self._take(data)
+                payload = self._take(self._wire.recv(self._idle))
             except (OSError, ValueError) as exc:
                 message = f"{self._origin.host} broke off its answer: {exc}"
                 raise ProxyError("upstream_failed", message) from exc
@@ -8138,11 +8266,6 @@ class Exchange:
         self.done = not self._left
         return payload
 
-    @property
-    def length(self) -> int | None:
-        """The length of the body as it comes, None if the head does not tell."""
-        return int(self.headers["content-length"]) if self._left is not None else None
-
     def pieces(self) -> Generator[bytes, None, None]:
         """Yield the body as it comes, and close at the end or when the consumer stops."""
         try:
@@ -8163,15 +8286,28 @@ class Exchange:
                 yield from filter(None, map(unpacking.decompress, pieces))
         except (ValueError, zlib.error) as exc:
             raise ProxyError("upstream_failed", f"{self._origin.host}: {exc}") from exc
+        if not (unpacking.eof or self.length == 0):
+            raise ProxyError("upstream_failed", f"{self._origin.host}: its {encoding} body is cut off")
 
     def body(self) -> bytes:
         """Return the whole decoded body."""
-        return b"".join(self.decoded())
+        pieces, size = [], 0
+        for piece in self.decoded():
+            pieces.append(piece)
+            size += len(piece)
+            if size > BODY_LIMIT:
+                message = f"{self._origin.host} sent more than {BODY_LIMIT:,} bytes"
+                raise ProxyError("upstream_failed", message)
+        return b"".join(pieces)
 
     def close(self) -> None:
         if self._closed:
             return
         self._closed = True
+        if not self.done and self._keep and (data := self._wire.peek()):
+            self._wire.rest = b""  # the reader may have stopped just before the end of the body
+            with contextlib.suppress(ValueError):
+                self._take(data)
         if self.done and self._keep and not self._wire.rest:
             self._pool.put(self._origin, self._wire)
         else:
@@ -8204,7 +8340,7 @@ class Pool:
             if wire is None:
                 return None
             idle = self._now() - wire.since
-            if idle < FRESH or (idle < IDLE_LIMIT and not hung_up(wire.sock)):
+            if idle < FRESH or (idle < IDLE_LIMIT and wire.peek() is None):
                 return wire
             wire.close()
 
@@ -8222,7 +8358,7 @@ class Pool:
         self,
         origin: Origin,
         head: bytes,
-        body: Sequence[bytes | bytearray | memoryview] = (),
+        body: Sequence[Bytes] = (),
         watcher: Watcher | None = None,
     ) -> Exchange:
         """Send a request, `head` with its blank line, and read the head of the answer.
@@ -8235,10 +8371,10 @@ class Pool:
         reused = wire is not None
         while True:
             wire = wire or connect(origin)
-            wire.answered = False
+            wire.answered, wire.silent = False, 0.0
             exchange = Exchange(self, origin, wire, watcher or Watcher())
             try:
-                wire.send(head, body)
+                exchange.send(few_pieces(head, body))
                 if exchange.begin(method):
                     return exchange
                 failure = "it closed the connection without an answer"
@@ -8271,6 +8407,8 @@ class Deadline(Watcher):
         if time.monotonic() > self._end:
             raise ProxyError("upstream_timeout", "no answer in time")
 
+    flush = tick  # also while bytes are dribbling in
+
 
 def request_head(method: str, path: str, origin: Origin, headers: Mapping[str, str], length: int) -> bytes:
     """Encode a request's head with its blank line. `path` begins with a slash.
@@ -8280,17 +8418,16 @@ def request_head(method: str, path: str, origin: Origin, headers: Mapping[str, s
     default = 443 if origin.scheme == "https" else 80
     host = f"[{origin.host}]" if ":" in origin.host else origin.host
     place = host if origin.port == default else f"{host}:{origin.port}"
+    lines = [f"{method} {path} HTTP/1.1", f"host: {place}"]
     if origin.proxy.startswith("http") and origin.scheme == "http":
-        path = f"http://{place}{path}"
-        user = urlsplit(origin.proxy)
-        place += "\r\n" + basic_auth((unquote(user.username or ""), unquote(user.password or "")))[:-2]
-    lines = [f"{method} {path} HTTP/1.1\r\nhost: {place}".rstrip()]
+        lines[0] = f"{method} http://{place}{path} HTTP/1.1"
+        lines += basic_auth(proxy_user(origin)).splitlines()
     lines += [f"{name}: {value}" for name, value in headers.items()]
-    lines.append(f"content-length: {length}\r\n\r\n")
+    lines.append(f"content-length: {length}")
     head = "\r\n".join(lines)
-    if head.count("\n") != head.count("\r\n") or head.count("\n") > len(lines) + 3:
+    if not head.count("\n") == head.count("\r") == len(lines) - 1:
         raise ProxyError("invalid_request", "a header value holds a line break")
-    return head.encode("latin-1", "replace")
+    return (head + "\r\n\r\n").encode("latin-1", "replace")
 
 
 def fetch(
@@ -8309,7 +8446,8 @@ def fetch(
     """
     origin, path = split_url(url, proxy)
     own = {"user-agent": USER_AGENT, "accept": "application/json", "accept-encoding": "gzip"}
-    head = request_head(method, path or "/", origin, {**own, **headers}, len(body))
+    path = path if path.startswith("/") else f"/{path}"
+    head = request_head(method, path, origin, {**own, **headers}, len(body))
     pool = Pool()
     with contextlib.closing(pool.open(origin, head, [body], Deadline(timeout))) as exchange:
         reply = Reply(exchange.status, exchange.headers, exchange.body())
@@ -10548,7 +10686,7 @@ class Call:
             raise ProxyError("invalid_request", message) from exc
         return request._replace(id=self.id, created=self.created)
 
-    def with_model(self, model: str) -> list[bytes | bytearray | memoryview]:
+    def with_model(self, model: str) -> list[Bytes]:
         """Return the body as it came, in pieces, but for another name of the model."""
         if self.path_model or model == self.model:
             return [self.body]
@@ -10887,7 +11025,7 @@ def path_of(call: Call, provider: Provider) -> str:
 
 
 def open_exchange(
-    call: Call, account: Account, provider: Provider, path: str, body: list[bytes | bytearray | memoryview], app: App
+    call: Call, account: Account, provider: Provider, path: str, body: list[Bytes], app: App
 ) -> Exchange:
     """Send a call to an account. Raises ProxyError for a refusal, with the upstream's own words."""
     same = provider.dialect == call.dialect.name
@@ -11187,11 +11325,12 @@ def answer_locally(call: Call) -> Answer:
 # client connection and is the only one that writes its socket. Here, and nowhere else, an
 # exception becomes an HTTP status.
 
-CLIENT_TICK = 5.0  # seconds: the patience of a recv() from a client
+CLIENT_TICK = 30.0  # seconds: the patience of a recv() from a client, or of a send()
 IDLE_CLIENT = 120.0  # seconds that a connection may wait for its next request
 SLOW_CLIENT = 30.0  # seconds of silence in the middle of a head or a body
 DRAIN_LIMIT = 2**20  # bytes of a refused request's body that are read so as to keep the connection
 FULL = 64  # frames that are enough for one send
+ACCEPT_PAUSE = 0.5  # seconds before the next try when no connection can be accepted
 GRACE = 30.0  # seconds that running answers get when the server stops
 
 
@@ -11212,11 +11351,9 @@ class Handler(socketserver.BaseRequestHandler, Watcher):
         try:
             sock = self.server.secure(self.request)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            limit_sends(sock)
-            set_patience(sock, CLIENT_TICK)
-            self.wire = Wire(sock)
-            while self.serve_one():
-                pass
+            with contextlib.closing(Wire(sock, CLIENT_TICK)) as self.wire:
+                while self.serve_one():
+                    pass
         except (ClientGone, OSError):
             pass  # nobody is left to tell
 
@@ -11230,7 +11367,6 @@ class Handler(socketserver.BaseRequestHandler, Watcher):
         self.out: list[bytes] = []  # frames that have not been sent
         self.head = b""  # the head, until it is sent with the first of them
         self.between = False  # has a whole event of a stream been sent, and nothing of the next?
-        self.wire.answered = bool(self.wire.rest)
         try:
             head = self.wire.read_head(self.idle)
             if head is None:
@@ -11240,6 +11376,8 @@ class Handler(socketserver.BaseRequestHandler, Watcher):
                 self.serve_head(head)
             finally:
                 self.server.work(-1)
+        except HeadError as exc:
+            self.refuse(ProxyError(exc.kind, str(exc)))
         except ProxyError as error:
             self.refuse(error)
         return self.keep
@@ -11253,6 +11391,7 @@ class Handler(socketserver.BaseRequestHandler, Watcher):
         begun = time.monotonic()
         try:
             self.answer()
+            self.drop_body()
         except ProxyError as error:
             self.fail(error)
         except ClientGone:
@@ -11261,13 +11400,14 @@ class Handler(socketserver.BaseRequestHandler, Watcher):
             log.exception("bug: %s %s", self.method, escaped(self.path))
             self.fail(ProxyError("internal", "internal error; the log has more"))
         self.log_request(begun)
+        if not self.body_read:
+            self.linger()
 
     def idle(self) -> None:
         """Wait for a request, or for the rest of one."""
-        self.waited += CLIENT_TICK
-        if self.server.stopping or self.waited >= IDLE_CLIENT:
+        if self.server.stopping or self.wire.silent >= IDLE_CLIENT:
             raise ClientGone
-        if self.wire.answered and self.waited >= SLOW_CLIENT:
+        if self.wire.answered and self.wire.silent >= SLOW_CLIENT:
             self.keep = False
             raise ProxyError("caller_timeout", f"the request stalled for {SLOW_CLIENT:.0f} s")
 
@@ -11284,12 +11424,13 @@ class Handler(socketserver.BaseRequestHandler, Watcher):
         if path.startswith("http"):
             path = urlsplit(path).path or "/"
         self.path, self.query = path, dict(parse_qsl(query, keep_blank_values=True)) if query else {}
-        length = body_length(self.headers)
-        self.body_read = length == 0
-        self.length = length
-        self.version = version
+        self.version, self.length = version, body_length(self.headers)
+        if self.length is None and version == "HTTP/1.0":
+            raise ValueError("a chunked body in HTTP/1.0")
+        self.body_read = self.length == 0
         connection = self.headers.get("connection", "").lower()
         self.keep = "close" not in connection if version == "HTTP/1.1" else "keep-alive" in connection
+        self.keep = self.keep and not self.server.stopping
 
     def answer(self) -> None:
         """Find the row of ROUTES and do what it says."""
@@ -11303,12 +11444,12 @@ class Handler(socketserver.BaseRequestHandler, Watcher):
     def check_origin(self) -> None:
         """Refuse what a web page sends: another site's, or one whose name was rebound to us."""
         origin = self.headers.get("origin", "")
-        host = (urlsplit("//" + self.headers.get("host", "")).hostname or "").lower()
+        host, origin_host = host_of("//" + self.headers.get("host", "")), host_of(origin)
         if self.server.loopback and host and not is_loopback(host) and host != self.server.host:
             message = f"the host {host!r} is not this machine; use http://127.0.0.1:{self.server.port}"
             raise ProxyError("forbidden", message)
         foreign = origin == "null" or (
-            origin.startswith(("http://", "https://")) and (urlsplit(origin).hostname or "") != host
+            origin.startswith(("http://", "https://")) and origin_host != host
         )
         if foreign or self.headers.get("sec-fetch-site") == "cross-site":
             raise ProxyError("forbidden", "a page of another web site may not use this proxy")
@@ -11343,7 +11484,7 @@ class Handler(socketserver.BaseRequestHandler, Watcher):
             raise ProxyError("too_large", f"the body is larger than {BODY_LIMIT:,} bytes")
         if self.length != 0 and self.headers.get("expect", "").lower() == "100-continue":
             self.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        self.waited, self.wire.answered = 0.0, True
+        self.wire.answered = True
         try:
             if self.length is None:
                 body: bytes | bytearray = self.wire.read_chunked(BODY_LIMIT, self.idle)
@@ -11379,7 +11520,7 @@ class Handler(socketserver.BaseRequestHandler, Watcher):
         """Let the client read the answer before the connection is reset by what it still sends."""
         with contextlib.suppress(OSError):
             self.wire.sock.shutdown(socket.SHUT_WR)
-            set_patience(self.wire.sock, 1.0)
+            self.wire.set_patience(1.0)
             for _ in range(DRAIN_LIMIT // PIECE):
                 if not self.wire.sock.recv(PIECE):
                     break
@@ -11402,8 +11543,6 @@ class Handler(socketserver.BaseRequestHandler, Watcher):
             headers = {} if error.retry_after is None else {"retry-after": f"{math.ceil(error.retry_after)}"}
             status = 529 if (error.kind, dialect.name) == ("overloaded", "claude") else error.status
             self.send_json(status, dialect.write_error(error), headers)
-        if not self.keep:
-            self.linger()
 
     def send_json(self, status: int, body: Any, headers: Headers | None = None) -> None:
         whole = dumps(body).encode("ascii")
@@ -11425,9 +11564,14 @@ class Handler(socketserver.BaseRequestHandler, Watcher):
     def write(self, data: bytes) -> None:
         """Send bytes. Raises ClientGone."""
         try:
-            self.wire.send(data)
+            self.wire.send([data], self.stalled)
         except OSError as exc:
             raise ClientGone from exc
+
+    def stalled(self) -> None:
+        """Give up a client that does not read its answer."""
+        if self.wire.silent >= SEND_TIMEOUT:
+            raise ClientGone
 
     def send_answer(self, answer: Answer) -> None:
         """Send an answer piece by piece, each as it comes.
@@ -11495,7 +11639,7 @@ class Handler(socketserver.BaseRequestHandler, Watcher):
 
     def tick(self) -> None:
         """Watch the client while an upstream is silent, and keep it patient."""
-        if hung_up(self.wire.sock):
+        if self.wire.peek() == b"":
             raise ClientGone
         self.waited += TICK
         config = self.server.app.config
@@ -11604,6 +11748,14 @@ def tokens_in(usage: Json, words: Iterable[str]) -> int:
 
 INPUT_WORDS = ("input_tokens", "prompt_tokens", "promptTokenCount")
 OUTPUT_WORDS = ("output_tokens", "completion_tokens", "candidatesTokenCount")
+
+
+def host_of(url: str) -> str:
+    """Return the host name in a URL, `?` for what is no URL."""
+    try:
+        return urlsplit(url).hostname or ""
+    except ValueError:
+        return "?"
 
 
 def escaped(text: str) -> str:
@@ -11744,20 +11896,31 @@ class Server(ThreadingHTTPServer):
     block_on_close = False
 
     def __init__(self, address: tuple[str, int], app: App) -> None:
+        self._tls = server_tls(app.config)
         self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         super().__init__(address, Handler)
         self.app, self.stopping = app, False
         self.host, self.port = address[0], int(self.server_address[1])
         self.loopback = is_loopback(address[0])
-        self._idle = threading.Condition()
+        self._idle, self._full = threading.Condition(), threading.Event()  # _full is never set
         self._working = 0  # requests being served; guarded by _idle
         self.lines: collections.deque[LogLine] = collections.deque()
-        self._tls = server_tls(app.config)
 
     def server_bind(self) -> None:
         """Bind without asking the network for this machine's name, as HTTPServer would."""
         socketserver.TCPServer.server_bind(self)
         self.server_name, self.server_port = "localhost", int(self.server_address[1])
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        """Accept a connection; if that fails for want of a file descriptor, do not try at once."""
+        try:
+            return super().get_request()
+        except OSError as exc:
+            if exc.errno in {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}:
+                log.warning("cannot accept a connection: %s; raise the limit (ulimit -n)", exc)
+                self.app.pool.prune(0.0)
+                self._full.wait(ACCEPT_PAUSE)
+            raise
 
     def secure(self, sock: socket.socket) -> socket.socket:
         """Shake hands on the connection's own thread, if this server speaks TLS."""
