@@ -10935,10 +10935,14 @@ class App:
 
     def poll(self) -> None:
         """Take over what changed on disk; called every second."""
-        changed = [self.config_file.poll(), self.store.scan()]
+        self.pool.prune()
+        try:
+            changed = [self.config_file.poll(), self.store.scan()]
+        except (ProxyError, OSError) as exc:  # as when file descriptors run out
+            log.warning("%s; accounts and settings stay as they are", exc)
+            return
         if any(changed):
             self.reload()
-        self.pool.prune()
 
 
 def dispatch(call: Call, app: App) -> Answer:

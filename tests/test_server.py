@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import logging
@@ -678,3 +679,177 @@ def test_a_host_that_cannot_count_is_no_reason_to_rest(proxy: Proxy, upstream: U
     assert (got.status, got.headers["x-cliproxy-estimate"]) == (200, "bytes/4")
     upstream.reply({"ok": 1})
     assert ask(proxy, "responses").json() == {"ok": 1}
+
+
+# --- clients that misbehave --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("request_line", ["GET /v1/models", "POST /health", "HEAD /v1/messages", "OPTIONS /v1/messages", "GET /nope"])
+def test_a_body_that_nobody_reads_is_not_the_next_request(proxy: Proxy, request_line: str) -> None:
+    smuggled = b"GET /health HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n"
+    head = f"{request_line} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: {len(smuggled)}\r\n\r\n".encode()
+    last = b"GET /healthz HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n"
+    reply = proxy.raw(head + smuggled + last)
+    assert reply.count(b"HTTP/1.1 ") == 2
+    assert reply.count(b'{"status":"ok"}') == 1
+
+
+@pytest.mark.parametrize("framing", [f"content-length: {2**22}", "transfer-encoding: chunked"])
+def test_a_large_body_that_nobody_reads_ends_the_connection(proxy: Proxy, framing: str) -> None:
+    reply = proxy.raw(f"GET /v1/models HTTP/1.1\r\nhost: 127.0.0.1\r\n{framing}\r\n\r\n".encode() + bytes(2**20))
+    assert reply.count(b"HTTP/1.1 ") == 1
+
+
+def test_a_refused_request_is_not_asked_to_continue(make_proxy: ProxyMaker) -> None:
+    proxy = make_proxy(api_keys=["k"])
+    reply = proxy.raw(wire("claude", "expect: 100-continue").replace(b"connection: close\r\n", b"")[: -len(BODY)])
+    assert reply.startswith(b"HTTP/1.1 401 ")
+    assert b"connection: close\r\n" in reply
+
+
+@pytest.mark.parametrize("lines", [["host: ["], ["host: [::1"], ["host: 127.0.0.1", "origin: http://["]])
+def test_a_malformed_host_is_refused(proxy: Proxy, lines: list[str]) -> None:
+    reply = proxy.raw("\r\n".join(["GET /health HTTP/1.1", *lines, "", ""]).encode())
+    assert reply.startswith(b"HTTP/1.1 403 ")
+
+
+def test_http_1_0_has_no_chunks(proxy: Proxy) -> None:
+    request = wire("claude", "transfer-encoding: chunked", body=chunks(BODY), length=False)
+    assert proxy.raw(request.replace(b"HTTP/1.1", b"HTTP/1.0")).startswith(b"HTTP/1.1 400 ")
+
+
+@pytest.mark.parametrize("target", ["http://127.0.0.1/health?x=1", "https://other/health", "/health?a=%zz&&=", "//health"])
+def test_targets(proxy: Proxy, target: str) -> None:
+    assert proxy.raw(f"GET {target} HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n".encode()).startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.mark.parametrize("target", ["health", "http://[", "ftp://a/health"])
+def test_bad_targets(proxy: Proxy, target: str) -> None:
+    assert proxy.raw(f"GET {target} HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n".encode()).startswith(b"HTTP/1.1 400 ")
+
+
+@pytest.mark.parametrize(("method", "status"), [("HEAD", 405), ("OPTIONS", 204), ("PUT", 405), ("DELETE", 405)])
+def test_methods_that_clients_probe_with(proxy: Proxy, method: str, status: int) -> None:
+    got = proxy.ask("/v1/messages", method=method)
+    assert (got.status, bool(got.body)) == (status, status == 405 and method != "HEAD")
+
+
+def test_a_slow_but_steady_body_is_served(proxy: Proxy, upstream: Upstream, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Silences are not summed up: each byte begins a new one."""
+    monkeypatch.setattr(cp, "CLIENT_TICK", 0.05)
+    monkeypatch.setattr(cp, "SLOW_CLIENT", 0.2)
+    upstream.reply({"ok": 1})
+    request = wire("claude")
+    with closing(proxy.connect()) as peer:
+        for at in range(0, len(request), len(request) // 6):
+            peer.sendall(request[at : at + len(request) // 6])
+            threading.Event().wait(0.1)
+        assert peer.recv(4096).startswith(b"HTTP/1.1 200 ")
+
+
+def test_a_dripping_head_has_a_deadline(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cp, "HEAD_TIMEOUT", 0.2)
+    with closing(proxy.connect()) as peer:
+        peer.settimeout(0.02)
+        reply, end = b"", time.monotonic() + 5
+        while not reply and time.monotonic() < end:
+            peer.sendall(b"x")
+            with contextlib.suppress(socket.timeout):
+                reply = peer.recv(4096)
+    assert reply.startswith(b"HTTP/1.1 408 ")
+
+
+def handlers() -> int:
+    """How many threads serve connections."""
+    return sum("process_request_thread" in thread.name or "Thread-" in thread.name for thread in threading.enumerate())
+
+
+def test_a_client_that_never_reads_is_given_up(proxy: Proxy, upstream: Upstream, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cp, "CLIENT_TICK", 0.1)
+    monkeypatch.setattr(cp, "SEND_TIMEOUT", 0.3)
+    forever = [b'data: {"type":"ping"}\n\n' * 2_000] * 2_000
+    upstream.reply(forever, headers=SSE)
+    with closing(proxy.connect()) as peer:
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+        peer.sendall(wire("claude"))
+        assert upstream.hung_up.wait(DEADLINE)
+
+
+def test_threads_end_with_their_clients(proxy: Proxy, upstream: Upstream) -> None:
+    before = handlers()
+    for _ in range(5):
+        upstream.reply([SILENCE], headers=SSE)
+    peers = [proxy.connect() for _ in range(10)]
+    for peer in peers[:5]:
+        peer.sendall(wire("claude"))
+    wait_for(lambda: len(upstream.seen) == 5)
+    assert handlers() > before
+    for peer in peers:
+        peer.close()
+    wait_for(lambda: handlers() <= before + 5)  # the upstream's own have a connection each
+    upstream.close()
+    wait_for(lambda: handlers() <= before)
+
+
+def test_many_headers_are_refused(proxy: Proxy) -> None:
+    lines = [f"x{number}: 1" for number in range(300)]
+    assert proxy.raw(wire("claude", *lines)).startswith(b"HTTP/1.1 400 ")
+
+
+def test_an_upstream_s_endless_head_is_its_own_fault(proxy: Proxy, upstream: Upstream) -> None:
+    upstream.reply([b"HTTP/1.1 200 OK\r\nx: " + b"y" * 70_000], framing="raw")
+    assert ask(proxy).status == 502
+
+
+def test_an_early_refusal_is_delivered(proxy: Proxy, upstream: Upstream) -> None:
+    """The upstream answers 413 and closes without reading the body."""
+    refusal = b'{"error":{"type":"request_too_large","message":"too large"}}'
+    with closing(socket.create_server(("127.0.0.1", 0))) as listener:
+        key = {"api-key": "k", "base-url": f"http://127.0.0.1:{listener.getsockname()[1]}", "models": [{"name": "up-claude"}]}
+        proxy.write({**proxy.settings, "claude-api-key": [key]})
+        proxy.app.poll()
+
+        def serve() -> None:
+            peer, _ = listener.accept()
+            with closing(peer):
+                peer.recv(1_000)
+                peer.sendall(b"HTTP/1.1 413 No\r\ncontent-length: %d\r\n\r\n%b" % (len(refusal), refusal))
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        got = proxy.ask("/v1/messages", {**ASKS["claude"][2], "padding": "x" * 30_000_000})
+        thread.join(DEADLINE)
+    assert (got.status, got.body) == (413, refusal)
+
+
+def test_an_answer_without_a_body_passes(proxy: Proxy, upstream: Upstream) -> None:
+    upstream.reply([b"HTTP/1.1 204 None\r\n\r\n"], framing="raw")
+    assert ask(proxy).status == 204
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_want_of_file_descriptors_does_not_spin(tmp_path: Path) -> None:
+    environ = {**os.environ, "HOME": str(tmp_path)}
+    limited = f"import resource, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40)); sys.path.insert(0, {str(ROOT)!r})"
+    code = f"{limited}; import cliproxy; sys.exit(cliproxy.main(['serve', '--port', '0']))"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environ, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    with process, contextlib.ExitStack() as stack:
+        stack.callback(process.kill)
+        port = port_of(process)
+        peers = [stack.enter_context(closing(socket.create_connection(("127.0.0.1", port), timeout=DEADLINE))) for _ in range(60)]
+        wait_for(lambda: len(os.listdir(f"/proc/{process.pid}/fd")) >= 39)  # noqa: PTH208
+        before = cpu_seconds(process.pid)
+        threading.Event().wait(1.0)
+        assert cpu_seconds(process.pid) - before < 0.2
+        for peer in peers:
+            peer.close()
+        with closing(socket.create_connection(("127.0.0.1", port), timeout=DEADLINE)) as peer:
+            peer.sendall(b"GET /health HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n")
+            assert peer.recv(4096).startswith(b"HTTP/1.1 200 ")
+
+
+def cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
