@@ -174,6 +174,16 @@ def retry_after(headers: Mapping[str, str], now: float) -> float | None:
         return None  # TypeError and IndexError: 3.9 raises them where later versions do not
 
 
+DURATION_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3_600.0}
+
+
+def read_duration(text: str) -> float:
+    """Return the seconds in `1h16m0.6s` or `373.8ms`, as Go writes durations; 0 for other texts."""
+    parts = re.findall(r"([\d.]*\d)(ms|s|m|h)", text)
+    whole = "".join(map("".join, parts)) == text.strip()
+    return sum(float(number) * DURATION_UNITS[unit] for number, unit in parts) if whole else 0.0
+
+
 def mask(secret: str) -> str:
     """Shorten a secret to what identifies it: `sk-a...wxyz`. Source: spec/config.md 9."""
     keep = 4 if len(secret) > 8 else 2 if len(secret) > 4 else 1  # characters on either side
@@ -560,6 +570,18 @@ PROVIDERS = {row.name: row for row in (
     Provider("openai-compatibility", "chat",      "",
              "/chat/completions", "", "", "/models",
              "bearer", {}, ()),
+    Provider("kimi",                 "chat",      "https://api.kimi.com/coding",
+             "/v1/chat/completions", "", "", "/v1/models",
+             "bearer", {}, ("kimi-*",), quirks=frozenset({"max-tokens", "system", "reasoning-content"})),
+    Provider("kimi-claude",          "claude",    "https://api.kimi.com/coding",
+             "/v1/messages", "", "/v1/messages/count_tokens", "",
+             "bearer", {"anthropic-version": "2023-06-01"}, ()),
+    Provider("qwen",                 "chat",      "https://portal.qwen.ai/v1",
+             "/chat/completions", "", "", "/models",
+             "bearer", {}, ("qwen*", "coder-model", "vision-model"), quirks=frozenset({"max-tokens", "system"})),
+    Provider("xai",                  "responses", "https://api.x.ai/v1",
+             "/responses", "", "", "/models",
+             "bearer", {}, ("grok-*",)),
     Provider("openai-chat",          "chat",      "https://api.openai.com/v1",
              "/chat/completions", "", "", "/models",
              "bearer", {}, ()),
@@ -7008,6 +7030,12 @@ def clean_proxy(text: str) -> str:
     return proxy
 
 
+def clean_duration(text: str) -> str:
+    if not read_duration(text):
+        raise ValueError("a time such as 90s, 30m or 1h30m")
+    return text.strip()
+
+
 def clean_excluded(channels: dict[str, list[str]]) -> dict[str, list[str]]:
     pairs = ((channel.strip().lower(), clean_globs(globs)) for channel, globs in channels.items())
     return {channel: globs for channel, globs in pairs if globs}
@@ -7033,7 +7061,7 @@ def clean_raw(params: Json) -> Json:
 
 STRATEGIES = {
     **dict.fromkeys(("round-robin", "roundrobin", "rr", ""), "round-robin"),
-    **dict.fromkeys(("weighted-round-robin", "weightedroundrobin", "wrr"), "round-robin"),
+    **dict.fromkeys(("weighted-round-robin", "weightedroundrobin", "wrr"), "weighted-round-robin"),
     **dict.fromkeys(("fill-first", "fillfirst", "ff"), "fill-first"),
 }
 PORTS = range(65_536)
@@ -7051,7 +7079,10 @@ KEY_COMMON = (
     Setting("headers",         Named(str),       {}, "sent to the upstream in addition", clean=clean_headers),
     Setting("models",          Items(KEY_MODEL), [], "if any are listed, only these are offered"),
     Setting("excluded-models", Items(str),       [], "models not offered; `*` is any text, alone it disables all", clean=clean_globs),
-    *unused("weight disable-cooling request-retry request-scoped-errors"),
+    Setting("weight",          int,              1,  "its share under weighted-round-robin; 0: none"),
+    Setting("disable-cooling", bool,             None, "overrides the global disable-cooling"),
+    Setting("request-retry",   int,              None, "overrides the global request-retry"),
+    *unused("request-scoped-errors"),
 )
 KEY_SECRET = (
     Setting("api-key",   str, "", "the upstream's key", clean=str.strip),
@@ -7064,7 +7095,7 @@ VERTEX_KEY = (
     *(row for row in API_KEY if row.key != "models"),
     Setting("models", Items(KEY_MODEL, "name alias"), [], "if any are listed, only these are offered"),
 )
-KEY_ENTRY = (*KEY_SECRET, *unused("weight"))
+KEY_ENTRY = (*KEY_SECRET, Setting("weight", int, None, "overrides that of the endpoint"))
 COMPATIBLE = (
     Setting("name",            str,   "",    "what the provider is called in logs and lists", clean=str.strip),
     Setting("api-key-entries", Items(KEY_ENTRY), [], "its keys, one account each; none: one account without a key"),
@@ -7138,8 +7169,13 @@ SETTINGS = (
     Setting("proxy-url", str, "", "way out: http, https, socks5 or socks5h URL, or direct; empty: as the environment says", clean=clean_proxy),
     Setting("request-retry", int, 3, "rounds to ask all accounts again after waiting for one to recover", clean=clean_positive),
     Setting("max-retry-interval", int, 30, "seconds that are worth waiting for an account; 0: never wait", clean=clean_positive),
+    Setting("max-retry-credentials", int, 0, "accounts to ask in one round; 0: all", clean=clean_positive),
     Setting("disable-cooling", bool, False, "do not rest an account after 429, 408 and 5xx"),
-    Setting("routing.strategy", str, "round-robin", "which account is next (weights are not used)", STRATEGIES),
+    Setting("transient-error-cooldown-seconds", int, 0, "rest after 408 and 5xx; 0: 60, -1: none"),
+    Setting("routing.strategy", str, "round-robin", "which account is next: round-robin, weighted-round-robin or fill-first", STRATEGIES),
+    Setting("routing.session-affinity", bool, False, "keep a conversation with the account that answered it last"),
+    Setting("routing.session-affinity-ttl", str, "1h", "how long after its last answer, as 30m or 1h", clean=clean_duration),
+    Setting("quota-exceeded.switch-preview-model", bool, False, "while all accounts for a model rest, ask for its preview, or the reverse"),
     Setting("force-model-prefix", bool, False, "offer the models of an account with a prefix under the prefix alone"),
     Setting("nonstream-keepalive-interval", int, 0, "seconds between blank lines while a whole answer is awaited; 0: none", clean=clean_positive),
     Setting("streaming.keepalive-seconds", int, 0, "seconds of silence in a stream before a keep-alive is sent; 0: none", clean=clean_positive),
@@ -7174,15 +7210,13 @@ SETTINGS = (
     Setting("ampcode.model-mappings", Items(AMP_MODEL, "from to"), [], "models to use instead of those Amp asks for", status="later"),
     Setting("ampcode.force-model-mappings", bool, False, "apply them even to models that are served here", status="later"),
     Setting("quota-exceeded.switch-project", bool, False, status="unused"),
-    Setting("quota-exceeded.switch-preview-model", bool, False, status="unused"),
     *unused("""
         antigravity antigravity-signature-bypass-strict antigravity-signature-cache-enabled auth-auto-refresh-workers claude-code
         claude-header-defaults codex codex-header-defaults commercial-mode credential-concurrency credential-in-flight
-        disable-claude-cloak-mode disable-image-generation gpt-image-2-base-model interactions-api-key max-retry-credentials
+        disable-claude-cloak-mode disable-image-generation gpt-image-2-base-model interactions-api-key
         oauth-request-scoped-errors passthrough-headers plugins pprof quota-exceeded.antigravity-credits
         redis-usage-queue-retention-seconds remote-management.disable-auto-update-panel remote-management.panel-github-repository
-        routing.session-affinity routing.session-affinity-ttl save-cooldown-status transient-error-cooldown-seconds
-        video-result-auth-cache-ttl ws-auth xai xai-api-key
+        save-cooldown-status video-result-auth-cache-ttl ws-auth xai xai-api-key
         allow-localhost-unauthenticated codex-instructions-enabled force-gpt-5-codex gemini-web
     """),
     Setting("auth.providers", object, None, status="old"),
@@ -9530,6 +9564,12 @@ def claude_usage(body: Json) -> list[Window]:
     return windows
 
 
+def window_name(seconds: float) -> str:
+    """Return what people call a limit of so many seconds: 5h, 7d."""
+    hours = int(seconds) // 3600
+    return f"{hours // 24}d" if hours >= 48 else f"{hours}h"
+
+
 def codex_usage(body: Json) -> list[Window]:
     """Read `wham/usage`; a window is named by its length."""
     limits = [{"rate_limit": body.get("rate_limit")}, *(body.get("additional_rate_limits") or ())]
@@ -9537,8 +9577,7 @@ def codex_usage(body: Json) -> list[Window]:
     for limit in limits:
         for key in ("primary_window", "secondary_window"):
             window = (limit.get("rate_limit") or {}).get(key) or {}
-            hours = int(window.get("limit_window_seconds") or 0) // 3600
-            name = f"{hours // 24}d" if hours >= 48 else f"{hours}h"
+            name = window_name(window.get("limit_window_seconds") or 0)
             name = f"{name} {limit.get('limit_name', '')}".strip()
             windows += window_of(name, window, "used_percent", "reset_at")
     return windows
@@ -10236,39 +10275,78 @@ SHARED = (
 # who is next, and who must rest. Its lock is never held across I/O.
 
 
+EXPIRY_MARGIN = 15.0  # seconds: a token this close to its end is not sent any more
+
+
 class Account:
     """One credential: of the config, of the environment or of a file in the auth dir.
 
-    Fixed once made; a changed file or config makes new accounts. `entry` has the keys of
-    `claude-api-key` and its like (spec/config.md 4). `models` is None if it serves whatever its
-    provider is known for.
+    Fixed once made, but for its tokens; a changed file or config makes new accounts. `entry` has
+    the keys of `claude-api-key` and its like (spec/config.md 4). `models` is None if it serves
+    whatever its provider is known for.
     """
 
     def __init__(
         self, name: str, provider: Provider, entry: Json, credential: Credential | None = None
     ) -> None:
-        self.name, self.provider, self.credential = name, provider, credential
+        self.name, self.provider = name, provider
         self.also = PROVIDERS.get(entry.get("also", ""))
         self.key = entry.get("api-key") or ""
         self.origin, self.path = split_url(
             entry.get("base-url") or provider.base, entry.get("proxy-url") or ""
         )
         self.prefix = (entry.get("prefix") or "").strip(" /")
-        self.priority = entry.get("priority") or 0
-        self.weight = 1 if entry.get("weight") is None else entry["weight"]
+        self.priority = whole_number(entry.get("priority"), 0)
+        self.weight = whole_number(entry.get("weight"), 1)
+        self.retries = entry.get("request-retry")  # None, as below: what the config says
+        self.disable_cooling: bool | None = entry.get("disable-cooling")
         self.headers = {name.lower(): str(v) for name, v in (entry.get("headers") or {}).items()}
         self.excluded = [pattern.lower() for pattern in entry.get("excluded-models") or ()]
         self.models = [
             (row.get("alias") or row["name"], row["name"]) for row in entry.get("models") or ()
         ] or None
-        self.disable_cooling = bool(entry.get("disable-cooling"))
         self.quirks = provider.quirks | frozenset(entry.get("quirks") or ())
         self.refreshing = threading.Lock()  # held across the one network call it is made for
+        self._attempts = 0  # to renew the tokens; guarded by refreshing, as the next
+        self._failure: ProxyError | None = None  # of the last one
+        self.hold(credential)
 
-    @property
-    def token(self) -> str:
-        """The secret that goes upstream; empty for an endpoint that wants none."""
-        return self.credential.data.get("access_token", "") if self.credential else self.key
+    def hold(self, credential: Credential | None) -> None:
+        """Take over what the credential's file says. The token is there before its new end."""
+        data = credential.data if credential else EMPTY
+        self.credential = credential
+        self.token = str(field_of(data, "access_token") or "") if credential else self.key
+        self.mark = digest(self.token)[:12]  # tells tokens apart, and tells nothing of them
+        self.refused = refused(data)
+        renews = bool(credential and credential.type in LOGINS and field_of(data, "refresh_token"))
+        self.renewable = renews and not self.refused
+        self.ends = expires_at(data)
+
+    def expired(self, now: float) -> bool:
+        """Tell whether the token is of no more use at `now`, in Unix time."""
+        return self.ends is not None and self.ends <= now + EXPIRY_MARGIN
+
+    def lost(self, now: float) -> bool:
+        """Tell whether only a new login helps."""
+        return not self.renewable and self.expired(now)
+
+    def renew(self, stale: str, ask: Callable[[Credential], Credential]) -> None:
+        """Replace the tokens by those that `ask` gets, unless they are others than `stale` by now.
+
+        One thread asks; those that come meanwhile get what it gets. Raises ProxyError, as it does.
+        """
+        attempts = self._attempts
+        with self.refreshing:
+            if self.token != stale or self.credential is None:
+                return
+            if self._attempts != attempts and self._failure:
+                raise self._failure
+            self._attempts, self._failure = self._attempts + 1, None
+            try:
+                self.hold(ask(self.credential))
+            except ProxyError as error:
+                self._failure = error
+                raise
 
     def provider_for(self, dialect: str) -> Provider:
         """Return the row by which to ask for a client of this dialect."""
@@ -10280,7 +10358,7 @@ class Account:
 
     def offers(self) -> list[tuple[str, str]]:
         """Return the pairs of the name that clients ask for and the upstream's own."""
-        plan = self.credential.data.get("plan_type", "") if self.credential else ""
+        plan = plan_of(self.credential.data).lower() if self.credential else ""
         known = [(name, name) for name in models_of(self.provider.name, plan)]
         pairs = known if self.models is None else self.models
         return [(public, own) for public, own in pairs if not self.excludes(own)]
@@ -10292,6 +10370,14 @@ class Account:
         return any(wildcard(pattern, model) for pattern in self.provider.family)
 
 
+def whole_number(value: object, default: int) -> int:
+    """Read a number as credential files have it: maybe as a text."""
+    try:
+        return default if value is None else int(str(value))
+    except ValueError:
+        return default
+
+
 class Candidate(NamedTuple):
     """One way to serve a model: by this account, under this name, thinking so much."""
 
@@ -10301,49 +10387,209 @@ class Candidate(NamedTuple):
 
 
 class Cooldown(NamedTuple):
-    """An account's rest for one model, until `end` in monotonic seconds."""
+    """An account's rest, for one model or for all, until `end` in monotonic seconds."""
 
     end: float
     level: int = 0  # refusals without a hint in a row
     soft: bool = False  # the fault may be passing: try it when there is nobody else
+    mark: str = ""  # of the token that was refused: with another one the rest is over
+    status: int = 429  # the upstream's
+    why: str = ""
 
 
-COOLDOWNS = {  # HTTP status -> seconds. Source: spec/providers.md 11.2
-    401: 1_800.0, 402: 1_800.0, 403: 1_800.0, 404: 43_200.0,
-    408: 60.0, 500: 60.0, 502: 60.0, 503: 60.0, 504: 60.0, 529: 60.0,
-}  # fmt: skip
-BACKOFF_LIMIT = 1_800.0  # seconds, for refusals that give no time
+class Verdict(NamedTuple):
+    """What a refusal means for the account. `wait` in seconds, 0: what `disable-cooling` says."""
+
+    wait: float
+    backoff: bool = False  # twice as long each time, unless the upstream says how long
+    whole: bool = False  # for all models
+    soft: bool = False
+    token: bool = False  # until there is another token
+    hard: bool = False  # rests even where cooling is switched off
+
+
+# fmt: off
+REFUSALS = (  # the first row that fits counts; an empty pattern fits. Source: spec/providers.md 11.2 and each provider's errors
+    #  status               what the body says                                                   what it means
+    ("400 404 422", r"\bmodel['\"]? (['\"`][^'\"`]+['\"`] )?is not (supported|available)|unsupported model|model_not_supported", Verdict(43_200.0, hard=True)),
+    ("403",         r"bad-credentials|access token could not be validated",                      Verdict(1_800.0, whole=True, token=True, hard=True)),
+    ("403",         r"cf-chl|challenge-platform|<title>just a moment|cloudflare",                Verdict(10.0, backoff=True, whole=True, hard=True)),
+    ("401",         r"",                                                                         Verdict(1_800.0, whole=True, token=True, hard=True)),
+    ("402 403",     r"",                                                                         Verdict(1_800.0, hard=True)),
+    ("404",         r"",                                                                         Verdict(43_200.0, hard=True)),
+    ("429",         r"fast.{0,99}usage credits",                                                 None),
+    ("429",         r"free-usage-exhausted",                                                     Verdict(86_400.0, whole=True)),
+    ("429",         r"insufficient_quota|usage_not_included|quota_exceeded",                     Verdict(120.0, whole=True)),
+    ("429",         r"",                                                                         Verdict(1.0, backoff=True)),
+    ("408 499 500 502 503 504 520 521 522 524 529", r"",                                         Verdict(60.0, soft=True)),
+)
+# fmt: on
+BACKOFF_LIMIT = 1_800.0  # seconds
+STALE = re.compile(r"bad-credentials|access token could not be validated|token_(expired|invalid)")
+CURSORS = 4_096  # models, or sessions, that are remembered
+
+
+def judge(error: ProxyError) -> Verdict | None:
+    """Return what a refusal means for the account; None if it is the request's own fault."""
+    said = error.body.decode("utf-8", "replace").lower() or str(error).lower()
+    for statuses, pattern, verdict in REFUSALS:
+        if str(error.status) in statuses.split() and re.search(pattern, said, re.DOTALL):
+            mine = pattern or verdict is None or KINDS[error.kind].retry
+            return verdict if mine else None
+    return Verdict(60.0, soft=True) if KINDS[error.kind].retry else None
+
+
+def is_stale(error: ProxyError) -> bool:
+    """Tell whether a refusal is of the token, so that a new one may do."""
+    if error.status == 403:
+        return bool(STALE.search(error.body.decode("utf-8", "replace")))
+    return error.status == 401
+
+
+CLAUDE_CLAIM = re.compile(r"anthropic-ratelimit-unified-(.+)-status")
+
+
+def claude_claims(headers: Mapping[str, str]) -> list[str]:
+    """Return which of Claude's windows are used up: 5h, 7d, or those of single models."""
+    matches = ((CLAUDE_CLAIM.fullmatch(name), value) for name, value in headers.items())
+    return [match[1] for match, value in matches if match and value == "rejected" and match[1] != "overage"]
+
+
+def told_wait(error: ProxyError, now: float) -> float | None:
+    """Return the seconds that an upstream asks us to wait, in a header or in its body.
+
+    Claude's windows, `retry-after`, Codex's `resets_at`, Google's delays; what the dialect found.
+    `now` is Unix time. Source: spec/providers.md 2.4, 3.4, 4.3.
+    """
+    unified = "anthropic-ratelimit-unified"
+    names = [f"{unified}-{claim}-reset" for claim in claude_claims(error.headers)]
+    if not names and error.headers.get(f"{unified}-status") == "rejected":
+        names = [f"{unified}-reset"]
+    ends = [end for name in names if (end := read_time(error.headers.get(name)))]
+    said = error.body.decode("utf-8", "replace")
+    for word, base in (("resets_at", 0.0), ("resets_in_seconds", now)):
+        found = re.search(rf'"{word}"\s*:\s*"?([\d.]*\d)', said)
+        ends += [base + float(found[1])] if found and not ends else []
+    if ends:
+        return max(1.0, max(ends) - now)
+    hint = retry_after(error.headers, now)
+    if hint is None:
+        hint = error.retry_after
+    found = re.search(r'quotaResetDelay"\s*:\s*"([\d.hms]+)"|reset after ([\d.hms]*[hms])\b', said)
+    return (read_duration(found[1] or found[2]) or None) if found and hint is None else hint
+
+
+def told_limits(headers: Mapping[str, str], now: float) -> list[Window]:
+    """Return what an answer's headers say of its account's limits; [] if nothing."""
+    windows = []
+    for kind in ("primary", "secondary"):
+        cell = {key: headers.get(f"x-codex-{kind}-{key}", "") for key in CODEX_CELLS}
+        with contextlib.suppress(ValueError):
+            used, minutes = float(cell["used-percent"]), float(cell["window-minutes"])
+            left = cell["reset-after-seconds"]
+            ends = read_time(cell["reset-at"]) or (now + float(left) if left else None)
+            windows.append(Window(window_name(60 * minutes), used, ends))
+    for name, value in headers.items():
+        claim = re.fullmatch(r"anthropic-ratelimit-unified-(.+)-utilization", name)
+        with contextlib.suppress(ValueError):
+            if claim and claim[1] != "overage":
+                ends = read_time(headers.get(name.replace("utilization", "reset")))
+                windows.append(Window(claim[1].replace("_", " "), 100 * float(value), ends))
+    return windows
+
+
+CODEX_CELLS = ("used-percent", "window-minutes", "reset-at", "reset-after-seconds")
+TELLS_LIMITS = frozenset(["x-codex-primary-used-percent", "anthropic-ratelimit-unified-status"])
+
+# fmt: off
+SESSION_KEYS: tuple[tuple[str, Callable[[Mapping[str, str], Json], Any]], ...] = (
+    # the first that is there names the conversation. Source: spec/providers.md 11.1
+    ("x-claude-code-session-id", lambda headers, _: headers.get("x-claude-code-session-id")),
+    ("metadata.user_id session", lambda _, body: claude_session(body)),
+    *((name, lambda headers, _, name=name: headers.get(name)) for name in (
+        "session-id", "session_id", "x-session-id", "x-session-affinity", "x-amp-thread-id", "x-client-request-id")),
+    *((name, lambda _, body, name=name: body.get(name)) for name in ("session_id", "sessionId", "prompt_cache_key")),
+    ("conversation",             lambda _, body: body["conversation"]["id"] if isinstance(body.get("conversation"), dict) else body.get("conversation")),
+    ("metadata.user_id",         lambda _, body: (body.get("metadata") or {}).get("user_id")),
+    ("conversation_id",          lambda _, body: body.get("conversation_id")),
+    ("its opening",              lambda _, body: opening_of(body)),
+)
+# fmt: on
+
+
+def claude_session(body: Json) -> str:
+    """Return the session in the user id that Claude Code sends, in either of its forms."""
+    user = str((body.get("metadata") or {}).get("user_id") or "")
+    return str(read_object(user.encode()).get("session_id") or user.partition("_session_")[2])
+
+
+def opening_of(body: Json) -> str:
+    """Return a digest of how a conversation begins: its instructions and its first user message."""
+    told = (body.get(key) for key in ("instructions", "system", "systemInstruction"))
+    items = body.get("messages") or body.get("input") or body.get("contents") or ()
+    items = [items] if isinstance(items, str) else items
+    others = (i for i in items if not isinstance(i, dict) or i.get("role") not in {"system", "developer"})
+    first = next(others, None)
+    return digest(*(str(text)[:100] for text in told), first) if first else ""
+
+
+def session_of(headers: Mapping[str, str], body: Json) -> str:
+    """Return what identifies the conversation that a request belongs to; empty if nothing does."""
+    for _, find in SESSION_KEYS:
+        try:
+            found = find(headers, body)
+        except (KeyError, TypeError, AttributeError):
+            continue  # of another form than we know
+        if isinstance(found, str) and 0 < len(found) <= 256 and found.isprintable():
+            return found
+    return ""
 
 
 class Router:
-    """Chooses accounts. Owns the cooldowns and turns; its lock is never held across I/O."""
+    """Chooses accounts. Owns cooldowns, turns, sessions and what is known of limits.
 
-    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
-        self._now = now
+    Its lock is never held across I/O.
+    """
+
+    def __init__(
+        self,
+        now: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._now, self._clock = now, clock  # for rests, and for what is stored
         self._lock = threading.Lock()
         self._accounts: list[Account] = []  # these are guarded by Router._lock
         self._offers: dict[str, list[Candidate]] = {}
-        self._strategy = "round-robin"
-        self._disable_cooling = False
-        self._force_prefix = False
+        self._config = load_config(None)
+        self._ttl = 3_600.0
         self._fallbacks: list[tuple[str, Sequence[str]]] = []
         self._turns: dict[str, int] = {}
-        self._cooling: dict[tuple[str, str], Cooldown] = {}  # (account, model)
+        self._shares: dict[str, dict[str, int]] = {}  # model -> account -> what it has coming
+        self._weights: dict[str, int] = {}
+        self._cooling: dict[tuple[str, str], Cooldown] = {}  # (account, model; empty: all)
+        self._bound: dict[tuple[str, str], tuple[str, float]] = {}  # (session, model) -> account, end
+        self._limits: dict[str, Json] = {}
+        self._answers: collections.Counter[str] = collections.Counter()
+        self._changed = False  # is there more to store than is stored?
 
     def configure(self, accounts: Iterable[Account], config: Config) -> None:
         """Replace all accounts; cooldowns stay with the accounts of the same name."""
         accounts = sorted(accounts, key=lambda account: account.name)
-        force = config["force-model-prefix"]
+        weighted = config["routing.strategy"] == "weighted-round-robin"
         offers: dict[str, list[Candidate]] = {}
         for account in accounts:
+            if weighted and account.weight <= 0:
+                continue
             for public, own in account.offers():
-                for name in self._names(account, public, force):
+                for name in self._names(account, public, config["force-model-prefix"]):
                     offers.setdefault(name, []).append(Candidate(account, own))
+        weights = {account.name: account.weight for account in accounts}
         with self._lock:
-            self._accounts, self._offers, self._force_prefix = accounts, offers, force
-            self._strategy = STRATEGIES.get(config["routing.strategy"], "round-robin")
-            self._disable_cooling = config["disable-cooling"]
+            self._accounts, self._offers, self._config = accounts, offers, config
             self._fallbacks = [*config["model-fallbacks"].items(), *FALLBACKS]
+            self._ttl = read_duration(config["routing.session-affinity-ttl"])
+            if weights != self._weights:
+                self._weights, self._shares = weights, {}
 
     @staticmethod
     def _names(account: Account, public: str, force: bool) -> Iterator[str]:
@@ -10367,23 +10613,55 @@ class Router:
         with self._lock:
             return self._accounts
 
-    def candidates(self, model: str) -> list[Candidate]:
+    def candidates(self, model: str, session: str = "") -> list[Candidate]:
         """Return who is asked for a model, in order.
 
-        The highest priority first; in each priority as the strategy says; whoever cools down is
-        left out. Raises ProxyError: model_not_found, naming the nearest models, or rate_limited
+        Whoever answered this session last; then the highest priority first, in each priority as the
+        strategy says. Whoever cools down, or needs a login, is left out. Raises ProxyError:
+        model_not_found, naming the nearest models; unauthorized, if all need a login; rate_limited,
         with the time until the first is free again.
         """
         with self._lock:
             found = self._offers.get(model) or self._read(model)
             if not found:
                 raise self._unknown(model)
-            ready = self._ready(found)
-            if len(ready) > 1:
-                turn = self._turns[model] = self._turns.get(model, -1) + 1
-                ready = STRATEGY_ORDERS[self._strategy](ready, turn)
-                ready.sort(key=lambda candidate: -candidate.account.priority)
+            try:
+                ready = self._in_order(model, self._ready(found))
+            except ProxyError:
+                ready = self._twins_ready(model)
+                if not ready:
+                    raise
+            if session and len(ready) > 1:
+                name, end = self._bound.get((session, model), ("", 0.0))
+                if end > self._now():
+                    ready.sort(key=lambda candidate: candidate.account.name != name)
             return ready
+
+    def _in_order(self, model: str, ready: list[Candidate]) -> list[Candidate]:
+        """Order candidates by priority, and those of one priority as the strategy says."""
+        if len(ready) < 2:
+            return ready
+        if len(self._turns) > CURSORS:
+            self._turns.clear()
+            self._shares.clear()
+        turn = self._turns[model] = self._turns.get(model, -1) + 1
+        order = STRATEGY_ORDERS[self._config["routing.strategy"]]
+        shares = self._shares.setdefault(model, {})
+        buckets: dict[int, list[Candidate]] = {}
+        for candidate in ready:
+            buckets.setdefault(candidate.account.priority, []).append(candidate)
+        return [c for key in sorted(buckets, reverse=True) for c in order(buckets[key], turn, shares)]
+
+    def _twins_ready(self, model: str) -> list[Candidate]:
+        """Return who can serve a preview of a model, or what it is a preview of, at the moment."""
+        stem = PREVIEW.sub("", model)
+        if not self._config["quota-exceeded.switch-preview-model"]:
+            return []
+        for name in sorted(self._offers, key=by_version, reverse=True):
+            if name != model and PREVIEW.sub("", name) == stem:
+                with contextlib.suppress(ProxyError):
+                    return self._in_order(name, self._ready(self._offers[name]))
+        return []
 
     def _read(self, model: str) -> list[Candidate]:
         """Find who serves a name that is in no list: a new model, or one with an effort in it."""
@@ -10410,27 +10688,49 @@ class Router:
         found = []
         for account in self._accounts:
             owned = model.removeprefix(f"{account.prefix}/") if account.prefix else model
-            bare = owned == model and account.prefix and self._force_prefix
+            bare = owned == model and account.prefix and self._config["force-model-prefix"]
             if not bare and account.serves_unlisted(owned):
                 found.append(Candidate(account, owned))
         return found
 
+    def _rest(self, candidate: Candidate) -> Cooldown | None:
+        """Return why a candidate rests now; the longest rest, if there are two."""
+        account, now = candidate.account, self._now()
+        fresh = account.renewable and account.expired(self._clock())  # it is about to get a token
+        rests = []
+        for model in (candidate.model, ""):
+            rest = self._cooling.get((account.name, model))
+            if rest and rest.end > now and not (rest.mark and (fresh or rest.mark != account.mark)):
+                rests.append(rest)
+        return max(rests, default=None)
+
     def _ready(self, found: list[Candidate]) -> list[Candidate]:
         """Return those that do not rest; if all do, those whose fault may have passed."""
+        now = self._clock()
+        able = [c for c in found if not c.account.lost(now)]
+        if not able:
+            raise login_needed(found[0].account)
         if not self._cooling:
-            return list(found)
-        now = self._now()
-        rests = [self._cooling.get((c.account.name, c.model)) for c in found]
-        ready = [c for c, rest in zip(found, rests) if rest is None or rest.end <= now]
-        ready = ready or [c for c, rest in zip(found, rests) if rest and rest.soft]
-        if ready:
-            return ready
-        end, first = min((rest.end, c.account.name) for c, rest in zip(found, rests) if rest)
+            return able
+        rests = [(self._rest(candidate), candidate) for candidate in able]
+        ready = [c for rest, c in rests if rest is None]
+        ready = ready or [c for rest, c in rests if rest and rest.soft]
+        if not ready:
+            raise self._all_rest([(rest, c) for rest, c in rests if rest])
+        return ready
+
+    def _all_rest(self, rests: list[tuple[Cooldown, Candidate]]) -> ProxyError:
+        """Return the error while nobody can be asked. It names the account that is free first."""
+        rest, first = min(rests, key=lambda pair: pair[0].end)
+        wait, name = rest.end - self._now(), first.account.name
+        if all(other.status in {400, 404, 422} for other, _ in rests):
+            message = f"no account serves {first.model!r}; {name} said: {rest.why}"
+            return ProxyError("model_not_found", message, param="model")
         message = (
-            f"every account for {found[0].model!r} is cooling down; "
-            f"{first} is free first, in {end - now:.0f} s"
+            f"every account for {first.model!r} is cooling down; "
+            f"{name} is free first, in {wait:.0f} s ({rest.status}: {rest.why})"
         )
-        raise ProxyError("rate_limited", message, retry_after=end - now)
+        return ProxyError("rate_limited", message, retry_after=wait)
 
     def _unknown(self, model: str) -> ProxyError:
         if not self._accounts:
@@ -10440,31 +10740,116 @@ class Router:
         message = f"no account serves {model!r}{hint}; GET /v1/models lists all"
         return ProxyError("model_not_found", message, param="model")
 
-    def punish(self, candidate: Candidate, error: ProxyError) -> None:
-        """Let an account rest for a model after a refusal, as long as the upstream said."""
-        status = error.status
+    def wait_before(self, model: str, turn: int) -> float | None:
+        """Return the seconds until it makes sense to ask all accounts once more.
+
+        `turn` counts the rounds that were. None: never, as `request-retry`, of the config or of the
+        account, and `max-retry-interval` say.
+        """
         with self._lock:
-            key = (candidate.account.name, candidate.model)
-            last = self._cooling.get(key, Cooldown(0.0))
-            if self._disable_cooling or candidate.account.disable_cooling:
-                return
-            if status == 429:
-                wait = error.retry_after
-                if wait is None:
-                    wait = min(2.0**last.level, BACKOFF_LIMIT)
-                self._cooling[key] = Cooldown(self._now() + wait, last.level + 1)
-            elif status in COOLDOWNS and error.sent:
-                wait = COOLDOWNS[status] if error.retry_after is None else error.retry_after
-                self._cooling[key] = Cooldown(self._now() + wait, 0, status not in HARD)
+            found = self._offers.get(model) or self._read(model)
+            rests = (self._rest(c) for c in found if turn < self._retries(c.account))
+            wait = min((rest.end - self._now() for rest in rests if rest), default=math.inf)
+            return wait if wait <= self._config["max-retry-interval"] else None
 
-    def reward(self, candidate: Candidate) -> None:
-        """Forget the rest of an account that has answered."""
-        if self._cooling:
+    def _retries(self, account: Account) -> int:
+        return whole_number(account.retries, self._config["request-retry"])
+
+    def punish(self, candidate: Candidate, error: ProxyError) -> bool:
+        """Let an account rest after a refusal, as long as the upstream said.
+
+        False if that is no use: the request itself is at fault, and another account would refuse it.
+        """
+        verdict, account = judge(error), candidate.account
+        if verdict is None or not error.sent:
+            return verdict is not None
+        with self._lock:
+            whole = verdict.whole or bool({"5h", "7d"}.intersection(claude_claims(error.headers)))
+            key = (account.name, "" if whole else candidate.model)
+            wait, level = self._wait(verdict, error, self._cooling.get(key))
+            for bound in [b for b, (name, _) in self._bound.items() if name == account.name]:
+                del self._bound[bound]
+            off = self._config["disable-cooling"]
+            off = off if account.disable_cooling is None else account.disable_cooling
+            if wait > 0 and (verdict.hard or not off):
+                mark, why = account.mark if verdict.token else "", str(error)[:200]
+                end = self._now() + wait
+                self._cooling[key] = Cooldown(end, level, verdict.soft, mark, error.status, why)
+                self._changed = True
+        return True
+
+    def _wait(self, verdict: Verdict, error: ProxyError, last: Cooldown | None) -> tuple[float, int]:
+        """Return how long to rest, and how often a growing rest has grown."""
+        level = last.level if last else 0
+        if error.retry_after is not None:
+            return error.retry_after, level
+        if verdict.backoff and last and last.end > self._now():
+            return last.end - self._now(), level  # refusals at the same time count once
+        if verdict.backoff:
+            return min(verdict.wait * 2.0**level, BACKOFF_LIMIT), level + 1
+        if verdict.soft:
+            return float(self._config["transient-error-cooldown-seconds"] or verdict.wait), 0
+        return verdict.wait, 0
+
+    def reward(self, candidate: Candidate, model: str = "", session: str = "") -> None:
+        """Forget the rest of an account that has answered, and keep the session with it."""
+        name = candidate.account.name
+        with self._lock:
+            self._answers[name] += 1
+            self._changed = True
+            if session:
+                self._bound.pop((session, model), None)
+                self._bound[session, model] = name, self._now() + self._ttl
+                if len(self._bound) > CURSORS:
+                    del self._bound[next(iter(self._bound))]
+            if self._cooling:
+                self._cooling.pop((name, candidate.model), None)
+                self._cooling.pop((name, ""), None)
+
+    def learn(self, account: Account, headers: Mapping[str, str]) -> None:
+        """Keep what an answer tells of its account's limits."""
+        if TELLS_LIMITS.isdisjoint(headers):
+            return
+        now = self._clock()
+        windows = told_limits(headers, now)
+        if windows:
             with self._lock:
-                self._cooling.pop((candidate.account.name, candidate.model), None)
+                self._limits[account.name] = {"at": now, "windows": [list(w) for w in windows]}
+                self._changed = True
+
+    def state(self) -> Json | None:
+        """Return what is to be stored; None if nothing has changed since the last time."""
+        offset = self._clock() - self._now()
+        with self._lock:
+            if not self._changed:
+                return None
+            self._changed = False
+            rests = [
+                {"account": name, "model": model, **rest._replace(end=rest.end + offset)._asdict()}
+                for (name, model), rest in self._cooling.items()
+                if rest.end > self._now()
+            ]
+            return {"cooldowns": rests, "limits": self._limits.copy(), "answers": dict(self._answers)}
+
+    def restore(self, state: Json) -> None:
+        """Take over what was stored before a restart. What is no such thing is left out."""
+        offset = self._clock() - self._now()
+        with self._lock, contextlib.suppress(KeyError, TypeError, ValueError, AttributeError):
+            self._answers.update(state.get("answers") or {})
+            self._limits.update(state.get("limits") or {})
+            for row in state.get("cooldowns") or ():
+                rest = Cooldown(**{key: row[key] for key in Cooldown._fields})
+                self._cooling[row["account"], row["model"]] = rest._replace(end=rest.end - offset)
 
 
-HARD = frozenset({401, 402, 403, 404})  # faults that time does not mend by itself
+def login_needed(account: Account) -> ProxyError:
+    """Return the error of an account whose tokens have ended for good."""
+    type = account.credential.type if account.credential else account.provider.name
+    why = account.refused or "the token has expired, and there is no refresh token"
+    return ProxyError("unauthorized", f"{account.name}: {why}; run `cliproxy login {type}`")
+
+
+PREVIEW = re.compile(r"-preview(-[\d-]+)?$")
 NO_ACCOUNT = (
     "no account is set up, so {model!r} cannot be served (the model 'echo' always is): "
     "set ANTHROPIC_API_KEY, OPENAI_API_KEY or GEMINI_API_KEY, add a key to the config, "
@@ -10472,20 +10857,28 @@ NO_ACCOUNT = (
 )
 
 
-def in_turn(ready: list[Candidate], turn: int) -> list[Candidate]:
+def in_turn(ready: list[Candidate], turn: int, _shares: dict[str, int]) -> list[Candidate]:
     start = turn % len(ready)
     return ready[start:] + ready[:start]
 
 
-def in_order(ready: list[Candidate], _turn: int) -> list[Candidate]:
+def in_order(ready: list[Candidate], _turn: int, _shares: dict[str, int]) -> list[Candidate]:
     return ready
 
 
-STRATEGIES = {  # the spellings that a config may have
-    "round-robin": "round-robin", "roundrobin": "round-robin", "rr": "round-robin",
-    "fill-first": "fill-first", "fillfirst": "fill-first", "ff": "fill-first",
+def by_weight(ready: list[Candidate], _turn: int, shares: dict[str, int]) -> list[Candidate]:
+    """Order by what each has coming: its weight every time, less the total whenever it is first."""
+    for candidate in ready:
+        name = candidate.account.name
+        shares[name] = shares.get(name, 0) + candidate.account.weight
+    ordered = sorted(ready, key=lambda candidate: -shares[candidate.account.name])
+    shares[ordered[0].account.name] -= sum(candidate.account.weight for candidate in ready)
+    return ordered
+
+
+STRATEGY_ORDERS: dict[str, Callable[[list[Candidate], int, dict[str, int]], list[Candidate]]] = {
+    "round-robin": in_turn, "fill-first": in_order, "weighted-round-robin": by_weight,
 }  # fmt: skip
-STRATEGY_ORDERS = {"round-robin": in_turn, "fill-first": in_order}
 
 
 class KeyList(NamedTuple):
@@ -10511,7 +10904,9 @@ KEY_VARIABLES = (
     KeyList("GOOGLE_API_KEY", "gemini"),
     KeyList("OPENROUTER_API_KEY", "openrouter"),
 )
-FILE_PROVIDERS = {"claude": "claude", "codex": "codex"}  # type of a credential file -> provider
+FILE_PROVIDERS = {  # type of a credential file -> provider, and the one for clients of another dialect
+    "claude": ("claude", ""), "codex": ("codex", ""), "kimi": ("kimi", "kimi-claude"), "qwen": ("qwen", ""), "xai": ("xai", ""),
+}  # fmt: skip
 
 
 def find_accounts(
@@ -10568,14 +10963,21 @@ def accounts_of_endpoints(config: Config, environ: Mapping[str, str]) -> Iterato
 
 def accounts_of_files(config: Config, credentials: Iterable[Credential]) -> Iterator[Account]:
     for credential in credentials:
-        provider = PROVIDERS.get(FILE_PROVIDERS.get(credential.type, ""))
+        name, also = FILE_PROVIDERS.get(credential.type, ("", ""))
+        provider = PROVIDERS.get(name)
         if provider is None or credential.data.get("disabled"):
             continue
-        data = {key.replace("_", "-"): value for key, value in credential.data.items()}
+        underscores_last = sorted(credential.data.items(), key=lambda pair: "_" in pair[0])
+        data = {key.replace("_", "-"): value for key, value in underscores_last}
         data["excluded-models"] = [
             *(data.get("excluded-models") or ()),
             *config["oauth-excluded-models"].get(credential.type, ()),
         ]
+        data["also"] = also
+        host = str(data.get("resource-url") or "")  # Qwen tells each account where to go
+        if host and not config["providers"].get(name, {}).get("base-url"):
+            base = host if "://" in host else f"https://{host}"
+            data["base-url"] = base if base.endswith("/v1") else f"{base.rstrip('/')}/v1"
         yield Account(credential.name, provider, with_overrides(config, provider, data), credential)
 
 
@@ -10851,7 +11253,14 @@ def codex_headers(headers: Headers, call: Call, account: Account) -> None:
         headers["session_id"] = key
 
 
-PREPARE_HEADERS = {"claude": claude_oauth_headers, "codex": codex_headers}
+def kimi_headers(headers: Headers, call: Call, account: Account) -> None:
+    """Name this program and the device that the login made up. Source: spec/providers.md 8."""
+    headers.update(kimi_knock(account.credential.data) if account.credential else {})
+
+
+PREPARE_HEADERS = {
+    "claude": claude_oauth_headers, "codex": codex_headers, "kimi": kimi_headers, "kimi-claude": kimi_headers,
+}  # fmt: skip
 
 CODEX_FORCED = {"stream": True, "store": False}
 CODEX_REMOVED = frozenset(  # refused with 400 "Unsupported parameter". Source: spec/dialects.md 4.1
@@ -10896,7 +11305,26 @@ def codex_item(item: Json) -> Json:
     return {**item, "role": "developer"} if item.get("role") == "system" else item
 
 
-PREPARE: dict[str, Callable[[Json], Json]] = {"codex": prepare_codex}
+def prepare_kimi(body: Json) -> Json:
+    """Call a model as the coding service does. Source: spec/providers.md 8."""
+    model = str(body.get("model") or "")
+    name = model.removesuffix("[1m]").removeprefix("kimi-")
+    return body if name == model else {**body, "model": name}
+
+
+XAI_REMOVED = frozenset(
+    ["previous_response_id", "prompt_cache_retention", "safety_identifier", "stream_options", "stop"]
+)
+
+
+def prepare_xai(body: Json) -> Json:
+    """Leave out what xAI refuses. Source: spec/providers.md 9."""
+    return body if XAI_REMOVED.isdisjoint(body) else without(body, XAI_REMOVED)
+
+
+PREPARE: dict[str, Callable[[Json], Json]] = {
+    "codex": prepare_codex, "kimi": prepare_kimi, "kimi-claude": prepare_kimi, "xai": prepare_xai,
+}  # fmt: skip
 PROTOCOLS = {  # dialect -> what payload rules call it: as an upstream, as a client
     "claude": ("claude", "claude"), "chat": ("openai", "openai"),
     "responses": ("codex", "responses"), "gemini": ("gemini", "gemini"),
@@ -10921,6 +11349,9 @@ class App:
     def __init__(self, config_file: ConfigFile, store: Store, environ: Mapping[str, str]) -> None:
         self.config_file, self.store, self._environ = config_file, store, environ
         self.router, self.pool = Router(), Pool()
+        self._not_before: dict[str, float] = {}  # only renew_due uses it
+        self._stored = -math.inf  # when the state was; only one thread polls
+        self.router.restore(read_object_file(self._state_file))
         self.reload()
 
     @property
@@ -10943,6 +11374,59 @@ class App:
             return
         if any(changed):
             self.reload()
+        if time.monotonic() - self._stored > STATE_INTERVAL:
+            self.save_state()
+
+    @property
+    def _state_file(self) -> Path:
+        """Where other programs do not look for credentials."""
+        return self.store.folder / ".cliproxy" / "state"
+
+    def save_state(self) -> None:
+        """Store cooldowns and limits, so that a restart does not forget them."""
+        state = self.router.state()
+        if state is None:
+            return
+        self._stored = time.monotonic()
+        try:
+            self._state_file.parent.mkdir(mode=0o700, exist_ok=True)
+            write_atomic(self._state_file, dumps(state).encode("ascii"))
+        except OSError as exc:
+            log.warning("%s cannot be written: %s", self._state_file, exc.strerror)
+
+    def renew(self, account: Account, stale: str) -> None:
+        """Get new tokens for an account unless it has others than `stale`. Raises ProxyError."""
+        account.renew(stale, lambda known: refresh(known, self.store, self.config))
+
+    def renew_due(self) -> None:
+        """Renew all tokens that are due, whether or not their accounts rest. One thread does."""
+        for account in self.router.accounts():
+            credential, token = account.credential, account.token
+            early = self._not_before.get(account.mark, -math.inf) > time.monotonic()
+            if credential is None or early or not account.renewable or not due(credential, time.time()):
+                continue
+            wait = RENEW_AGAIN
+            try:
+                self.renew(account, token)
+                log.info("%s: tokens renewed", account.name)
+            except ProxyError as error:
+                log.warning("%s", error)
+                wait = error.retry_after or RENEW_FAILED
+            self._not_before[account.mark] = time.monotonic() + wait
+
+    def keep_renewed(self, stop: threading.Event) -> None:
+        """Renew tokens ahead of need until `stop` is set."""
+        while not stop.is_set():
+            try:
+                self.renew_due()
+            except Exception:  # a thread's top
+                log.exception("the tokens that are due could not be renewed")
+            stop.wait(RENEW_INTERVAL)
+
+
+STATE_INTERVAL = 5.0  # seconds between two writes of the state
+RENEW_INTERVAL = 5.0  # seconds between two looks for tokens that are due
+RENEW_AGAIN, RENEW_FAILED = 30.0, 300.0  # seconds to leave an account alone: renewed, not renewed
 
 
 def dispatch(call: Call, app: App) -> Answer:
@@ -10953,16 +11437,15 @@ def dispatch(call: Call, app: App) -> Answer:
     """
     if call.model == ECHO:
         return answer_echo(call) if call.action == "generate" else answer_locally(call)
-    rounds = app.config["request-retry"]
     for turn in itertools.count():
         try:
             return ask_all(call, app)
         except ProxyError as error:
-            wait = error.retry_after
-            patient = wait is not None and wait <= app.config["max-retry-interval"]
-            if turn >= rounds or not patient or not KINDS[error.kind].retry:
+            again = judge(error) is not None
+            wait = app.router.wait_before(call.model, turn) if again else None
+            if wait is None:
                 raise
-            pause(call, wait or 0.0)
+            pause(call, wait)
     raise AssertionError("not reached")
 
 
@@ -10975,27 +11458,44 @@ def pause(call: Call, seconds: float) -> None:
 
 
 def ask_all(call: Call, app: App) -> Answer:
-    """Ask each ready account once."""
+    """Ask each ready account once, or as many as `max-retry-credentials` allows."""
     failure: ProxyError | None = None
-    for candidate in app.router.candidates(call.model):
+    config, session = app.config, ""
+    if config["routing.session-affinity"]:
+        session = session_of(call.headers, call.json)
+    for candidate in app.router.candidates(call.model, session)[: config["max-retry-credentials"] or None]:
         try:
             answer = ask(call, candidate, app)
         except ProxyError as error:
-            if not KINDS[error.kind].retry:
+            if not app.router.punish(candidate, error):
                 raise
-            app.router.punish(candidate, error)
-            log.warning(
-                "rid=%s %s: %s", call.id[:8], candidate.account.name, error
-            )
+            log.warning("rid=%s %s: %s", call.id[:8], candidate.account.name, error)
             failure = error
         else:
-            app.router.reward(candidate)
+            app.router.reward(candidate, call.model, session)
             call.account = candidate.account.name
             return answer
     raise failure or ProxyError("internal", "no candidate")
 
 
 def ask(call: Call, candidate: Candidate, app: App) -> Answer:
+    """Ask one account, with a new token if its own has ended or is refused; once for each."""
+    account = candidate.account
+    token = account.token
+    if account.renewable and account.expired(time.time()):
+        app.renew(account, token)
+        token = account.token
+    try:
+        return ask_once(call, candidate, app)
+    except ProxyError as error:
+        if not account.renewable or not is_stale(error):
+            raise
+        log.info("rid=%s %s: its token is refused; it gets a new one", call.id[:8], account.name)
+        app.renew(account, token)
+    return ask_once(call, candidate, app)
+
+
+def ask_once(call: Call, candidate: Candidate, app: App) -> Answer:
     """Ask one account. Raises ProxyError before the first piece of the answer is given out."""
     account = candidate.account
     provider = account.provider_for(call.dialect.name)
@@ -11037,6 +11537,7 @@ def open_exchange(
     length = sum(map(len, body))
     head = request_head("POST", account.path + path, account.origin, headers, length)
     exchange = app.pool.open(account.origin, head, body, call.watcher)
+    app.router.learn(account, exchange.headers)
     if exchange.status >= 400:
         with contextlib.closing(exchange):
             raise refusal(exchange, DIALECTS[provider.dialect])
@@ -11050,8 +11551,7 @@ def refusal(exchange: Exchange, dialect: Dialect) -> ProxyError:
     error.status, error.dialect = exchange.status, dialect.name
     error.body = completed_error(body, error, dialect)
     error.headers = passed_headers(exchange)
-    hint = retry_after(exchange.headers, time.time())
-    error.retry_after = error.retry_after if hint is None else hint
+    error.retry_after = told_wait(error, time.time())
     return error
 
 

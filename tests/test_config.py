@@ -30,6 +30,8 @@ def sample(row: cp.Setting) -> Any:
     """Make up a value for a row: not its default, with every key of a record."""
     if row.clean is cp.clean_proxy:
         return "socks5://h:1"
+    if row.clean is cp.clean_duration:
+        return "30m"
     if row.allowed:
         return "ff" if isinstance(row.allowed, dict) else 80
     return sample_of(row.shape, not row.default)
@@ -142,7 +144,7 @@ TAKEN = [
     ("request-retry",   -1,         0),
     ("routing.strategy", "RR",      "round-robin"),
     ("routing.strategy", "",        "round-robin"),
-    ("routing.strategy", "wrr",     "round-robin"),
+    ("routing.strategy", "wrr",     "weighted-round-robin"),
     ("routing.strategy", "fillfirst", "fill-first"),
     ("proxy-url",       " Direct ", "Direct"),
     ("proxy-url",       "socks5h://u:p@h:1", "socks5h://u:p@h:1"),
@@ -161,7 +163,8 @@ REFUSED = [  # key, value, what the message says
     ("api-keys",         "sk-1234567890", "sk-1...7890 is not possible; allowed: a list"),
     ("api-keys",         {},       "a mapping is not possible; allowed: a list"),
     ("tls",              "on",     '"on" is not possible; allowed: a mapping'),
-    ("routing.strategy", "random", '"random" is not possible; allowed: round-robin, fill-first'),
+    ("routing.strategy", "random", '"random" is not possible; allowed: round-robin, weighted-round-robin, fill-first'),
+    ("routing.session-affinity-ttl", "soon", '"soon" is not possible; allowed: a time such as 90s'),
     ("proxy-url",        "ftp://user:hunter22@h", "ftp:...22@h is not possible; allowed: http://"),
 ]
 # fmt: on
@@ -293,6 +296,7 @@ def test_an_entry_is_complete() -> None:
         "headers": {},
         "models": [],
         "excluded-models": [],
+        "weight": 1,
     }
 
 

@@ -1,0 +1,786 @@
+"""Accounts in the running proxy: tokens that are renewed, who is asked, who rests, and for how long."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from conftest import DEADLINE, Clock, Got, Proxy, ProxyMaker, Reply, Seen, Upstream, make_reply
+from world import Fault, World
+
+import cliproxy as cp
+
+Json = cp.Json
+HI = [{"role": "user", "content": "hi"}]
+CLAUDE_ASK = {"model": "claude-sonnet-4-6", "max_tokens": 9, "messages": HI}
+ANSWER = {"type": "message", "role": "assistant", "content": [{"type": "text", "text": "hello"}]}
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    monkeypatch.setattr(cp, "RETRY_WAITS", (0.0, 0.0))
+    with World() as world:
+        thread = threading.Thread(target=world.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield world
+        world.shutdown()
+        thread.join()
+
+
+class House:
+    """A proxy whose logins are at the world, and whose Claude API is the scripted upstream."""
+
+    def __init__(
+        self, world: World, make_proxy: ProxyMaker, upstream: Upstream, **config: Any
+    ) -> None:
+        providers = world.config().data["providers"]
+        for name in ("claude", "codex"):
+            providers[name]["base-url"] = upstream.url
+        self.world, self.upstream = world, upstream
+        self.proxy: Proxy = make_proxy(providers=providers, claude_api_key=[], **config)
+        upstream.routes["/v1/messages"] = self.serve
+
+    def serve(self, seen: Seen) -> Reply:
+        token = seen.headers["authorization"].partition("Bearer ")[2]
+        if self.world.access.get(token) == "claude":
+            return make_reply(ANSWER)
+        error = {"type": "authentication_error", "message": "OAuth token has expired"}
+        return make_reply({"type": "error", "error": error}, 401)
+
+    def add(self, name: str = "a", *, ends: float = -60.0, **fields: Any) -> str:
+        """Put a Claude credential there; `ends` in seconds from now."""
+        tokens = self.world.tokens("claude")
+        if ends < 0:
+            del self.world.access[tokens["access_token"]]
+        file = f"claude-{name}.json"
+        data = {
+            "type": "claude", "email": f"{name}@example.com", "id_token": "",
+            "access_token": tokens["access_token"], "refresh_token": tokens["refresh_token"],
+            "expired": cp.write_time(time.time() + ends), "last_refresh": cp.write_time(time.time() - 3600), **fields,
+        }  # fmt: skip
+        (self.proxy.auth_dir / file).write_text(json.dumps(data))
+        self.proxy.app.poll()
+        return file
+
+    def ask(self) -> Got:
+        return self.proxy.ask("/v1/messages", CLAUDE_ASK)
+
+    def account(self, file: str = "claude-a.json") -> cp.Account:
+        return next(a for a in self.proxy.app.router.accounts() if a.name == file)
+
+    def file(self, file: str = "claude-a.json") -> Json:
+        data: Json = json.loads((self.proxy.auth_dir / file).read_text())
+        return data
+
+    @property
+    def refreshes(self) -> int:
+        return self.world.count("/claude/token")
+
+
+@pytest.fixture
+def house(world: World, make_proxy: ProxyMaker, upstream: Upstream) -> House:
+    return House(world, make_proxy, upstream)
+
+
+# Tokens
+
+
+def test_an_expired_token_is_renewed_on_use(house: House) -> None:
+    house.add(note="kept")
+    assert house.ask().status == 200
+    assert house.refreshes == 1
+    data = house.file()
+    assert data["access_token"] == house.account().token
+    assert data["note"] == "kept"
+    assert house.ask().status == 200
+    assert house.refreshes == 1
+
+
+def test_fifty_at_once_make_one_refresh(house: House) -> None:
+    house.add()
+    with ThreadPoolExecutor(50) as pool:
+        statuses = Counter(got.status for got in pool.map(lambda _: house.ask(), range(50)))
+    assert statuses == {200: 50}
+    assert house.refreshes == 1
+
+
+def test_fifty_at_once_share_a_failure(house: House) -> None:
+    house.add()
+    gate = threading.Event()
+    account = house.account()
+    with ThreadPoolExecutor(8) as pool, account.refreshing:
+        house.world.faults["claude/token"] += [Fault(500)] * 3
+        asks = [pool.submit(house.ask) for _ in range(8)]
+        gate.wait(0.3)  # they are all waiting by now
+        assert not any(ask.done() for ask in asks)
+        account.refreshing.release()
+        try:
+            statuses = [ask.result(DEADLINE).status for ask in asks]
+        finally:
+            account.refreshing.acquire()
+    assert set(statuses) == {500}
+    assert house.refreshes == 3  # the tries of one refresh
+
+
+def test_two_programs_on_one_folder_make_one_refresh(house: House) -> None:
+    """Two stores have two locks each: only the files keep them apart."""
+    house.add()
+    app = house.proxy.app
+    store = cp.Store(house.proxy.auth_dir)
+    store.scan()
+    other = cp.App(app.config_file, store, {})
+    (theirs,) = [a for a in other.router.accounts() if a.credential]
+    with ThreadPoolExecutor(20) as pool:
+        renewals = [pool.submit(other.renew, theirs, theirs.token) for _ in range(5)]
+        asks = [pool.submit(house.ask) for _ in range(15)]
+        assert {ask.result().status for ask in asks} == {200}
+        assert [renewal.result() for renewal in renewals] == [None] * 5
+    assert theirs.token == house.account().token
+    assert house.refreshes == 1
+
+
+def test_a_401_is_a_new_token_and_the_same_account(house: House) -> None:
+    house.add("a", ends=3600)
+    house.add("b", ends=3600)
+    house.world.access.clear()  # both are revoked, long before their time
+    got = house.ask()
+    assert got.status == 200
+    tokens = [seen.headers["authorization"] for seen in house.upstream.seen]
+    assert len(tokens) == 2
+    assert tokens[0] != tokens[1]
+    assert house.refreshes == 1
+    assert house.file("claude-a.json")["access_token"] in tokens[1]
+
+
+def test_a_second_401_is_final(house: House) -> None:
+    house.add("a", ends=3600)
+    error = {"type": "error", "error": {"type": "authentication_error", "message": "no"}}
+    house.upstream.routes["/v1/messages"] = make_reply(error, 401)
+    assert house.ask().status == 401
+    assert (len(house.upstream.seen), house.refreshes) == (2, 1)
+    got = house.ask()
+    assert (got.status, len(house.upstream.seen)) == (429, 2)
+    assert 1790 < float(got.headers["retry-after"]) <= 1800
+
+
+def test_a_new_token_ends_the_rest_of_the_old_one(house: House) -> None:
+    house.add("a", ends=3600)
+    error = {"type": "error", "error": {"type": "authentication_error", "message": "no"}}
+    house.upstream.routes["/v1/messages"] = make_reply(error, 401)
+    house.ask()
+    house.upstream.routes["/v1/messages"] = house.serve
+    house.add("a", ends=3600)  # somebody logs in anew
+    assert house.ask().status == 200
+
+
+def test_a_token_that_ends_while_its_account_rests_is_renewed(house: House) -> None:
+    """Both ways: by the keeper, whatever the account does; and on use, if the rest was for the token."""
+    file = house.add("a", ends=3600)
+    limit = {"type": "error", "error": {"type": "rate_limit_error", "message": "slow down"}}
+    house.upstream.routes["/v1/messages"] = make_reply(limit, 429, {"retry-after": "3000"})
+    assert house.ask().status == 429
+    house.proxy.app.store.merge(file, {"expired": cp.write_time(time.time() - 5)})
+    house.proxy.app.poll()
+    house.proxy.app.renew_due()
+    assert house.refreshes == 1
+    assert not house.account().expired(time.time())
+    assert house.ask().status == 429  # it still rests
+
+
+def test_right_after_start(house: House, world: World) -> None:
+    """The file was there, expired, before the proxy began."""
+    house.add()
+    app = cp.App(house.proxy.app.config_file, house.proxy.app.store, {})
+    app.renew_due()
+    assert house.refreshes == 1
+
+
+def test_renewing_ahead_of_time(house: House, caplog: pytest.LogCaptureFixture) -> None:
+    house.add("soon", ends=600)  # of a life of 4200 s
+    house.add("later", ends=9000)
+    app = house.proxy.app
+    app.renew_due()
+    assert house.refreshes == 1
+    app.renew_due()
+    assert house.refreshes == 1
+    house.world.faults["claude/token"] += [Fault(503)] * 6
+    house.add("soon", ends=600)
+    app.renew_due()
+    app.renew_due()  # a failure: not again at once
+    assert house.refreshes == 4
+    assert "claude-access" not in caplog.text
+
+
+def test_the_keeper_runs_until_it_is_stopped(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cp, "RENEW_INTERVAL", 0.01)
+    house.add()
+    stop = threading.Event()
+    keeper = threading.Thread(target=house.proxy.app.keep_renewed, args=(stop,))
+    keeper.start()
+    deadline = time.monotonic() + DEADLINE
+    while not house.refreshes and time.monotonic() < deadline:
+        stop.wait(0.01)
+    stop.set()
+    keeper.join(DEADLINE)
+    assert house.refreshes == 1
+
+
+def test_a_dead_refresh_token_is_not_asked_again(house: House) -> None:
+    house.add()
+    house.world.live.clear()
+    got = house.ask()
+    assert (got.status, house.refreshes) == (401, 1)
+    assert "run `cliproxy login claude`" in got.json()["error"]["message"]
+    for _ in range(3):
+        house.proxy.app.poll()
+        house.proxy.app.renew_due()
+        got = house.ask()
+        assert got.status == 401
+        assert "run `cliproxy login claude`" in got.json()["error"]["message"]
+    assert house.refreshes == 1
+    house.add("a")  # a new login: the file has changed
+    assert house.ask().status == 200
+
+
+def test_others_answer_for_one_that_needs_a_login(house: House) -> None:
+    house.add("a")
+    house.world.live.clear()
+    house.add("b", ends=3600)
+    assert [house.ask().status for _ in range(3)] == [200] * 3
+    assert house.refreshes == 1
+
+
+def test_a_token_service_that_fails_is_no_login_problem(house: House) -> None:
+    house.add()
+    house.world.faults["claude/token"] += [Fault(503, {"error": "busy"})] * 3
+    assert house.ask().status == 529
+    assert house.ask().status == 200  # it is the only account there is
+
+
+# Who is asked: (status, headers, body) of one account, then what two and one account make of it
+
+
+class Refusal(NamedTuple):
+    status: int
+    body: Any
+    headers: dict[str, str]
+    rest: float  # seconds that the account rests; 0: not at all
+    scope: str  # model, account, or empty: the client gets it at once and nobody else is asked
+    alone: int  # what the client sees if it was the only account: of the next request
+
+
+def claude_error(kind: str, message: str = "no") -> Json:
+    return {"type": "error", "error": {"type": kind, "message": message}}
+
+
+def unified(**cells: str) -> dict[str, str]:
+    return {
+        f"anthropic-ratelimit-unified-{name.replace('_', '-')}": value
+        for name, value in cells.items()
+    }
+
+
+SOON, LATE = "NOW+600", "NOW+7200"
+# fmt: off
+REFUSED = {
+    "429, retry-after":           Refusal(429, claude_error("rate_limit_error"), {"retry-after": "77"}, 77, "model", 429),
+    "429, no hint":               Refusal(429, claude_error("rate_limit_error"), {}, 1, "model", 429),
+    "429, 5h window":             Refusal(429, claude_error("rate_limit_error"),
+        unified(status="rejected", **{"5h_status": "rejected", "5h_reset": SOON, "7d_status": "allowed", "7d_reset": LATE}), 600, "account", 429),
+    "429, both windows":          Refusal(429, claude_error("rate_limit_error"),
+        unified(status="rejected", **{"5h_status": "rejected", "5h_reset": SOON, "7d_status": "rejected", "7d_reset": LATE}), 7200, "account", 429),
+    "429, window of one model":   Refusal(429, claude_error("rate_limit_error"),
+        unified(status="rejected", **{"5h_status": "allowed", "7d_oi_status": "rejected", "7d_oi_reset": SOON}), 600, "model", 429),
+    "429, unnamed window":        Refusal(429, claude_error("rate_limit_error"), unified(status="rejected", reset=SOON), 600, "model", 429),
+    "429, Codex resets_at":       Refusal(429, {"error": {"type": "usage_limit_reached", "resets_at": SOON}}, {}, 600, "model", 429),
+    "429, resets_in_seconds":     Refusal(429, {"error": {"type": "usage_limit_reached", "resets_in_seconds": 50}}, {}, 50, "model", 429),
+    "429, fast mode":             Refusal(429, claude_error("rate_limit_error", "fast mode needs usage credits"), {}, 0, "", 429),
+    "429, free usage":            Refusal(429, {"error": {"code": "free-usage-exhausted", "message": "x"}}, {}, 86_400, "account", 429),
+    "402":                        Refusal(402, claude_error("billing_error"), {}, 1_800, "model", 429),
+    "403":                        Refusal(403, claude_error("permission_error"), {}, 1_800, "model", 429),
+    "403, Cloudflare":            Refusal(403, "<html><title>Just a moment...</title></html>", {"content-type": "text/html"}, 10, "account", 429),
+    "401 of a key":               Refusal(401, claude_error("authentication_error"), {}, 1_800, "account", 429),
+    "404":                        Refusal(404, claude_error("not_found_error"), {}, 43_200, "model", 404),
+    "400, not this model":        Refusal(400, {"error": {"message":
+        "The 'up' model is not supported when using Codex with a ChatGPT account."}}, {}, 43_200, "model", 404),
+    "400":                        Refusal(400, claude_error("invalid_request_error"), {}, 0, "", 400),
+    "400, no image input":        Refusal(400, claude_error("invalid_request_error", "model up: image input is not supported"), {}, 0, "", 400),
+    "413":                        Refusal(413, claude_error("request_too_large"), {}, 0, "", 413),
+    "422":                        Refusal(422, claude_error("invalid_request_error"), {}, 0, "", 422),
+    "500":                        Refusal(500, claude_error("api_error"), {}, 60, "model", 500),
+    "502, no JSON":               Refusal(502, "<html>bad gateway</html>", {}, 60, "model", 502),
+    "503, retry-after":           Refusal(503, claude_error("api_error"), {"retry-after": "5"}, 5, "model", 503),
+    "529":                        Refusal(529, claude_error("overloaded_error"), {}, 60, "model", 529),
+}
+# fmt: on
+
+
+def at_times(text: str) -> str:
+    return re.sub(r'"?NOW\+(\d+)"?', lambda match: str(int(time.time()) + int(match[1])), text)
+
+
+def scripted(refusal: Refusal) -> Reply:
+    body = refusal.body if isinstance(refusal.body, str) else at_times(json.dumps(refusal.body))
+    kind = {} if isinstance(refusal.body, str) else {"content-type": "application/json"}
+    return make_reply(
+        body, refusal.status, {**kind, **{k: at_times(v) for k, v in refusal.headers.items()}}
+    )
+
+
+class Pool:
+    """A proxy with keys named a, b, ... of the Claude API, all at the upstream, which scripts each."""
+
+    def __init__(
+        self, make_proxy: ProxyMaker, upstream: Upstream, keys: str, **config: Any
+    ) -> None:
+        models = [{"name": "up"}, {"name": "other"}]
+        entries = config.pop("entries", {})
+        rows = [
+            {"api-key": k, "base-url": upstream.url, "models": models, **entries.get(k, {})}
+            for k in keys
+        ]
+        self.script: dict[str, Reply] = {}
+        self.upstream = upstream
+        upstream.routes["/v1/messages"] = self.serve
+        self.proxy: Proxy = make_proxy(claude_api_key=rows, **config)
+        self.router = self.proxy.app.router
+
+    def serve(self, seen: Seen) -> Reply:
+        return self.script.get(key_of(seen), make_reply(ANSWER))
+
+    def ask(self, model: str = "up", headers: dict[str, str] | None = None, **body: Any) -> Got:
+        return self.proxy.ask("/v1/messages", {**CLAUDE_ASK, "model": model, **body}, headers)
+
+    def asked(self) -> str:
+        """The keys of the requests since the last time."""
+        found = "".join(key_of(seen) for seen in self.upstream.seen)
+        self.upstream.seen.clear()
+        return found
+
+    def rests(self) -> dict[tuple[str, str], float]:
+        state = self.router.state() or {"cooldowns": []}
+        return {
+            (row["account"][-2], row["model"]): row["end"] - time.time()
+            for row in state["cooldowns"]
+        }
+
+
+def key_of(seen: Seen) -> str:
+    return seen.headers.get("x-api-key") or seen.headers["authorization"].partition("Bearer ")[2]
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_refusal_of_one_of_two(name: str, make_proxy: ProxyMaker, upstream: Upstream) -> None:
+    refusal = REFUSED[name]
+    pool = Pool(make_proxy, upstream, "ab", request_retry=0)
+    pool.script["a"] = scripted(refusal)
+    got, asked = pool.ask(), pool.asked()
+    rests = pool.rests()
+    if not refusal.scope:
+        assert (got.status, asked, rests) == (refusal.status, "a", {})
+        return
+    assert (got.status, asked) == (200, "ab")
+    key = ("0", "" if refusal.scope == "account" else "up")
+    assert list(rests) == [key]
+    assert refusal.rest - 3 <= rests[key] <= refusal.rest + 1
+    pool.ask()
+    pool.ask()
+    assert pool.asked() == "bb"
+    pool.ask("other")
+    pool.ask("other")
+    assert ("a" in pool.asked()) == (refusal.scope == "model")
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_refusal_of_the_only_one(name: str, make_proxy: ProxyMaker, upstream: Upstream) -> None:
+    """The client sees the refusal as it came; then what is true of the rest."""
+    refusal = REFUSED[name]
+    pool = Pool(make_proxy, upstream, "a", request_retry=0)
+    pool.script["a"] = scripted(refusal)
+    assert pool.ask().status == refusal.status
+    again = pool.ask()
+    assert again.status == refusal.alone
+    passing = refusal.status >= 500 or not refusal.scope
+    assert pool.asked() == ("aa" if passing else "a")
+    if again.status == 429 and not passing:
+        wait = float(again.headers["retry-after"])
+        assert refusal.rest - 3 <= wait <= refusal.rest + 1
+        assert "claude-api-key[0] is free first" in again.json()["error"]["message"]
+
+
+def test_growing_rests(clock: Clock) -> None:
+    """1 s, 2 s, 4 s, ... up to half an hour; refusals of one moment count once; success forgets."""
+    router = cp.Router(clock, clock)
+    entry = {"api-key": "k", "models": [{"name": "up"}]}
+    account = cp.Account("one", cp.PROVIDERS["claude"], entry)
+    router.configure([account], cp.load_config(None))
+    one, error = cp.Candidate(account, "up"), cp.ProxyError("rate_limited", "slow down")
+
+    def rest() -> float:
+        with pytest.raises(cp.ProxyError) as caught:
+            router.candidates("up")
+        return caught.value.retry_after or 0.0
+
+    waits = []
+    for _ in range(13):
+        router.punish(one, error)
+        router.punish(one, error)  # was on its way at the same time
+        waits.append(rest())
+        clock.turn(waits[-1])
+    assert waits == [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 1800, 1800]
+    router.reward(one)
+    router.punish(one, error)
+    assert rest() == 1
+
+
+@pytest.mark.parametrize(
+    ("strategy", "asked"),
+    [("round-robin", "abcabc"), ("fill-first", "aaaaaa"), ("weighted-round-robin", "aabaab")],
+)
+def test_strategies(make_proxy: ProxyMaker, upstream: Upstream, strategy: str, asked: str) -> None:
+    entries = {"a": {"weight": 4}, "b": {"weight": 2}, "c": {"weight": 0}}
+    pool = Pool(make_proxy, upstream, "abc", entries=entries, routing={"strategy": strategy})
+    for _ in range(6):
+        pool.ask()
+    smooth = {"aabaab": "abaaba"}.get(asked, asked)
+    assert pool.asked() == smooth
+
+
+def test_priority_comes_before_turns(make_proxy: ProxyMaker, upstream: Upstream) -> None:
+    entries = {"b": {"priority": 5}, "d": {"priority": 5}}
+    pool = Pool(make_proxy, upstream, "abcd", entries=entries, request_retry=0)
+    for _ in range(4):
+        pool.ask()
+    assert pool.asked() == "bdbd"
+    for key in "bd":
+        pool.script[key] = make_reply(claude_error("rate_limit_error"), 429, {"retry-after": "9"})
+    pool.ask()
+    assert pool.asked()[:2] == "bd"
+    for _ in range(4):
+        pool.ask()
+    assert Counter(pool.asked()) == {"a": 2, "c": 2}
+
+
+def test_at_most_so_many_accounts(make_proxy: ProxyMaker, upstream: Upstream) -> None:
+    pool = Pool(make_proxy, upstream, "abcd", max_retry_credentials=2, request_retry=0)
+    for key in "abcd":
+        pool.script[key] = make_reply(claude_error("api_error"), 500)
+    assert pool.ask().status == 500
+    assert pool.asked() == "ab"
+
+
+# fmt: off
+OFF = [  # settings, the entry's own -> does the account rest after 429, 500, 403?
+    pytest.param({}, {}, (True, True, True), id="on"),
+    pytest.param({"disable_cooling": True}, {}, (False, False, True), id="off"),
+    pytest.param({"disable_cooling": True}, {"disable-cooling": False}, (True, True, True), id="on for this one"),
+    pytest.param({}, {"disable-cooling": True}, (False, False, True), id="off for this one"),
+]
+# fmt: on
+
+
+@pytest.mark.parametrize(("config", "entry", "expected"), OFF)
+def test_cooling_can_be_switched_off(
+    make_proxy: ProxyMaker,
+    upstream: Upstream,
+    config: Json,
+    entry: Json,
+    expected: tuple[bool, ...],
+) -> None:
+    found = []
+    for status in (429, 500, 403):
+        pool = Pool(make_proxy, upstream, "a", entries={"a": entry}, request_retry=0, **config)
+        pool.script["a"] = make_reply(claude_error("api_error"), status, {"retry-after": "9"})
+        pool.ask()
+        found.append(bool(pool.rests()))
+    assert tuple(found) == expected
+
+
+def test_5xx_without_a_rest(make_proxy: ProxyMaker, upstream: Upstream) -> None:
+    pool = Pool(make_proxy, upstream, "a", request_retry=0, transient_error_cooldown_seconds=-1)
+    pool.script["a"] = make_reply(claude_error("api_error"), 500)
+    pool.ask()
+    assert not pool.rests()
+
+
+@pytest.mark.parametrize(("retry", "own", "asked"), [(2, None, "aaa"), (2, 0, "a"), (0, 1, "aa")])
+def test_rounds(
+    make_proxy: ProxyMaker, upstream: Upstream, retry: int, own: int | None, asked: str
+) -> None:
+    pool = Pool(
+        make_proxy, upstream, "a", entries={"a": {"request-retry": own}}, request_retry=retry
+    )
+    pool.script["a"] = make_reply(claude_error("rate_limit_error"), 429, {"retry-after-ms": "5"})
+    assert pool.ask().status == 429
+    assert pool.asked() == asked
+
+
+def test_no_round_for_a_rest_that_is_too_long(make_proxy: ProxyMaker, upstream: Upstream) -> None:
+    pool = Pool(make_proxy, upstream, "ab", request_retry=3, max_retry_interval=5)
+    for key in "ab":
+        pool.script[key] = make_reply(claude_error("rate_limit_error"), 429, {"retry-after": "6"})
+    assert pool.ask().status == 429
+    assert pool.asked() == "ab"
+
+
+def test_a_round_for_the_one_that_is_free_soon(make_proxy: ProxyMaker, upstream: Upstream) -> None:
+    pool = Pool(make_proxy, upstream, "ab", request_retry=1)
+    pool.script["a"] = make_reply(claude_error("rate_limit_error"), 429, {"retry-after-ms": "5"})
+    pool.script["b"] = make_reply(claude_error("permission_error"), 403)
+    pool.ask()
+    assert pool.asked() == "aba"
+
+
+def test_nothing_is_asked_again_after_the_first_byte(
+    make_proxy: ProxyMaker, upstream: Upstream
+) -> None:
+    pool = Pool(make_proxy, upstream, "ab")
+    begin = b'event: message_start\ndata: {"type":"message_start","message":{}}\n\n'
+    pool.script["a"] = make_reply([begin, "close"], headers={"content-type": "text/event-stream"})
+    got = pool.ask(stream=True)
+    assert (got.status, pool.asked()) == (200, "a")
+    assert got.payloads()[-1]["type"] == "error"
+
+
+# Sessions
+
+# fmt: off
+SESSIONS = [
+    pytest.param({"x-claude-code-session-id": "s"}, {"metadata": {"user_id": "u"}}, "s", id="Claude Code's header"),
+    pytest.param({"session_id": "h"}, {"metadata": {"user_id": "user_1_account_2_session_x-y"}}, "x-y", id="old user id"),
+    pytest.param({}, {"metadata": {"user_id": '{"device_id":"d","session_id":"j"}'}}, "j", id="new user id"),
+    pytest.param({"x-session-id": "b", "session_id": "a"}, {"prompt_cache_key": "k"}, "a", id="Codex's header"),
+    pytest.param({"x-amp-thread-id": "T-1"}, {"prompt_cache_key": "k"}, "T-1", id="Amp"),
+    pytest.param({}, {"prompt_cache_key": "k", "conversation": "c"}, "k", id="cache key"),
+    pytest.param({}, {"conversation": {"id": "c"}}, "c", id="conversation"),
+    pytest.param({}, {"metadata": {"user_id": "plain"}}, "plain", id="user"),
+    pytest.param({"session_id": "x" * 257}, {"conversation_id": "c"}, "c", id="too long"),
+    pytest.param({"session_id": "a\tb"}, {"conversation_id": "c"}, "c", id="unprintable"),
+    pytest.param({}, {"metadata": "odd", "conversation": 7}, "", id="of another form"),
+    pytest.param({}, {}, "", id="nothing"),
+]
+# fmt: on
+
+
+@pytest.mark.parametrize(("headers", "body", "expected"), SESSIONS)
+def test_what_names_a_session(headers: dict[str, str], body: Json, expected: str) -> None:
+    assert cp.session_of(headers, body) == expected
+
+
+def test_a_session_by_its_opening() -> None:
+    first = {"messages": [{"role": "system", "content": "S"}, *HI]}
+    later = {"messages": [*first["messages"], {"role": "assistant", "content": "x"}]}
+    other = {"messages": [{"role": "user", "content": "another"}]}
+    names = [
+        cp.session_of({}, body)
+        for body in (first, later, other, {"input": "hi"}, {"system": "S", "contents": HI})
+    ]
+    assert names[0] == names[1]
+    assert len(set(names)) == 4
+
+
+def test_a_session_stays_with_its_account(make_proxy: ProxyMaker, upstream: Upstream) -> None:
+    routing = {"session-affinity": True, "session-affinity-ttl": "1h"}
+    pool = Pool(make_proxy, upstream, "abc", routing=routing, request_retry=0)
+    for _ in range(3):
+        pool.ask(headers={"session_id": "one"})
+        pool.ask(headers={"session_id": "two"})
+    assert pool.asked() == "ababab"
+    pool.script["a"] = make_reply(claude_error("rate_limit_error"), 429, {"retry-after": "9"})
+    pool.ask(headers={"session_id": "one"})
+    moved = pool.asked()
+    assert moved[0] == "a"
+    pool.ask(headers={"session_id": "one"})
+    assert pool.asked() == moved[1]
+
+
+def test_a_session_outranks_priority(make_proxy: ProxyMaker, upstream: Upstream) -> None:
+    routing = {"session-affinity": True}
+    pool = Pool(
+        make_proxy, upstream, "ab", entries={"a": {"priority": 1}}, routing=routing, request_retry=0
+    )
+    pool.script["a"] = make_reply(claude_error("rate_limit_error"), 429, {"retry-after-ms": "1"})
+    pool.ask(headers={"session_id": "s"})
+    del pool.script["a"]
+    pool.ask(headers={"session_id": "s"})
+    pool.ask(headers={"session_id": "t"})
+    assert pool.asked() == "abba"
+
+
+# What outlives the process
+
+
+def test_rests_and_limits_outlive_a_restart(make_proxy: ProxyMaker, upstream: Upstream) -> None:
+    pool = Pool(make_proxy, upstream, "ab", request_retry=0)
+    headers = {
+        **unified(status="rejected", reset=str(int(time.time()) + 600)),
+        **unified(**{"5h_utilization": "0.5"}),
+    }
+    pool.script["a"] = make_reply(claude_error("rate_limit_error"), 429, headers)
+    pool.ask()
+    pool.asked()
+    app = pool.proxy.app
+    app.save_state()
+    state = pool.proxy.auth_dir / ".cliproxy" / "state"
+    assert state.stat().st_mode & 0o777 == 0o600
+    again = cp.App(app.config_file, app.store, {})
+    names = [c.account.name for _ in range(3) for c in again.router.candidates("up")]
+    assert set(names) == {"claude-api-key[1]"}
+    state.write_text('{"cooldowns": [{"account": "x"}], "limits": 7}')
+    assert len(cp.App(app.config_file, app.store, {}).router.candidates("up")) == 2
+    state.write_text("half a fi")
+    assert len(cp.App(app.config_file, app.store, {}).router.candidates("up")) == 2
+
+
+LIMITS = [
+    pytest.param(
+        {"x-codex-primary-used-percent": "12.5", "x-codex-primary-window-minutes": "300", "x-codex-primary-reset-at": "1800000000",
+         "x-codex-secondary-used-percent": "40", "x-codex-secondary-window-minutes": "10080", "x-codex-secondary-reset-after-seconds": "60"},
+        [("5h", 12.5, 1_800_000_000.0), ("7d", 40.0, 1_000_060.0)], id="Codex"),
+    pytest.param(
+        unified(status="allowed", reset="1800000000", **{"5h_utilization": "0.25", "5h_reset": "1800000000", "7d_utilization": "0.5",
+                "overage_utilization": "0"}),
+        [("5h", 25.0, 1_800_000_000.0), ("7d", 50.0, None)], id="Claude"),
+    pytest.param({"x-codex-primary-used-percent": "much"}, [], id="garbage"),
+    pytest.param({"content-type": "x"}, [], id="nothing"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("headers", "expected"), LIMITS)
+def test_limits_in_headers(headers: dict[str, str], expected: list[Any]) -> None:
+    assert [tuple(window) for window in cp.told_limits(headers, 1_000_000.0)] == expected
+
+
+def test_limits_are_kept(house: House) -> None:
+    file = house.add(ends=3600)
+    house.upstream.routes["/v1/messages"] = make_reply(
+        ANSWER,
+        headers=unified(status="allowed", **{"5h_utilization": "0.25", "5h_reset": "1800000000"}),
+    )
+    assert house.ask().status == 200
+    state = house.proxy.app.router.state()
+    assert state
+    assert state["limits"][file]["windows"] == [["5h", 25.0, 1_800_000_000.0]]
+    assert state["answers"] == {file: 1}
+    assert house.proxy.app.router.state() is None
+
+
+WAITS = [
+    pytest.param({"retry-after": "7"}, b"", 7.0, id="header"),
+    pytest.param(
+        {"retry-after": "7"}, b'{"error":{"resets_at":1000050}}', 50.0, id="resets_at first"
+    ),
+    pytest.param(
+        {},
+        b'{"error":{"details":[{"metadata":{"quotaResetDelay":"1h16m0.6s"}}]}}',
+        4560.6,
+        id="quotaResetDelay",
+    ),
+    pytest.param(
+        {}, b'{"error":{"message":"Your quota will reset after 12s."}}', 12.0, id="Google's message"
+    ),
+    pytest.param(
+        {}, b'{"error":{"details":[{"metadata":{"quotaResetDelay":"soon"}}]}}', None, id="garbage"
+    ),
+    pytest.param({}, b"", None, id="nothing"),
+]
+
+
+@pytest.mark.parametrize(("headers", "body", "expected"), WAITS)
+def test_how_long_to_wait(headers: dict[str, str], body: bytes, expected: float | None) -> None:
+    error = cp.ProxyError("rate_limited", "slow down")
+    error.headers, error.body = headers, body
+    assert cp.told_wait(error, 1_000_000.0) == expected
+
+
+def test_a_preview_stands_in(make_proxy: ProxyMaker, upstream: Upstream) -> None:
+    models = [{"name": "gem-pro"}, {"name": "gem-pro-preview"}]
+    for switch, status in ((False, 429), (True, 200)):
+        pool = Pool(
+            make_proxy, upstream, "a", entries={"a": {"models": models}}, request_retry=0,
+            quota_exceeded={"switch-preview-model": switch},
+        )  # fmt: skip
+        pool.router.punish(
+            pool.router.candidates("gem-pro")[0], cp.ProxyError("rate_limited", "x", retry_after=60)
+        )
+        assert pool.ask("gem-pro").status == status
+    assert json.loads(upstream.seen[-1].body)["model"] == "gem-pro-preview"
+
+
+# Files of other providers
+
+# fmt: off
+FILES = [
+    pytest.param("kimi", {"device_id": "d" * 32}, "/v1/chat/completions", "/v1/chat/completions", "kimi-k2.5", "k2.5", id="kimi"),
+    pytest.param("kimi", {"device_id": "d" * 32}, "/v1/messages",         "/v1/messages",         "kimi-k2.5", "k2.5", id="kimi, Claude's dialect"),
+    pytest.param("qwen", {},                      "/v1/chat/completions", "/chat/completions",    "coder-model", "coder-model", id="qwen"),
+    pytest.param("xai",  {"sub": "s"},            "/v1/responses",        "/responses",           "grok-4.5", "grok-4.5", id="xai"),
+]
+# fmt: on
+
+
+@pytest.mark.parametrize(("type", "fields", "path", "upstream_path", "model", "sent"), FILES)
+def test_files_of_other_providers(  # noqa: PLR0917 -- a column each
+    make_proxy: ProxyMaker,
+    upstream: Upstream,
+    type: str,
+    fields: Json,
+    path: str,
+    upstream_path: str,
+    model: str,
+    sent: str,
+) -> None:
+    names = {type: {"base-url": upstream.url}}
+    proxy = make_proxy(providers=names)
+    data = {
+        "type": type,
+        "access_token": "tok",
+        "refresh_token": "r",
+        "expired": cp.write_time(time.time() + 3600),
+        **fields,
+    }
+    (proxy.auth_dir / f"{type}-x.json").write_text(json.dumps(data))
+    proxy.app.poll()
+    upstream.routes[upstream_path] = make_reply({"ok": True})
+    body = (
+        {"model": model, "messages": HI, "max_tokens": 9}
+        if "responses" not in path
+        else {"model": model, "input": "hi", "stop": "x"}
+    )
+    assert proxy.ask(path, body).status == 200
+    (seen,) = upstream.seen
+    assert (seen.path.partition("?")[0], seen.json()["model"]) == (upstream_path, sent)
+    assert seen.headers["authorization"] == "Bearer tok"
+    assert "stop" not in seen.json()
+    assert ("x-msh-device-id" in seen.headers) == (type == "kimi")
+
+
+def test_qwen_goes_where_its_login_said(tmp_path: Path) -> None:
+    data = {"type": "qwen", "access_token": "t", "resource_url": "portal.example.com"}
+    credential = cp.Credential("qwen-x.json", tmp_path, "qwen", data, (0, 0, 0))
+    (account,) = cp.find_accounts(cp.load_config(None), [credential], {})
+    assert (account.origin.host, account.path) == ("portal.example.com", "/v1")
+
+
+def test_fields_of_files(tmp_path: Path) -> None:
+    data = {
+        "type": "claude", "access_token": "t", "priority": "3", "weight": "2", "request_retry": 1, "disable-cooling": True,
+        "prefix": "work", "excluded_models": ["claude-3*"], "excluded-models": ["*"],
+    }  # fmt: skip
+    credential = cp.Credential("claude-x.json", tmp_path, "claude", data, (0, 0, 0))
+    (account,) = cp.find_accounts(cp.load_config(None), [credential], {})
+    assert (account.priority, account.weight, account.retries, account.disable_cooling) == (
+        3,
+        2,
+        1,
+        True,
+    )
+    assert (account.prefix, account.excluded) == ("work", ["claude-3*"])
