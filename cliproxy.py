@@ -6533,6 +6533,7 @@ def gemini_shape(node: Json) -> Json:
     return gemini_branches(done, branches) if branches else done
 
 
+GEMINI_TYPE = frozenset({"type"})
 GEMINI_SHOWN = frozenset({"title", "description", "nullable"})  # may stand beside anyOf
 
 
@@ -6543,11 +6544,14 @@ def gemini_branches(node: Json, branches: Iterable[Json]) -> Json:
     shown: Json = {key: value for key, value in node.items() if key in GEMINI_SHOWN}
     shown.update({"nullable": True} if len(solid) < len(every) else {})
     if len(solid) < 2:
-        return {**all_of({**node, "allOf": solid or [{"type": "null"}]}), **shown}
+        done = {**all_of({**node, "allOf": solid or [{"type": "null"}]}), **shown}
+        if "anyOf" not in done:
+            return done
+        return claude_schema(done) if "properties" in done else without(done, GEMINI_TYPE)
     if "properties" in node:
         return {**claude_schema({**node, "anyOf": solid}), **shown}
     kind = {"type": node["type"]} if "type" in node else {}
-    return {**shown, "anyOf": [{**kind, **part} for part in solid]}
+    return {**shown, "anyOf": [part if "anyOf" in part else {**kind, **part} for part in solid]}
 
 
 def gemini_subset(node: Json) -> Json:

@@ -9,7 +9,7 @@ import timeit
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import cliproxy as cp
@@ -901,6 +901,9 @@ def check_subset(node: Any) -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(SCHEMAS)
+@example({"type": "object", "anyOf": [{"anyOf": [{}, False]}]})
+@example({"type": "object", "anyOf": [{"anyOf": [{}, False]}, {}]})
+@example({"type": "object", "properties": {"a": {}}, "anyOf": [{"anyOf": [{}, False]}]})
 def test_any_schema_can_be_cleaned(schema: dict[str, Any]) -> None:
     check_subset(cp.clean_schema_gemini(schema))
     cp.walk_schema(schema, cp.gemini_json)
