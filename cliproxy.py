@@ -6897,7 +6897,8 @@ def stream_error(dialect: Dialect, error: ProxyError) -> bytes:
     """Return the frames that end a stream of which nothing is known but its dialect. Source: 2.11."""
     body = dialect.write_error(error)
     if dialect.name != "responses":
-        return sse_frame(body, dialect.error_event)
+        frame = sse_frame(body, dialect.error_event)
+        return frame.replace(b"\n", b"\r\n") if dialect.name == "gemini" else frame
     said = body["error"]
     said = {"code": said.get("code") or said.get("type"), "message": said.get("message")}
     response = {
@@ -11675,6 +11676,8 @@ def raise_first_error(head: bytes, dialect: Dialect) -> None:
         payload = next(sse_read([head]), payload)
     error = payload.get("error") or (payload.get("response") or {}).get("error")
     if payload.get("type") == "error" or error:
+        for _ in dialect.read_stream(iter((payload,)), Request(dialect.name, "", ())):
+            pass  # it raises, as it would were the stream translated
         raise dialect.read_error(502, dumps({"error": error or payload}).encode("ascii"))
 
 

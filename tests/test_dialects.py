@@ -1194,7 +1194,7 @@ def test_stream_errors() -> None:
     assert cp.stream_error(row("claude", body, "error"), error).startswith(
         b'event: error\ndata: {"type":"error"'
     )
-    assert cp.stream_error(row("gemini", {"error": {}}), error) == b'data: {"error":{}}\n\n'
+    assert cp.stream_error(row("gemini", {"error": {}}), error) == b'data: {"error":{}}\r\n\r\n'
     failed = {
         "error": {"message": "busy", "type": "server_error", "param": None, "code": "overloaded"}
     }
