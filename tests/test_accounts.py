@@ -138,8 +138,9 @@ def test_two_programs_on_one_folder_make_one_refresh(house: House) -> None:
     store.scan()
     other = cp.App(app.config_file, store, {})
     (theirs,) = [a for a in other.router.accounts() if a.credential]
+    stale = theirs.token
     with ThreadPoolExecutor(20) as pool:
-        renewals = [pool.submit(other.renew, theirs, theirs.token) for _ in range(5)]
+        renewals = [pool.submit(other.renew, theirs, stale) for _ in range(5)]
         asks = [pool.submit(house.ask) for _ in range(15)]
         assert {ask.result().status for ask in asks} == {200}
         assert [renewal.result() for renewal in renewals] == [None] * 5
