@@ -11060,6 +11060,10 @@ class Call:
             self._json = decoded
         return self._json
 
+    def rewrite(self, body: Json) -> None:
+        """Put another body in the place of the client's."""
+        self.body, self._json = dumps(body).encode("ascii"), body
+
     @property
     def sse(self) -> bool:
         """Tell whether the client reads its stream as server-sent events; Gemini's must say so."""
@@ -11609,7 +11613,8 @@ def relay(call: Call, account: Account, provider: Provider, model: str, app: App
     headers = passed_headers(exchange)
     streaming = headers.get("content-type", "").startswith("text/event-stream")
     if provider.only_streams and not call.stream:
-        whole = dumps(collected_response(sse_read(exchange.decoded()))).encode("ascii")
+        with contextlib.closing(exchange):
+            whole = dumps(collected_response(sse_read(exchange.decoded()))).encode("ascii")
         return Answer(200, {**headers, "content-type": "application/json"}, iter_once(whole), len(whole))
     encoding = exchange.headers.get("content-encoding", "")
     if encoding and encoding in call.headers.get("accept-encoding", ""):
@@ -11827,6 +11832,57 @@ def answer_locally(call: Call) -> Answer:
         message = f"{call.action} is served by upstreams of the {call.dialect.name} dialect only"
         raise ProxyError("not_implemented", message)
     return counted(call, estimate_tokens(call.request), {"x-cliproxy-estimate": "bytes/4"})
+
+
+COMPLETION_DROPPED = frozenset("prompt suffix echo best_of logprobs".split())
+
+
+def chat_of_completion(body: Json) -> Json:
+    """Return a body of the old completions API as a chat of one message.
+
+    Raises ProxyError for tokens and batches. Source: platform.openai.com/docs/api-reference/completions.
+    """
+    prompt = body.get("prompt", "")
+    if isinstance(prompt, list) and len(prompt) == 1:
+        prompt = prompt[0]
+    if not isinstance(prompt, str):
+        message = "'prompt' is no text; token numbers and several prompts at once are not supported"
+        raise ProxyError("invalid_request", message, param="prompt")
+    kept = {key: value for key, value in body.items() if key not in COMPLETION_DROPPED}
+    return {**kept, "messages": [{"role": "user", "content": prompt}]}
+
+
+def completion_of_chat(chat: Json) -> Json:
+    """Return a chat answer, or a chunk of its stream, in the shape of the old completions API."""
+    choices = [
+        {
+            "index": row.get("index", 0),
+            "text": (row.get("delta") or row.get("message") or EMPTY).get("content") or "",
+            "logprobs": None,
+            "finish_reason": row.get("finish_reason"),
+        }
+        for row in chat.get("choices") or ()
+    ]
+    id = str(chat.get("id", "")).replace("chatcmpl-", "cmpl-", 1)
+    return {**chat, "id": id, "object": "text_completion", "choices": choices}
+
+
+def completion_answer(answer: Answer) -> Answer:
+    """Return a chat's answer as one of the old completions API."""
+    if answer.headers.get("content-type", "").startswith("text/event-stream"):
+        return answer._replace(pieces=completion_frames(answer.pieces), length=None)
+    try:
+        whole = dumps(completion_of_chat(json.loads(b"".join(answer.pieces)))).encode("ascii")
+    except (ValueError, AttributeError) as exc:
+        raise ProxyError("upstream_failed", f"the upstream's answer is malformed: {exc}") from exc
+    return Answer(answer.status, answer.headers, iter_once(whole), len(whole))
+
+
+def completion_frames(pieces: Pieces) -> Pieces:
+    with contextlib.closing(pieces):
+        for chunk in sse_read(pieces):
+            yield sse_frame(completion_of_chat(chunk))
+    yield b"data: [DONE]\n\n"
 
 
 ########################################################################################
@@ -12048,10 +12104,10 @@ class Handler(socketserver.BaseRequestHandler, Watcher):
         dialect = self.dialect
         with contextlib.suppress(ClientGone):
             self.drop_body()
+        headers = {} if error.retry_after is None else {"retry-after": f"{math.ceil(error.retry_after)}"}
         if error.body and error.dialect == dialect.name:
-            self.send(error.status, dict(error.headers), error.body)
+            self.send(error.status, {**headers, **error.headers}, error.body)
         else:
-            headers = {} if error.retry_after is None else {"retry-after": f"{math.ceil(error.retry_after)}"}
             status = 529 if (error.kind, dialect.name) == ("overloaded", "claude") else error.status
             self.send_json(status, dialect.write_error(error), headers)
 
@@ -12186,6 +12242,17 @@ class Handler(socketserver.BaseRequestHandler, Watcher):
 
     def generate(self, route: Route) -> None:
         """Serve a request for a model, end to end."""
+        self.send_answer(dispatch(self.read_call(route), self.server.app))
+
+    def complete(self, route: Route) -> None:
+        """Serve a request of the old completions API, as a chat."""
+        call = self.read_call(route)
+        call.headers.pop("accept-encoding", None)  # the answer will be read
+        call.rewrite(chat_of_completion(call.json))
+        self.send_answer(completion_answer(dispatch(call, self.server.app)))
+
+    def read_call(self, route: Route) -> Call:
+        """Read the request's body, and what its path says."""
         self.dialect = DIALECTS[route.dialect]
         call = Call(self.dialect, route.action, self.read_body())
         self.call = call
@@ -12197,7 +12264,7 @@ class Handler(socketserver.BaseRequestHandler, Watcher):
             call.action, call.path_stream = GEMINI_VERBS[verb]
             call.path_model = model
         self.waited = 0.0
-        self.send_answer(dispatch(call, self.server.app))
+        return call
 
     def list_models(self, route: Route) -> None:
         self.send_json(200, self.lister(route)[0](self.server.app.router))
@@ -12331,6 +12398,7 @@ ROUTE_ROWS = (
     Route("POST", "/v1/messages",               Handler.generate,       "claude"),
     Route("POST", "/v1/messages/count_tokens",  Handler.generate,       "claude", "count"),
     Route("POST", "/v1/chat/completions",       Handler.generate,       "chat"),
+    Route("POST", "/v1/completions",            Handler.complete,       "chat"),
     Route("POST", "/v1/responses",              Handler.generate,       "responses"),
     Route("POST", "/v1/responses/compact",      Handler.generate,       "responses", "compact"),
     Route("POST", "/v1/responses/input_tokens", Handler.generate,       "responses", "count"),

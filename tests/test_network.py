@@ -6,6 +6,7 @@ import base64
 import gzip
 import itertools
 import math
+import select
 import socket
 import ssl
 import threading
@@ -1139,12 +1140,16 @@ def test_an_early_answer_over_tls(authority: trustme.CA, clock: Clock) -> None:
 # --- proxies --------------------------------------------------------------------------------------
 
 
-def pump(source: Any, sink: Any) -> None:
-    with suppress(OSError, ValueError):
-        while data := source.recv(65_536):
-            sink.sendall(data)
-    with suppress(OSError):
-        sink.shutdown(socket.SHUT_RDWR)
+def pump(outer: Any, inner: socket.socket) -> None:
+    """Copy both ways, in one thread: TLS connections are not to be shared by two."""
+    while True:
+        waiting = outer.pending() if hasattr(outer, "pending") else 0
+        ready = [outer] if waiting else select.select([outer, inner], [], [], DEADLINE)[0]
+        for source in ready:
+            data = source.recv(65_536)
+            if not data:
+                return
+            (inner if source is outer else outer).sendall(data)
 
 
 class Tunnel:
@@ -1164,10 +1169,7 @@ class Tunnel:
                 return
             self.asked.append(asked)
             with socket.create_connection(("127.0.0.1", self._port), timeout=DEADLINE) as inner:
-                back = threading.Thread(target=pump, args=(inner, outer))
-                back.start()
                 pump(outer, inner)
-                back.join(DEADLINE)
 
 
 def take(peer: Any, count: int) -> bytes:
