@@ -10745,16 +10745,18 @@ class Router:
         message = f"no account serves {model!r}{hint}; GET /v1/models lists all"
         return ProxyError("model_not_found", message, param="model")
 
-    def wait_before(self, model: str, turn: int) -> float | None:
+    def wait_before(self, model: str, turn: int, hint: float | None) -> float | None:
         """Return the seconds until it makes sense to ask all accounts once more.
 
-        `turn` counts the rounds that were. None: never, as `request-retry`, of the config or of the
-        account, and `max-retry-interval` say.
+        `turn` counts the rounds that were, `hint` is what the last refusal said. None: never, as
+        `request-retry`, of the config or of the account, and `max-retry-interval` say.
         """
         with self._lock:
             found = self._offers.get(model) or self._read(model)
-            rests = (self._rest(c) for c in found if turn < self._retries(c.account))
-            wait = min((rest.end - self._now() for rest in rests if rest), default=math.inf)
+            patient = [c for c in found if turn < self._retries(c.account)]
+            waits = [rest.end - self._now() for rest in map(self._rest, patient) if rest]
+            waits += [hint] if patient and hint is not None else []
+            wait = min(waits, default=math.inf)
             return wait if wait <= self._config["max-retry-interval"] else None
 
     def _retries(self, account: Account) -> int:
@@ -11451,7 +11453,7 @@ def dispatch(call: Call, app: App) -> Answer:
             return ask_all(call, app)
         except ProxyError as error:
             again = judge(error) is not None
-            wait = app.router.wait_before(call.model, turn) if again else None
+            wait = app.router.wait_before(call.model, turn, error.retry_after) if again else None
             if wait is None:
                 raise
             pause(call, wait)
