@@ -10824,6 +10824,23 @@ class Router:
                 self._limits[account.name] = {"at": now, "windows": [list(w) for w in windows]}
                 self._changed = True
 
+    def report(self, account: Account) -> Json:
+        """Return what the owner may want to know of an account; times are Unix times."""
+        now, offset = self._clock(), self._clock() - self._now()
+        with self._lock:
+            rests = [
+                {"model": model or "*", "until": rest.end + offset, "why": f"{rest.status}: {rest.why}"}
+                for (name, model), rest in sorted(self._cooling.items())
+                if name == account.name and rest.end > self._now()
+                and rest.mark in {"", account.mark}
+            ]
+            limits = (self._limits.get(account.name) or {}).get("windows") or ()
+            windows = [Window(*row)._asdict() for row in limits]
+            found = {"requests": self._answers[account.name], "cooling": rests, "limits": windows}
+        lost = bool(account.refused) or account.lost(now)
+        states = {"needs login": lost, "cooling": bool(rests), "expired": account.expired(now)}
+        return {"state": next((state for state, is_so in states.items() if is_so), "ready"), **found}
+
     def state(self) -> Json | None:
         """Return what is to be stored; None if nothing has changed since the last time."""
         offset = self._clock() - self._now()
@@ -12574,9 +12591,13 @@ def make_app(options: argparse.Namespace) -> App:
     config_file = ConfigFile(find_config(options.config), overrides)
     for warning in config_file.config.warnings:
         log.warning("%s", warning)
-    store = Store(Path(config_file.config["auth-dir"]).expanduser())
+    return App(config_file, open_store(config_file.config), os.environ)
+
+
+def open_store(config: Config) -> Store:
+    store = Store(Path(config["auth-dir"]), lambda problem: log.warning("%s", problem))
     store.scan()
-    return App(config_file, store, os.environ)
+    return store
 
 
 def restart_compiled() -> None:
@@ -12612,12 +12633,16 @@ def cmd_serve(options: argparse.Namespace) -> int:
         signal.signal(number, lambda *_: os._exit(1) if stop.is_set() else stop.set())
     threading.Thread(target=server.serve_forever, daemon=True).start()
     greet(server, app)
+    keeper = threading.Thread(target=app.keep_renewed, args=(stop,), daemon=True)
+    keeper.start()
     while not stop.wait(1.0):
         app.poll()
         write_lines(server.lines)
     log.info("stopping; running answers have %.0f s", GRACE)
     finished = server.stop()
     write_lines(server.lines)
+    keeper.join(GRACE)  # new tokens must reach the disk
+    app.save_state()
     return 0 if finished else 1
 
 
@@ -12628,11 +12653,186 @@ def greet(server: Server, app: App) -> None:
     say(f"config: {app.config.path or 'none (defaults)'}; credentials: {app.store.folder}")
     accounts = app.router.accounts()
     for account in accounts:
-        say(f"  {account.name}: {account.provider.name}, {mask(account.token)}")
+        state = app.router.report(account)["state"]
+        say(f"  {account.name}: {account.provider.name}, {mask(account.token)}, {state}")
     if not accounts:
         say("no account yet: set ANTHROPIC_API_KEY, OPENAI_API_KEY or GEMINI_API_KEY, or log in:")
         say("  python cliproxy.py login codex --no-browser")
     say("try it without any account: the model 'echo' repeats what you say")
+
+
+def make_terminal() -> Terminal:
+    """Return the terminal that the program runs in, whatever of it there is."""
+    screen = (0, 0)
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        if (sys.stdout.encoding or "").lower().startswith("utf"):
+            size = os.get_terminal_size(sys.stdout.fileno())
+            screen = size.columns, size.lines
+    try:
+        return Terminal(say, sys.stdin.fileno(), screen)
+    except (OSError, ValueError, AttributeError):  # there is no stdin
+        terminal = Terminal(say, None, screen)
+        terminal.closed = True
+        return terminal
+
+
+def cmd_login(options: argparse.Namespace) -> int:
+    """Log in at a provider and save the credential."""
+    if not options.provider:
+        say("which provider? cliproxy login PROVIDER, with one of:")
+        for row in LOGINS.values():
+            say(f"  {row.provider:12} {row.title}")
+        return 2
+    config = load_config(find_config(options.config))
+    store = open_store(config)
+    wanted = Options(
+        browser=not options.no_browser,
+        device=options.device,
+        port=options.oauth_callback_port,
+        project=options.project_id,
+        source=options.source,
+    )
+    try:
+        credential = login(options.provider, wanted, config, store, make_terminal())
+    except KeyboardInterrupt:
+        raise ProxyError("caller_timeout", "stopped; nothing was saved") from None
+    say(f"saved {credential.path}")
+    if credential.type in FILE_PROVIDERS:
+        say("`cliproxy serve` uses it; one that is running does so within a second")
+    else:
+        say(f"its tokens are kept, but accounts of {credential.type} cannot be asked yet")
+    return 0
+
+
+def cmd_flags(options: argparse.Namespace) -> int:
+    """Do what the flags say: log in, or serve."""
+    for flag, provider, device in LOGIN_FLAGS:
+        if getattr(options, flag.replace("-", "_")):
+            options.provider, options.device, options.source = provider, device, ""
+            return cmd_login(options)
+    return cmd_serve(options)
+
+
+def find_credential(store: Store, name: str) -> Credential:
+    """Return the file that is meant by its name, or by a part of that. Raises ProxyError."""
+    known = {credential.name: credential for credential in store.credentials()}
+    exact = known.get(name) or known.get(f"{name}.json")
+    found = [exact] if exact else [known[key] for key in known if name.lower() in key.lower()]
+    if len(found) == 1:
+        return found[0]
+    there = ", ".join(credential.name for credential in found) or ", ".join(known) or "none"
+    what = "may be several" if found else "is none of the logins"
+    raise ProxyError("not_found", f"{name!r} {what}; there are: {there}")
+
+
+def cmd_logout(options: argparse.Namespace) -> int:
+    """Revoke and delete a login."""
+    config = load_config(find_config(options.config))
+    store = open_store(config)
+    say(logout(find_credential(store, options.name), store, config))
+    return 0
+
+
+def cmd_accounts(options: argparse.Namespace) -> int:
+    """List the accounts, or renew the tokens of one."""
+    app = make_app(options)
+    if options.what == "refresh":
+        if not options.name:
+            raise ProxyError("invalid_request", "whose? cliproxy accounts refresh NAME")
+        fresh = refresh(find_credential(app.store, options.name), app.store, app.config)
+        ends = expires_at(fresh.data)
+        say(f"{fresh.name}: renewed" + (f", good until {moment(ends)}" if ends else ""))
+        return 0
+    rows = [account_row(account, app, ask=options.limits) for account in app.router.accounts()]
+    known = {row["name"] for row in rows}
+    rows += [file_row(c, app.config) for c in app.store.credentials() if c.name not in known]
+    if options.json:
+        say(json.dumps(rows, indent=2))
+    else:
+        show_accounts(rows)
+    return 0
+
+
+def account_row(account: Account, app: App, *, ask: bool) -> Json:
+    """Return what is known of an account, without any secret."""
+    data = account.credential.data if account.credential else {}
+    row: Json = {"provider": account.provider.name, "name": account.name, "plan": plan_of(data)}
+    row.update(app.router.report(account), expires=account.ends, last_refresh=last_refresh(data))
+    row["why"] = account.refused or "; ".join(rest["why"] for rest in row["cooling"])
+    if ask and account.credential:
+        try:
+            if account.renewable and account.expired(time.time()):
+                app.renew(account, account.token)
+            windows = usage_of(account.credential, app.config)
+            row["limits"] = [window._asdict() for window in windows] or row["limits"]
+        except ProxyError as error:
+            row["why"] = str(error)
+    return row
+
+
+def file_row(credential: Credential, config: Config) -> Json:
+    """Return what is known of a login that serves nobody."""
+    data = credential.data
+    state = "disabled" if data.get("disabled") else "not served"
+    row: Json = {"provider": credential.type, "name": credential.name, "plan": plan_of(data)}
+    row.update(state=state, requests=0, cooling=[], limits=[], expires=expires_at(data))
+    return {**row, "last_refresh": last_refresh(data), "why": refused(data)}
+
+
+def moment(when: float | None) -> str:
+    """Return a time as people write it: today's without the date."""
+    if when is None:
+        return "-"
+    then, today = time.localtime(when), time.localtime()
+    same = then[:3] == today[:3]
+    return time.strftime("%H:%M" if same else "%b %d %H:%M", then)
+
+
+def bar(percent: float, width: int = 10) -> str:
+    """Draw how much of a limit is used."""
+    filled = max(0, min(width, round(percent * width / 100)))
+    full, empty = "█░" if (sys.stdout.encoding or "").lower().startswith("utf") else "#."
+    return full * filled + empty * (width - filled)
+
+
+def state_words(row: Json) -> str:
+    """Say an account's state: how long it cools, what an expired one waits for."""
+    if row["state"] == "cooling":
+        whole = any(rest["model"] == "*" for rest in row["cooling"])
+        until = moment(max(rest["until"] for rest in row["cooling"]))
+        return f"cooling until {until}" if whole else f"ready, {len(row['cooling'])} model(s) cooling"
+    return {"expired": "expired, renewed on use"}.get(row["state"], str(row["state"]))
+
+
+ACCOUNT_COLUMNS: tuple[tuple[str, Callable[[Json], str]], ...] = (
+    ("PROVIDER", lambda row: row["provider"]),
+    ("NAME", lambda row: row["name"]),
+    ("PLAN", lambda row: row["plan"] or "-"),
+    ("STATE", state_words),
+    ("EXPIRES", lambda row: moment(row["expires"])),
+    ("RENEWED", lambda row: moment(row["last_refresh"])),
+    ("REQUESTS", lambda row: str(row["requests"])),
+)
+
+
+def show_accounts(rows: list[Json]) -> None:
+    """Print accounts as a table, under each what cools and how much of its limits is used."""
+    if not rows:
+        say("no account yet: python cliproxy.py login PROVIDER, or add a key to the config")
+        return
+    cells = [[title for title, _ in ACCOUNT_COLUMNS]]
+    cells += [[show(row) for _, show in ACCOUNT_COLUMNS] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells)]
+    lines = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in cells]
+    for line, row in zip(lines, [{}, *rows]):
+        say(line)
+        for rest in row.get("cooling", ()):
+            say(f"    {rest['model']} rests until {moment(rest['until'])}: {rest['why']}")
+        for window in row.get("limits", ()):
+            used, resets = window["used"], moment(window["resets_at"])
+            say(f"    {window['name']:10} {bar(used)} {used:3.0f} %  resets {resets}")
+        if row.get("state") != "cooling" and row.get("why"):
+            say(f"    {row['why']}")
 
 
 def cmd_models(options: argparse.Namespace) -> int:
@@ -12669,10 +12869,37 @@ class Command(NamedTuple):
     arguments: tuple[tuple[str, Json], ...] = ()
 
 
+SERVE_OPTIONS: tuple[tuple[str, Json], ...] = (
+    ("--host", {"help": "address to bind, default 127.0.0.1"}),
+    ("--port", {"type": int, "help": "port to bind, default 8317"}),
+)
+LOGIN_OPTIONS: tuple[tuple[str, Json], ...] = (
+    ("--no-browser", {"action": "store_true", "help": "print the address only"}),
+    ("--oauth-callback-port", {"type": int, "default": 0, "metavar": "N", "help": "where to wait for the browser"}),
+    ("--project_id", {"default": "", "metavar": "ID", "help": "Google's project; several with commas; ALL"}),
+)
+LOGIN_FLAGS = (  # of CLIProxyAPI: flag, provider, whether by device. The first that is given counts
+    ("login", "gemini", False), ("antigravity-login", "antigravity", False), ("codex-login", "codex", False),
+    ("codex-device-login", "codex", True), ("claude-login", "claude", False), ("qwen-login", "qwen", False),
+    ("iflow-login", "iflow", False), ("kimi-login", "kimi", False), ("xai-login", "xai", False),
+)
 COMMANDS = (
-    Command("serve", cmd_serve, "serve clients (what `cliproxy` does without a subcommand)", (
-        ("--host", {"help": "address to bind, default 127.0.0.1"}),
-        ("--port", {"type": int, "help": "port to bind, default 8317"}),
+    Command("serve", cmd_serve, "serve clients (what `cliproxy` does without a subcommand)", SERVE_OPTIONS),
+    Command("login", cmd_login, "log in at a provider", (
+        ("provider", {"nargs": "?", "default": "", "help": f"one of {', '.join(LOGINS)}"}),
+        *LOGIN_OPTIONS,
+        ("--device", {"action": "store_true", "help": "by a short code, typed on any device"}),
+        ("--import", {"dest": "source", "nargs": "?", "const": "auto", "default": "", "metavar": "FILE",
+                      "help": "take over what the vendor's own program holds"}),
+    )),
+    Command("accounts", cmd_accounts, "list accounts: plan, state, expiry, limits; or renew one", (
+        ("what", {"nargs": "?", "choices": ["list", "refresh"], "default": "list"}),
+        ("name", {"nargs": "?", "default": "", "help": "whose tokens to refresh"}),
+        ("--json", {"action": "store_true", "help": "for programs"}),
+        ("--limits", {"action": "store_true", "help": "ask the providers how much is used"}),
+    )),
+    Command("logout", cmd_logout, "revoke an account's tokens where that is possible, and delete them", (
+        ("name", {"help": "of its file; a part of it will do"}),
     )),
     Command("models", cmd_models, "list the models that can be served"),
     Command("config", cmd_config, "check the config file; print an example or all keys", (
@@ -12690,10 +12917,25 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=version())
     rows = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for command in COMMANDS:
-        row = rows.add_parser(command.name, help=command.help, parents=[common])
+        row = rows.add_parser(command.name, help=command.help, parents=[common], allow_abbrev=False)
         row.set_defaults(run=command.run)
         for flag, settings in command.arguments:
             row.add_argument(flag, **settings)
+    return parser
+
+
+def make_flag_parser() -> argparse.ArgumentParser:
+    """Build the command line without a subcommand: to serve, or CLIProxyAPI's flags to log in.
+
+    Both take one dash or two. Source: spec/config.md 10.
+    """
+    parser = argparse.ArgumentParser(prog="cliproxy", allow_abbrev=False)
+    logins = [(name, {"action": "store_true", "help": f"login {p}"}) for name, p, _ in LOGIN_FLAGS]
+    others = [("config", {"help": "config file"}), ("debug", {"action": "store_true", "help": "log more"})]
+    for flag, settings in [*others, *SERVE_OPTIONS, *logins, *LOGIN_OPTIONS]:
+        name = flag.lstrip("-")
+        parser.add_argument(f"--{name}", f"-{name}", **settings)
+    parser.set_defaults(run=cmd_flags)
     return parser
 
 
@@ -12708,16 +12950,20 @@ def main(argv: list[str] | None = None) -> int:
     if words == ["--version"]:
         say(version())
         return 0
-    if not words or words[0] not in {*(row.name for row in COMMANDS), "-h", "--help", "--version"}:
-        words = ["serve", *words]
-    options = make_parser().parse_args(words)
+    flags = not words or (words[0][0] == "-" and words[0] not in {"-h", "--help"})
+    options = (make_flag_parser() if flags else make_parser()).parse_args(words)
     level = logging.DEBUG if options.debug else logging.INFO
-    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    serves = options.run in {cmd_serve, cmd_flags}
+    form = "%(asctime)s %(levelname)s %(message)s" if serves else "cliproxy: %(message)s"
+    logging.basicConfig(level=level, format=form, stream=sys.stderr)
     try:
         return options.run(options)  # type: ignore[no-any-return]
     except ProxyError as error:
         sys.stderr.write(f"cliproxy: {error}\n")
         return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("\ncliproxy: stopped\n")
+        return 130
 
 
 if __name__ == "__main__":

@@ -1,0 +1,399 @@
+"""The command line as a user has it: a real process in a pseudo-terminal, against the world of providers."""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Callable
+from urllib.parse import parse_qsl, urlsplit
+
+import pytest
+from conftest import DEADLINE, ROOT, Seen, Upstream, make_reply
+from test_login import consent, visit
+from world import World
+
+import cliproxy as cp
+
+Json = cp.Json
+pytestmark = [
+    pytest.mark.skipif(os.name != "posix", reason="needs a pseudo-terminal"),
+    pytest.mark.timeout(30),
+]
+URL = re.compile(r"^http\S+$", re.MULTILINE)
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    with World() as world:
+        thread = threading.Thread(target=world.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield world
+        world.shutdown()
+        thread.join()
+
+
+class Session:
+    """A command in a pseudo-terminal of 100 x 60, over SSH if nothing else is said, and its user."""
+
+    def __init__(self, home: Path, *words: str, **environ: str) -> None:
+        import fcntl  # noqa: PLC0415 -- POSIX only
+        import pty  # noqa: PLC0415
+        import struct  # noqa: PLC0415
+        import termios  # noqa: PLC0415
+
+        self.mine, theirs = pty.openpty()
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 60, 100, 0, 0))
+        shell = {
+            "SSH_CONNECTION": "10.0.0.1 51000 10.0.0.2 22",
+            "USER": "ann",
+            "PYTHONDONTWRITEBYTECODE": "1",
+        }
+        kept = {name: value for name, value in os.environ.items() if not name.endswith("API_KEY")}
+        own = 'exec "$@" <"$0" >"$0" 2>&1'  # to open it makes it the terminal that Ctrl-C acts on
+        self.process = subprocess.Popen(
+            ["/bin/sh", "-c", own, os.ttyname(theirs), sys.executable, str(ROOT / "cliproxy.py"), *words],
+            env={**kept, **shell, "HOME": str(home), **environ}, cwd=home, start_new_session=True,
+        )  # fmt: skip
+        self.theirs = theirs  # kept open until the other side has opened it
+        self.text, self.decoder = "", codecs.getincrementaldecoder("utf-8")()
+
+    def read(self) -> str:
+        if self.theirs >= 0 and self.text:
+            os.close(self.theirs)
+            self.theirs = -1
+        text = self.decoder.decode(os.read(self.mine, 4096))
+        self.text = (self.text + text).replace("\r\n", "\n")
+        return text
+
+    def read_to(self, pattern: str) -> str:
+        while not (match := re.search(pattern, self.text, re.MULTILINE)):
+            self.read()
+        return str(match[0])
+
+    def type(self, text: str) -> None:
+        os.write(self.mine, text.encode())
+
+    def end(self) -> int:
+        with contextlib.suppress(OSError):  # how Linux says that the other side is closed
+            while self.read():
+                pass
+        os.close(self.mine)
+        return self.process.wait(timeout=DEADLINE)
+
+
+class Home:
+    """A home folder with a config that points every provider at the world."""
+
+    def __init__(self, folder: Path, world: World, **config: Any) -> None:
+        self.folder, self.auth = folder, folder / ".cli-proxy-api"
+        self.auth.mkdir(mode=0o700)
+        settings = {"providers": world.config().data["providers"], "port": 0, **config}
+        self.write(settings)
+        self.settings = settings
+
+    def write(self, settings: Json) -> None:
+        (self.auth / "config.json").write_text(json.dumps(settings))
+
+    def start(self, *words: str, **environ: str) -> Session:
+        return Session(self.folder, *words, **environ)
+
+    def run(self, *words: str, **environ: str) -> tuple[int, str]:
+        session = self.start(*words, **environ)
+        status = session.end()
+        return status, session.text
+
+    def files(self) -> list[str]:
+        return sorted(path.name for path in self.auth.glob("*-*.json"))
+
+
+@pytest.fixture
+def home(tmp_path: Path, world: World) -> Home:
+    return Home(tmp_path, world)
+
+
+def page_code(to: str) -> str:
+    query = dict(parse_qsl(urlsplit(to).query))
+    return f"{query['code']}#{query['state']}"
+
+
+def log_in(home: Home, *words: str, answer: Callable[[str], str] = str, at: int = 0) -> Session:
+    """Log in by pasting; the words are those of the command line."""
+    session = home.start(*words)
+    session.read_to(r"ssh -N -L \d+:127.0.0.1:\d+ ann@10.0.0.2")
+    session.type(answer(consent(URL.findall(session.text)[at])) + "\r")
+    assert session.end() == 0, session.text
+    return session
+
+
+# fmt: off
+SPELLINGS = [
+    pytest.param(["login", "codex", "--no-browser"],       str,       "codex-ann@example.com-plus.json", id="login codex"),
+    pytest.param(["login", "codex"],                       str,       "codex-ann@example.com-plus.json", id="over SSH no browser opens"),
+    pytest.param(["login", "claude", "--no-browser"],      page_code, "claude-ann@example.com.json",     id="login claude"),
+    pytest.param(["--claude-login", "--no-browser"],       page_code, "claude-ann@example.com.json",     id="--claude-login"),
+    pytest.param(["-claude-login", "-no-browser"],         page_code, "claude-ann@example.com.json",     id="-claude-login"),
+    pytest.param(["--codex-login", "--no-browser"],        str,       "codex-ann@example.com-plus.json", id="--codex-login"),
+    pytest.param(["-login", "-project_id", "proj-1"],      str,       "gemini-ann@example.com-proj-1.json", id="-login"),
+    pytest.param(["-login", "-project_id=proj-1"],         str,       "gemini-ann@example.com-proj-1.json", id="-project_id="),
+    pytest.param(["--antigravity-login"],                  str,       "antigravity-ann@example.com.json", id="--antigravity-login"),
+    pytest.param(["--codex-login", "--config", "{config}"], str,      "codex-ann@example.com-plus.json", id="--config"),
+    pytest.param(["-config={config}", "-codex-login"],     str,       "codex-ann@example.com-plus.json", id="-config="),
+]
+# fmt: on
+
+
+@pytest.mark.parametrize(("words", "answer", "file"), SPELLINGS)
+def test_logins_by_pasting(
+    home: Home, words: list[str], answer: Callable[[str], str], file: str
+) -> None:
+    if "{config}" in "".join(words):
+        (home.auth / "config.json").rename(home.folder / "other.json")
+    words = [word.format(config=home.folder / "other.json") for word in words]
+    session = log_in(home, *words, answer=answer)
+    assert f"saved {home.auth / file}" in session.text
+    assert home.files() == [file]
+    assert "\u2580" in session.text  # a QR code
+
+
+DEVICES = [
+    pytest.param(
+        ["--codex-device-login"], "codex-ann@example.com-plus.json", id="--codex-device-login"
+    ),
+    pytest.param(["login", "kimi"], "kimi-", id="kimi"),
+    pytest.param(["--qwen-login"], "qwen-ann@example.com.json", id="--qwen-login"),
+]
+
+
+@pytest.mark.parametrize(("words", "file"), DEVICES)
+def test_logins_by_device(home: Home, world: World, words: list[str], file: str) -> None:
+    session = home.start(*words)
+    session.read_to("Waiting")
+    for device in world.devices.values():
+        device["state"] = "granted"
+    if "qwen" in words[0]:
+        session.read_to("A name for this account")
+        session.type("ann@example.com\r")
+    assert session.end() == 0, session.text
+    (saved,) = home.files()
+    assert saved.startswith(file)
+
+
+def test_the_browser_comes_back_to_a_port_of_the_user_s_choice(home: Home) -> None:
+    session = home.start("login", "claude", "--oauth-callback-port", "0", "--no-browser")
+    session.read_to("ssh -N -L")
+    session.read_to(r"address where it ends\):\n\n\S+\n")
+    to = consent(URL.findall(session.text)[1])
+    assert "You can close this window" in visit(to)[2]
+    assert session.end() == 0, session.text
+    assert home.files() == ["claude-ann@example.com.json"]
+
+
+def wrong(session: Session, line: str, says: str) -> None:
+    """Paste something of no use; the login goes on, until it is stopped."""
+    session.type(line + "\r")
+    session.read_to(says)
+    session.type("\x03")
+
+
+def deny(session: Session, world: World) -> None:
+    world.denied = "access_denied"
+    session.type(consent(URL.findall(session.text)[0]) + "\r")
+
+
+def expire(session: Session, world: World) -> None:
+    to = consent(URL.findall(session.text)[0])
+    world.clock.advance(3600)
+    session.type(to + "\r")
+
+
+# fmt: off
+FAILURES = [  # what the user does -> exit status, what is said
+    pytest.param(lambda s, w: s.type("\x03"),                       1, "stopped; nothing was saved", id="Ctrl-C"),
+    pytest.param(lambda s, w: wrong(s, "?code=aaaaaaaaaaaaaaaaaaaaaaaa&state=wrong", "no answer to this login"), 1, "stopped", id="wrong state"),
+    pytest.param(lambda s, w: wrong(s, "what now?", "paste the address where it ends"), 1, "stopped", id="other words"),
+    pytest.param(deny,                           1, "access_denied; nothing was saved", id="denied"),
+    pytest.param(expire,                         1, "codes are short-lived", id="expired code"),
+]
+# fmt: on
+
+
+@pytest.mark.parametrize(("act", "status", "says"), FAILURES)
+def test_failed_logins(
+    home: Home, world: World, act: Callable[..., None], status: int, says: str
+) -> None:
+    session = home.start("login", "codex")
+    session.read_to("ssh -N -L")
+    session.read_to("--device for a short code")
+    act(session, world)
+    assert session.end() == status
+    assert says in session.text
+    assert "Traceback" not in session.text
+    assert home.files() == []
+
+
+def test_imports(home: Home, world: World) -> None:
+    tokens = world.tokens("codex")
+    auth = {"tokens": {**tokens, "id_token": world.id_token()}}
+    (home.folder / "auth.json").write_text(json.dumps(auth))
+    status, text = home.run("login", "codex", "--import", "auth.json")
+    assert (status, home.files()) == (0, ["codex-ann@example.com-plus.json"]), text
+    assert "share one refresh token" in text
+    status, text = home.run("login", "claude", "--import")
+    assert status == 1
+    assert "log in instead" in text
+
+
+def test_accounts(home: Home, world: World, tmp_path: Path) -> None:
+    home.write({**home.settings, "claude-api-key": [{"api-key": "sk-ant-0123456789"}]})
+    log_in(home, "login", "codex")
+    log_in(home, "login", "claude", answer=page_code)
+    (home.auth / "kimi-off.json").write_text(
+        json.dumps({"type": "kimi", "disabled": True, "access_token": "kimi-secret"})
+    )
+    (home.auth / "odd-one.json").write_text("{")
+    os.utime(home.auth / "odd-one.json", (1.0, 1.0))  # a younger one may be in the making
+    state = {
+        "cooldowns": [{"account": "claude-ann@example.com.json", "model": "", "end": time.time() + 600, "level": 1, "soft": False,
+                       "mark": "", "status": 429, "why": "slow down"}],
+        "limits": {"codex-ann@example.com-plus.json": {"at": 1.0, "windows": [["5h", 42.0, time.time() + 60]]}},
+        "answers": {"codex-ann@example.com-plus.json": 17},
+    }  # fmt: skip
+    (home.auth / ".cliproxy").mkdir()
+    (home.auth / ".cliproxy" / "state").write_text(json.dumps(state))
+    status, text = home.run("accounts")
+    assert status == 0
+    for line in (
+        r"^claude +claude-ann@example.com.json +max +cooling until [\w :]+\d\d:\d\d ",
+        r"^    \* rests until .*: 429: slow down$",
+        r"^codex +codex-ann@example.com-plus.json +plus +ready .* 17$",
+        r"^    5h +████░░░░░░  42 %  resets ",
+        r"^claude +claude-api-key\[0\] +- +ready +- +- +0$",
+        r"^kimi +kimi-off.json +- +disabled ",
+        r"odd-one.json is damaged",
+    ):
+        assert re.search(line, text, re.MULTILINE), (line, text)
+    status, text = home.run("accounts", "--json")
+    rows = json.loads(text[text.index("[\n") :])
+    assert [row["state"] for row in rows] == ["cooling", "ready", "ready", "disabled"]
+    assert not re.search(r"access-\d|refresh-\d|sk-ant|kimi-secret", text)
+    status, text = home.run("accounts", "--limits")
+    assert re.search(r"^    7d +████████░░  80 %  resets -$", text, re.MULTILINE)
+
+
+def test_refresh_and_logout(home: Home, world: World) -> None:
+    log_in(home, "login", "claude", answer=page_code)
+    before = json.loads((home.auth / home.files()[0]).read_text())
+    status, text = home.run("accounts", "refresh", "ann@")
+    after = json.loads((home.auth / home.files()[0]).read_text())
+    assert (status, after["access_token"] != before["access_token"]) == (0, True), text
+    for words in (["accounts", "refresh", "bob"], ["accounts", "refresh"], ["logout", "bob"]):
+        status, text = home.run(*words)
+        assert status == 1
+        assert text.startswith("cliproxy: ")
+    world.live.clear()
+    status, text = home.run("accounts", "refresh", "claude-ann@example.com")
+    assert status == 1
+    assert "run `cliproxy login claude`" in text
+    assert "needs login" in home.run("accounts")[1]
+    status, text = home.run("logout", "claude")
+    assert (status, home.files()) == (0, [])
+    assert "its tokens are revoked" in text
+
+
+USAGE = [
+    pytest.param(["--frob"], 2, "unrecognized arguments: --frob", id="unknown flag"),
+    pytest.param(["--codex-logi"], 2, "unrecognized arguments", id="a part of a flag"),
+    pytest.param(["frob"], 2, "invalid choice: 'frob'", id="unknown command"),
+    pytest.param(["logout"], 2, "required: name", id="no name"),
+    pytest.param(["login"], 2, "which provider?", id="no provider"),
+    pytest.param(["login", "codecs"], 1, "no login for 'codecs'", id="unknown provider"),
+    pytest.param(["accounts"], 0, "no account yet", id="no accounts"),
+    pytest.param(["--version"], 0, f"cliproxy {cp.__version__}", id="version"),
+    pytest.param(["--help"], 0, "logout", id="help"),
+]
+
+
+@pytest.mark.parametrize(("words", "status", "says"), USAGE)
+def test_usage(home: Home, words: list[str], status: int, says: str) -> None:
+    found, text = home.run(*words)
+    assert found == status
+    assert says in text
+
+
+class Serving:
+    """`cliproxy serve` in a process of its own."""
+
+    def __init__(self, home: Home) -> None:
+        self.session = home.start("serve")
+        self.url = self.session.read_to(r"http://127.0.0.1:\d+")
+        self.session.read_to("the model 'echo'")
+
+    def ask(self) -> int:
+        import http.client  # noqa: PLC0415
+
+        client = http.client.HTTPConnection(self.url[7:], timeout=DEADLINE)
+        body = {
+            "model": "claude-sonnet-4-6",
+            "max_tokens": 9,
+            "messages": [{"role": "user", "content": "hi"}],
+        }
+        with contextlib.closing(client):
+            client.request("POST", "/v1/messages", json.dumps(body))
+            return client.getresponse().status
+
+    def stop(self) -> str:
+        self.session.process.send_signal(signal.SIGTERM)
+        assert self.session.end() == 0, self.session.text
+        return self.session.text
+
+
+def test_two_servers_on_one_folder(home: Home, world: World, upstream: Upstream) -> None:
+    """An expired token, two processes, twenty requests at once: one refresh. Then a login while they run."""
+
+    def serve(seen: Seen) -> Any:
+        known = seen.headers["authorization"].partition("Bearer ")[2] in world.access
+        return make_reply({"type": "message"}, 200 if known else 401)
+
+    upstream.routes["/v1/messages"] = serve
+    home.settings["providers"]["claude"]["base-url"] = upstream.url
+    home.write(home.settings)
+    log_in(home, "login", "claude", answer=page_code)
+    path = home.auth / home.files()[0]
+    world.access.clear()
+    servers = [Serving(home), Serving(home)]
+    data = json.loads(path.read_text())
+    path.write_text(json.dumps({**data, "expired": cp.write_time(time.time() - 60)}))
+    with ThreadPoolExecutor(20) as pool:
+        asks = [pool.submit(server.ask) for server in servers * 10]
+        assert {ask.result() for ask in asks} == {200}
+    grants = [ask.body["grant_type"] for ask in world.asks if ask.path == "/claude/token"]
+    assert grants == ["authorization_code", "refresh_token"]
+    texts = [server.stop() for server in servers]
+    assert "claude-access" not in "".join(texts)
+    state = json.loads((home.auth / ".cliproxy" / "state").read_text())
+    assert state["answers"][path.name] >= 10
+
+
+def test_a_login_while_the_server_runs(home: Home, world: World, upstream: Upstream) -> None:
+    upstream.routes["/v1/messages"] = make_reply({"type": "message"})
+    home.settings["providers"]["claude"]["base-url"] = upstream.url
+    home.write(home.settings)
+    server = Serving(home)
+    assert server.ask() == 404
+    log_in(home, "login", "claude", answer=page_code)
+    deadline = time.monotonic() + DEADLINE
+    while (status := server.ask()) != 200 and time.monotonic() < deadline:
+        threading.Event().wait(0.1)
+    assert status == 200
+    server.stop()
