@@ -10457,7 +10457,11 @@ CLAUDE_CLAIM = re.compile(r"anthropic-ratelimit-unified-(.+)-status")
 def claude_claims(headers: Mapping[str, str]) -> list[str]:
     """Return which of Claude's windows are used up: 5h, 7d, or those of single models."""
     matches = ((CLAUDE_CLAIM.fullmatch(name), value) for name, value in headers.items())
-    return [match[1] for match, value in matches if match and value == "rejected" and match[1] != "overage"]
+    return [
+        match[1]
+        for match, value in matches
+        if match and value == "rejected" and match[1] != "overage"
+    ]
 
 
 def told_wait(error: ProxyError, now: float) -> float | None:
@@ -10533,7 +10537,9 @@ def opening_of(body: Json) -> str:
     told = (body.get(key) for key in ("instructions", "system", "systemInstruction"))
     items = body.get("messages") or body.get("input") or body.get("contents") or ()
     items = [items] if isinstance(items, str) else items
-    others = (i for i in items if not isinstance(i, dict) or i.get("role") not in {"system", "developer"})
+    others = (
+        i for i in items if not isinstance(i, dict) or i.get("role") not in {"system", "developer"}
+    )
     first = next(others, None)
     return digest(*(str(text)[:100] for text in told), first) if first else ""
 
@@ -10572,7 +10578,8 @@ class Router:
         self._shares: dict[str, dict[str, int]] = {}  # model -> account -> what it has coming
         self._weights: dict[str, int] = {}
         self._cooling: dict[tuple[str, str], Cooldown] = {}  # (account, model; empty: all)
-        self._bound: dict[tuple[str, str], tuple[str, float]] = {}  # (session, model) -> account, end
+        # (session, model) -> (account, when that ends)
+        self._bound: dict[tuple[str, str], tuple[str, float]] = {}
         self._limits: dict[str, Json] = {}
         self._answers: collections.Counter[str] = collections.Counter()
         self._changed = False  # is there more to store than is stored?
@@ -10655,7 +10662,9 @@ class Router:
         buckets: dict[int, list[Candidate]] = {}
         for candidate in ready:
             buckets.setdefault(candidate.account.priority, []).append(candidate)
-        return [c for key in sorted(buckets, reverse=True) for c in order(buckets[key], turn, shares)]
+        return [
+            c for key in sorted(buckets, reverse=True) for c in order(buckets[key], turn, shares)
+        ]
 
     def _twins_ready(self, model: str) -> list[Candidate]:
         """Return who can serve a preview of a model, or what it is a preview of, at the moment."""
@@ -10785,7 +10794,9 @@ class Router:
                 self._changed = True
         return True
 
-    def _wait(self, verdict: Verdict, error: ProxyError, last: Cooldown | None) -> tuple[float, int]:
+    def _wait(
+        self, verdict: Verdict, error: ProxyError, last: Cooldown | None
+    ) -> tuple[float, int]:
         """Return how long to rest, and how often a growing rest has grown."""
         level = last.level if last else 0
         if error.retry_after is not None:
@@ -10829,9 +10840,14 @@ class Router:
         now, offset = self._clock(), self._clock() - self._now()
         with self._lock:
             rests = [
-                {"model": model or "*", "until": rest.end + offset, "why": f"{rest.status}: {rest.why}"}
+                {
+                    "model": model or "*",
+                    "until": rest.end + offset,
+                    "why": f"{rest.status}: {rest.why}",
+                }
                 for (name, model), rest in sorted(self._cooling.items())
-                if name == account.name and rest.end > self._now()
+                if name == account.name
+                and rest.end > self._now()
                 and rest.mark in {"", account.mark}
             ]
             limits = (self._limits.get(account.name) or {}).get("windows") or ()
@@ -10839,7 +10855,10 @@ class Router:
             found = {"requests": self._answers[account.name], "cooling": rests, "limits": windows}
         lost = bool(account.refused) or account.lost(now)
         states = {"needs login": lost, "cooling": bool(rests), "expired": account.expired(now)}
-        return {"state": next((state for state, is_so in states.items() if is_so), "ready"), **found}
+        return {
+            "state": next((state for state, is_so in states.items() if is_so), "ready"),
+            **found,
+        }
 
     def state(self) -> Json | None:
         """Return what is to be stored; None if nothing has changed since the last time."""
@@ -10853,7 +10872,11 @@ class Router:
                 for (name, model), rest in self._cooling.items()
                 if rest.end > self._now()
             ]
-            return {"cooldowns": rests, "limits": self._limits.copy(), "answers": dict(self._answers)}
+            return {
+                "cooldowns": rests,
+                "limits": self._limits.copy(),
+                "answers": dict(self._answers),
+            }
 
     def restore(self, state: Json) -> None:
         """Take over what was stored before a restart. What is no such thing is left out."""
@@ -10982,7 +11005,9 @@ def accounts_of_endpoints(config: Config, environ: Mapping[str, str]) -> Iterato
         for key_number, key in enumerate(keys):
             merged = {**entry, **{k: v for k, v in key.items() if v not in {None, ""}}}
             merged["quirks"] = endpoint_quirks(merged, provider)
-            yield Account(f"{name}[{key_number}]", provider, with_overrides(config, provider, merged))
+            yield Account(
+                f"{name}[{key_number}]", provider, with_overrides(config, provider, merged)
+            )
 
 
 def accounts_of_files(config: Config, credentials: Iterable[Credential]) -> Iterator[Account]:
@@ -11010,7 +11035,9 @@ def accounts_of_environ(config: Config, environ: Mapping[str, str]) -> Iterator[
         key = environ.get(row.source, "").strip()
         if not key:
             continue
-        provider = PROVIDERS.get(row.provider) or endpoint_provider(row.provider)._replace(family=("*/*",))
+        provider = PROVIDERS.get(row.provider) or endpoint_provider(row.provider)._replace(
+            family=("*/*",)
+        )
         entry = {"api-key": key, "also": row.also}
         yield Account(row.source, provider, with_overrides(config, provider, entry))
 
@@ -12800,7 +12827,9 @@ def state_words(row: Json) -> str:
     if row["state"] == "cooling":
         whole = any(rest["model"] == "*" for rest in row["cooling"])
         until = moment(max(rest["until"] for rest in row["cooling"]))
-        return f"cooling until {until}" if whole else f"ready, {len(row['cooling'])} model(s) cooling"
+        return (
+            f"cooling until {until}" if whole else f"ready, {len(row['cooling'])} model(s) cooling"
+        )
     return {"expired": "expired, renewed on use"}.get(row["state"], str(row["state"]))
 
 
@@ -12875,13 +12904,25 @@ SERVE_OPTIONS: tuple[tuple[str, Json], ...] = (
 )
 LOGIN_OPTIONS: tuple[tuple[str, Json], ...] = (
     ("--no-browser", {"action": "store_true", "help": "print the address only"}),
-    ("--oauth-callback-port", {"type": int, "default": 0, "metavar": "N", "help": "where to wait for the browser"}),
-    ("--project_id", {"default": "", "metavar": "ID", "help": "Google's project; several with commas; ALL"}),
+    (
+        "--oauth-callback-port",
+        {"type": int, "default": 0, "metavar": "N", "help": "where to wait for the browser"},
+    ),
+    (
+        "--project_id",
+        {"default": "", "metavar": "ID", "help": "Google's project; several with commas; ALL"},
+    ),
 )
 LOGIN_FLAGS = (  # of CLIProxyAPI: flag, provider, whether by device. The first that is given counts
-    ("login", "gemini", False), ("antigravity-login", "antigravity", False), ("codex-login", "codex", False),
-    ("codex-device-login", "codex", True), ("claude-login", "claude", False), ("qwen-login", "qwen", False),
-    ("iflow-login", "iflow", False), ("kimi-login", "kimi", False), ("xai-login", "xai", False),
+    ("login", "gemini", False),
+    ("antigravity-login", "antigravity", False),
+    ("codex-login", "codex", False),
+    ("codex-device-login", "codex", True),
+    ("claude-login", "claude", False),
+    ("qwen-login", "qwen", False),
+    ("iflow-login", "iflow", False),
+    ("kimi-login", "kimi", False),
+    ("xai-login", "xai", False),
 )
 COMMANDS = (
     Command("serve", cmd_serve, "serve clients (what `cliproxy` does without a subcommand)", SERVE_OPTIONS),
@@ -12931,7 +12972,10 @@ def make_flag_parser() -> argparse.ArgumentParser:
     """
     parser = argparse.ArgumentParser(prog="cliproxy", allow_abbrev=False)
     logins = [(name, {"action": "store_true", "help": f"login {p}"}) for name, p, _ in LOGIN_FLAGS]
-    others = [("config", {"help": "config file"}), ("debug", {"action": "store_true", "help": "log more"})]
+    others = [
+        ("config", {"help": "config file"}),
+        ("debug", {"action": "store_true", "help": "log more"}),
+    ]
     for flag, settings in [*others, *SERVE_OPTIONS, *logins, *LOGIN_OPTIONS]:
         name = flag.lstrip("-")
         parser.add_argument(f"--{name}", f"-{name}", **settings)
