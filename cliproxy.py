@@ -570,6 +570,12 @@ PROVIDERS = {row.name: row for row in (
     Provider("openai-compatibility", "chat",      "",
              "/chat/completions", "", "", "/models",
              "bearer", {}, ()),
+    Provider("gemini-cli",           "gemini",    "https://cloudcode-pa.googleapis.com",
+             "/v1internal:generateContent", "/v1internal:streamGenerateContent?alt=sse", "", "",
+             "bearer", {}, ("gemini-*",)),
+    Provider("antigravity",          "gemini",    "https://cloudcode-pa.googleapis.com",
+             "/v1internal:generateContent", "/v1internal:streamGenerateContent?alt=sse", "", "",
+             "bearer", {}, (), quirks=frozenset({"openapi-schema"})),
     Provider("kimi",                 "chat",      "https://api.kimi.com/coding",
              "/v1/chat/completions", "", "", "/v1/models",
              "bearer", {}, ("kimi-*",), quirks=frozenset({"max-tokens", "system", "reasoning-content"})),
@@ -579,6 +585,9 @@ PROVIDERS = {row.name: row for row in (
     Provider("qwen",                 "chat",      "https://portal.qwen.ai/v1",
              "/chat/completions", "", "", "/models",
              "bearer", {}, ("qwen*", "coder-model", "vision-model"), quirks=frozenset({"max-tokens", "system"})),
+    Provider("iflow",                "chat",      "https://apis.iflow.cn/v1",
+             "/chat/completions", "", "", "",
+             "bearer", {}, (), quirks=frozenset({"max-tokens", "system"})),
     Provider("xai",                  "responses", "https://api.x.ai/v1",
              "/responses", "", "", "/models",
              "bearer", {}, ("grok-*",)),
@@ -7180,6 +7189,7 @@ SETTINGS = (
     Setting("routing.strategy", str, "round-robin", "which account is next: round-robin, weighted-round-robin or fill-first", STRATEGIES),
     Setting("routing.session-affinity", bool, False, "keep a conversation with the account that answered it last"),
     Setting("routing.session-affinity-ttl", str, "1h", "how long after its last answer, as 30m or 1h", clean=clean_duration),
+    Setting("quota-exceeded.switch-project", bool, False, "after a 429, ask the other projects of the same Google login"),
     Setting("quota-exceeded.switch-preview-model", bool, False, "while all accounts for a model rest, ask for its preview, or the reverse"),
     Setting("force-model-prefix", bool, False, "offer the models of an account with a prefix under the prefix alone"),
     Setting("nonstream-keepalive-interval", int, 0, "seconds between blank lines while a whole answer is awaited; 0: none", clean=clean_positive),
@@ -7214,7 +7224,6 @@ SETTINGS = (
     Setting("ampcode.restrict-management-to-localhost", bool, False, "its management routes are for this machine only", status="later"),
     Setting("ampcode.model-mappings", Items(AMP_MODEL, "from to"), [], "models to use instead of those Amp asks for", status="later"),
     Setting("ampcode.force-model-mappings", bool, False, "apply them even to models that are served here", status="later"),
-    Setting("quota-exceeded.switch-project", bool, False, status="unused"),
     *unused("""
         antigravity antigravity-signature-bypass-strict antigravity-signature-cache-enabled auth-auto-refresh-workers claude-code
         claude-header-defaults codex codex-header-defaults commercial-mode credential-concurrency credential-in-flight
@@ -10300,6 +10309,7 @@ class Account:
         self.origin, self.path = split_url(
             entry.get("base-url") or provider.base, entry.get("proxy-url") or ""
         )
+        self.project = str(entry.get("project-id") or "")  # Google's
         self.prefix = (entry.get("prefix") or "").strip(" /")
         self.priority = whole_number(entry.get("priority"), 0)
         self.weight = whole_number(entry.get("weight"), 1)
@@ -10320,7 +10330,8 @@ class Account:
         """Take over what the credential's file says. The token is there before its new end."""
         data = credential.data if credential else EMPTY
         self.credential = credential
-        self.token = str(field_of(data, "access_token") or "") if credential else self.key
+        key = field_of(data, "api_key", "access_token")  # iFlow hands out a key for its token
+        self.token = str(key or "") if credential else self.key
         self.mark = digest(self.token)[:12]  # tells tokens apart, and tells nothing of them
         self.refused = refused(data)
         renews = bool(credential and credential.type in LOGINS and field_of(data, "refresh_token"))
@@ -10790,9 +10801,24 @@ class Router:
             if wait > 0 and (verdict.hard or not off):
                 mark, why = account.mark if verdict.token else "", str(error)[:200]
                 end = self._now() + wait
-                self._cooling[key] = Cooldown(end, level, verdict.soft, mark, error.status, why)
+                rest = Cooldown(end, level, verdict.soft, mark, error.status, why)
+                for name in self._siblings(account, error.status):
+                    self._cooling[name, key[1]] = rest
                 self._changed = True
         return True
+
+    def _siblings(self, account: Account, status: int) -> list[str]:
+        """Return whose rest it is: of all projects of a login if they may not stand in for it."""
+        file = account.credential.name if account.credential else ""
+        if not file or status != 429 or self._config["quota-exceeded.switch-project"]:
+            return [account.name]
+        return [a.name for a in self._accounts if a.credential and a.credential.name == file]
+
+    def rests(self, candidate: Candidate) -> bool:
+        """Tell whether a candidate was sent to rest since it was chosen."""
+        with self._lock:
+            rest = self._rest(candidate)
+            return rest is not None and not rest.soft
 
     def _wait(
         self, verdict: Verdict, error: ProxyError, last: Cooldown | None
@@ -10953,6 +10979,8 @@ KEY_VARIABLES = (
 )
 FILE_PROVIDERS = {  # type of a credential file -> provider, and the one for clients of another dialect
     "claude": ("claude", ""), "codex": ("codex", ""), "kimi": ("kimi", "kimi-claude"), "qwen": ("qwen", ""), "xai": ("xai", ""),
+    "gemini": ("gemini-cli", ""), "gemini-cli": ("gemini-cli", ""), "antigravity": ("antigravity", ""),
+    "iflow": ("iflow", ""),
 }  # fmt: skip
 
 
@@ -11027,7 +11055,11 @@ def accounts_of_files(config: Config, credentials: Iterable[Credential]) -> Iter
         if host and not config["providers"].get(name, {}).get("base-url"):
             base = host if "://" in host else f"https://{host}"
             data["base-url"] = base if base.endswith("/v1") else f"{base.rstrip('/')}/v1"
-        yield Account(credential.name, provider, with_overrides(config, provider, data), credential)
+        projects = str(data.get("project-id") or "").replace(" ", "").split(",")
+        for project in projects:  # each has a quota of its own
+            account_name = f"{credential.name}::{project}" if len(projects) > 1 else credential.name
+            entry = with_overrides(config, provider, {**data, "project-id": project})
+            yield Account(account_name, provider, entry, credential)
 
 
 def accounts_of_environ(config: Config, environ: Mapping[str, str]) -> Iterator[Account]:
@@ -11380,6 +11412,27 @@ def prepare_xai(body: Json) -> Json:
 PREPARE: dict[str, Callable[[Json], Json]] = {
     "codex": prepare_codex, "kimi": prepare_kimi, "kimi-claude": prepare_kimi, "xai": prepare_xai,
 }  # fmt: skip
+def envelope(body: Json, call: Call, candidate: Candidate) -> Json:
+    """Wrap a Gemini body for Code Assist. Source: spec/providers.md 4.3."""
+    project = candidate.account.project
+    return {**({"project": project} if project else {}), "model": candidate.model, "request": body}
+
+
+def antigravity_envelope(body: Json, call: Call, candidate: Candidate) -> Json:
+    """Wrap a Gemini body for Antigravity, which wants some of it otherwise. Source: spec/providers.md 5."""
+    inner = without(body, frozenset(["safetySettings"]))
+    if "claude" in candidate.model:
+        inner = path_set(inner, "toolConfig.functionCallingConfig.mode", "VALIDATED") if inner.get("tools") else inner
+    else:
+        inner = path_delete(inner, "generationConfig.maxOutputTokens")
+    session = int(digest(opening_of(body) or call.id)[:16], 16) >> 1
+    wrapped = envelope({**inner, "sessionId": f"-{session}"}, call, candidate)
+    return {**wrapped, "requestId": call.id, "userAgent": "cliproxy", "requestType": "agent"}
+
+
+ENVELOPES: dict[str, Callable[[Json, Call, Candidate], Json]] = {  # provider -> what wraps its requests and answers
+    "gemini-cli": envelope, "antigravity": antigravity_envelope,
+}  # fmt: skip
 PROTOCOLS = {  # dialect -> what payload rules call it: as an upstream, as a client
     "claude": ("claude", "claude"), "chat": ("openai", "openai"),
     "responses": ("codex", "responses"), "gemini": ("gemini", "gemini"),
@@ -11519,6 +11572,8 @@ def ask_all(call: Call, app: App) -> Answer:
     if config["routing.session-affinity"]:
         session = session_of(call.headers, call.json)
     for candidate in app.router.candidates(call.model, session)[: config["max-retry-credentials"] or None]:
+        if failure and app.router.rests(candidate):
+            continue
         try:
             answer = ask(call, candidate, app)
         except ProxyError as error:
@@ -11570,7 +11625,7 @@ def must_fit(call: Call, candidate: Candidate) -> bool:
     It must if its model's name holds an effort, if it brings back proofs of other providers, or
     if Claude Code took an alias for a newer model than it is (spec/clients.md 1.4).
     """
-    if candidate.effort or PROOF_MARK in call.body:
+    if candidate.effort or PROOF_MARK in call.body or candidate.account.provider.name in ENVELOPES:
         return True
     renamed = candidate.model != call.model and call.dialect.name == "claude"
     return renamed and b'"adaptive"' in call.body and not model_row(candidate.model).levels
@@ -11765,10 +11820,13 @@ def translate(call: Call, candidate: Candidate, provider: Provider, app: App) ->
     if upstream.name == "gemini":
         body = {key: value for key, value in body.items() if key not in {"model", "stream"}}
     body = shape(body, call, provider, candidate.model, app)
+    if provider.name in ENVELOPES:
+        body = ENVELOPES[provider.name](body, call, candidate)
     path = (provider.stream if stream else "") or provider.generate
     path = path.replace("{model}", urlquote(candidate.model, safe=""))
     exchange = open_exchange(call, account, provider, path, [dumps(body).encode("ascii")], app)
-    events = fit_events(read_answer(exchange, upstream, request), request, fitted, target)
+    answer = read_answer(exchange, upstream, request, key="response" if provider.name in ENVELOPES else "")
+    events = fit_events(answer, request, fitted, target)
     headers = passed_headers(exchange)
     if request.stream:
         headers["content-type"] = "text/event-stream" if call.sse else "application/json"
@@ -11778,15 +11836,17 @@ def translate(call: Call, candidate: Candidate, provider: Provider, app: App) ->
     return Answer(200, headers, iter_once(whole), len(whole))
 
 
-def read_answer(exchange: Exchange, upstream: Dialect, request: Request) -> Events:
-    """Read an upstream's answer, a stream or not, as events."""
+def read_answer(exchange: Exchange, upstream: Dialect, request: Request, *, key: str = "") -> Events:
+    """Read an upstream's answer, a stream or not, as events; `key`: each is the value of it."""
     with contextlib.closing(exchange):
         if exchange.headers.get("content-type", "").startswith("text/event-stream"):
-            yield from upstream.read_stream(sse_read(exchange.decoded()), request)
+            payloads = sse_read(exchange.decoded())
+            unwrapped = (payload.get(key, payload) for payload in payloads) if key else payloads
+            yield from upstream.read_stream(unwrapped, request)
             return
         try:
             body = json.loads(exchange.body())
-            yield from upstream.read_response(body, request)
+            yield from upstream.read_response(body.get(key, body) if key else body, request)
         except (KeyError, TypeError, AttributeError, ValueError) as exc:
             raise ProxyError("upstream_failed", f"the upstream's answer is malformed: {exc!r}") from exc
 
@@ -12724,10 +12784,7 @@ def cmd_login(options: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         raise ProxyError("caller_timeout", "stopped; nothing was saved") from None
     say(f"saved {credential.path}")
-    if credential.type in FILE_PROVIDERS:
-        say("`cliproxy serve` uses it; one that is running does so within a second")
-    else:
-        say(f"its tokens are kept, but accounts of {credential.type} cannot be asked yet")
+    say("`cliproxy serve` uses it; one that is running does so within a second")
     return 0
 
 
@@ -12771,8 +12828,8 @@ def cmd_accounts(options: argparse.Namespace) -> int:
         say(f"{fresh.name}: renewed" + (f", good until {moment(ends)}" if ends else ""))
         return 0
     rows = [account_row(account, app, ask=options.limits) for account in app.router.accounts()]
-    known = {row["name"] for row in rows}
-    rows += [file_row(c, app.config) for c in app.store.credentials() if c.name not in known]
+    known = {account.credential.name for account in app.router.accounts() if account.credential}
+    rows += [file_row(c) for c in app.store.credentials() if c.name not in known]
     if options.json:
         say(json.dumps(rows, indent=2))
     else:
@@ -12797,7 +12854,7 @@ def account_row(account: Account, app: App, *, ask: bool) -> Json:
     return row
 
 
-def file_row(credential: Credential, config: Config) -> Json:
+def file_row(credential: Credential) -> Json:
     """Return what is known of a login that serves nobody."""
     data = credential.data
     state = "disabled" if data.get("disabled") else "not served"

@@ -723,6 +723,7 @@ FILES = [
     pytest.param("kimi", {"device_id": "d" * 32}, "/v1/chat/completions", "/v1/chat/completions", "kimi-k2.5", "k2.5", id="kimi"),
     pytest.param("kimi", {"device_id": "d" * 32}, "/v1/messages",         "/v1/messages",         "kimi-k2.5", "k2.5", id="kimi, Claude's dialect"),
     pytest.param("qwen", {},                      "/v1/chat/completions", "/chat/completions",    "coder-model", "coder-model", id="qwen"),
+    pytest.param("iflow", {"api_key": "tok", "access_token": "other"}, "/v1/chat/completions", "/chat/completions", "glm-4.7", "glm-4.7", id="iflow"),
     pytest.param("xai",  {"sub": "s"},            "/v1/responses",        "/responses",           "grok-4.5", "grok-4.5", id="xai"),
 ]
 # fmt: on
@@ -764,6 +765,12 @@ def test_files_of_other_providers(  # noqa: PLR0917 -- a column each
     assert ("x-msh-device-id" in seen.headers) == (type == "kimi")
 
 
+def test_every_login_can_be_used() -> None:
+    assert set(cp.LOGINS) <= set(cp.FILE_PROVIDERS)
+    rows = [name for names in cp.FILE_PROVIDERS.values() for name in names if name]
+    assert set(rows) <= set(cp.PROVIDERS)
+
+
 def test_qwen_goes_where_its_login_said(tmp_path: Path) -> None:
     data = {"type": "qwen", "access_token": "t", "resource_url": "portal.example.com"}
     credential = cp.Credential("qwen-x.json", tmp_path, "qwen", data, (0, 0, 0))
@@ -785,3 +792,102 @@ def test_fields_of_files(tmp_path: Path) -> None:
         True,
     )
     assert (account.prefix, account.excluded) == ("work", ["claude-3*"])
+
+
+# Google's Code Assist
+
+WRAPPED = {
+    "response": {
+        "candidates": [
+            {"content": {"role": "model", "parts": [{"text": "hello"}]}, "finishReason": "STOP"}
+        ],
+        "usageMetadata": {"promptTokenCount": 3, "candidatesTokenCount": 1, "totalTokenCount": 4},
+    },
+    "traceId": "t",
+}
+WRAPPED_STREAM = f"data: {json.dumps(WRAPPED)}\r\n\r\n".encode()
+GEMINI_ASK = {
+    "contents": [{"role": "user", "parts": [{"text": "hi"}]}],
+    "generationConfig": {"maxOutputTokens": 9},
+}
+
+
+class CodeAssist:
+    """A proxy with one Google login of some projects, the upstream being Code Assist."""
+
+    def __init__(
+        self, make_proxy: ProxyMaker, upstream: Upstream, type: str, projects: str, **config: Any
+    ) -> None:
+        self.upstream, self.spent = upstream, ""
+        upstream.routes["/v1internal:generateContent"] = self.serve
+        upstream.routes["/v1internal:streamGenerateContent"] = self.serve
+        names = {name: {"base-url": upstream.url} for name in ("gemini-cli", "antigravity")}
+        self.proxy: Proxy = make_proxy(
+            providers=names, gemini_api_key=[], request_retry=0, **config
+        )
+        token = {
+            "access_token": "tok",
+            "refresh_token": "r",
+            "expiry": cp.write_time(time.time() + 3600),
+        }
+        data = {"type": type, "email": "a@b.c", "project_id": projects, "token": token}
+        (self.proxy.auth_dir / f"{type}-a.json").write_text(json.dumps(data))
+        self.proxy.app.poll()
+
+    def serve(self, seen: Seen) -> Reply:
+        if seen.json()["project"] == self.spent:
+            details = [{"@type": "x/google.rpc.RetryInfo", "retryDelay": "30s"}]
+            error = {
+                "code": 429,
+                "message": "spent",
+                "status": "RESOURCE_EXHAUSTED",
+                "details": details,
+            }
+            return make_reply({"error": error}, 429)
+        if "stream" in seen.path:
+            return make_reply(WRAPPED_STREAM, headers={"content-type": "text/event-stream"})
+        return make_reply(WRAPPED)
+
+
+@pytest.mark.parametrize("type", ["gemini", "antigravity"])
+@pytest.mark.parametrize("stream", [False, True])
+def test_code_assist(make_proxy: ProxyMaker, upstream: Upstream, type: str, stream: bool) -> None:
+    model = "gemini-3-flash" if type == "antigravity" else "gemini-2.5-pro"
+    google = CodeAssist(make_proxy, upstream, type, "proj-1")
+    action = "streamGenerateContent?alt=sse" if stream else "generateContent"
+    got = google.proxy.ask(f"/v1beta/models/{model}:{action}", GEMINI_ASK)
+    assert got.status == 200, got.body
+    answer = got.payloads()[0] if stream else got.json()
+    assert answer["candidates"][0]["content"]["parts"][0]["text"] == "hello"
+    assert "traceId" not in answer
+    got = google.proxy.ask("/v1/messages", {**CLAUDE_ASK, "model": model, "stream": stream})
+    assert got.status == 200, got.body
+    assert b"hello" in got.body
+    for seen in upstream.seen:
+        body = seen.json()
+        assert (body["project"], body["model"]) == ("proj-1", model)
+        assert body["request"]["contents"][0]["parts"][0]["text"] == "hi"
+        assert seen.headers["authorization"] == "Bearer tok"
+        assert ("maxOutputTokens" in body["request"].get("generationConfig", {})) == (
+            type == "gemini"
+        )
+        assert body.get("userAgent", "cliproxy") == "cliproxy"
+
+
+@pytest.mark.parametrize("switch", [False, True])
+def test_the_projects_of_one_login(
+    make_proxy: ProxyMaker, upstream: Upstream, switch: bool
+) -> None:
+    google = CodeAssist(
+        make_proxy, upstream, "gemini", "one, two", quota_exceeded={"switch-project": switch}
+    )
+    path = "/v1beta/models/gemini-2.5-pro:generateContent"
+    assert [google.proxy.ask(path, GEMINI_ASK).status for _ in range(2)] == [200, 200]
+    assert [seen.json()["project"] for seen in upstream.seen] == ["one", "two"]
+    google.spent = "one"
+    upstream.seen.clear()
+    statuses = [google.proxy.ask(path, GEMINI_ASK).status for _ in range(2)]
+    projects = [seen.json()["project"] for seen in upstream.seen]
+    assert (statuses, projects) == (
+        ([200, 200], ["one", "two", "two"]) if switch else ([429, 429], ["one"])
+    )
