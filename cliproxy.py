@@ -7892,10 +7892,11 @@ class Wire:
         if len(ahead) >= length:
             self.rest = ahead[length:]
             return ahead[:length]
-        body, at, self.rest = bytearray(ahead), len(ahead), b""
+        body, at, self.rest = bytearray(min(length, GROWTH)), len(ahead), b""
+        body[:at] = ahead
         while at < length:
             if at == len(body):
-                body += bytes(min(length - at, max(GROWTH, at)))  # no memory for mere promises
+                body += bytes(min(length - at, at))  # no memory for mere promises
             try:
                 count = self.sock.recv_into(memoryview(body)[at:])
             except TIMEOUTS:
@@ -8012,7 +8013,9 @@ def tls_context() -> Any:
         try:
             import certifi  # noqa: PLC0415 -- optional
         except ImportError as exc:
-            message = "this Python finds no CA certificates: pip install certifi, or set SSL_CERT_FILE"
+            message = (
+                "this Python finds no CA certificates: pip install certifi, or set SSL_CERT_FILE"
+            )
             raise ProxyError("upstream_failed", message) from exc
         context.load_verify_locations(certifi.where())
     return context
@@ -8335,7 +8338,9 @@ class Exchange:
         except (ValueError, zlib.error) as exc:
             raise ProxyError("upstream_failed", f"{self._origin.host}: {exc}") from exc
         if not (unpacking.eof or self.length == 0):
-            raise ProxyError("upstream_failed", f"{self._origin.host}: its {encoding} body is cut off")
+            raise ProxyError(
+                "upstream_failed", f"{self._origin.host}: its {encoding} body is cut off"
+            )
 
     def body(self) -> bytes:
         """Return the whole decoded body."""
@@ -8458,7 +8463,9 @@ class Deadline(Watcher):
     flush = tick  # also while bytes are dribbling in
 
 
-def request_head(method: str, path: str, origin: Origin, headers: Mapping[str, str], length: int) -> bytes:
+def request_head(
+    method: str, path: str, origin: Origin, headers: Mapping[str, str], length: int
+) -> bytes:
     """Encode a request's head with its blank line. `path` begins with a slash.
 
     Raises ProxyError for a header value that would break out of its line.
