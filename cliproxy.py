@@ -58,8 +58,7 @@ import zlib
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from email.utils import parsedate_to_datetime
 from functools import reduce
-from http.client import responses as status_names
-from http.server import ThreadingHTTPServer
+from http import HTTPStatus
 from itertools import count, islice
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -12001,7 +12000,7 @@ def completion_frames(pieces: Pieces) -> Pieces:
 ########################################################################################
 # 17. SERVER
 ########################################################################################
-# A ThreadingHTTPServer whose handler reads heads with NETWORK's strict parser. A thread serves one
+# A threading server whose handler reads heads with NETWORK's strict parser. A thread serves one
 # client connection and is the only one that writes its socket. Here, and nowhere else, an
 # exception becomes an HTTP status.
 
@@ -12012,6 +12011,9 @@ DRAIN_LIMIT = 2**20  # bytes of a refused request's body that are read so as to 
 FULL = 64  # frames that are enough for one send
 ACCEPT_PAUSE = 0.5  # seconds before the next try when no connection can be accepted
 GRACE = 30.0  # seconds that running answers get when the server stops
+
+
+REASONS = {status.value: status.phrase for status in HTTPStatus}
 
 
 class ClientGone(Exception):  # noqa: N818 -- no error: clients may leave
@@ -12238,7 +12240,7 @@ class Handler(socketserver.BaseRequestHandler, Watcher):
     def make_head(self, status: int, headers: Headers, framing: str) -> bytes:
         lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
         close = "" if self.keep else "connection: close\r\n"
-        line = f"HTTP/1.1 {status} {status_names.get(status, 'Status')}\r\n"
+        line = f"HTTP/1.1 {status} {REASONS.get(status, 'Status')}\r\n"
         return f"{line}{lines}{framing}{close}\r\n".encode("latin-1", "replace")
 
     def write(self, data: bytes) -> None:
@@ -12580,9 +12582,10 @@ def dialect_of(path: str, headers: Headers) -> Dialect:
     return DIALECTS["responses" if "/responses" in path else "chat"]
 
 
-class Server(ThreadingHTTPServer):
-    """The listening socket, and what every request shares."""
+class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
+    """The listening socket, and what every request shares. `http.server` would load `ssl`."""
 
+    allow_reuse_address = sys.platform != "win32"  # there it would let two servers share a port
     request_queue_size = 1_024
     daemon_threads = True
     block_on_close = False
@@ -12597,11 +12600,6 @@ class Server(ThreadingHTTPServer):
         self._idle, self._full = threading.Condition(), threading.Event()  # _full is never set
         self._working = 0  # requests being served; guarded by _idle
         self.lines: collections.deque[LogLine] = collections.deque()
-
-    def server_bind(self) -> None:
-        """Bind without asking the network for this machine's name, as HTTPServer would."""
-        socketserver.TCPServer.server_bind(self)
-        self.server_name, self.server_port = "localhost", int(self.server_address[1])
 
     def get_request(self) -> tuple[socket.socket, Any]:
         """Accept a connection; if that fails for want of a file descriptor, do not try at once."""
