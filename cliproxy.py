@@ -7980,9 +7980,18 @@ def split_url(url: str, proxy: str = "") -> tuple[Origin, str]:
 
 
 def choose_proxy(origin: Origin, proxy: str) -> str:
-    """Return the proxy URL for an origin, empty for none; `proxy` outranks the environment."""
-    if proxy:
-        return "" if proxy in {"direct", "none"} else proxy
+    """Return the proxy URL for an origin, empty for none; `proxy` outranks the environment.
+
+    Without a scheme it is an http proxy, as other programs read these variables.
+    """
+    found = proxy or proxy_of_environment(origin)
+    if found in {"", "direct", "none"}:
+        return ""
+    return found if "://" in found else f"http://{found}"
+
+
+def proxy_of_environment(origin: Origin) -> str:
+    """Return what HTTPS_PROXY and its like say of an origin."""
     if is_loopback(origin.host) or not any(key.lower().endswith("_proxy") for key in os.environ):
         return ""
     from urllib import request  # noqa: PLC0415 -- slow

@@ -484,6 +484,7 @@ ENVIRONMENTS = [
     pytest.param({}, "", "", id="none"),
     pytest.param({"HTTPS_PROXY": "http://p:1"}, "", "http://p:1", id="upper case"),
     pytest.param({"https_proxy": "http://p:1"}, "", "http://p:1", id="lower case"),
+    pytest.param({"HTTPS_PROXY": "p:1"}, "", "http://p:1", id="without a scheme"),
     pytest.param({"HTTP_PROXY": "http://p:1"}, "", "", id="of the other scheme"),
     pytest.param({"ALL_PROXY": "socks5://p:1"}, "", "socks5://p:1", id="all"),
     pytest.param(
