@@ -10,7 +10,6 @@ from contextlib import closing
 from typing import Any, NamedTuple
 
 import anthropic
-import httpx
 import openai
 from google import genai
 
@@ -441,12 +440,10 @@ class GeminiClient(Client):
         config = genai.types.GenerateContentConfig(
             tools=tools, automatic_function_calling=automatic
         )
-        with closing(httpx.Client()) as http:
-            options = genai.types.HttpOptions(base_url=self.url, httpx_client=http)
-            client = genai.Client(api_key="k", http_options=options)
-            chunks = self.chunks(
-                client, {"model": model, "contents": self.history, "config": config}
-            )
+        options = genai.types.HttpOptions(base_url=self.url)
+        with closing(genai.Client(api_key="k", http_options=options)) as client:
+            body = {"model": model, "contents": self.history, "config": config}
+            chunks = self.chunks(client, body)
         last = chunks[-1]
         assert last.candidates[0].finish_reason == "STOP"
         usage = last.usage_metadata
