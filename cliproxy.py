@@ -59,6 +59,7 @@ from collections.abc import Callable, Collection, Generator, Iterable, Iterator,
 from email.utils import parsedate_to_datetime
 from functools import reduce
 from http import HTTPStatus
+from http.server import ThreadingHTTPServer
 from itertools import count, islice
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -12009,7 +12010,7 @@ def completion_frames(pieces: Pieces) -> Pieces:
 ########################################################################################
 # 17. SERVER
 ########################################################################################
-# A threading server whose handler reads heads with NETWORK's strict parser. A thread serves one
+# A ThreadingHTTPServer whose handler reads heads with NETWORK's strict parser. A thread serves one
 # client connection and is the only one that writes its socket. Here, and nowhere else, an
 # exception becomes an HTTP status.
 
@@ -12591,8 +12592,8 @@ def dialect_of(path: str, headers: Headers) -> Dialect:
     return DIALECTS["responses" if "/responses" in path else "chat"]
 
 
-class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
-    """The listening socket, and what every request shares. `http.server` would load `ssl`."""
+class Server(ThreadingHTTPServer):
+    """The listening socket, and what every request shares."""
 
     allow_reuse_address = sys.platform != "win32"  # there it would let two servers share a port
     request_queue_size = 1_024
@@ -12609,6 +12610,11 @@ class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
         self._idle, self._full = threading.Condition(), threading.Event()  # _full is never set
         self._working = 0  # requests being served; guarded by _idle
         self.lines: collections.deque[LogLine] = collections.deque()
+
+    def server_bind(self) -> None:
+        """Bind without asking the network for this machine's name, as HTTPServer would."""
+        socketserver.TCPServer.server_bind(self)
+        self.server_name, self.server_port = "localhost", int(self.server_address[1])
 
     def get_request(self) -> tuple[socket.socket, Any]:
         """Accept a connection; if that fails for want of a file descriptor, do not try at once."""
