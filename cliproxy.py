@@ -7081,10 +7081,15 @@ STRATEGIES = {
 PORTS = range(65_536)
 
 # fmt: off
+NAMING = (
+    Setting("display-name",  str,  None, "what lists of models call it"),
+    Setting("force-mapping", bool, None, "answers carry the name that the client asked for"),
+)
 KEY_MODEL = (
     Setting("name",  str, "", "the model's name at the upstream", clean=str.strip),
-    Setting("alias", str, "", "the name that clients ask for; empty: the same", clean=str.strip),
-    *unused("display-name force-mapping max-context-length image input-modalities is-compat thinking"),
+    Setting("alias", str, "", "the name that clients ask for; empty: the same; several with one alias take turns", clean=str.strip),
+    *NAMING,
+    *unused("max-context-length image input-modalities is-compat thinking"),
 )
 KEY_COMMON = (
     Setting("base-url",        str,              "", "root of the upstream; empty: the provider's own", clean=clean_url),
@@ -7122,7 +7127,7 @@ ALIAS = (
     Setting("name",  str,  "",    "the upstream's name", clean=str.strip),
     Setting("alias", str,  "",    "the name that clients see", clean=str.strip),
     Setting("fork",  bool, False, "offer both names, not the alias alone"),
-    *unused("display-name force-mapping"),
+    *NAMING,
 )
 MATCH = (
     Setting("name",     str, "", "the model; `*` stands for any text"),
@@ -7199,7 +7204,7 @@ SETTINGS = (
     Setting("codex-api-key", Items(CODEX_KEY, "base-url"), [], "keys of a Responses API; needs base-url"),
     Setting("gemini-api-key", Items(API_KEY, "api-key", "api-key"), [], "keys of the Gemini API"),
     Setting("vertex-api-key", Items(VERTEX_KEY, "api-key base-url", "api-key base-url"), [], "keys of hosts that speak as Vertex does; needs base-url"),
-    Setting("openai-compatibility", Items(COMPATIBLE, "base-url"), [], "everybody who speaks Chat Completions, OpenAI included; needs base-url"),
+    Setting("openai-compatibility", Items(COMPATIBLE), [], "everybody who speaks Chat Completions; needs base-url, or the name of one we know"),
     Setting("oauth-model-alias", Named(Items(ALIAS, "name alias")), {}, "by channel (claude, codex, ...): other names for the models", clean=clean_aliases),
     Setting("oauth-excluded-models", Named(Items(str)), {}, "by channel: models of logins that are not offered", clean=clean_excluded),
     Setting("payload.default", Items(RULE), [], "fields set if the client left them out"),
@@ -7404,6 +7409,13 @@ def migrate(data: Json, notes: list[str]) -> None:
     data["api-keys"] = data["api-keys"] or legacy
     old_keys = data.pop("generative-language-api-key", [])
     data["gemini-api-key"] = keys_added(data["gemini-api-key"], old_keys, API_KEY)
+    endpoints = list(enumerate(data["openai-compatibility"]))
+    nowhere = [
+        at for at, row in endpoints if not (row["base-url"] or row["name"].lower() in PRESETS)
+    ]
+    lost = "openai-compatibility[{}] is ignored: it has no usable base-url, and its name is not one we know"
+    notes.extend(map(lost.format, nowhere))
+    data["openai-compatibility"] = [row for at, row in endpoints if at not in nowhere]
     for row in data["openai-compatibility"]:
         old_keys = row.pop("api-keys", [])
         row["api-key-entries"] = keys_added(row["api-key-entries"], old_keys, KEY_ENTRY)
@@ -10308,6 +10320,38 @@ SHARED = (
 EXPIRY_MARGIN = 15.0  # seconds: a token this close to its end is not sent any more
 
 
+class Offer(NamedTuple):
+    """A name that an account offers a model under, and the upstream's own."""
+
+    public: str
+    own: str
+    forced: bool = False  # answers carry the name that the client asked for
+    display: str = ""  # what lists of models call it
+
+
+def offer_of(row: Json) -> Offer:
+    """Read a row of `models` or of `oauth-model-alias`."""
+    public = row.get("alias") or row["name"]
+    return Offer(public, row["name"], bool(row.get("force-mapping")), row.get("display-name") or "")
+
+
+def aliased(names: Collection[str], rows: Sequence[Json]) -> list[Offer]:
+    """Return what is offered of the models `names` by rows of `oauth-model-alias`.
+
+    An alias replaces the name it stands for, unless it is a fork. Case does not count.
+    Source: spec/config.md 5.
+    """
+    known = {name.lower(): name for name in names}
+    aliases = [
+        offer_of({**row, "name": known.get(row["name"].lower(), row["name"])}) for row in rows
+    ]
+    gone = {row["name"].lower() for row in rows} - {
+        row["name"].lower() for row in rows if row.get("fork")
+    }
+    gone |= {offer.public.lower() for offer in aliases}
+    return [*(Offer(name, name) for name in names if name.lower() not in gone), *aliases]
+
+
 class Account:
     """One credential: of the config, of the environment or of a file in the auth dir.
 
@@ -10333,9 +10377,8 @@ class Account:
         self.disable_cooling: bool | None = entry.get("disable-cooling")
         self.headers = {name.lower(): str(v) for name, v in (entry.get("headers") or {}).items()}
         self.excluded = [pattern.lower() for pattern in entry.get("excluded-models") or ()]
-        self.models = [
-            (row.get("alias") or row["name"], row["name"]) for row in entry.get("models") or ()
-        ] or None
+        self.models = list(dict.fromkeys(map(offer_of, entry.get("models") or ()))) or None
+        self.aliases: Sequence[Json] = entry.get("model-aliases") or ()
         self.quirks = provider.quirks | frozenset(entry.get("quirks") or ())
         self.refreshing = threading.Lock()  # held across the one network call it is made for
         self._attempts = 0  # to renew the tokens; guarded by refreshing, as the next
@@ -10388,12 +10431,13 @@ class Account:
         """Tell whether the owner has switched this model off. Case does not count."""
         return any(wildcard(pattern, model.lower()) for pattern in self.excluded)
 
-    def offers(self) -> list[tuple[str, str]]:
-        """Return the pairs of the name that clients ask for and the upstream's own."""
+    def offers(self) -> list[Offer]:
+        """Return the names that clients may ask for. An upstream's name may end in an effort."""
         plan = plan_of(self.credential.data).lower() if self.credential else ""
-        known = [(name, name) for name in models_of(self.provider.name, plan)]
-        pairs = known if self.models is None else self.models
-        return [(public, own) for public, own in pairs if not self.excludes(own)]
+        offers = self.models
+        if offers is None:
+            offers = aliased(models_of(self.provider.name, plan), self.aliases)
+        return [offer for offer in offers if not self.excludes(split_suffix(offer.own)[0])]
 
     def serves_unlisted(self, model: str) -> bool:
         """Tell whether a model that no table lists is likely one of this account's provider."""
@@ -10416,6 +10460,8 @@ class Candidate(NamedTuple):
     account: Account
     model: str
     effort: Effort | None = None  # said in the name that the client used
+    forced: bool = False  # the answer carries the name that the client used
+    display: str = ""  # what lists of models call it
 
 
 class Cooldown(NamedTuple):
@@ -10598,6 +10644,7 @@ class Router:
         self._lock = threading.Lock()
         self._accounts: list[Account] = []  # these are guarded by Router._lock
         self._offers: dict[str, list[Candidate]] = {}
+        self._folded: dict[str, str] = {}  # names in lower case -> as they are offered
         self._config = load_config(None)
         self._ttl = 3_600.0
         self._fallbacks: list[tuple[str, Sequence[str]]] = []
@@ -10619,12 +10666,16 @@ class Router:
         for account in accounts:
             if weighted and account.weight <= 0:
                 continue
-            for public, own in account.offers():
-                for name in self._names(account, public, config["force-model-prefix"]):
-                    offers.setdefault(name, []).append(Candidate(account, own))
+            for offer in account.offers():
+                candidate = Candidate(
+                    account, *split_suffix(offer.own), offer.forced, offer.display
+                )
+                for name in self._names(account, offer.public, config["force-model-prefix"]):
+                    offers.setdefault(name, []).append(candidate)
         weights = {account.name: account.weight for account in accounts}
         with self._lock:
             self._accounts, self._offers, self._config = accounts, offers, config
+            self._folded = {name.lower(): name for name in offers}
             self._fallbacks = [*config["model-fallbacks"].items(), *FALLBACKS]
             self._ttl = read_duration(config["routing.session-affinity-ttl"])
             if weights != self._weights:
@@ -10709,7 +10760,7 @@ class Router:
         for base, effort in self._readings(model):
             found = self._offers.get(base) or self._unlisted(base)
             if found:
-                return [candidate._replace(effort=effort) for candidate in found]
+                return [c._replace(effort=c.effort or effort) for c in found]
         return []
 
     def _readings(self, model: str) -> Iterator[tuple[str, Effort | None]]:
@@ -10717,6 +10768,7 @@ class Router:
         name, effort = split_suffix(model.removeprefix("models/"))
         name = name.removesuffix("[1m]")  # Claude Code's mark for a long context
         yield name, effort
+        yield self._folded.get(name.lower(), name), effort
         yield effort_variant(name, self._offers)
         if name == "auto" and self._offers:
             yield max(self._offers, key=by_version), effort
@@ -11000,6 +11052,12 @@ FILE_PROVIDERS = {  # type of a credential file -> provider, and the one for cli
 }  # fmt: skip
 
 
+CHANNEL_SETTINGS = {  # what credential files may hold, and the setting that adds to it by channel
+    "excluded-models": "oauth-excluded-models",
+    "model-aliases": "oauth-model-alias",
+}
+
+
 def find_accounts(
     config: Config, credentials: Iterable[Credential], environ: Mapping[str, str]
 ) -> list[Account]:
@@ -11042,7 +11100,8 @@ def preset_key(name: str, environ: Mapping[str, str]) -> str:
 
 
 def accounts_of_endpoints(config: Config, environ: Mapping[str, str]) -> Iterator[Account]:
-    for number, entry in enumerate(config["openai-compatibility"]):
+    entries = [entry for entry in config["openai-compatibility"] if not entry.get("disabled")]
+    for number, entry in enumerate(entries):
         name = (entry.get("name") or f"openai-compatibility[{number}]").strip().lower()
         provider = endpoint_provider(name)
         keys = entry.get("api-key-entries") or [{"api-key": preset_key(name, environ)}]
@@ -11062,10 +11121,8 @@ def accounts_of_files(config: Config, credentials: Iterable[Credential]) -> Iter
             continue
         underscores_last = sorted(credential.data.items(), key=lambda pair: "_" in pair[0])
         data = {key.replace("_", "-"): value for key, value in underscores_last}
-        data["excluded-models"] = [
-            *(data.get("excluded-models") or ()),
-            *config["oauth-excluded-models"].get(credential.type, ()),
-        ]
+        for key, setting in CHANNEL_SETTINGS.items():
+            data[key] = [*(data.get(key) or ()), *config[setting].get(provider.name, ())]
         data["also"] = also
         host = str(data.get("resource-url") or "")  # Qwen tells each account where to go
         if host and not config["providers"].get(name, {}).get("base-url"):
@@ -11226,6 +11283,50 @@ def find_model(body: bytes | bytearray) -> tuple[tuple[int, int], str] | None:
 
 
 NESTING = bytes.maketrans(b"{", b"[")  # either opens a nested value
+
+
+MEMBER = re.compile(r'[\s,]*"((?:[^"\\]|\\.)*)"\s*:\s*')  # of an object, up to its value
+MODEL_KEYS = frozenset({"model", "modelVersion"})
+MODEL_HOMES = frozenset({"message", "response"})  # objects that may hold them
+
+
+def members(text: str, at: int) -> Iterator[tuple[str, int, int]]:
+    """Yield the name of each member of an object, and where its value begins and ends.
+
+    `at` is behind the opening brace. Raises ValueError for what is no JSON.
+    """
+    while member := MEMBER.match(text, at):
+        _, at = read_json(text, member.end())
+        yield member[1], member.end(), at
+
+
+def model_spans(text: str, at: int) -> Iterator[tuple[int, int]]:
+    """Yield where an answer, or an event of one, tells its model: spec/providers.md 15.4."""
+    for name, start, end in members(text, at):
+        if name in MODEL_KEYS and text[start] == '"':
+            yield start, end
+        elif name in MODEL_HOMES and text[start] == "{":
+            yield from model_spans(text, start + 1)
+
+
+def renamed(data: bytes, name: str) -> bytes:
+    """Return a JSON text with `name` where it tells the model; the other bytes stay."""
+    if b'"model' not in data:
+        return data
+    text = data.decode("utf-8", "surrogateescape")
+    with contextlib.suppress(ValueError):
+        for start, end in reversed(list(model_spans(text, text.index("{") + 1))):
+            text = text[:start] + quote(name) + text[end:]
+    return text.encode("utf-8", "surrogateescape")
+
+
+def edited_event(event: bytes, edit: Callable[[bytes], bytes]) -> bytes:
+    """Return a server-sent event with its JSON text edited; what holds none stays."""
+    data = sse_data(event)
+    if not data.startswith(b"{"):
+        return event + b"\n\n"
+    lines = [line for line in event.split(b"\n") if not line.startswith(b"data:")]
+    return b"\n".join([*lines, b"data: " + edit(data)]) + b"\n\n"
 
 
 class Answer(NamedTuple):
@@ -11623,13 +11724,12 @@ def ask(call: Call, candidate: Candidate, app: App) -> Answer:
 
 def ask_once(call: Call, candidate: Candidate, app: App) -> Answer:
     """Ask one account. Raises ProxyError before the first piece of the answer is given out."""
-    account = candidate.account
-    provider = account.provider_for(call.dialect.name)
+    provider = candidate.account.provider_for(call.dialect.name)
     same = provider.dialect == call.dialect.name
     if call.action == "count":
         return count_tokens(call, candidate, provider, app)
     if same and (call.action == "compact" or not must_fit(call, candidate)):
-        return relay(call, account, provider, candidate.model, app)
+        return relay(call, candidate, provider, app)
     if call.action == "compact":
         return answer_locally(call)
     return translate(call, candidate, provider, app)
@@ -11643,14 +11743,18 @@ def must_fit(call: Call, candidate: Candidate) -> bool:
     """
     if candidate.effort or PROOF_MARK in call.body or candidate.account.provider.name in ENVELOPES:
         return True
+    if candidate.forced and not call.sse and call.path_stream:  # an array, which is not edited
+        return True
     renamed = candidate.model != call.model and call.dialect.name == "claude"
     return renamed and b'"adaptive"' in call.body and not model_row(candidate.model).levels
 
 
 def path_of(call: Call, provider: Provider) -> str:
     """Return the provider's path for a call, empty if it has none."""
+    if call.action == "generate" and call.path_stream and provider.stream:
+        return provider.stream if call.sse else provider.stream.removesuffix("?alt=sse")
     if call.action == "generate":
-        return (provider.stream if call.path_stream else "") or provider.generate
+        return provider.generate
     return {"count": provider.counting, "compact": f"{provider.generate}/compact"}.get(call.action, "")
 
 
@@ -11718,8 +11822,9 @@ def passed_headers(exchange: Exchange) -> Headers:
     return {name: value for name, value in found if name.startswith(PASSED_HEADERS)}
 
 
-def relay(call: Call, account: Account, provider: Provider, model: str, app: App) -> Answer:
+def relay(call: Call, candidate: Candidate, provider: Provider, app: App) -> Answer:
     """Let the bytes pass in both directions as they are: client and upstream speak one dialect."""
+    account, model = candidate.account, candidate.model
     body = call.with_model(model)
     if provider.name in PREPARE or any(app.config["payload"].values()):
         before = call.json if call.path_model else {**call.json, "model": model}
@@ -11732,7 +11837,10 @@ def relay(call: Call, account: Account, provider: Provider, model: str, app: App
     if provider.only_streams and not call.stream:
         with contextlib.closing(exchange):
             whole = dumps(collected_response(sse_read(exchange.decoded()))).encode("ascii")
+        whole = renamed(whole, call.model) if candidate.forced else whole
         return Answer(200, {**headers, "content-type": "application/json"}, iter_once(whole), len(whole))
+    if candidate.forced:
+        return edited(call, exchange, headers, functools.partial(renamed, name=call.model))
     encoding = exchange.headers.get("content-encoding", "")
     if encoding and encoding in call.headers.get("accept-encoding", ""):
         headers["content-encoding"] = encoding
@@ -11740,6 +11848,28 @@ def relay(call: Call, account: Account, provider: Provider, model: str, app: App
     tap = Tap(call.dialect)
     pieces = tapped(exchange.decoded() if encoding else exchange.pieces(), tap, call, streaming)
     return begin(exchange.status, headers, pieces, None if encoding else exchange.length)
+
+
+def edited(
+    call: Call, exchange: Exchange, headers: Headers, edit: Callable[[bytes], bytes]
+) -> Answer:
+    """Let an answer pass with its JSON edited: a stream event by event, anything else whole."""
+    if not headers.get("content-type", "").startswith("text/event-stream"):
+        body = edit(exchange.body())
+        return begin(
+            exchange.status,
+            headers,
+            tapped(iter_once(body), Tap(call.dialect), call, False),
+            len(body),
+        )
+    events = edited_events(exchange, edit)
+    return begin(exchange.status, headers, tapped(events, Tap(call.dialect), call, True))
+
+
+def edited_events(exchange: Exchange, edit: Callable[[bytes], bytes]) -> Pieces:
+    with contextlib.closing(exchange):
+        for event in sse_split(exchange.decoded()):
+            yield edited_event(event, edit)
 
 
 def iter_once(data: bytes) -> Pieces:
@@ -11912,7 +12042,7 @@ def count_tokens(call: Call, candidate: Candidate, provider: Provider, app: App)
     """Ask the upstream for a token count, in its dialect; estimate it if it cannot count."""
     try:
         if provider.counting and provider.dialect == call.dialect.name and not must_fit(call, candidate):
-            return relay(call, candidate.account, provider, candidate.model, app)
+            return relay(call, candidate, provider, app)
         if provider.counting:
             return translated_count(call, candidate, provider, app)
     except ProxyError as error:

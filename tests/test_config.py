@@ -281,7 +281,7 @@ def test_accounts_are_cleaned() -> None:
         "gemini-api-key[2] is ignored: it has no usable api-key",
         "vertex-api-key[0].models[0] is ignored: it has no usable alias",
         "vertex-api-key[1] is ignored: it has no usable base-url",
-        "openai-compatibility[0] is ignored: it has no usable base-url",
+        "openai-compatibility[0] is ignored: it has no usable base-url, and its name is not one we know",
     ]
 
 
