@@ -614,6 +614,7 @@ class Model(NamedTuple):
     providers: tuple[str, ...] = ()  # who serves it
     traits: tuple[str, ...] = ()  # words of TRAITS
     plans: tuple[str, ...] = ()  # the ChatGPT plans that include it; empty: all
+    created: int = 0  # Unix time
 
 
 class Target(NamedTuple):
@@ -7213,6 +7214,7 @@ SETTINGS = (
     Setting("payload.override-raw", Items(RAW_RULE, "params"), [], "the same, the values being JSON texts"),
     Setting("payload.filter", Items(FILTER), [], "fields always removed"),
     Setting("models", Items(USER_MODEL, "id", "id provider"), [], "models that are not built in, or facts to correct", status="new"),
+    Setting("refresh-models", bool, True, "ask upstreams once a day which models they have", status="new"),
     Setting("model-fallbacks", Named(Items(str)), {}, "by model: the models to ask instead, in order, when no account can serve it", status="new"),
     Setting("providers", Named(PROVIDER), {}, "by provider: addresses and OAuth application to use instead of the built-in ones", status="new"),
     Setting("remote-management.allow-remote", bool, False, "let other machines use the management API", status="later"),
@@ -10352,6 +10354,23 @@ def aliased(names: Collection[str], rows: Sequence[Json]) -> list[Offer]:
     return [*(Offer(name, name) for name in names if name.lower() not in gone), *aliases]
 
 
+def model_with(model: Model, facts: Json) -> Model:
+    """Return a row with `facts` in place of what it says, those that are known."""
+    known: Json = {key: value for key, value in facts.items() if value or value is False}
+    return model._replace(**known)
+
+
+def user_facts(row: Json) -> Json:
+    """Read an entry of the setting `models` as fields of Model."""
+    facts: Json = {key: row[key] for key in ("owner", "name", "context", "output")}
+    facts["levels"] = tuple(row["levels"])
+    if row["max-budget"]:
+        facts["budget"] = (row["min-budget"], row["max-budget"])
+    if row.get("thinking") is not None or facts["levels"] or row["max-budget"]:
+        facts["thinking"] = row.get("thinking") is not False
+    return facts
+
+
 class Account:
     """One credential: of the config, of the environment or of a file in the auth dir.
 
@@ -10366,9 +10385,8 @@ class Account:
         self.name, self.provider = name, provider
         self.also = PROVIDERS.get(entry.get("also", ""))
         self.key = entry.get("api-key") or ""
-        self.origin, self.path = split_url(
-            entry.get("base-url") or provider.base, entry.get("proxy-url") or ""
-        )
+        self.base, self.proxy = entry.get("base-url") or provider.base, entry.get("proxy-url") or ""
+        self.origin, self.path = split_url(self.base, self.proxy)
         self.project = str(entry.get("project-id") or "")  # Google's
         self.prefix = (entry.get("prefix") or "").strip(" /")
         self.priority = whole_number(entry.get("priority"), 0)
@@ -10380,6 +10398,9 @@ class Account:
         self.models = list(dict.fromkeys(map(offer_of, entry.get("models") or ()))) or None
         self.aliases: Sequence[Json] = entry.get("model-aliases") or ()
         self.quirks = provider.quirks | frozenset(entry.get("quirks") or ())
+        plan = plan_of(credential.data).lower() if credential else ""
+        self.facts: Mapping[str, Model] = models_of(provider.name, plan)
+        self.listed: Collection[str] = self.facts  # what it offers, unless `models` says so
         self.refreshing = threading.Lock()  # held across the one network call it is made for
         self._attempts = 0  # to renew the tokens; guarded by refreshing, as the next
         self._failure: ProxyError | None = None  # of the last one
@@ -10433,11 +10454,27 @@ class Account:
 
     def offers(self) -> list[Offer]:
         """Return the names that clients may ask for. An upstream's name may end in an effort."""
-        plan = plan_of(self.credential.data).lower() if self.credential else ""
-        offers = self.models
-        if offers is None:
-            offers = aliased(models_of(self.provider.name, plan), self.aliases)
+        offers = aliased(self.listed, self.aliases) if self.models is None else self.models
         return [offer for offer in offers if not self.excludes(split_suffix(offer.own)[0])]
+
+    def learn(self, listed: Mapping[str, Json], rows: Iterable[Json]) -> None:
+        """Add what the upstream lists, and what the owner says of models: that counts most."""
+        facts, offered = dict(self.facts), dict.fromkeys(self.listed)
+        for id, said in listed.items():
+            row = self.fact(id)
+            facts[id] = model_with(row, {**said, "owner": row.owner or said.get("owner")})
+            offered[id] = None
+        for entry in rows:
+            id, who = entry["id"], entry["provider"].lower()
+            if who in {"", self.provider.name}:
+                facts[id] = model_with(facts.get(id) or self.fact(id), user_facts(entry))
+            if who == self.provider.name:
+                offered[id] = None
+        self.facts, self.listed = facts, offered
+
+    def fact(self, model: str) -> Model:
+        """Return what is known of one of its models, by the upstream's name."""
+        return self.facts.get(model) or model_row(model, self.provider.name)
 
     def serves_unlisted(self, model: str) -> bool:
         """Tell whether a model that no table lists is likely one of this account's provider."""
@@ -10694,10 +10731,18 @@ class Router:
         with self._lock:
             return sorted(self._offers)
 
-    def owner(self, model: str) -> Candidate:
-        """Return the first candidate of an offered model. Raises KeyError."""
+    def offer(self, model: str) -> list[Candidate]:
+        """Return those who offer a model of the list. Raises KeyError."""
         with self._lock:
-            return self._offers[model][0]
+            return self._offers[model]
+
+    def fact(self, model: str) -> Model:
+        """Return what is known of a model of the list, under its name there. Raises KeyError."""
+        first = self.offer(model)[0]
+        row, who = first.account.fact(first.model), first.account.provider.name
+        return row._replace(
+            id=model, owner=row.owner or who, name=first.display or row.name or model
+        )
 
     def accounts(self) -> list[Account]:
         with self._lock:
@@ -11059,15 +11104,24 @@ CHANNEL_SETTINGS = {  # what credential files may hold, and the setting that add
 
 
 def find_accounts(
-    config: Config, credentials: Iterable[Credential], environ: Mapping[str, str]
+    config: Config,
+    credentials: Iterable[Credential],
+    environ: Mapping[str, str],
+    listed: Callable[[Account], Mapping[str, Json]] = lambda _: EMPTY,
 ) -> list[Account]:
-    """Return all accounts that the owner has, each named after where it stands."""
-    return [
+    """Return all accounts that the owner has, each named after where it stands.
+
+    `listed` returns the models that an account's upstream says it has.
+    """
+    accounts = [
         *accounts_of_lists(config),
         *accounts_of_endpoints(config, environ),
         *accounts_of_files(config, credentials),
         *accounts_of_environ(config, environ),
     ]
+    for account in accounts:
+        account.learn(listed(account), config["models"])
+    return accounts
 
 
 def with_overrides(config: Config, provider: Provider, entry: Json) -> Json:
@@ -11568,12 +11622,152 @@ def shape(body: Json, call: Call, provider: Provider, model: str, app: App) -> J
     return shaped
 
 
+Listed = Mapping[str, Json]  # id of a model -> fields of Model
+LIST_FIELDS = {  # field of Model -> where lists of models have it. The first that says something counts
+    "name": "display_name displayName name",
+    "owner": "owned_by",
+    "context": "max_input_tokens inputTokenLimit context_length context_window max_context_length max_model_len",
+    "output": "max_completion_tokens max_output_tokens outputTokenLimit top_provider.max_completion_tokens max_tokens",
+    "created": "created created_at",
+}
+LIST_AGE = 86_400.0  # seconds until a list is asked for again
+LIST_RETRY = 3_600.0  # seconds after a failure
+
+
+def read_listed(row: Json) -> tuple[str, Json]:
+    """Read one entry of a list: the id, empty if it holds no conversation, and fields of Model."""
+    id = row.get("id") or str(row.get("name", "")).removeprefix("models/")
+    verbs = row.get("supportedGenerationMethods")
+    if not isinstance(id, str) or (verbs and "generateContent" not in verbs):
+        return "", {}
+    facts = {
+        field: next(filter(None, (path_get(row, word) for word in words.split())), None)
+        for field, words in LIST_FIELDS.items()
+    }
+    facts["created"] = int(read_time(facts["created"]) or 0)
+    shapes = {"name": str, "owner": str}
+    return id, {
+        key: value for key, value in facts.items() if value and type(value) is shapes.get(key, int)
+    }
+
+
+def read_list(body: bytes) -> Listed:
+    """Read an upstream's list of models, in any dialect. Raises ValueError for what is none."""
+    data = json.loads(body)
+    if isinstance(data, dict):
+        data = data["data"] if "data" in data else data.get("models")
+    if not isinstance(data, list):
+        raise ValueError("there is no list in it")  # noqa: TRY004 -- as if it were no JSON
+    rows = dict(read_listed(row) for row in data if isinstance(row, dict))
+    return {id: facts for id, facts in rows.items() if id}
+
+
+def list_file(account: Account) -> str:
+    """Return the name of the file that keeps an account's list."""
+    who = account.credential.name if account.credential else account.key
+    return digest(account.provider.name, account.base, who) + ".list"
+
+
+class Catalog:
+    """The models that upstreams say they have: asked once a day, and kept beside the credentials.
+
+    One thread asks, and only while there is somebody to ask. Failures are for the debug log.
+    """
+
+    def __init__(self, folder: Path, now: Callable[[], float] = time.time) -> None:
+        self._folder, self._now = folder, now
+        self._lock = threading.Lock()
+        self._lists: dict[str, tuple[float, Listed]] = {}  # file -> when asked; guarded
+        self._tried: dict[str, float] = {}  # file -> when it failed; guarded
+        self._asking: threading.Thread | None = None
+        self._changed = False
+
+    def listed(self, account: Account) -> Listed:
+        """Return what an account's upstream said last, if ever."""
+        return self._known(list_file(account))[1]
+
+    def changed(self) -> bool:
+        """Tell whether there are other lists than the last time this was asked."""
+        changed, self._changed = self._changed, False
+        return changed
+
+    def poll(self, accounts: Iterable[Account]) -> None:
+        """Ask, in a thread, those who were not asked today."""
+        if self._asking and self._asking.is_alive():
+            return
+        due = [account for account in accounts if self._due(account)]
+        if due:
+            self._asking = threading.Thread(target=self.refresh, args=(due,), daemon=True)
+            self._asking.start()
+
+    def refresh(self, accounts: Iterable[Account]) -> dict[str, str]:
+        """Ask these accounts now; return the failures by account."""
+        failures = {}
+        for account in filter(can_list, accounts):
+            try:
+                self._keep(list_file(account), ask_for_list(account))
+            except (ProxyError, ValueError, RecursionError, OSError) as exc:
+                log.debug("%s: no list of models: %s", account.name, exc)
+                failures[account.name] = str(exc)
+                with self._lock:
+                    self._tried[list_file(account)] = self._now()
+        return failures
+
+    def _due(self, account: Account) -> bool:
+        file = list_file(account)
+        then = max(self._known(file)[0], self._tried.get(file, 0.0) - LIST_AGE + LIST_RETRY)
+        useless = account.expired(self._now()) or not can_list(account)  # a token may be renewed soon
+        return not useless and not 0 <= self._now() - then < LIST_AGE
+
+    def _known(self, file: str) -> tuple[float, Listed]:
+        with self._lock:
+            if file not in self._lists:
+                self._lists[file] = self._read(file)
+            return self._lists[file]
+
+    def _read(self, file: str) -> tuple[float, Listed]:
+        try:
+            data = json.loads((self._folder / file).read_bytes())
+            return float(data["at"]), {
+                id: {k: facts[k] for k in LIST_FIELDS if k in facts}
+                for id, facts in data["models"].items()
+            }
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return 0.0, {}
+
+    def _keep(self, file: str, models: Listed) -> None:
+        now, before = self._now(), self._known(file)[1]
+        with self._lock:
+            self._lists[file] = now, models
+        self._changed = self._changed or models != before
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_atomic(self._folder / file, dumps({"at": now, "models": models}).encode("ascii"))
+
+
+def can_list(account: Account) -> bool:
+    """Tell whether to ask for an account's models: its owner has not said which to offer."""
+    return bool(account.models is None and account.provider.models and not account.excludes("*"))
+
+
+def ask_for_list(account: Account) -> Listed:
+    """Ask an account's upstream for its models. Raises ProxyError and ValueError."""
+    provider = account.provider
+    headers = upstream_headers(
+        Call(DIALECTS[provider.dialect], "list", b""), account, provider, False
+    )
+    headers.pop("content-type")
+    reply = fetch("GET", account.base.rstrip("/") + provider.models, headers, proxy=account.proxy)
+    if reply.status != 200:
+        raise DIALECTS[provider.dialect].read_error(reply.status, reply.body)
+    return read_list(reply.body)
+
+
 class App:
     """What all requests share: the configuration, the accounts, the connections."""
 
     def __init__(self, config_file: ConfigFile, store: Store, environ: Mapping[str, str]) -> None:
         self.config_file, self.store, self._environ = config_file, store, environ
-        self.router, self.pool = Router(), Pool()
+        self.router, self.pool, self.catalog = Router(), Pool(), Catalog(store.folder / ".cliproxy" / "models")
         self._not_before: dict[str, float] = {}  # only renew_due uses it
         self._stored = -math.inf  # when the state was; only one thread polls
         self.router.restore(read_object_file(self._state_file))
@@ -11587,13 +11781,14 @@ class App:
         """Make the accounts anew from the config, the credential files and the environment."""
         log.setLevel(logging.DEBUG if self.config["debug"] else logging.NOTSET)
         credentials = self.store.credentials()
-        self.router.configure(find_accounts(self.config, credentials, self._environ), self.config)
+        accounts = find_accounts(self.config, credentials, self._environ, self.catalog.listed)
+        self.router.configure(accounts, self.config)
 
     def poll(self) -> None:
         """Take over what changed on disk; called every second."""
         self.pool.prune()
         try:
-            changed = [self.config_file.poll(), self.store.scan()]
+            changed = [self.config_file.poll(), self.store.scan(), self.catalog.changed()]
         except (ProxyError, OSError) as exc:  # as when file descriptors run out
             log.warning("%s; accounts and settings stay as they are", exc)
             return
@@ -11601,6 +11796,11 @@ class App:
             self.reload()
         if time.monotonic() - self._stored > STATE_INTERVAL:
             self.save_state()
+
+    def ask_for_models(self) -> None:
+        """Have the lists of models asked for that are older than a day; called every second."""
+        if self.config["refresh-models"]:
+            self.catalog.poll(self.router.accounts())
 
     @property
     def _state_file(self) -> Path:
@@ -11746,7 +11946,11 @@ def must_fit(call: Call, candidate: Candidate) -> bool:
     if candidate.forced and not call.sse and call.path_stream:  # an array, which is not edited
         return True
     renamed = candidate.model != call.model and call.dialect.name == "claude"
-    return renamed and b'"adaptive"' in call.body and not model_row(candidate.model).levels
+    return (
+        renamed
+        and b'"adaptive"' in call.body
+        and not candidate.account.fact(candidate.model).levels
+    )
 
 
 def path_of(call: Call, provider: Provider) -> str:
@@ -11956,8 +12160,7 @@ def collected_response(payloads: Iterable[Json]) -> Json:
 def translate(call: Call, candidate: Candidate, provider: Provider, app: App) -> Answer:
     """Translate a call to the upstream's dialect, and the answer back."""
     request, upstream, account = call.request, DIALECTS[provider.dialect], candidate.account
-    model = model_row(candidate.model, provider.name)
-    target = Target(provider.name, model, account.quirks | provider.quirks)
+    target = Target(provider.name, account.fact(candidate.model), account.quirks | provider.quirks)
     stream = request.stream or provider.only_streams or "stream" in target.quirks
     thinking = Thinking(*candidate.effort, summary=request.thinking.summary) if candidate.effort else request.thinking
     wanted = request._replace(model=candidate.model, stream=stream, thinking=thinking)
@@ -12054,7 +12257,7 @@ def count_tokens(call: Call, candidate: Candidate, provider: Provider, app: App)
 def translated_count(call: Call, candidate: Candidate, provider: Provider, app: App) -> Answer:
     """Ask an upstream of another dialect for a token count."""
     upstream, model = DIALECTS[provider.dialect], candidate.model
-    target = Target(provider.name, model_row(model, provider.name), candidate.account.quirks)
+    target = Target(provider.name, candidate.account.fact(model), candidate.account.quirks)
     fitted = fit_request(call.request._replace(model=model, stream=False), target, upstream.name)
     written = upstream.write_request(fitted.request, target)
     body = {key: written[key] for key in COUNT_KEYS[upstream.name] if key in written}
@@ -12522,16 +12725,20 @@ class Handler(socketserver.BaseRequestHandler, Watcher):
         return call
 
     def list_models(self, route: Route) -> None:
-        self.send_json(200, self.lister(route)[0](self.server.app.router))
+        router = self.server.app.router
+        whole, one = self.lister(route)
+        self.send_json(
+            200, whole([one(known_model(router, name)) for name in [*router.models(), ECHO]])
+        )
 
     def show_model(self, route: Route) -> None:
         router, name = self.server.app.router, self.argument
         if name != ECHO and name not in router.models():
             close = ", ".join(map(repr, nearest_names(name, [*router.models(), ECHO], 3)))
             raise ProxyError("model_not_found", f"no model {name!r}" + (f"; nearest: {close}" if close else ""))
-        self.send_json(200, self.lister(route)[1](router, name))
+        self.send_json(200, self.lister(route)[1](known_model(router, name)))
 
-    def lister(self, route: Route) -> tuple[Callable[[Router], Json], Callable[[Router, str], Json]]:
+    def lister(self, route: Route) -> tuple[Callable[[list[Json]], Json], Callable[[Model], Json]]:
         """Return the shape of model lists that this client reads; its headers tell."""
         if route.dialect == "gemini" or "x-goog-api-key" in self.headers:
             return gemini_models, gemini_model
@@ -12596,40 +12803,51 @@ def escaped(text: str) -> str:
     return quote(text)[1:-1].replace(" ", "%20")
 
 
-def openai_model(router: Router, name: str) -> Json:
-    owner = "cliproxy" if name == ECHO else router.owner(name).account.provider.name
-    return {"id": name, "object": "model", "created": 0, "owned_by": owner}
+def known_model(router: Router, name: str) -> Model:
+    """Return what lists tell of a model, `created` guessed from its name if need be."""
+    if name == ECHO:
+        return Model(ECHO, "cliproxy", ECHO)
+    row = router.fact(name)
+    date = re.search(r"([0-9]{4})-?([0-9]{2})-?([0-9]{2})$", name)
+    then = read_time("-".join(date.groups()) + "T00:00Z") if date else 0
+    return row._replace(created=row.created or int(then or 0))
 
 
-def openai_models(router: Router) -> Json:
-    names = [*router.models(), ECHO]
-    return {"object": "list", "data": [openai_model(router, name) for name in names]}
+def known(fields: Json) -> Json:
+    """Leave out the limits that nobody knows."""
+    return {key: value for key, value in fields.items() if value}
 
 
-def claude_model(router: Router, name: str) -> Json:
-    display = name if name == ECHO else model_row(router.owner(name).model).name or name
-    return {"type": "model", "id": name, "display_name": display, "created_at": "1970-01-01T00:00:00Z"}
+def openai_model(row: Model) -> Json:
+    """Describe a model as OpenAI's API does, with the limits that its imitators add."""
+    limits = {"context_length": row.context, "max_completion_tokens": row.output}
+    base = {"id": row.id, "object": "model", "created": row.created, "owned_by": row.owner}
+    return {**base, "display_name": row.name, **known(limits)}
 
 
-def claude_models(router: Router) -> Json:
-    names = [*router.models(), ECHO]
-    data = [claude_model(router, name) for name in names]
-    return {"data": data, "has_more": False, "first_id": names[0], "last_id": names[-1]}
+def openai_models(rows: list[Json]) -> Json:
+    return {"object": "list", "data": rows}
 
 
-def gemini_model(router: Router, name: str) -> Json:
-    row = Model(ECHO) if name == ECHO else model_row(router.owner(name).model)
-    limits = {"inputTokenLimit": row.context, "outputTokenLimit": row.output}
-    return {
-        "name": f"models/{name}",
-        "displayName": row.name or name,
-        **{key: value for key, value in limits.items() if value},
-        "supportedGenerationMethods": list(GEMINI_VERBS),
-    }
+def claude_model(row: Model) -> Json:
+    created = write_time(row.created, utc=True) if row.created else "1970-01-01T00:00:00Z"
+    base = {"type": "model", "id": row.id, "display_name": row.name, "created_at": created}
+    return {**base, **known({"max_input_tokens": row.context, "max_tokens": row.output})}
 
 
-def gemini_models(router: Router) -> Json:
-    return {"models": [gemini_model(router, name) for name in [*router.models(), ECHO]]}
+def claude_models(rows: list[Json]) -> Json:
+    ends = {"first_id": rows[0]["id"], "last_id": rows[-1]["id"]}
+    return {"data": rows, "has_more": False, **ends}
+
+
+def gemini_model(row: Model) -> Json:
+    limits = known({"inputTokenLimit": row.context, "outputTokenLimit": row.output})
+    base = {"name": f"models/{row.id}", "version": "001", "displayName": row.name}
+    return {**base, **limits, "supportedGenerationMethods": list(GEMINI_VERBS)}
+
+
+def gemini_models(rows: list[Json]) -> Json:
+    return {"models": rows}
 
 
 class Route(NamedTuple):
@@ -12874,6 +13092,7 @@ def cmd_serve(options: argparse.Namespace) -> int:
     keeper.start()
     while not stop.wait(1.0):
         app.poll()
+        app.ask_for_models()
         write_lines(server.lines)
     log.info("stopping; running answers have %.0f s", GRACE)
     finished = server.stop()
@@ -13072,13 +13291,29 @@ def show_accounts(rows: list[Json]) -> None:
 
 
 def cmd_models(options: argparse.Namespace) -> int:
-    """Print the models that the present credentials can serve."""
-    router = make_app(options).router
-    for name in router.models():
-        candidate = router.owner(name)
-        say(f"{name:40} {candidate.account.provider.name:14} {candidate.account.name}")
-    say(f"{ECHO:40} {'built in':14} -")
+    """Print the models that the present credentials can serve, and what is known of them."""
+    app = make_app(options)
+    if options.refresh:
+        for account, failure in app.catalog.refresh(app.router.accounts()).items():
+            say(f"{account}: no list of models: {failure}")
+        app.reload()
+    line = "{:40} {:>9} {:>8}  {:34} {}"
+    say(line.format("model", "context", "output", "efforts", "accounts").rstrip())
+    for name in app.router.models():
+        row = app.router.fact(name)
+        accounts = ", ".join(
+            dict.fromkeys(candidate.account.name for candidate in app.router.offer(name))
+        )
+        say(line.format(name, row.context or "?", row.output or "?", efforts_of(row), accounts))
+    say(line.format(ECHO, "-", "-", "-", "built in"))
     return 0
+
+
+def efforts_of(row: Model) -> str:
+    """Say how a model thinks: the efforts it takes by name, or else in tokens."""
+    words = list(row.levels) or (["{}-{} tokens".format(*row.budget)] if row.budget[1] else [])
+    words += ["off"] if row.thinking and row.can_stop and "none" not in row.levels else []
+    return " ".join(words) or {None: "?", False: "-"}.get(row.thinking, "yes")
 
 
 def cmd_config(options: argparse.Namespace) -> int:
@@ -13149,7 +13384,9 @@ COMMANDS = (
     Command("logout", cmd_logout, "revoke an account's tokens where that is possible, and delete them", (
         ("name", {"help": "of its file; a part of it will do"}),
     )),
-    Command("models", cmd_models, "list the models that can be served"),
+    Command("models", cmd_models, "list the models that can be served", (
+        ("--refresh", {"action": "store_true", "help": "ask the upstreams anew which they have"}),
+    )),
     Command("config", cmd_config, "check the config file; print an example or all keys", (
         ("what", {"nargs": "?", "choices": ["check", "example", "reference"], "default": "check"}),
     )),

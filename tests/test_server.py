@@ -601,7 +601,7 @@ def port_of(process: subprocess.Popen[str]) -> int:
 def test_serving_and_stopping(tmp_path: Path, upstream: Upstream) -> None:
     config = tmp_path / "c.json"
     key = {"api-key": "sk-ant-api03-secret", "base-url": upstream.url, "models": [{"name": "up-claude"}]}
-    config.write_text(json.dumps({"claude-api-key": [key], "auth-dir": str(tmp_path / "auth")}), encoding="utf-8")
+    config.write_text(json.dumps({"claude-api-key": [key], "auth-dir": str(tmp_path / "auth"), "refresh-models": False}), encoding="utf-8")
     go = threading.Event()
     upstream.reply([STREAMS["claude"].split(b"\n\n")[0] + b"\n\n", go, STREAMS["claude"].split(b"\n\n", 1)[1]], headers=SSE)
     with serve(tmp_path, "--config", str(config), OPENROUTER_API_KEY="sk-or-secret") as process:
