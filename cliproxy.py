@@ -10477,10 +10477,12 @@ class Account:
         return self.facts.get(model) or model_row(model, self.provider.name)
 
     def serves_unlisted(self, model: str) -> bool:
-        """Tell whether a model that no table lists is likely one of this account's provider."""
+        """Tell whether a model that is in no list, too old or too new, is likely this provider's."""
         if self.models is not None or self.excludes(model):
             return False
-        return any(wildcard(pattern, model) for pattern in self.provider.family)
+        row = MODELS.get(model)
+        known = row is not None and self.provider.name in row.providers
+        return known or any(wildcard(pattern, model) for pattern in self.provider.family)
 
 
 def whole_number(value: object, default: int) -> int:
@@ -13088,8 +13090,9 @@ def cmd_serve(options: argparse.Namespace) -> int:
         signal.signal(number, lambda *_: os._exit(1) if stop.is_set() else stop.set())
     threading.Thread(target=server.serve_forever, daemon=True).start()
     greet(server, app)
-    keeper = threading.Thread(target=app.keep_renewed, args=(stop,), daemon=True)
-    keeper.start()
+    threading.Thread(target=app.keep_renewed, args=(stop,), daemon=True).start()
+    if any(account.origin.scheme == "https" for account in app.router.accounts()):
+        threading.Thread(target=tls_context, daemon=True).start()  # so that no request waits for it
     while not stop.wait(1.0):
         app.poll()
         app.ask_for_models()
