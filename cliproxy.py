@@ -10556,6 +10556,28 @@ def judge(error: ProxyError) -> Verdict | None:
     return Verdict(60.0, soft=True) if KINDS[error.kind].retry else None
 
 
+HINTS = (  # what some refusals mean for the owner
+    ("only authorized for use with Claude Code", "Anthropic wants an API key here: claude-api-key"),
+    (
+        "Third-party apps now draw",
+        "Anthropic bills this as extra usage; an API key is the other way",
+    ),
+    ("access_terminated_error", "Kimi's coding plan refuses programs that it does not know"),
+    (
+        "VALIDATION_REQUIRED",
+        "Google wants the account to be verified: follow the link in a browser",
+    ),
+    ("SERVICE_DISABLED", "enable the Gemini for Google Cloud API in this project"),
+)
+
+
+def explained(error: ProxyError) -> str:
+    """Return an error's message, and what its owner can do about it if we know."""
+    said = f"{error} {error.body.decode('utf-8', 'replace')}"
+    hint = next((f" ({hint})" for pattern, hint in HINTS if pattern in said), "")
+    return f"{str(error)[:200]}{hint}"
+
+
 def is_stale(error: ProxyError) -> bool:
     """Tell whether a refusal is of the token, so that a new one may do."""
     if error.status == 403:
@@ -10914,12 +10936,14 @@ class Router:
             off = self._config["disable-cooling"]
             off = off if account.disable_cooling is None else account.disable_cooling
             if wait > 0 and (verdict.hard or not off):
-                mark, why = account.mark if verdict.token else "", str(error)[:200]
+                mark = account.mark if verdict.token else ""
                 end = self._now() + wait
-                rest = Cooldown(end, level, verdict.soft, mark, error.status, why)
+                rest = Cooldown(end, level, verdict.soft, mark, error.status, explained(error))
                 for name in self._siblings(account, error.status):
                     self._cooling[name, key[1]] = rest
                 self._changed = True
+                if len(self._cooling) > CURSORS:  # clients can ask for whatever they like
+                    del self._cooling[next(iter(self._cooling))]
         return True
 
     def _siblings(self, account: Account, status: int) -> list[str]:
@@ -11896,9 +11920,9 @@ def ask_all(call: Call, app: App) -> Answer:
         try:
             answer = ask(call, candidate, app)
         except ProxyError as error:
+            log.warning("rid=%s %s: %s", call.id[:8], candidate.account.name, explained(error))
             if not app.router.punish(candidate, error):
                 raise
-            log.warning("rid=%s %s: %s", call.id[:8], candidate.account.name, error)
             failure = error
         else:
             app.router.reward(candidate, call.model, session)
@@ -13401,7 +13425,11 @@ def make_parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--config", help="config file, JSON or YAML")
     common.add_argument("--debug", action="store_true", help="log more")
-    parser = argparse.ArgumentParser(prog="cliproxy", description=(__doc__ or "").split("\n", 1)[0])
+    parser = argparse.ArgumentParser(
+        prog="cliproxy",
+        description=(__doc__ or "").split("\n", 1)[0],
+        epilog="Without a command it serves; CLIProxyAPI's flags, such as -codex-login, work as well.",
+    )
     parser.add_argument("--version", action="version", version=version())
     rows = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for command in COMMANDS:

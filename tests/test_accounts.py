@@ -641,6 +641,33 @@ def test_rests_and_limits_outlive_a_restart(make_proxy: ProxyMaker, upstream: Up
     assert len(cp.App(app.config_file, app.store, {}).router.candidates("up")) == 2
 
 
+def test_a_refusal_is_explained_to_the_owner(
+    make_proxy: ProxyMaker, upstream: Upstream, caplog: pytest.LogCaptureFixture
+) -> None:
+    pool = Pool(make_proxy, upstream, "ab", request_retry=0)
+    text = "Third-party apps now draw from your extra usage, not your plan limits."
+    pool.script["a"] = make_reply(claude_error("invalid_request_error", text), 400)
+    got = pool.ask()
+    assert (got.status, pool.asked()) == (400, "a")
+    assert "an API key is the other way" in caplog.text
+    error = cp.ProxyError("forbidden", "no")
+    error.body = b'{"error":{"type":"access_terminated_error"}}'
+    assert "Kimi" in cp.explained(error)
+
+
+def test_rests_are_bounded(clock: Clock) -> None:
+    router = cp.Router(clock, clock)
+    account = cp.Account("one", cp.PROVIDERS["claude"], {"api-key": "k"})
+    router.configure([account], cp.load_config(None))
+    for number in range(cp.CURSORS + 5):
+        router.punish(
+            cp.Candidate(account, f"claude-{number}"), cp.ProxyError("not_found", "no such model")
+        )
+    state = router.state()
+    assert state
+    assert len(state["cooldowns"]) == cp.CURSORS
+
+
 LIMITS = [
     pytest.param(
         {"x-codex-primary-used-percent": "12.5", "x-codex-primary-window-minutes": "300", "x-codex-primary-reset-at": "1800000000",
@@ -723,7 +750,7 @@ FILES = [
     pytest.param("kimi", {"device_id": "d" * 32}, "/v1/chat/completions", "/v1/chat/completions", "kimi-k2.5", "k2.5", id="kimi"),
     pytest.param("kimi", {"device_id": "d" * 32}, "/v1/messages",         "/v1/messages",         "kimi-k2.5", "k2.5", id="kimi, Claude's dialect"),
     pytest.param("qwen", {},                      "/v1/chat/completions", "/chat/completions",    "coder-model", "coder-model", id="qwen"),
-    pytest.param("iflow", {"api_key": "tok", "access_token": "other"}, "/v1/chat/completions", "/chat/completions", "glm-4.7", "glm-4.7", id="iflow"),
+    pytest.param("iflow", {"api_key": "tok", "access_token": "other"}, "/v1/chat/completions", "/chat/completions", "glm-4.6", "glm-4.6", id="iflow"),
     pytest.param("xai",  {"sub": "s"},            "/v1/responses",        "/responses",           "grok-4.5", "grok-4.5", id="xai"),
 ]
 # fmt: on
