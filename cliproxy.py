@@ -10942,7 +10942,7 @@ class Router:
                 for name in self._siblings(account, error.status):
                     self._cooling[name, key[1]] = rest
                 self._changed = True
-                if len(self._cooling) > CURSORS:  # clients can ask for whatever they like
+                while len(self._cooling) > CURSORS:  # clients can ask for whatever they like
                     del self._cooling[next(iter(self._cooling))]
         return True
 
@@ -11843,7 +11843,8 @@ class App:
             self._state_file.parent.mkdir(mode=0o700, exist_ok=True)
             write_atomic(self._state_file, dumps(state).encode("ascii"))
         except OSError as exc:
-            log.warning("%s cannot be written: %s", self._state_file, exc.strerror)
+            self._stored = math.inf  # once is enough to say so
+            log.warning("%s: %s; no rest will outlive a restart", self._state_file, exc.strerror)
 
     def renew(self, account: Account, stale: str) -> None:
         """Get new tokens for an account unless it has others than `stale`. Raises ProxyError."""

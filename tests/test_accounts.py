@@ -641,6 +641,17 @@ def test_rests_and_limits_outlive_a_restart(make_proxy: ProxyMaker, upstream: Up
     assert len(cp.App(app.config_file, app.store, {}).router.candidates("up")) == 2
 
 
+def test_a_folder_that_cannot_be_written(
+    make_proxy: ProxyMaker, upstream: Upstream, caplog: pytest.LogCaptureFixture
+) -> None:
+    pool = Pool(make_proxy, upstream, "a")
+    (pool.proxy.auth_dir / ".cliproxy").write_text("a file is in the way")
+    for _ in range(3):
+        pool.ask()
+        pool.proxy.app.poll()
+    assert caplog.text.count("no rest will outlive a restart") == 1
+
+
 def test_a_refusal_is_explained_to_the_owner(
     make_proxy: ProxyMaker, upstream: Upstream, caplog: pytest.LogCaptureFixture
 ) -> None:
