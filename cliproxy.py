@@ -4322,27 +4322,6 @@ def responses_in_order(payloads: Iterable[Json]) -> Iterator[Json]:
                 live = None if held[-1].get("type") == kind else live
 
 
-def responses_read_stream(payloads: Iterable[Json], request: Request) -> Events:
-    """Stream payloads -> Events. Unknown ones are skipped: the service adds some every month."""
-    reader, started = ResponsesReader(request), False
-    for payload in responses_in_order(payloads):
-        kind = payload.get("type", "error" if "error" in payload else "")
-        if kind == "response.output_text.delta" and reader.plain and not payload.get("logprobs"):
-            if payload["delta"]:  # the common case first
-                reader.texts.append(payload["delta"])
-                yield PartDelta(reader.at, "text", payload["delta"])
-            continue
-        read = RESPONSES_EVENTS.get(kind)
-        if read and not started and read is not ResponsesReader.read_failure:
-            response, started = payload.get("response") or EMPTY, True
-            created = int(response.get("created_at") or 0)
-            yield MessageStart(response.get("id") or "", response.get("model") or "", created)
-        yield from read(reader, payload) if read else ()
-        if reader.ended:
-            return
-    raise ProxyError("upstream_failed", "the upstream closed the stream before response.completed")
-
-
 def responses_read_response(body: Json, request: Request) -> Events:
     """Full answer -> Events, as a stream that holds nothing but its end."""
     if body.get("error") or "output" not in body:
@@ -4603,6 +4582,27 @@ RESPONSES_WRITE: dict[type, Callable[[ResponsesWriter, Any], Frames]] = {
     Usage: ResponsesWriter.write_usage,
     MessageEnd: ResponsesWriter.write_finish,
 }
+
+
+def responses_read_stream(payloads: Iterable[Json], request: Request) -> Events:
+    """Stream payloads -> Events. Unknown ones are skipped: the service adds some every month."""
+    reader, started = ResponsesReader(request), False
+    for payload in responses_in_order(payloads):
+        kind = payload.get("type", "error" if "error" in payload else "")
+        if kind == "response.output_text.delta" and reader.plain and not payload.get("logprobs"):
+            if payload["delta"]:  # the common case first
+                reader.texts.append(payload["delta"])
+                yield PartDelta(reader.at, "text", payload["delta"])
+            continue
+        read = RESPONSES_EVENTS.get(kind)
+        if read and not started and read is not ResponsesReader.read_failure:
+            response, started = payload.get("response") or EMPTY, True
+            created = int(response.get("created_at") or 0)
+            yield MessageStart(response.get("id") or "", response.get("model") or "", created)
+        yield from read(reader, payload) if read else ()
+        if reader.ended:
+            return
+    raise ProxyError("upstream_failed", "the upstream closed the stream before response.completed")
 
 
 def responses_write_stream(events: Iterable[Event], request: Request) -> Frames:
