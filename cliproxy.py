@@ -4584,6 +4584,17 @@ RESPONSES_WRITE: dict[type, Callable[[ResponsesWriter, Any], Frames]] = {
 }
 
 
+def responses_write_response(response: Response, request: Request) -> Json:
+    """Response -> full answer, which is what the last frame of its stream would hold."""
+    writer = ResponsesWriter(request)
+    usage = (response.usage,) if response.usage else ()
+    replays = map(responses_replay, response.choices[:1])
+    for event in itertools.chain((response.start,), *replays, usage):
+        for _ in RESPONSES_WRITE[type(event)](writer, event):
+            pass
+    return writer.last()
+
+
 def responses_read_stream(payloads: Iterable[Json], request: Request) -> Events:
     """Stream payloads -> Events. Unknown ones are skipped: the service adds some every month."""
     reader, started = ResponsesReader(request), False
@@ -4620,17 +4631,6 @@ def responses_write_stream(events: Iterable[Event], request: Request) -> Frames:
         if not writer.number:
             raise
         yield from writer.fail(error)
-
-
-def responses_write_response(response: Response, request: Request) -> Json:
-    """Response -> full answer, which is what the last frame of its stream would hold."""
-    writer = ResponsesWriter(request)
-    usage = (response.usage,) if response.usage else ()
-    replays = map(responses_replay, response.choices[:1])
-    for event in itertools.chain((response.start,), *replays, usage):
-        for _ in RESPONSES_WRITE[type(event)](writer, event):
-            pass
-    return writer.last()
 
 
 # -- errors --------------------------------------------------------------------------
@@ -5420,11 +5420,6 @@ def gemini_slot(node: Any, step: Any, default: Any) -> Any:
     return node.setdefault(step, default)
 
 
-def gemini_read_stream(payloads: Iterable[Json], request: Request) -> Events:
-    """Chunks -> events. Finish and usage wait for the end of the stream: the last ones count."""
-    return gemini_read_chunks(payloads, request, whole=False)
-
-
 def gemini_read_response(body: Json, request: Request) -> Events:
     """GenerateContentResponse -> events; an array is a stream without `alt=sse`, read whole."""
     return gemini_read_chunks(gemini_list(body), request, whole=isinstance(body, dict))
@@ -5636,6 +5631,21 @@ class GeminiWriter:
         return {"candidates": self.ends, **self.usage, **self.names}
 
 
+def gemini_write_response(response: Response, request: Request) -> Json:
+    """Write a collected answer as one GenerateContentResponse."""
+    candidates = [
+        gemini_write_candidate(choice, gemini_write_parts(gemini_move_proofs(choice.parts)))
+        for choice in response.choices
+    ]
+    usage = gemini_write_usage(response.usage) if response.usage else {}
+    return {"candidates": candidates, **usage, **gemini_write_names(response.start, request)}
+
+
+def gemini_read_stream(payloads: Iterable[Json], request: Request) -> Events:
+    """Chunks -> events. Finish and usage wait for the end of the stream: the last ones count."""
+    return gemini_read_chunks(payloads, request, whole=False)
+
+
 def gemini_write_stream(events: Iterable[Event], request: Request) -> Frames:
     """Events -> server-sent events, or without `alt=sse` one JSON array, written as it grows."""
     writer = GeminiWriter(request)
@@ -5654,16 +5664,6 @@ def gemini_write_stream(events: Iterable[Event], request: Request) -> Frames:
         yield writer.send(gemini_write_error(error))
     if not writer.sse:
         yield b"]"
-
-
-def gemini_write_response(response: Response, request: Request) -> Json:
-    """Write a collected answer as one GenerateContentResponse."""
-    candidates = [
-        gemini_write_candidate(choice, gemini_write_parts(gemini_move_proofs(choice.parts)))
-        for choice in response.choices
-    ]
-    usage = gemini_write_usage(response.usage) if response.usage else {}
-    return {"candidates": candidates, **usage, **gemini_write_names(response.start, request)}
 
 
 def gemini_write_names(start: MessageStart, request: Request) -> Json:
