@@ -11,20 +11,21 @@ Contents (each room uses only rooms above it; [pure] ones touch no clock, socket
     2. ERRORS        ProxyError and the KINDS table                     [pure]
     3. FACTS         providers, models, parameters, finish reasons      [pure]
     4. CONVERSATION  the request, its parts, and the events of answers  [pure]
-    5. CLAUDE        Anthropic Messages                                 [pure]
-    6. CHAT          OpenAI Chat Completions                            [pure]
-    7. RESPONSES     OpenAI Responses, also of Codex                    [pure]
-    8. GEMINI        Google generateContent                             [pure]
-    9. DIALECTS      the dialects as rows; fitting a request to its target [pure]
-   10. CONFIG        the settings file: load, check, watch
-   11. NETWORK       HTTP/1.1 over sockets, both sides
-   12. STORE         credential files
-   13. TERMINAL      prompts, the browser's way back, QR codes
-   14. LOGIN         logins and token refresh
-   15. ROUTING       which account serves which model
-   16. UPSTREAM      asking a provider
-   17. SERVER        the listening side
-   18. COMMANDS      the command line
+    5. SCHEMAS       JSON Schema in the keywords of each service        [pure]
+    6. CLAUDE        Anthropic Messages                                 [pure]
+    7. CHAT          OpenAI Chat Completions                            [pure]
+    8. RESPONSES     OpenAI Responses, also of Codex                    [pure]
+    9. GEMINI        Google generateContent                             [pure]
+   10. DIALECTS      the dialects as rows; fitting a request to its target [pure]
+   11. CONFIG        the settings file: load, check, watch
+   12. NETWORK       HTTP/1.1 over sockets, both sides
+   13. STORE         credential files
+   14. TERMINAL      prompts, the browser's way back, QR codes
+   15. LOGIN         logins and token refresh
+   16. ROUTING       which account serves which model
+   17. UPSTREAM      asking a provider
+   18. SERVER        the listening side
+   19. COMMANDS      the command line
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ import time
 import zlib
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from email.utils import parsedate_to_datetime
-from functools import reduce
+from functools import partial, reduce
 from http import HTTPStatus
 from http.server import ThreadingHTTPServer
 from itertools import count, islice
@@ -1435,8 +1436,334 @@ def text_of(parts: Iterable[Part], joint: str = "\n") -> str:
     return joint.join(part.text for part in parts if part.kind == "text")
 
 
+INPUT_HEAD = re.compile(r'\s*\{\s*"input"\s*:\s*"')
+INPUT_BODY = re.compile(  # whole characters and escapes; a high surrogate waits for what follows
+    r'(?:[^"\\]+|\\[^u]|\\u(?![dD][89abAB])[0-9a-fA-F]{4}'
+    r"|\\u[dD][89abAB][0-9a-fA-F]{2}(?:\\u[0-9a-fA-F]{4}|(?=[^\\]|\\[^u])))*"
+)
+
+
+class Unwrapper:
+    """Decodes the text in `{"input": "..."}` while it comes in, cut anywhere."""
+
+    def __init__(self) -> None:
+        self._rest = ""  # not yet decoded
+        self._state = "head"  # head, body, tail
+
+    def feed(self, fragment: str) -> str:
+        """Return what `fragment` adds to the text."""
+        self._rest += fragment
+        if self._state == "head" and (head := INPUT_HEAD.match(self._rest)):
+            self._rest, self._state = self._rest[head.end() :], "body"
+        if self._state != "body":
+            return ""
+        body = INPUT_BODY.match(self._rest)
+        end = body.end() if body else 0
+        text, self._rest = self._rest[:end], self._rest[end:]
+        if self._rest.startswith('"'):
+            self._state = "tail"
+        return unquoted(text)
+
+    def close(self) -> str:
+        """Return what is left of a call that did not have the form asked for."""
+        if self._state != "head":
+            return ""
+        try:
+            data = json.loads(self._rest or "{}")
+        except ValueError:
+            return self._rest
+        if not data:
+            return ""
+        text = data.get("input", self._rest) if isinstance(data, dict) else self._rest
+        return text if isinstance(text, str) else dumps_text(text)
+
+
+class Wrapper:
+    """Encodes a text as `{"input": "..."}` while it comes in."""
+
+    def __init__(self) -> None:
+        self._head = '{"input":"'
+
+    def feed(self, fragment: str) -> str:
+        head, self._head = self._head, ""
+        return head + quote(fragment)[1:-1]
+
+    def close(self) -> str:
+        return self._head + '"}'
+
+
+def unquoted(text: str) -> str:
+    try:
+        return str(json.loads(f'"{text}"', strict=False)) if "\\" in text else text
+    except ValueError:  # an escape that JSON does not know
+        return text
+
+
+IMAGE_TOKENS = 1_500
+
+
+def estimate_tokens(request: Request) -> int:
+    """Estimate the input: a token per four bytes of text and schemas, 1500 per image or file."""
+    size, media = 0, 0
+    stack = [*request.system, *(part for message in request.messages for part in message.parts)]
+    while stack:
+        part = stack.pop()
+        stack.extend(part.parts)
+        text = part.text + part.name
+        if part.media is not None and part.media.source == "text":
+            text += part.media.data
+        elif part.media is not None:
+            media += 1
+        size += len(text.encode("utf-8", "replace"))
+    for tool in request.tools:
+        text = tool.name + tool.description + dumps_text(tool.schema or tool.grammar or {})
+        size += len(text.encode("utf-8", "replace"))
+    return (size + 3) // 4 + media * IMAGE_TOKENS
+
+
 ########################################################################################
-# 5. CLAUDE                                                                       [pure]
+# 5. SCHEMAS                                                                      [pure]
+########################################################################################
+# JSON Schema, of a tool's arguments or an answer, in the keywords that each service takes. A rewrite
+# is a function of one schema that `walk_schema` applies to all that are in it; a property that is
+# called like a keyword is left alone, and so is the schema that came. Source: spec/dialects.md 2.4.
+
+# fmt: off
+SCHEMA_MAPS = frozenset("properties $defs definitions patternProperties dependentSchemas".split())  # of schemas, by name
+SCHEMA_INNER = frozenset(  # a schema or a list of them
+    "anyOf oneOf allOf prefixItems items additionalProperties not contains propertyNames if then else".split()
+)
+SCHEMA_SHAPES: dict[str, type | tuple[type, ...]] = {  # what does not have it is left out: clients err
+    **dict.fromkeys(SCHEMA_MAPS, dict), **dict.fromkeys("anyOf oneOf allOf prefixItems enum required".split(), list),
+    "items": (list, dict, bool), "type": (str, list), "$ref": str, "description": str, "format": str,
+}
+SCHEMA_DEPTH, SCHEMA_REFS, SCHEMA_NODES = 40, 16, 5_000  # at most: nesting, references in references, schemas
+JSON_TYPES = {str: "string", bool: "boolean", int: "integer", float: "number", list: "array", dict: "object"}
+# fmt: on
+
+
+def map_schema(node: Json, change: Callable[[Any], Any]) -> Json:
+    """Apply `change` to the schemas right inside one."""
+    held = ((key, SCHEMA_SHAPES.get(key, object)) for key in node)
+    done: Json = {key: node[key] for key, shapes in held if isinstance(node[key], shapes)}
+    for key, value in done.items():
+        if key in SCHEMA_MAPS:
+            done[key] = {name: change(child) for name, child in value.items()}
+        elif key in SCHEMA_INNER:
+            done[key] = (
+                [change(child) for child in value] if isinstance(value, list) else change(value)
+            )
+    return done
+
+
+def walk_schema(node: Any, change: Callable[[Json], Json], depth: int = SCHEMA_DEPTH) -> Any:
+    """Apply `change` to every schema in `node`, the innermost first."""
+    if not isinstance(node, dict):
+        return node
+    if not depth:
+        return change({})
+    return change(map_schema(node, lambda child: walk_schema(child, change, depth - 1)))
+
+
+def all_of(node: Json) -> Json:
+    """Do without `allOf` and `const`. Branches are joined by the union of what they say; later ones win."""
+    done = without(node, frozenset({"allOf", "const"}))
+    if "const" in node:
+        done["enum"] = [node["const"]]
+    for branch in node.get("allOf") or ():
+        if isinstance(branch, dict):
+            named = {**(done.get("properties") or {}), **(branch.get("properties") or {})}
+            needed = [*(done.get("required") or ()), *(branch.get("required") or ())]
+            done.update(branch)
+            done.update({"properties": named} if named else {})
+            done.update({"required": list(dict.fromkeys(needed))} if needed else {})
+    return done
+
+
+def plain_root(schema: Json | None) -> Json:
+    """Return a schema whose root is an object without combinators: their branches are joined."""
+    done = {**all_of(schema or {}), "type": "object"}
+    for word in ("anyOf", "oneOf"):  # what each of their branches requires is required
+        branches = [branch for branch in done.pop(word, None) or () if isinstance(branch, dict)]
+        needs = [set(branch.get("required") or ()) for branch in branches]
+        joined: list[Json] = [{"properties": branch.get("properties")} for branch in branches]
+        if needs:
+            joined.append({"required": sorted(set.intersection(*needs))})
+            done = all_of({**done, "allOf": joined})
+    return {**done, "properties": done.get("properties") or {}}
+
+
+def noted(node: Json, lost: Collection[str], formats: Collection[str]) -> Json:
+    """Leave keywords out, and a format that is none of `formats`; say so in the description."""
+    gone = {k: v for k, v in node.items() if k in lost or (k == "format" and v not in formats)}
+    if not gone:
+        return node
+    notes = "; ".join(f"{key}: {dumps_text(value)[:120]}" for key, value in gone.items())
+    description = f"{node.get('description', '')} ({notes})".lstrip()
+    return {**without(node, frozenset(gone)), "description": description}
+
+
+# --- for Claude's answers -----------------------------------------------------------------
+# fmt: off
+CLAUDE_FORMATS = frozenset("date-time time date duration email hostname uri ipv4 ipv6 uuid".split())
+CLAUDE_LOST = frozenset(
+    "minimum maximum exclusiveMinimum exclusiveMaximum multipleOf minLength maxLength pattern maxItems uniqueItems not".split()
+)
+# fmt: on
+
+
+def claude_node(node: Json) -> Json:
+    """Rewrite one schema of an answer: objects are closed, and a reference stands alone."""
+    if "$ref" in node:
+        return {key: node[key] for key in ("$ref", "$defs", "definitions") if key in node}
+    lost = CLAUDE_LOST if node.get("minItems") in (0, 1) else CLAUDE_LOST | {"minItems"}
+    done = dict(noted(node, lost, CLAUDE_FORMATS))
+    if "oneOf" in done:
+        done["anyOf"] = [*done.get("anyOf", ()), *done.pop("oneOf")]
+    if done.get("type") == "object" or "properties" in done:
+        done["additionalProperties"] = False
+    return done
+
+
+# --- for Gemini: as JSON Schema, and in the older form of OpenAPI -----------------------------
+# fmt: off
+GEMINI_BASICS = frozenset(
+    "type format title description enum items minItems maxItems minimum maximum anyOf properties required".split()
+)
+GEMINI_KEYWORDS = GEMINI_BASICS.union("$id $defs $ref $anchor prefixItems oneOf additionalProperties".split())
+OPENAPI_KEYWORDS = GEMINI_BASICS.union("nullable minLength maxLength pattern default example propertyOrdering".split())
+OPENAPI_LOST = frozenset(
+    "multipleOf uniqueItems not patternProperties propertyNames contains dependentRequired exclusiveMinimum exclusiveMaximum".split()
+) | {"one of"}
+OPENAPI_FORMATS = frozenset("int32 int64 float double enum date-time".split())
+OPENAPI_SHOWN = frozenset("title description nullable".split())  # may stand beside anyOf
+OPENAPI_INNER = frozenset("properties required prefixItems items".split())
+OPENAPI_BOUNDS = (("exclusiveMinimum", "minimum", 1), ("exclusiveMaximum", "maximum", -1))
+# fmt: on
+
+
+def gemini_node(node: Json) -> Json:
+    """Rewrite one schema for Gemini's `parametersJsonSchema` and `responseJsonSchema`."""
+    done = all_of(node)
+    if "definitions" in done:
+        done["$defs"] = {**done["definitions"], **done.get("$defs", {})}
+    if "$ref" in done:
+        done["$ref"] = done["$ref"].replace("#/definitions/", "#/$defs/")
+    return {key: value for key, value in done.items() if key in GEMINI_KEYWORDS}
+
+
+def openapi_schema(schema: Json) -> Json:
+    """Rewrite a whole schema for Gemini's `parameters` and `responseSchema`. Source: 2.4."""
+    return dict(walk_schema(walk_schema(inlined(schema), openapi_shape), openapi_node))
+
+
+def inlined(schema: Json) -> Json:
+    """Write out all references; one that has no end becomes an object that is called like it."""
+    total = count(1)
+
+    def inline(node: Any, path: tuple[str, ...], depth: int) -> Json:
+        if not isinstance(node, dict):
+            return {}
+        full = next(total) > SCHEMA_NODES
+        while isinstance(ref := node.get("$ref"), str):
+            found = referred(schema, ref)
+            if found is None or ref in path or len(path) >= SCHEMA_REFS:
+                return {"type": "object", "description": ref.rpartition("/")[2]}
+            node, path = {**found, **without(node, frozenset({"$ref"}))}, (*path, ref)
+        if depth <= 0 or full:
+            return {"type": "object"}
+        bare = without(node, frozenset({"$defs", "definitions"}))
+        if isinstance(named := bare.get("properties"), dict):
+            bare["properties"] = {name: named[name] for name in named if named[name] is not False}
+        return map_schema(bare, lambda child: inline(child, path, depth - 1))
+
+    return inline(schema, (), SCHEMA_DEPTH)
+
+
+def referred(root: Json, ref: str) -> Json | None:
+    """Return what a local reference, `#/$defs/Name`, stands for. Source: RFC 6901."""
+    node: Any = root if ref.startswith("#") else None
+    for word in unquote(ref[2:]).split("/") if ref[2:] else ():
+        name = word.replace("~1", "/").replace("~0", "~")
+        node = node.get(name) if isinstance(node, dict) else None
+    return node if isinstance(node, dict) else None
+
+
+def openapi_shape(node: Json) -> Json:
+    """Do without allOf, oneOf, const, lists of types, null among alternatives (rules 3 to 5)."""
+    done = all_of(node)
+    branches = [*done.pop("anyOf", ()), *done.pop("oneOf", ())]
+    if isinstance(kinds := done.get("type"), list):
+        solid = [kind for kind in kinds if kind != "null"]
+        done.update({"nullable": True} if "null" in kinds else {}, type=(solid or ["null"])[0])
+        if len(solid) > 1:
+            branches = [{**without(done, OPENAPI_SHOWN), "type": kind} for kind in solid]
+    return openapi_branches(done, branches) if branches else done
+
+
+def openapi_branches(node: Json, branches: list[Json]) -> Json:
+    """Leave nothing but a description beside alternatives, and no single one."""
+    solid = [part for part in branches if part.get("type") != "null" and part.get("enum") != [None]]
+    shown: Json = {key: value for key, value in node.items() if key in OPENAPI_SHOWN}
+    shown.update({"nullable": True} if len(solid) < len(branches) else {})
+    if len(solid) < 2:  # shaped again: the one that is left may consist of alternatives
+        return {**openapi_shape({**node, "allOf": solid or [{"type": "null"}]}), **shown}
+    if "properties" in node:
+        return {**plain_root({**node, "anyOf": solid}), **shown}
+    kind = {"type": node["type"]} if "type" in node else {}
+    return {**shown, "anyOf": [part if "anyOf" in part else {**kind, **part} for part in solid]}
+
+
+def openapi_node(node: Json) -> Json:
+    """Rewrite one schema that has its shape (rules 2, 3 and 6 to 9)."""
+    done = openapi_inner(openapi_enum(node))
+    for key, bound, step in OPENAPI_BOUNDS:
+        if type(done.get(key)) is int and done.get("type") == "integer":
+            done[bound] = done.pop(key) + step
+    done = noted(done, OPENAPI_LOST, OPENAPI_FORMATS)
+    done = {key: value for key, value in done.items() if key in OPENAPI_KEYWORDS}
+    kind = done.get("type")
+    if kind == "null":
+        done.update(type="string", nullable=True)
+    elif "anyOf" not in done and kind not in JSON_TYPES.values():
+        done["type"] = (
+            "object" if "properties" in done else "array" if "items" in done else "string"
+        )
+        if done.keys() - OPENAPI_SHOWN == {"type"}:
+            done.setdefault("description", "any JSON value")
+    return {**done, "type": done["type"].upper()} if "type" in done else done
+
+
+def openapi_enum(node: Json) -> Json:
+    """Keep enumerations of texts; list other values in the description, so that they keep their type."""
+    values = node.get("enum", ())
+    solid = [value for value in values if value is not None]
+    done = without(node, frozenset({"enum"}))
+    done.update({"nullable": True} if len(solid) < len(values) else {})
+    kinds = {JSON_TYPES[type(value)] for value in solid}
+    if len(kinds - {"integer"}) > 1 or "string" in kinds:
+        texts = [value if isinstance(value, str) else dumps_text(value) for value in solid]
+        return {**done, "type": "string", "enum": texts}
+    return {"type": max(kinds), **done, "one of": solid} if kinds else done  # number beats integer
+
+
+def openapi_inner(node: Json) -> Json:
+    """Tidy what is inside objects and arrays: `required`, tuples, no items."""
+    done = without(node, OPENAPI_INNER)
+    if "properties" in node:
+        done.setdefault("type", "object")
+        needed = [name for name in node.get("required", ()) if name in node["properties"]]
+        done.update(properties=node["properties"], required=needed)
+    items = node.get("prefixItems") or node.get("items")
+    if isinstance(items, list):
+        items = {"anyOf": items} if len(items) > 1 else (items or [None])[0]
+    if items or done.get("type") == "array":
+        done["items"] = items or openapi_node({})
+    return {key: value for key, value in done.items() if value or key not in OPENAPI_INNER}
+
+
+########################################################################################
+# 6. CLAUDE                                                                       [pure]
 ########################################################################################
 # The Anthropic Messages API. Only this room knows its field names. Source: spec/dialects.md 1C.
 #
@@ -2312,7 +2639,7 @@ def claude_write_error(error: ProxyError) -> Json:
 
 
 ########################################################################################
-# 6. CHAT                                                                         [pure]
+# 7. CHAT                                                                         [pure]
 ########################################################################################
 # The Chat Completions API, OpenAI's own and that of the many who follow it, each in its own way.
 # What has no name in the model is kept by chat_rest and put back by chat_merge; two wire forms of
@@ -3431,7 +3758,7 @@ def chat_write_error(error: ProxyError) -> Json:
 
 
 ########################################################################################
-# 7. RESPONSES                                                                    [pure]
+# 8. RESPONSES                                                                    [pure]
 ########################################################################################
 # The OpenAI Responses API, also of the Codex backend. Requests and answers hold the same items, so
 # one reader and one writer per kind of part serve both. What the writer would not write by itself
@@ -4652,7 +4979,7 @@ def responses_write_error(error: ProxyError) -> Json:
 
 
 ########################################################################################
-# 8. GEMINI                                                                       [pure]
+# 9. GEMINI                                                                       [pure]
 ########################################################################################
 # The Gemini API, generateContent, of AI Studio, Vertex and Code Assist. Only this room knows its
 # field names. Source: spec/dialects.md 1D and 4.3.
@@ -5783,215 +6110,73 @@ def gemini_write_error(error: ProxyError) -> Json:
 
 
 ########################################################################################
-# 9. DIALECTS                                                                     [pure]
+# 10. DIALECTS                                                                    [pure]
 ########################################################################################
 # The dialects as rows, and every decision that depends on the target: `fit_request` makes a
 # request one that the target can take, so that the writers above write what they are given;
 # `fit_events` undoes on the answer what must be undone. What is kept as it is where client and
 # upstream speak one dialect: the upstream would have got it untouched. Source: spec/dialects.md.
 
-
-class Fitted(NamedTuple):
-    """A request made to fit a target, and what it takes to undo that on the answer."""
-
-    request: Request
-    dialect: str  # the upstream's
-    names: Mapping[tuple[str, str], tuple[str, str, bool]]  # as written -> name, namespace, custom
-
-
-# --- what cannot be expressed ---------------------------------------------------------
+# fmt: off
+ABILITIES = (  # what a dialect has room for
+    #     in a client's request    claude                chat                    responses             gemini
+    Words("content",               "messages",           "messages",             "input",              "contents"),  # its field
+    Words("vendor",                "anthropic",          "openai",               "openai",             "google"),  # whose files
+    Words("minted",                "anthropic",          "google",               "openai",             "google"),  # whose proofs
+    Words("proofs",                "thinking",           "thinking call",        "thinking",           "thinking call text"),  # on parts
+    Words("state",                 "", "", "previous_response_id conversation prompt background", "cachedContent"),  # kept elsewhere
+    #     in a target's              claude                chat                    responses             gemini
+    Words("media",                 "image document",     "image document audio", "image document",     "image document audio video"),
+    Words("urls",                  "image document",     "image audio",          "image document",     "image document audio video"),
+    Words("image",                 "image/jpeg image/jpg image/png image/gif image/webp", "", "", ""),  # types; empty: any
+    Words("audio",                 "", "audio/wav audio/x-wav audio/wave audio/mp3 audio/mpeg", "", ""),
+    Words("hosted",                "web_search web_fetch code_execution", "", "web_search code_execution", "web_search web_fetch code_execution"),
+    Words("forced",                "web_search web_fetch code_execution", "", "web_search code_execution", ""),  # hosted, by a choice
+    Words("subset",                "",                   "auto required",        "auto required",      "required"),  # modes of choices
+    Words("tools",                 "function",           "function custom",      "function custom",    "function"),
+    Words("late",                  "",                   "system",               "system",             ""),  # in mid-conversation
+    Words("many",                  "",                   "n",                    "",                   "n"),  # answers to one request
+)
+ABLE = {
+    dialect: {row.canonical: tuple(getattr(row, dialect).split()) for row in ABILITIES} for dialect in Words._fields[1:]
+}
+ABLE["others"] = {**ABLE["chat"], "subset": (), "tools": ("function",)}  # Chat of any vendor but OpenAI
 VENDORS = {  # provider -> whose proofs and files it takes; any other provider is its own vendor
     "claude": "anthropic", "codex": "openai", "openai": "openai", "openai-chat": "openai",
     "gemini": "google", "gemini-cli": "google", "vertex": "google", "aistudio": "google",
-}  # fmt: skip
-OWN_VENDORS = {"claude": "anthropic", "chat": "openai", "responses": "openai", "gemini": "google"}
-STATEFUL = {  # dialect -> fields that stand for history which only their own service has
-    "responses": ("previous_response_id", "conversation", "prompt", "background"),
-    "gemini": ("cachedContent",),
 }
-STATEFUL_ITEMS = frozenset({"item_reference", "compaction", "compaction_summary"})
-CONTENT_PARAMS = {"responses": "input", "gemini": "contents"}  # where a dialect has its messages
-MEDIA_KINDS = {  # dialect -> the media it takes
-    "claude": ("image", "document"), "chat": ("image", "document", "audio"),
-    "responses": ("image", "document"), "gemini": ("image", "document", "audio", "video"),
-}  # fmt: skip
-MEDIA_TYPES = {  # of bytes; where the kind is not listed, any
-    ("claude", "image"): ("image/jpeg", "image/jpg", "image/png", "image/gif", "image/webp"),
-    ("chat", "audio"): ("audio/wav", "audio/x-wav", "audio/wave", "audio/mp3", "audio/mpeg"),
+# fmt: on
+Rewrite = Callable[[Json], Any]
+SCHEMAS: dict[str, tuple[Rewrite, Rewrite]] = {  # dialect or quirk -> for arguments, for answers
+    "claude": (plain_root, partial(walk_schema, change=claude_node)),
+    "chat": (plain_root, dict),  # OpenAI wants the same kind of root
+    "responses": (plain_root, dict),
+    "gemini": (partial(walk_schema, change=gemini_node), partial(walk_schema, change=gemini_node)),
+    "openapi-schema": (openapi_schema, openapi_schema),
 }
-CLIENT_TOOLS = ("bash_", "text_editor_", "memory_", "computer_")  # Claude's: no schema on the wire
-HOSTED = {  # dialect -> hosted tools it has a counterpart for
-    "claude": ("web_search", "web_fetch", "code_execution"), "chat": (),
-    "responses": ("web_search", "code_execution"),
-    "gemini": ("web_search", "web_fetch", "code_execution"),
-}  # fmt: skip
+ToolKey = tuple[str, str]  # namespace, name
 
 
-def vendor_of(target: Target) -> str:
-    return VENDORS.get(target.provider, target.provider)
+class Case:
+    """One request on its way to one target: what the steps look at, and what they remember."""
 
-
-def check_request(request: Request, target: Target, dialect: str) -> None:
-    """Raise ProxyError for what would change the answer's meaning. Source: dialects.md 3.1."""
-    own, name = request.extra.get(request.dialect, EMPTY), target.model.id
-    for param in STATEFUL.get(request.dialect, ()):
-        if own.get(param):
-            raise unfit(
-                f"{name} has no access to what it stands for: send the whole conversation", param
-            )
-    if dialect in {"claude", "responses"} and (request.params.get("n") or 1) > 1:
-        raise unfit(f"{name} gives one answer to a request", "n")
-    settings = own.get("generationConfig", own)
-    if [word.upper() for word in settings.get("responseModalities") or ()] == ["AUDIO"]:
-        raise unfit(f"{name} cannot speak", "responseModalities")
-    for tool in request.tools:
-        if tool.kind == "hosted" and tool.name.startswith(CLIENT_TOOLS):
-            raise unfit(f"{name} does not know the tool {tool.name!r}", "tools")
-    for message in request.messages:
-        for part in message.parts:
-            check_part(part, request, target, dialect)
-
-
-def check_part(part: Part, request: Request, target: Target, dialect: str) -> None:
-    param, name = CONTENT_PARAMS.get(request.dialect, "messages"), target.model.id
-    kind, media = part.extra.get(request.dialect, EMPTY).get("type"), part.media
-    if part.kind == "opaque" and kind in STATEFUL_ITEMS:
-        raise unfit(f"{name} cannot read {kind!r} items", param)
-    for inner in part.parts:
-        check_part(inner, request, target, dialect)
-    if media is None:
-        return
-    types = MEDIA_TYPES.get((dialect, media.kind))
-    if media.kind not in MEDIA_KINDS[dialect]:
-        raise unfit(f"{name} takes no {media.kind}", param)
-    if media.source == "base64" and types and media.mime and media.mime not in types:
-        raise unfit(f"{name} takes no {media.mime}, only {', '.join(types)}", param)
-    if media.source == "file_id" and OWN_VENDORS[request.dialect] != vendor_of(target):
-        raise unfit(f"{name} has no access to the file {media.data!r}: send its bytes", param)
-    if media.source == "url" and (dialect, media.kind) == ("chat", "document"):
-        raise unfit(f"{name} takes no document by URL: send its bytes", param)
-
-
-def unfit(message: str, param: str) -> ProxyError:
-    return ProxyError("invalid_request", f"{param}: {message}", param=param)
-
-
-# --- proofs -----------------------------------------------------------------------------
-# The first bytes of every proof that we sealed. Valid base64; long, and of letters that bodies
-# seldom hold, so that a megabyte that has none is searched in 0.07 ms.
-PROOF_MARK = b"CLIPROXYSEALEDPROOFOFANOTHERPROVIDER"
-PROOF_SLOTS = {  # client dialect -> kinds of parts whose proof it gives back
-    "claude": ("thinking",), "responses": ("thinking",), "chat": ("thinking", "call"),
-    "gemini": ("thinking", "call", "text"),
-}  # fmt: skip
-
-
-def seal(proof: str, provider: str) -> str:
-    """Tag a proof with who minted it, in base64 as Gemini's clients want. Source: 4.6."""
-    return PROOF_MARK.decode() + base64.b64encode(f"{provider}:{proof}".encode()).decode()
-
-
-def unseal(proof: str) -> tuple[str, str]:
-    """Return who minted a proof, empty if it is not ours to know, and the proof as minted.
-
-    google-genai gives back URL-safe base64 for the standard form that it got.
-    """
-    if not proof.startswith(PROOF_MARK.decode()):
-        return "", proof
-    padded = proof[len(PROOF_MARK) :].translate({45: 43, 95: 47}).rstrip("=")
-    try:
-        plain = base64.b64decode(padded + "=" * (-len(padded) % 4)).decode()
-        provider, minted = plain.split(":", 1)
-    except ValueError:
-        return "", proof
-    return provider, minted
-
-
-def fit_part(part: Part, request: Request, target: Target, dialect: str) -> Part | None:
-    """Return the part with a proof of the target's own or none; None if it has to go."""
-    if part.kind in {"opaque", "hosted", "hosted_result"}:
-        known = (dialect, part.kind, part.name) == ("responses", "hosted", "web_search")
-        return part if known or dialect in part.extra else None
-    if part.kind == "thinking" or part.proof:
-        return fit_proof(part, request, target, request.dialect == dialect)
-    if (part.parts or part.media) and request.dialect != dialect:
-        parts = tuple(plain_media(inner, dialect) for inner in part.parts)
-        return plain_media(part._replace(parts=parts), dialect)
-    return part
-
-
-def plain_media(part: Part, dialect: str) -> Part:
-    """Write base64 as all but Gemini want it, and text files as text for Chat. Source: RFC 4648 5.
-
-    OpenAI's Chat takes no file but PDF: "got unsupported MIME type 'text/plain'".
-    """
-    media = part.media
-    if media is None or media.source != "base64":
-        return part
-    data = media.data
-    if "-" in data or "_" in data:
-        data = data.translate({45: 43, 95: 47})
-        data += "=" * (-len(data) % 4)
-        media = media._replace(data=data)
-    if dialect == "chat" and media.kind == "document" and media.mime.startswith("text/"):
-        with contextlib.suppress(ValueError):
-            media = media._replace(source="text", data=base64.b64decode(data).decode())
-    return part._replace(media=media)
-
-
-def fit_history(request: Request, target: Target, dialect: str) -> Request:
-    """Take out of the history what the target cannot take back.
-
-    Chat and Gemini have proofs on calls: Responses gets them back as thinking before the call.
-    """
-    fitted = map_parts(request, lambda part: fit_part(part, request, target, dialect))
-    if dialect == "chat" != request.dialect:
-        return fitted._replace(messages=tuple(joined(fitted.messages)))
-    if dialect != "responses":
-        return fitted
-    messages = [
-        m._replace(parts=tuple(p for part in m.parts for p in parted(part)))
-        for m in fitted.messages
-    ]
-    return fitted._replace(messages=tuple(messages))
-
-
-def joined(messages: Iterable[Message]) -> list[Message]:
-    """Make one of adjacent answers: in Chat the results come right after all of their calls."""
-    done: list[Message] = []
-    for message in messages:
-        if done and done[-1].role == message.role == "assistant":
-            done[-1] = Message("assistant", done[-1].parts + message.parts)
-        else:
-            done.append(message)
-    return done
-
-
-def parted(part: Part) -> Iterator[Part]:
-    if part.kind == "call" and part.proof:
-        yield Part("thinking", proof=part.proof)
-        part = part._replace(proof="")
-    yield part
-
-
-def fit_proof(part: Part, request: Request, target: Target, own: bool) -> Part | None:
-    """Unseal the proof if the target minted it. Thinking that nobody vouches for has to go."""
-    vendor = vendor_of(target)
-    provider, proof = unseal(part.proof)
-    minted = VENDORS.get(provider, provider) or (vendor if own else own_vendor(request))
-    if proof and minted == vendor and (own or request.dialect != "chat" or part.kind == "call"):
-        return part._replace(proof=proof)
-    if part.kind != "thinking":
-        return part._replace(proof="")
-    if "reasoning-content" in target.quirks and part.text:
-        return part._replace(proof="")  # QUIRKS reasoning-content: the host wants its thinking back
-    needed = request.dialect == "claude" or part.proof  # Claude refuses an empty signature
-    return part if own and not needed else None
-
-
-def own_vendor(request: Request) -> str:
-    """Return who minted the untagged proofs of a request. Chat's are Google's extension."""
-    return "google" if request.dialect == "chat" else OWN_VENDORS[request.dialect]
+    def __init__(self, request: Request, target: Target, dialect: str) -> None:
+        self.client, self.dialect, self.target = request.dialect, dialect, target
+        self.own, quirks = request.dialect == dialect, target.quirks
+        self.vendor = VENDORS.get(target.provider, target.provider)
+        others = dialect == "chat" and self.vendor != "openai"
+        self.asks, self.takes = ABLE[self.client], ABLE["others" if others else dialect]
+        # QUIRKS custom-tools: this Chat host knows freeform tools
+        self.custom = self.own or "custom" in self.takes["tools"] or "custom-tools" in quirks
+        # QUIRKS mid-system: this Claude model takes system messages anywhere
+        self.late = bool(self.takes["late"]) or "mid-system" in quirks
+        # QUIRKS openapi-schema: only Gemini's older form is known
+        self.schemas = SCHEMAS["openapi-schema" if "openapi-schema" in quirks else dialect]
+        self.names = name_tools(request, dialect)  # as the client says them -> as written
+        self.declared = declared_names(request, dialect)
+        self.id_limit = 40 if others else 64
+        self.calls: dict[str, list[str]] = {}  # id of a call, as it came -> ids as written
+        self.results = collections.Counter[str]()  # of results so far, by the id that came
 
 
 # --- names and ids ------------------------------------------------------------------------
@@ -6011,46 +6196,49 @@ NAME_RULES = {
 }
 
 
-def name_tools(request: Request, dialect: str) -> dict[tuple[str, str], tuple[str, str]]:
+def name_tools(request: Request, dialect: str) -> dict[ToolKey, ToolKey]:
     """Map each (namespace, name) of a request to a legal one, no two to the same. Source: 2.6.
 
     Legal names are reserved first, whatever their order; the others get a hash, so that the same
     name is written the same in every request. Only Responses has namespaces.
     """
-    calls = [part for message in request.messages for part in message.parts if part.kind == "call"]
-    tools = functions(request.tools)
-    keys = sorted({(t.namespace, t.name) for t in tools} | {(c.namespace, c.name) for c in calls})
-    flat, rule = dialect != "responses", NAME_RULES[dialect]
-    wanted = {key: ("", "__".join(filter(None, key))) if flat else key for key in keys}
-    names: dict[tuple[str, str], tuple[str, str]] = {}
+    rule, flat, declared = (
+        NAME_RULES[dialect],
+        dialect != "responses",
+        declared_names(request, dialect),
+    )
+    keys = {(tool.namespace, tool.name) for tool in request.tools if tool.kind != "hosted"}
+    keys.update(call_key(call, declared) for call in calls_of(request))
+    wanted = {key: ("", "__".join(filter(None, key))) if flat else key for key in sorted(keys)}
+    owners: dict[ToolKey, ToolKey] = {}  # as written -> as it came
+    for key, written in wanted.items():
+        if re.fullmatch(rule.legal, written[1]):
+            owners.setdefault(written, key)
     for key, (space, name) in wanted.items():
-        if re.fullmatch(rule.legal, name) and (space, name) not in names.values():
-            names[key] = space, name
-    for key, (space, name) in wanted.items():
-        seed = name
-        while key not in names:
+        written, seed = (space, name), name
+        while owners.get(written) != key:
             written = space, legal_name(seed, rule)
-            if written not in names.values():
-                names[key] = written
+            owners.setdefault(written, key)
             seed += " "
-    return names
+    return {key: written for written, key in owners.items()}
 
 
-def declared_names(request: Request) -> set[tuple[str, str]]:
-    return {(tool.namespace, tool.name) for tool in request.tools}
+def calls_of(request: Request) -> Iterator[Part]:
+    return (part for turn in request.messages for part in turn.parts if part.kind == "call")
 
 
-def plain_call(declared: set[tuple[str, str]], part: Part) -> Part:
-    """Take away a call's namespace if its tool has none: a tool search calls each by its own name."""
-    key = part.namespace, part.name
-    if part.kind != "call" or not part.namespace or key in declared:
-        return part
-    plain = part.namespace == part.name or ("", part.name) in declared
-    return part._replace(namespace="") if plain else part
+def declared_names(request: Request, dialect: str) -> set[ToolKey]:
+    """Return the names that calls may have: of the tools, and within one dialect any."""
+    calls = calls_of(request) if request.dialect == dialect else ()
+    return {(each.namespace, each.name) for each in (*request.tools, *calls)}
 
 
-def functions(tools: Iterable[Tool]) -> list[Tool]:
-    return [tool for tool in tools if tool.kind != "hosted"]
+def call_key(call: Part, declared: Collection[ToolKey]) -> ToolKey:
+    """Name a call without its namespace if its tool has none: a tool search calls each by its own."""
+    key, plain = (call.namespace, call.name), ("", call.name)
+    if not call.namespace or key in declared:
+        return key
+    return plain if call.namespace == call.name or plain in declared else key
 
 
 def legal_name(name: str, rule: NameRule) -> str:
@@ -6063,38 +6251,6 @@ def legal_name(name: str, rule: NameRule) -> str:
     return f"{short}_{digest(name)[:8]}"
 
 
-def fit_names(request: Request, names: Mapping[tuple[str, str], tuple[str, str]]) -> Request:
-    """Write every name as `names` says."""
-    plain = {name: written for (_, name), (_, written) in names.items()}
-    plain.update({name: written for (space, name), (_, written) in names.items() if not space})
-    tools = []
-    for tool in request.tools:
-        space, name = names.get((tool.namespace, tool.name), (tool.namespace, tool.name))
-        tools.append(tool if tool.kind == "hosted" else tool._replace(namespace=space, name=name))
-    choice = request.choice
-    if choice and choice.names:
-        choice = choice._replace(names=tuple(plain.get(name, name) for name in choice.names))
-
-    def rename(part: Part) -> Part:
-        if part.kind == "call":
-            space, name = names[part.namespace, part.name]
-            return part._replace(namespace=space, name=name)
-        renamed = part.kind == "result" and part.name in plain
-        return part._replace(name=plain[part.name]) if renamed else part
-
-    return map_parts(request._replace(tools=tuple(tools), choice=choice), rename)
-
-
-def map_parts(request: Request, change: Callable[[Part], Part | None]) -> Request:
-    """Apply `change` to every part; None drops it, and with the last one its message."""
-    messages = []
-    for message in request.messages:
-        parts = tuple(changed for part in message.parts if (changed := change(part)) is not None)
-        if parts or not message.parts:
-            messages.append(message._replace(parts=parts))
-    return request._replace(messages=tuple(messages))
-
-
 def legal_id(word: str, limit: int) -> str:
     """Return a call's id as the target takes it: the same for the same id, every time."""
     if re.fullmatch(r"[a-zA-Z0-9_-]+", word) and len(word) <= limit:
@@ -6102,240 +6258,443 @@ def legal_id(word: str, limit: int) -> str:
     return f"{re.sub(r'[^a-zA-Z0-9_-]', '_', word)[: limit - 17]}_{digest(word)[:16]}"
 
 
-def fit_ids(request: Request, target: Target, dialect: str) -> Request:
-    """Make the ids of calls legal and unique; their results follow, in order.
+def plain_name(name: str, case: Case) -> str:
+    """Return what is written for a name that comes without its namespace."""
+    keys = (("", name), *(key for key in case.names if key[1] == name))
+    return next((case.names[key][1] for key in keys if key in case.names), name)
+
+
+# --- what cannot be expressed: leaving it out would change the answer. Source: 3.1 --------------
+CLIENT_TOOLS = ("bash_", "text_editor_", "memory_", "computer_")  # Claude's: no schema on the wire
+STATEFUL_ITEMS = frozenset({"item_reference", "compaction", "compaction_summary"})
+
+
+def find_audio(request: Request, case: Case) -> bool:
+    own = request.extra.get(case.client, EMPTY)
+    words = own.get("generationConfig", own).get("responseModalities") or ()
+    return [word.upper() for word in words] == ["AUDIO"]
+
+
+def find_client_tool(request: Request, case: Case) -> str:
+    hosted = (tool.name for tool in request.tools if tool.kind == "hosted")
+    return next((name for name in hosted if name.startswith(CLIENT_TOOLS)), "")
+
+
+def find_forced(request: Request, case: Case) -> str:
+    """Return the upstream's own tools of which one must be called, if none of them can be forced."""
+    mode, names = request.choice or ToolChoice("auto")
+    hosted = {tool.name for tool in request.tools if tool.kind == "hosted"}
+    hosted -= {tool.name for tool in request.tools if tool.kind != "hosted"}
+    able = set(names).intersection(case.takes["forced"]) or not hosted.issuperset(names)
+    return "" if able or mode != "required" else ", ".join(names)
+
+
+def find_item(part: Part, case: Case) -> str:
+    kind = part.extra.get(case.client, EMPTY).get("type")
+    return kind if kind in STATEFUL_ITEMS else ""
+
+
+def find_type(media: Media, case: Case) -> str:
+    types = case.takes.get(media.kind)
+    fine = media.source != "base64" or not media.mime or not types or media.mime in types
+    return "" if fine else f"{media.mime}, only {', '.join(types or ())}"
+
+
+# fmt: off
+REFUSED: dict[str, tuple[tuple[str, Callable[[Any, Case], Any], str], ...]] = {
+    # the field to blame,    what is wrong there, if anything,    what the model has to say to that
+    "request": (
+        ("{found}",            lambda request, case: next(filter(request.extra.get(case.client, EMPTY).get, case.asks["state"]), ""),
+                                                 "has no access to what it stands for: send the whole conversation"),
+        ("n",                  lambda request, case: not case.takes["many"] and (request.params.get("n") or 1) > 1,
+                                                 "gives one answer to a request"),
+        ("responseModalities", find_audio,       "cannot speak"),
+        ("tools",              find_client_tool, "does not know the tool {found!r}"),
+        ("tool_choice",        find_forced,      "cannot be made to use {found}"),
+    ),
+    "opaque": (
+        ("{content}",          find_item,        "cannot read {found!r} items"),
+    ),
+    "media": (
+        ("{content}",          lambda media, case: media.kind not in case.takes["media"] and media.kind, "takes no {found}"),
+        ("{content}",          find_type,        "takes no {found}"),
+        ("{content}",          lambda media, case: media.source == "file_id" and case.vendor not in case.asks["vendor"] and media.data,
+                                                 "has no access to the file {found!r}: send its bytes"),
+        ("{content}",          lambda media, case: media.source == "url" and media.kind not in case.takes["urls"] and media.kind,
+                                                 "takes no {found} by URL: send its bytes"),
+    ),
+}
+# fmt: on
+
+
+def refuse(kind: str, thing: Request | Part | Media, case: Case) -> None:
+    """Raise ProxyError if the target cannot express something; between equals all passes."""
+    for field, find, message in () if case.own else REFUSED[kind]:
+        if found := find(thing, case):
+            param = field.format(found=found, content=case.asks["content"][0])
+            said = f"{param}: {case.target.model.id} {message.format(found=found)}"
+            raise ProxyError("invalid_request", said, param=param)
+
+
+# --- proofs -----------------------------------------------------------------------------
+# The first bytes of every proof that we sealed. Valid base64; long, and of letters that bodies
+# seldom hold, so that a megabyte that has none is searched in 0.07 ms.
+PROOF_MARK = b"CLIPROXYSEALEDPROOFOFANOTHERPROVIDER"
+PLAIN_BASE64 = str.maketrans("-_", "+/")  # Gemini and google-genai say it in the URL-safe form
+
+
+def seal(proof: str, provider: str) -> str:
+    """Tag a proof with who minted it, in base64 as Gemini's clients want. Source: 4.6."""
+    return PROOF_MARK.decode() + base64.b64encode(f"{provider}:{proof}".encode()).decode()
+
+
+def unseal(proof: str) -> tuple[str, str]:
+    """Return who minted a proof, empty if it is not ours to know, and the proof as minted.
+
+    google-genai gives back URL-safe base64 for the standard form that it got.
+    """
+    if not proof.startswith(PROOF_MARK.decode()):
+        return "", proof
+    padded = proof[len(PROOF_MARK) :].translate(PLAIN_BASE64).rstrip("=")
+    try:
+        plain = base64.b64decode(padded + "=" * (-len(padded) % 4)).decode()
+        provider, minted = plain.split(":", 1)
+    except ValueError:
+        return "", proof
+    return provider, minted
+
+
+def own_proof(part: Part, case: Case) -> str:
+    """Return the part's proof as it was minted, if that was by the target's vendor; else nothing."""
+    provider, proof = unseal(part.proof)
+    untagged = case.vendor if case.own else case.asks["minted"][0]
+    minted = VENDORS.get(provider, provider) or untagged
+    return proof if minted == case.vendor else ""
+
+
+# --- parts: what becomes of each kind, none, one or two of them ----------------------------------
+def fit_text(part: Part, case: Case) -> Iterable[Part]:
+    return (part._replace(proof=own_proof(part, case)) if part.proof else part,)
+
+
+def fit_thought(part: Part, case: Case) -> Iterable[Part]:
+    """Leave thinking that the target's vendor vouches for. Claude refuses an empty signature."""
+    proof = own_proof(part, case)
+    wanted = part.text and "reasoning-content" in case.target.quirks
+    # QUIRKS reasoning-content: the host wants its thinking back
+    unsigned = case.own and case.client != "claude" and not part.proof
+    return (part._replace(proof=proof),) if proof or wanted or unsigned else ()
+
+
+def fit_hosted(part: Part, case: Case) -> Iterable[Part]:
+    refuse("opaque", part, case)
+    known = (case.dialect, part.kind, part.name) == ("responses", "hosted", "web_search")
+    return (part,) if known or case.dialect in part.extra else ()
+
+
+def fit_media(part: Part, case: Case) -> Iterable[Part]:
+    """Write base64 as all but Gemini want it, and text files as text for Chat. Source: RFC 4648 5.
+
+    OpenAI's Chat takes no file but PDF: "got unsupported MIME type 'text/plain'".
+    """
+    media = part.media
+    if media is not None and not case.own:
+        refuse("media", media, case)
+    if media is None or case.own or media.source != "base64":
+        return fit_text(part, case)
+    data = media.data.translate(PLAIN_BASE64)
+    if data != media.data:
+        data += "=" * (-len(data) % 4)
+        part = part._replace(media=media._replace(data=data))
+    if case.dialect == "chat" and media.kind == "document" and media.mime.startswith("text/"):
+        with contextlib.suppress(ValueError):
+            text = base64.b64decode(data).decode()
+            part = part._replace(media=media._replace(source="text", data=text))
+    return fit_text(part, case)
+
+
+def fit_call(part: Part, case: Case) -> Iterable[Part]:
+    """Write a call's name, id and arguments as the target takes them. Source: 2.3, 2.6.
+
+    Chat and Gemini have proofs on calls: Responses gets them back as thinking before the call.
+    """
+    space, name = case.names[call_key(part, case.declared)]
+    proof, id, text, custom = own_proof(part, case), part.id, part.text, part.custom
+    if not case.own:
+        made = case.calls.setdefault(id, [])
+        id = legal_id(f"{id}_{len(made) + 1}" if made else id, case.id_limit)
+        made.append(id)
+    if custom and not case.custom:
+        text, custom = dumps_text({"input": text}), False
+    before = (Part("thinking", proof=proof),) if proof and case.dialect == "responses" else ()
+    proof = "" if before else proof
+    fitted = part._replace(namespace=space, name=name, id=id, text=text, custom=custom, proof=proof)
+    return (*before, part if fitted == part else fitted)
+
+
+def fit_result(part: Part, case: Case) -> Iterable[Part]:
+    """Let results follow their calls, in order; what only the other service called is told as text.
 
     A second result of one call is dropped: gemini-cli repeats them after a resume.
     """
-    if request.dialect == dialect:
+    name = plain_name(part.name, case)
+    if case.own:
+        return (part if name == part.name else part._replace(name=name),)
+    inner = tuple(new for old in part.parts for new in fit_media(old, case))
+    made, at = case.calls.get(part.id, ()), case.results[part.id]
+    case.results[part.id] += 1
+    if at >= len(made):
+        return () if made else (Part("text", text_of(part.parts)),)
+    custom = part.custom and case.custom
+    return (part._replace(id=made[at], name=name, parts=inner, custom=custom),)
+
+
+FIT_PARTS = {
+    "media": fit_media, "thinking": fit_thought, "call": fit_call, "result": fit_result,
+    "hosted": fit_hosted, "hosted_result": fit_hosted, "opaque": fit_hosted,
+}  # fmt: skip
+
+
+def fit_messages(request: Request, case: Case) -> Request:
+    """Leave what the target takes of every part; with its last part a message goes, too."""
+    joins = not case.own and case.dialect == "chat"  # its results come right after all of the calls
+    messages: list[Message] = []
+    for message in request.messages:
+        kept = tuple(
+            new for part in message.parts for new in FIT_PARTS.get(part.kind, fit_text)(part, case)
+        )
+        if message.parts and not kept:
+            continue
+        last = messages[-1] if messages else None
+        if joins and last and last.role == message.role == "assistant":
+            messages[-1] = Message("assistant", last.parts + kept)
+        else:
+            messages.append(fit_message(message, kept, case))
+    fitted = tuple(messages)
+    return request if fitted == request.messages else request._replace(messages=fitted)
+
+
+def fit_message(message: Message, parts: tuple[Part, ...], case: Case) -> Message:
+    """Say as the user's what the target does not take from another."""
+    role = message.role
+    if SIDES.get(role) == "system" and not case.late:
+        mark = "<system-reminder>\n{}\n</system-reminder>".format
+        marked = (p._replace(text=mark(p.text)) if p.kind == "text" else p for p in parts)
+        return Message("user", tuple(marked))
+    if role == "tool" and not case.own and all(part.kind != "result" for part in parts):
+        return message._replace(role="user", parts=parts)
+    return message if parts == message.parts else message._replace(parts=parts)
+
+
+BILLING = "x-anthropic-billing-header:"  # Claude Code's first system text
+
+
+def fit_system(request: Request, case: Case) -> Request:
+    """Put system texts where the target takes them. Claude begins and ends with the user. Source: 2.2."""
+    if case.own:
         return request
-    limit = 40 if dialect == "chat" and vendor_of(target) != "openai" else 64
-    calls: dict[str, list[str]] = {}  # id as it came -> ids as written
-    results: dict[str, int] = {}  # id as it came -> results so far
-
-    def change(part: Part) -> Part | None:
-        made = calls.setdefault(part.id, [])
-        if part.kind == "call":
-            made.append(legal_id(f"{part.id}_{len(made) + 1}" if made else part.id, limit))
-            return part._replace(id=made[-1])
-        if part.kind != "result":
-            return part
-        at = results[part.id] = results.get(part.id, 0) + 1
-        if not made:  # its call was one that only the other service knows
-            return Part("text", text_of(part.parts))
-        return part._replace(id=made[at - 1]) if at <= len(made) else None
-
-    fitted = map_parts(request, change)
-    messages = (m._replace(role="user") if is_orphan(m) else m for m in fitted.messages)
-    return fitted._replace(messages=tuple(messages))
+    system, messages, model = request.system, request.messages, case.target.model
+    if case.client == "claude":
+        system = tuple(part for part in system if not part.text.startswith(BILLING))
+    said = any(part.kind != "text" or part.text.strip() for m in messages for part in m.parts)
+    if system and not said and case.dialect in {"claude", "responses"}:
+        messages, system = (Message("user", system),), ()
+    if case.dialect == "claude" and messages and messages[0].role == "assistant":
+        messages = (Message("user", (Part("text", "."),)), *messages)
+    if case.dialect == "claude" and messages and messages[-1].role == "assistant" and model.levels:
+        messages = (
+            *messages,
+            Message("user", (Part("text", "Continue."),)),
+        )  # no prefill from 4.6 on
+    if messages is request.messages and system == request.system:
+        return request
+    return request._replace(system=system, messages=messages)
 
 
-def is_orphan(message: Message) -> bool:
-    return message.role == "tool" and all(part.kind != "result" for part in message.parts)
+# --- tools ------------------------------------------------------------------------------------------
+def fit_tools(request: Request, case: Case) -> Request:
+    """Leave the tools and the choice of them that the target knows. Source: 2.4, 2.5."""
+    choice, only = fit_choice(request, case)
+    hosted = {tool.name for tool in request.tools} if case.own else case.takes["hosted"]
+    left = (tool for tool in request.tools if tool.kind != "hosted" or tool.name in hosted)
+    tools = tuple(fit_tool(tool, case) for tool in left if not only or tool.name in only)
+    if not case.own:
+        tools = tuple({(tool.namespace, tool.name): tool for tool in tools}.values())
+    if (tools, choice) == (request.tools, request.choice) and (tools or case.own):
+        return request
+    if tools or case.own:
+        return request._replace(tools=tools, choice=choice)
+    params = without(request.params, frozenset({"parallel"}))
+    return request._replace(tools=(), choice=None, params=params)
 
 
-# --- freeform tools ---------------------------------------------------------------------------
+def fit_choice(request: Request, case: Case) -> tuple[ToolChoice | None, tuple[str, ...]]:
+    """Return the choice, and the tools to leave in the list if it cannot name them itself."""
+    choice = request.choice
+    if choice is None or not choice.names:
+        return choice, ()
+    mode, names = choice.mode, tuple(plain_name(name, case) for name in choice.names)
+    tools = {tool.name for tool in request.tools}
+    every = tools.issubset(choice.names) and all(tool.kind != "hosted" for tool in request.tools)
+    one = len(tools) == 1 if every else mode == "required" and len(names) == 1
+    if case.own or (mode != "none" and (one or (mode in case.takes["subset"] and not every))):
+        return ToolChoice(mode, names), ()
+    return ToolChoice(mode), () if every or mode == "none" else choice.names
+
+
+def fit_tool(tool: Tool, case: Case) -> Tool:
+    """Write a tool's name and schema as the target takes them."""
+    if tool.kind == "hosted":
+        return tool
+    if tool.kind == "custom" and not case.custom:
+        tool = emulated(tool)
+    key, schema = (tool.namespace, tool.name), tool.schema
+    if case.own and case.names[key] == key:
+        return tool
+    if tool.kind == "function" and not case.own:
+        schema = case.schemas[0](schema or {})
+    return tool._replace(namespace=case.names[key][0], name=case.names[key][1], schema=schema)
+
+
 INPUT_SCHEMA: Json = {
-    "type": "object",
-    "properties": {"input": {"type": "string"}},
-    "required": ["input"],
-    "additionalProperties": False,
-}
-
-
-def fit_custom(request: Request, target: Target, dialect: str) -> Request:
-    """Turn freeform tools into functions of one text where the target has none. Source: 2.3, 2.4."""
-    native = dialect == "responses" or (
-        dialect == "chat" and (vendor_of(target) == "openai" or "custom-tools" in target.quirks)
-    )  # QUIRKS custom-tools: this Chat host knows freeform tools
-    if native or request.dialect == dialect:
-        return request
-    tools = [emulated(tool) if tool.kind == "custom" else tool for tool in request.tools]
-    return map_parts(request._replace(tools=tuple(tools)), wrapped)
+    "type": "object", "properties": {"input": {"type": "string"}}, "required": ["input"], "additionalProperties": False,
+}  # fmt: skip
 
 
 def emulated(tool: Tool) -> Tool:
-    grammar = tool.grammar or {}
-    rule = f"The input must match this {grammar.get('syntax', '')} grammar:\n{grammar.get('definition')}"
-    texts = (tool.description, rule if grammar.get("definition") else "")
-    tool = tool._replace(kind="function", schema=INPUT_SCHEMA, grammar=None)
-    return tool._replace(description="\n\n".join(filter(None, texts)))
+    """Make a freeform tool a function of one text."""
+    grammar, texts = tool.grammar or {}, [tool.description]
+    if grammar.get("definition"):
+        texts.append(
+            f"The input must match this {grammar.get('syntax', '')} grammar:\n{grammar['definition']}"
+        )
+    description = "\n\n".join(filter(None, texts))
+    return tool._replace(
+        kind="function", schema=INPUT_SCHEMA, grammar=None, description=description
+    )
 
 
-def wrapped(part: Part) -> Part:
-    if not part.custom:
-        return part
-    text = dumps_text({"input": part.text}) if part.kind == "call" else part.text
-    return part._replace(custom=False, text=text)
-
-
-INPUT_HEAD = re.compile(r'\s*\{\s*"input"\s*:\s*"')
-INPUT_BODY = re.compile(  # whole characters and escapes; a high surrogate waits for what follows
-    r'(?:[^"\\]+|\\[^u]|\\u(?![dD][89abAB])[0-9a-fA-F]{4}'
-    r"|\\u[dD][89abAB][0-9a-fA-F]{2}(?:\\u[0-9a-fA-F]{4}|(?=[^\\]|\\[^u])))*"
-)
-
-
-class Unwrapper:
-    """Decodes the text in `{"input": "..."}` while it comes in, cut anywhere."""
-
-    def __init__(self) -> None:
-        self._rest = ""  # not yet decoded
-        self._state = "head"  # head, body, tail
-
-    def feed(self, fragment: str) -> str:
-        """Return what `fragment` adds to the text."""
-        self._rest += fragment
-        if self._state == "head" and (head := INPUT_HEAD.match(self._rest)):
-            self._rest, self._state = self._rest[head.end() :], "body"
-        if self._state != "body":
-            return ""
-        body = INPUT_BODY.match(self._rest)
-        end = body.end() if body else 0
-        text, self._rest = self._rest[:end], self._rest[end:]
-        if self._rest.startswith('"'):
-            self._state = "tail"
-        return unquoted(text)
-
-    def close(self) -> str:
-        """Return what is left of a call that did not have the form asked for."""
-        if self._state != "head":
-            return ""
-        try:
-            data = json.loads(self._rest or "{}")
-        except ValueError:
-            return self._rest
-        if not data:
-            return ""
-        text = data.get("input", self._rest) if isinstance(data, dict) else self._rest
-        return text if isinstance(text, str) else dumps_text(text)
-
-
-class Wrapper:
-    """Encodes a text as `{"input": "..."}` while it comes in."""
-
-    def __init__(self) -> None:
-        self._head = '{"input":"'
-
-    def feed(self, fragment: str) -> str:
-        head, self._head = self._head, ""
-        return head + quote(fragment)[1:-1]
-
-    def close(self) -> str:
-        return self._head + '"}'
-
-
-def unquoted(text: str) -> str:
-    try:
-        return str(json.loads(f'"{text}"', strict=False)) if "\\" in text else text
-    except ValueError:  # an escape that JSON does not know
-        return text
+def fit_format(request: Request, case: Case) -> Request:
+    """Write the wanted form of the answer with the keywords that the target knows. Source: 2.9."""
+    form = request.format
+    if case.own or form is None or form.schema is None:
+        return request
+    return request._replace(format=form._replace(schema=case.schemas[1](form.schema)))
 
 
 # --- thinking and limits ------------------------------------------------------------------------
-LADDER = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
-LEVELS = {  # dialect -> efforts that it can write, where the model does not say
-    "claude": LADDER[2:], "chat": LADDER, "responses": LADDER, "gemini": LADDER[1:5],
-}  # fmt: skip
+class EffortRule(NamedTuple):
+    """How a dialect says how much to think, where the model does not tell."""
+
+    levels: tuple[str, ...]  # the efforts that it has names for
+    numbers: bool = False  # can it say tokens instead?
+    least: int = 0  # of them
+    auto: int = EFFORTS["medium"]  # of them, where the model is to decide
+
+
+LADDER = tuple(effort for effort in EFFORTS if effort != "auto")
+EFFORT_RULES = {
+    "claude": EffortRule(LADDER[2:], numbers=True, least=1_024),
+    "chat": EffortRule(LADDER),
+    "responses": EffortRule(LADDER),
+    "gemini": EffortRule(LADDER[1:5], numbers=True, auto=-1),
+}
 FALLBACK_OUTPUT = 32_000  # Claude's max_tokens where neither client nor model says one
-LEAST_BUDGET = 1_024  # of Claude
+LEAST_OUTPUT = 16  # of Responses
+SAMPLING = frozenset({"temperature", "top_p", "top_k"})
+PENALTIES = frozenset({"presence_penalty", "frequency_penalty", "logit_bias"})
 
 
-def effort_of(budget: int) -> str:
-    """Return the name of a thinking budget."""
-    if budget <= 0:
-        return "auto" if budget < 0 else "none"
-    return next((name for name in LADDER[1:5] if budget <= EFFORTS[name]), "xhigh")
+def effort_of(thinking: Thinking) -> str:
+    """Return how much to think by name; empty if that was not said."""
+    budget = thinking.budget
+    if thinking.effort or budget is None:
+        return thinking.effort or ("auto" if thinking.adaptive else "")
+    names = (name for name in LADDER[:5] if budget <= EFFORTS[name])
+    return "auto" if budget < 0 else next(names, "xhigh")
 
 
 def nearest_level(effort: str, levels: Iterable[str]) -> str:
     """Return the supported effort that is nearest; of two, the lower. "none" is for "none" only."""
-    known = [level for level in levels if level in LADDER and (level != "none" or effort == "none")]
-    known.sort(key=LADDER.index)
     rank = LADDER.index(effort)
+    known = [level for level in LADDER if level in levels and (level != "none" or not rank)]
     return min(known, key=lambda level: abs(LADDER.index(level) - rank), default=effort)
 
 
-def resolve_thinking(
-    thinking: Thinking, model: Model, dialect: str, max_tokens: int = 0
-) -> Thinking:
+def resolve_thinking(asked: Thinking, model: Model, dialect: str, limit: int = 0) -> Thinking:
     """Return what to write: an effort by name, or a budget, or neither. Source: 2.8, providers.md 13.
 
-    `max_tokens` is the limit of the answer, 0 if there is none. Claude's budget leaves room in it.
+    `limit` is that of the answer in tokens, 0 if there is none.
     """
-    said = thinking.effort or ("" if thinking.budget is None else effort_of(thinking.budget))
-    effort = said or ("auto" if thinking.adaptive else "")
+    effort, rule = effort_of(asked), EFFORT_RULES[dialect]
     if model.thinking is False or not effort:
-        return Thinking(summary=thinking.summary if model.thinking is not False else "")
-    if effort == "none":
-        return no_thinking(model, dialect)
-    shown = Thinking(summary=thinking.summary, adaptive=dialect == "claude")
-    if by_name(thinking, model, dialect):
-        if effort == "auto":
-            return shown
-        return shown._replace(effort=nearest_level(effort, model.levels or LEVELS[dialect]))
-    budget = resolve_budget(thinking, effort, model, dialect)
-    if dialect == "claude" and max_tokens:
-        if max_tokens <= LEAST_BUDGET:
-            return Thinking(effort="none")
-        if thinking.budget is None or budget >= max_tokens:
-            budget = min(budget, max(LEAST_BUDGET, max_tokens * 4 // 5))
-    return shown._replace(budget=budget, adaptive=False)
+        return Thinking(summary="" if model.thinking is False else asked.summary)
+    if effort == "none":  # the least that the model can; Claude can always stop
+        if model.levels and dialect != "claude":
+            return Thinking(nearest_level("none", model.levels))
+        stuck = dialect == "gemini" and not model.can_stop
+        return Thinking(budget=model.budget[0]) if stuck else Thinking("none")
+    if by_name(asked, model, dialect):
+        level = "" if effort == "auto" else nearest_level(effort, model.levels or rule.levels)
+        return Thinking(level, None, asked.summary, adaptive=dialect == "claude")
+    if 0 < limit <= rule.least:
+        return Thinking("none")
+    return Thinking("", resolve_budget(asked, effort, model, rule, limit), asked.summary)
 
 
-def by_name(thinking: Thinking, model: Model, dialect: str) -> bool:
+def by_name(asked: Thinking, model: Model, dialect: str) -> bool:
     """Tell whether the target wants an effort by name, rather than a number of tokens."""
-    if dialect in {"chat", "responses"}:
+    numbered = asked.budget is not None and not asked.effort
+    if not EFFORT_RULES[dialect].numbers:
         return True
-    numbered = thinking.budget is not None and not thinking.effort
     if model.levels:  # a model with both keeps Claude's own form
         return not (numbered and model.budget[1] and dialect == "claude")
-    adaptive = dialect == "gemini" or thinking.adaptive or model.id.startswith("claude-")
+    adaptive = dialect == "gemini" or asked.adaptive or model.id.startswith("claude-")
     return not model.budget[1] and not numbered and adaptive  # unknown: passed on as it was said
 
 
-def resolve_budget(thinking: Thinking, effort: str, model: Model, dialect: str) -> int:
-    if effort == "auto" and dialect == "gemini":
-        return -1
-    budget = max(thinking.budget or 0, 0) or EFFORTS["medium" if effort == "auto" else effort]
-    least, most = model.budget
-    if dialect == "claude":
-        least = max(least, LEAST_BUDGET)
-    return max(least, min(budget, most or sys.maxsize))
+def resolve_budget(asked: Thinking, effort: str, model: Model, rule: EffortRule, limit: int) -> int:
+    """Return a budget that the model takes and, of Claude, that leaves room for the answer."""
+    if effort == "auto" and rule.auto < 0:
+        return rule.auto
+    said, (least, most) = max(asked.budget or 0, 0), model.budget
+    budget = said or (rule.auto if effort == "auto" else EFFORTS[effort])
+    budget = max(least, rule.least, min(budget, most or sys.maxsize))
+    if rule.least and limit and (asked.budget is None or budget >= limit):
+        return min(budget, max(rule.least, limit * 4 // 5))
+    return budget
 
 
-def no_thinking(model: Model, dialect: str) -> Thinking:
-    """Return the least that the model can think. Claude can always stop."""
-    if dialect != "claude" and model.levels:
-        return Thinking(effort=nearest_level("none", model.levels))
-    stuck = dialect == "gemini" and not model.can_stop
-    return Thinking(budget=model.budget[0]) if stuck else Thinking(effort="none")
-
-
-def fit_thinking(request: Request, target: Target, dialect: str) -> Request:
-    """Settle model, thinking, max_tokens and what must not stand beside them. Source: 2.1a, 2.8."""
+def fit_thinking(request: Request, case: Case) -> Request:
+    """Settle the model, how much it thinks, and the limits. Source: 2.1a, 2.8."""
     base, suffix = split_suffix(request.model)
-    model, asked, claude = target.model, request.thinking, dialect == "claude"
+    model, asked, limit = case.target.model, request.thinking, request.params.get("max_tokens")
     if suffix:
         asked = Thinking(*suffix, summary=asked.summary)
-    params = dict(request.params)
-    limit, ceiling = params.get("max_tokens"), model.output
-    if limit and ceiling:
-        limit = params["max_tokens"] = min(limit, ceiling)
-    thinking = resolve_thinking(asked, model, dialect, limit or ceiling)
-    forced = request.choice is not None and request.choice.mode == "required"
-    unasked = model.levels and not model.budget[1]  # such a model thinks unless told not to
-    thinks = thinking.effort or thinking.budget or thinking.adaptive or unasked
-    if claude and thinks and (forced or (thinking.budget and lost_thinking(request.messages))):
-        thinking = Thinking(effort="none")  # it refuses both
-    if thinking.effort == "minimal" and "minimal-to-low" in target.quirks:
+    if limit and model.output:
+        limit = min(limit, model.output)
+    thinking = resolve_thinking(asked, model, case.dialect, limit or model.output)
+    if case.dialect == "claude" and cannot_think(request, thinking, model):
+        thinking = Thinking("none")
+    if thinking.effort == "minimal" and "minimal-to-low" in case.target.quirks:
         thinking = thinking._replace(effort="low")  # QUIRKS minimal-to-low: Codex hangs on it
-    if claude and limit is None:
-        params["max_tokens"] = ceiling or max(FALLBACK_OUTPUT, (thinking.budget or 0) * 5 // 4)
-    if dialect == "responses" and limit is not None:
-        params["max_tokens"] = max(16, limit)
-    request = request._replace(model=model.id or base, params=params, thinking=thinking)
-    return fit_sampling(request, target, dialect)
+    if case.dialect == "claude" and limit is None:
+        limit = model.output or max(FALLBACK_OUTPUT, (thinking.budget or 0) * 5 // 4)
+    if case.dialect == "responses" and limit is not None:
+        limit = max(LEAST_OUTPUT, limit)
+    params = without(request.params, frozenset() if case.own else refused_params(case, thinking))
+    if limit != params.get("max_tokens"):
+        params = {**params, "max_tokens": limit}
+    return request._replace(model=model.id or base, params=params, thinking=thinking)
+
+
+def cannot_think(request: Request, thinking: Thinking, model: Model) -> bool:
+    """Tell whether Claude would refuse to think: under a forced call, or when its thinking is lost."""
+    unasked = model.levels and not model.budget[1]  # such a model thinks unless told not to
+    if not (thinking.effort or thinking.budget or thinking.adaptive or unasked):
+        return False
+    forced = request.choice is not None and request.choice.mode == "required"
+    return forced or bool(thinking.budget and lost_thinking(request.messages))
 
 
 def lost_thinking(messages: Iterable[Message]) -> bool:
@@ -6350,442 +6709,91 @@ def lost_thinking(messages: Iterable[Message]) -> bool:
     return called and not any(parts[0].kind == "thinking" for parts in steps)
 
 
-SAMPLING = frozenset({"temperature", "top_p", "top_k"})
-PENALTIES = frozenset({"presence_penalty", "frequency_penalty", "logit_bias"})
-
-
-def fit_sampling(request: Request, target: Target, dialect: str) -> Request:
-    """Drop the sampling hints that the model refuses. Source: 1A.1, 1C.1.
+def refused_params(case: Case, thinking: Thinking) -> frozenset[str]:
+    """Return the sampling hints that the model refuses. Source: 1A.1, 1C.1.
 
     Claude models do from Opus 4.7 on, the first to take the effort xhigh; OpenAI's if they think.
     """
-    levels, refused = target.model.levels, frozenset[str]()
-    if "no-sampling" in target.quirks:  # QUIRKS no-sampling: the host refuses all of them
-        refused = SAMPLING | PENALTIES
-    elif dialect == "claude" and "xhigh" in levels:
-        refused = SAMPLING
-    elif vendor_of(target) == "openai" and levels:
-        refused = PENALTIES | (SAMPLING if request.thinking.effort != "none" else frozenset())
-    if request.dialect == dialect or refused.isdisjoint(request.params):
-        return request
-    return request._replace(params=without(request.params, refused))
+    levels, nothing = case.target.model.levels, frozenset[str]()
+    if "no-sampling" in case.target.quirks:  # QUIRKS no-sampling: the host refuses all of them
+        return SAMPLING | PENALTIES
+    if case.dialect == "claude":
+        return SAMPLING if "xhigh" in levels else nothing
+    openai = PENALTIES if thinking.effort == "none" else PENALTIES | SAMPLING
+    return openai if case.vendor == "openai" and levels else nothing
 
 
-# --- schemas --------------------------------------------------------------------------------
-SCHEMA_MAPS = frozenset(
-    {"properties", "$defs", "definitions", "patternProperties", "dependentSchemas"}
-)
-SCHEMA_DEFS = frozenset({"$defs", "definitions"})
-SCHEMA_LISTS = frozenset({"anyOf", "oneOf", "allOf", "prefixItems", "items"})
-SCHEMA_ONES = frozenset(
-    {"items", "additionalProperties", "not", "contains", "propertyNames", "if", "then", "else"}
-)
-SCHEMA_SHAPES: dict[str, type | tuple[type, ...]] = {  # what does not have it is left out: clients err
-    **dict.fromkeys(SCHEMA_MAPS, dict), **dict.fromkeys(SCHEMA_LISTS | {"enum", "required"}, list),
-    "items": (list, dict, bool), "type": (str, list), "$ref": str, "description": str, "format": str,
-}  # fmt: skip
-SCHEMA_DEPTH, SCHEMA_REFS = 40, 16  # of nesting, and of references in references
-SCHEMA_NODES = 5_000  # at most, once references are written out
+# --- the whole of it -------------------------------------------------------------------------------
+class Fitted(NamedTuple):
+    """A request made to fit a target, and what it takes to undo that on the answer."""
+
+    request: Request
+    dialect: str  # the upstream's
+    names: Mapping[ToolKey, tuple[str, str, bool]]  # as written -> name, namespace, custom
 
 
-def map_schema(node: Json, change: Callable[[Any], Any]) -> Json:
-    """Apply `change` to the schemas right inside one. The names of properties are not keywords."""
-    done: Json = {}
-    for key, value in node.items():
-        if not isinstance(value, SCHEMA_SHAPES.get(key, object)):
-            continue
-        if key in SCHEMA_MAPS and isinstance(value, dict):
-            value = {name: change(child) for name, child in value.items()}  # noqa: PLW2901
-        elif key in SCHEMA_LISTS and isinstance(value, list):
-            value = [change(child) for child in value]  # noqa: PLW2901
-        elif key in SCHEMA_ONES:
-            value = change(value)  # noqa: PLW2901
-        done[key] = value
-    return done
-
-
-def walk_schema(node: Any, change: Callable[[Json], Json], depth: int = SCHEMA_DEPTH) -> Any:
-    """Apply `change` to every schema in `node`, the innermost first."""
-    if not isinstance(node, dict):
-        return node
-    if not depth:
-        return {}
-    return change(map_schema(node, lambda child: walk_schema(child, change, depth - 1)))
-
-
-def referred(root: Json, ref: str) -> Json | None:
-    """Return what a local reference, `#/$defs/Name`, stands for. Source: RFC 6901."""
-    node: Any = root if ref.startswith("#") else None
-    for word in unquote(ref[2:]).split("/") if ref[2:] else ():
-        node = (
-            node.get(word.replace("~1", "/").replace("~0", "~")) if isinstance(node, dict) else None
-        )
-    return node if isinstance(node, dict) else None
-
-
-def inlined(schema: Json) -> Json:
-    """Write out all references; one that has no end becomes an object that is called like it."""
-    left = [SCHEMA_NODES]
-
-    def inline(node: Any, path: tuple[str, ...], depth: int) -> Json:
-        if not isinstance(node, dict):
-            return {}
-        left[0] -= 1
-        while isinstance(ref := node.get("$ref"), str):
-            found = referred(schema, ref)
-            siblings = {key: value for key, value in node.items() if key != "$ref"}
-            if found is None or ref in path or len(path) >= SCHEMA_REFS:
-                return {"type": "object", "description": ref.rpartition("/")[2]}
-            node, path = {**found, **siblings}, (*path, ref)
-        if depth <= 0 or left[0] < 0:
-            return {"type": "object"}
-        bare = without(node, SCHEMA_DEFS)
-        if isinstance(inner := bare.get("properties"), dict):
-            bare["properties"] = {name: inner[name] for name in inner if inner[name] is not False}
-        return map_schema(bare, lambda child: inline(child, path, depth - 1))
-
-    return inline(schema, (), SCHEMA_DEPTH)
-
-
-def all_of(node: Json) -> Json:
-    """Merge the branches of `allOf` into their schema: the union of what they say; later ones win."""
-    if "allOf" not in node:
-        return dict(node)
-    done = {key: value for key, value in node.items() if key != "allOf"}
-    for other in node.get("allOf", ()):
-        if isinstance(other, dict):
-            union = {**done.get("properties", {}), **other.get("properties", {})}
-            needed = list(dict.fromkeys([*done.get("required", ()), *other.get("required", ())]))
-            done = {**done, **other, "properties": union, "required": needed}
-    return {
-        key: value for key, value in done.items() if value or key not in {"properties", "required"}
-    }
-
-
-def noted(node: Json, lost: Iterable[str]) -> Json:
-    """Leave keywords out, and say so in the description."""
-    notes = "; ".join(f"{key}: {dumps_text(node[key])[:120]}" for key in lost if key in node)
-    done = {key: value for key, value in node.items() if key not in lost}
-    if notes:
-        done["description"] = f"{node.get('description', '')} ({notes})".lstrip()
-    return done
-
-
-CLAUDE_FORMATS = frozenset(
-    {"date-time", "time", "date", "duration", "email", "hostname", "uri", "ipv4", "ipv6", "uuid"}
-)
-CLAUDE_LOST = (
-    "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf",
-    "minLength", "maxLength", "pattern", "maxItems", "uniqueItems", "not",
-)  # fmt: skip
-
-
-def tightened(node: Json) -> Json:
-    """Rewrite one schema for Claude's structured output. Source: 2.4."""
-    if "$ref" in node:
-        return {key: node[key] for key in ("$ref", "$defs", "definitions") if key in node}
-    lost = [*CLAUDE_LOST, *(["minItems"] if node.get("minItems") not in {0, 1} else [])]
-    done = noted(node, lost if node.get("format") in CLAUDE_FORMATS else [*lost, "format"])
-    if "oneOf" in done:
-        done["anyOf"] = [*done.get("anyOf", ()), *done.pop("oneOf")]
-    if done.get("type") == "object" or "properties" in done:
-        done["additionalProperties"] = False
-    return done
-
-
-# What Gemini takes of a schema: of JSON Schema (`parametersJsonSchema`), and of its own subset.
-GEMINI_KEYWORDS = frozenset(
-    ("$id", "$defs", "$ref", "$anchor", "type", "format", "title", "description", "enum", "items", "prefixItems",
-     "minItems", "maxItems", "minimum", "maximum", "anyOf", "oneOf", "properties", "additionalProperties", "required")
-)  # fmt: skip
-GEMINI_SUBSET = frozenset(
-    ("type", "format", "title", "description", "nullable", "enum", "items", "properties", "required", "anyOf", "minItems",
-     "maxItems", "minimum", "maximum", "minLength", "maxLength", "pattern", "default", "example", "propertyOrdering")
-)  # fmt: skip
-GEMINI_LOST = (
-    "multipleOf", "uniqueItems", "not", "patternProperties", "propertyNames", "contains", "dependentRequired",
-    "exclusiveMinimum", "exclusiveMaximum", "one of",
-)  # fmt: skip
-GEMINI_FORMATS = frozenset({"int32", "int64", "float", "double", "enum", "date-time"})
-JSON_TYPES = {
-    str: "string", bool: "boolean", int: "integer", float: "number", list: "array", dict: "object",
-}  # fmt: skip
-
-
-def gemini_json(node: Json) -> Json:
-    """Rewrite one schema for Gemini's `parametersJsonSchema`."""
-    done = all_of(node)
-    if "const" in done:
-        done["enum"] = [done["const"]]
-    if "definitions" in done:
-        done["$defs"] = {**done["definitions"], **done.get("$defs", {})}
-    if "$ref" in done:
-        done["$ref"] = done["$ref"].replace("#/definitions/", "#/$defs/")
-    return {key: value for key, value in done.items() if key in GEMINI_KEYWORDS}
-
-
-def clean_schema_gemini(schema: Json) -> Json:
-    """Rewrite a schema for Gemini's own subset (`parameters`, `responseSchema`). Source: 2.4."""
-    return dict(walk_schema(walk_schema(inlined(schema), gemini_shape), gemini_subset))
-
-
-def gemini_shape(node: Json) -> Json:
-    """Do without allOf, oneOf, const, lists of types, null among alternatives (rules 3 to 5)."""
-    done = all_of(node)
-    if "const" in done:
-        done["enum"] = [done.pop("const")]
-    branches = [*done.pop("anyOf", ()), *done.pop("oneOf", ())]
-    if isinstance(kinds := done.get("type"), list):
-        solid = [kind for kind in kinds if kind != "null"]
-        done.update({"nullable": True} if "null" in kinds else {}, type=(solid or ["null"])[0])
-        if len(solid) > 1:
-            branches = [{**without(done, GEMINI_SHOWN), "type": kind} for kind in solid]
-    return gemini_branches(done, branches) if branches else done
-
-
-GEMINI_TYPE = frozenset({"type"})
-GEMINI_SHOWN = frozenset({"title", "description", "nullable"})  # may stand beside anyOf
-
-
-def gemini_branches(node: Json, branches: Iterable[Json]) -> Json:
-    """Leave nothing but a description beside alternatives, and no single one."""
-    every = list(branches)
-    solid = [part for part in every if part.get("type") != "null" and part.get("enum") != [None]]
-    shown: Json = {key: value for key, value in node.items() if key in GEMINI_SHOWN}
-    shown.update({"nullable": True} if len(solid) < len(every) else {})
-    if len(solid) < 2:
-        done = {**all_of({**node, "allOf": solid or [{"type": "null"}]}), **shown}
-        if "anyOf" not in done:
-            return done
-        return claude_schema(done) if "properties" in done else without(done, GEMINI_TYPE)
-    if "properties" in node:
-        return {**claude_schema({**node, "anyOf": solid}), **shown}
-    kind = {"type": node["type"]} if "type" in node else {}
-    return {**shown, "anyOf": [part if "anyOf" in part else {**kind, **part} for part in solid]}
-
-
-def gemini_subset(node: Json) -> Json:
-    """Rewrite one schema, already shaped, for the subset (rules 2, 3 and 6 to 9)."""
-    done = gemini_lists(gemini_numbers(gemini_enum(node)))
-    lost = GEMINI_LOST if done.get("format") in GEMINI_FORMATS else (*GEMINI_LOST, "format")
-    done = {key: value for key, value in noted(done, lost).items() if key in GEMINI_SUBSET}
-    kind = done.get("type")
-    if kind == "null":
-        done.update(type="string", nullable=True)
-    elif "anyOf" not in done and kind not in JSON_TYPES.values():
-        guess = "object" if "properties" in done else "array" if "items" in done else "string"
-        if not done.keys() - GEMINI_SHOWN:
-            done.setdefault("description", "any JSON value")
-        done = {**done, "type": guess}
-    return {**done, "type": done["type"].upper()} if "type" in done else done
-
-
-def gemini_enum(node: Json) -> Json:
-    """Keep enumerations of texts; list other values in the description, so that they keep their type."""
-    values = node.get("enum", ())
-    solid = [value for value in values if value is not None]
-    done = {key: value for key, value in node.items() if key != "enum"}
-    done.update({"nullable": True} if len(solid) < len(values) else {})
-    kinds = {JSON_TYPES[type(value)] for value in solid}
-    if len(kinds - {"integer"}) > 1 or "string" in kinds:
-        texts = [value if isinstance(value, str) else dumps_text(value) for value in solid]
-        return {**done, "type": "string", "enum": texts}
-    return {"type": max(kinds), **done, "one of": solid} if kinds else done  # number beats integer
-
-
-GEMINI_INNER = frozenset({"properties", "required", "prefixItems", "items"})
-EXCLUSIVE = (("exclusiveMinimum", "minimum", 1), ("exclusiveMaximum", "maximum", -1))
-
-
-def gemini_numbers(node: Json) -> Json:
-    """Write exclusive bounds of integers as inclusive ones."""
-    done = dict(node)
-    for key, bound, step in EXCLUSIVE:
-        if type(node.get(key)) is int and node.get("type") == "integer":
-            done[bound] = done.pop(key) + step
-    return done
-
-
-def gemini_lists(node: Json) -> Json:
-    """Tidy what is inside objects and arrays: `required`, tuples, no items."""
-    done = {key: value for key, value in node.items() if key not in GEMINI_INNER}
-    if "properties" in node:
-        done.setdefault("type", "object")
-        needed = [name for name in node.get("required", ()) if name in node["properties"]]
-        done.update(properties=node["properties"], required=needed)
-    items = node.get("prefixItems") or node.get("items")
-    if isinstance(items, list):
-        items = {"anyOf": items} if len(items) > 1 else (items or [None])[0]
-    if items or done.get("type") == "array":
-        done["items"] = items or gemini_subset({})
-    return {key: value for key, value in done.items() if value or key not in GEMINI_INNER}
-
-
-# --- tools, system texts, the order of turns -------------------------------------------------------
-SUBSETS = {  # dialect -> whether it can narrow the choice to some tools, by mode
-    "claude": (), "chat": ("auto", "required"), "responses": ("auto", "required"), "gemini": ("required",),
-}  # fmt: skip
-BILLING = "x-anthropic-billing-header:"  # Claude Code's first system text
-
-
-def fit_tools(request: Request, target: Target, dialect: str) -> Request:
-    """Leave the tools, the choice of them and the schemas that the target knows. Source: 2.4, 2.5."""
-    if request.dialect == dialect:
-        return request
-    able = HOSTED[dialect]
-    tools = [tool for tool in request.tools if tool.kind != "hosted" or tool.name in able]
-    tools = list({(tool.namespace, tool.name): tool for tool in tools}.values())
-    choice, only = fit_choice(request, target, dialect)
-    tools = [fit_tool(tool, target, dialect) for tool in tools if not only or tool.name in only]
-    if tools:
-        return request._replace(tools=tuple(tools), choice=choice)
-    params = {key: value for key, value in request.params.items() if key != "parallel"}
-    return request._replace(tools=(), choice=None, params=params)
-
-
-def fit_choice(
-    request: Request, target: Target, dialect: str
-) -> tuple[ToolChoice | None, tuple[str, ...]]:
-    """Return the choice, and the tools to leave in the list if it cannot name them itself."""
-    choice = request.choice
-    if choice is None or not choice.names or choice.mode == "none":
-        return choice and choice._replace(names=()), ()
-    own = {tool.name for tool in functions(request.tools)}
-    hosted = {tool.name for tool in request.tools} - own
-    if not hosted and own.issubset(choice.names):
-        return choice if len(own) == 1 else choice._replace(names=()), ()  # that is all of them
-    able = HOSTED[dialect] if dialect in {"claude", "responses"} else ()
-    if (
-        choice.mode == "required"
-        and hosted.issuperset(choice.names)
-        and not set(able).intersection(choice.names)
-    ):
-        raise unfit(
-            f"{target.model.id} cannot be made to use {', '.join(choice.names)}", "tool_choice"
-        )
-    one = choice.mode == "required" and len(choice.names) == 1
-    foreign = dialect == "chat" and vendor_of(target) != "openai"
-    if one or (choice.mode in SUBSETS[dialect] and not foreign):
-        return choice, ()
-    return choice._replace(names=()), choice.names
-
-
-def fit_tool(tool: Tool, target: Target, dialect: str) -> Tool:
-    if tool.kind != "function":
-        return tool
-    if dialect == "gemini":
-        return tool._replace(schema=fit_schema(tool.schema or {}, target, dialect))
-    return tool._replace(schema=claude_schema(tool.schema))  # OpenAI wants the same kind of root
-
-
-def fit_schema(schema: Json, target: Target, dialect: str) -> Json:
-    """Rewrite a schema, of arguments or an answer, with the keywords that the target knows."""
-    if dialect == "gemini" and "openapi-schema" in target.quirks:
-        return clean_schema_gemini(schema)  # QUIRKS openapi-schema: only the subset is known
-    change = {"claude": tightened, "gemini": gemini_json}.get(dialect)
-    return dict(walk_schema(schema, change)) if change else schema
-
-
-def fit_format(request: Request, target: Target, dialect: str) -> Request:
-    """Write the wanted form of the answer with the keywords that the target knows. Source: 2.9."""
-    form = request.format
-    if form is None or form.schema is None or request.dialect == dialect:
-        return request
-    return request._replace(format=form._replace(schema=fit_schema(form.schema, target, dialect)))
-
-
-def fit_system(request: Request, target: Target, dialect: str) -> Request:
-    """Put system texts and turns where the target takes them. Source: 2.2."""
-    system, messages = request.system, request.messages
-    if request.dialect == "claude" and dialect != "claude":
-        system = tuple(part for part in system if not part.text.startswith(BILLING))
-    late = dialect in {"chat", "responses"} or (
-        dialect == "claude" and "mid-system" in target.quirks
-    )
-    if not late:  # QUIRKS mid-system: this Claude model takes system messages anywhere
-        messages = tuple(reminder(message) for message in messages)
-    if request.dialect == dialect:
-        return request._replace(messages=messages)
-    said = any(part.kind != "text" or part.text.strip() for m in messages for part in m.parts)
-    if not said and system and dialect in {"claude", "responses"}:
-        messages, system = (Message("user", system),), ()
-    if dialect == "claude":
-        messages = fit_turns(messages, target)
-    return request._replace(system=system, messages=messages)
-
-
-def reminder(message: Message) -> Message:
-    """Return a system message in mid-conversation as a user's that is marked as one."""
-    if SIDES.get(message.role) != "system":
-        return message
-    parts = [
-        part._replace(text=f"<system-reminder>\n{part.text}\n</system-reminder>")
-        if part.kind == "text"
-        else part
-        for part in message.parts
-    ]
-    return Message("user", tuple(parts))
-
-
-def fit_turns(messages: tuple[Message, ...], target: Target) -> tuple[Message, ...]:
-    """Begin and end with the user, as Claude wants it; from 4.6 on it takes no prefill."""
-    if messages and messages[0].role == "assistant":
-        messages = (Message("user", (Part("text", "."),)), *messages)
-    if messages and messages[-1].role == "assistant" and target.model.levels:
-        messages = (*messages, Message("user", (Part("text", "Continue."),)))
-    return messages
-
-
-STEPS: tuple[Callable[[Request, Target, str], Request], ...] = (
-    fit_history, fit_system, fit_ids, fit_custom, fit_tools, fit_format, fit_thinking,
-)  # fmt: skip
+STEPS = (fit_messages, fit_system, fit_tools, fit_format, fit_thinking)
 
 
 def fit_request(request: Request, target: Target, dialect: str) -> Fitted:
     """Make a request that the target takes; `dialect` is the target's. The way back: fit_events."""
-    if request.dialect != dialect:
-        check_request(request, target, dialect)
-        request = map_parts(request, functools.partial(plain_call, declared_names(request)))
-    names = name_tools(request, dialect)
+    case = Case(request, target, dialect)
     custom = {(tool.namespace, tool.name) for tool in request.tools if tool.kind == "custom"}
     back = {
         written: (name, space, (space, name) in custom)
-        for (space, name), written in names.items()
+        for (space, name), written in case.names.items()
         if written != (space, name) or (space, name) in custom
     }
+    refuse("request", request, case)
     for step in STEPS:
-        request = step(request, target, dialect)
-    return Fitted(fit_names(request, names), dialect, back)
+        request = step(request, case)
+    return Fitted(request, dialect, back)
 
 
 # --- the way back ------------------------------------------------------------------------------------
 def fit_events(events: Iterable[Event], request: Request, fitted: Fitted, target: Target) -> Events:
     """Undo on the answer what `fit_request` did to names and freeform calls, and seal the proofs."""
-    foreign = request.dialect != fitted.dialect
+    client = request.dialect
+    foreign = client != fitted.dialect
     if foreign and fitted.dialect == "gemini":
-        events = move_proofs(events, request.dialect)
+        events = move_proofs(events, client)
     seals: dict[int, str] = {}  # number of an open part -> who minted its proof
     texts: dict[int, Unwrapper | Wrapper] = {}  # of the freeform calls that one side has to emulate
     for event in events:
         if isinstance(event, PartDelta) and event.field == "text" and event.at not in texts:
             yield event  # the common case first
         elif isinstance(event, PartStart):
-            part = fit_call(event.part, request, fitted)
+            part = restored(event.part, client, fitted)
             if part.custom != event.part.custom:
                 texts[event.at] = Unwrapper() if part.custom else Wrapper()
-            if part.kind in PROOF_SLOTS[request.dialect]:
+            if part.kind in ABLE[client]["proofs"]:
                 seals[event.at] = target.provider
             yield event._replace(part=part)
         elif isinstance(event, MessageStart):
             yield event._replace(model=request.model)
         elif isinstance(event, (PartDelta, PartEnd)):
             for piece in recoded(event, texts):
-                yield from sealed(piece, seals, request.dialect) if foreign else (piece,)
+                yield from sealed(piece, seals, client) if foreign else (piece,)
         else:
             yield event
 
 
-def recoded(event: PartDelta | PartEnd, texts: Mapping[int, Unwrapper | Wrapper]) -> Iterator[PartDelta | PartEnd]:
+def restored(part: Part, client: str, fitted: Fitted) -> Part:
+    """Give a call its own name back, and an id that the client takes.
+
+    A freeform call is one of a tool that the client declared so; to others it is a function.
+    """
+    if part.kind != "call":
+        return part
+    as_is = part.name, part.namespace, part.custom and client == fitted.dialect
+    name, space, custom = fitted.names.get((part.namespace, part.name), as_is)
+    id = legal_id(part.id, 64) if client == "claude" != fitted.dialect else part.id
+    return part._replace(id=id, name=name, namespace=space, custom=custom)
+
+
+def recoded(
+    event: PartDelta | PartEnd, texts: Mapping[int, Unwrapper | Wrapper]
+) -> Iterator[PartDelta | PartEnd]:
     """Undo the emulation of a freeform call, or emulate one for a client that has none."""
     text = texts.get(event.at)
     if text is None or (isinstance(event, PartDelta) and event.field != "text"):
@@ -6804,34 +6812,18 @@ def sealed(event: PartDelta | PartEnd, seals: dict[int, str], client: str) -> It
     Thinking without one gets an empty one: such a block would be refused by Claude and OpenAI, and
     PROOF_MARK makes us look at whatever goes back to them.
     """
-    if isinstance(event, PartEnd):
-        provider = seals.pop(event.at, "")
-        if provider and client in {"claude", "responses"}:
-            yield PartDelta(event.at, "proof", seal("", provider))
+    proof = isinstance(event, PartDelta) and event.field == "proof"
+    provider = seals.pop(event.at, "") if proof or isinstance(event, PartEnd) else ""
+    if provider and (proof or client in {"claude", "responses"}):
+        yield PartDelta(
+            event.at, "proof", seal(event.value if isinstance(event, PartDelta) else "", provider)
+        )
+    if not proof:
         yield event
-    elif event.field != "proof":
-        yield event
-    elif provider := seals.pop(event.at, ""):
-        yield PartDelta(event.at, "proof", seal(event.value, provider))
 
 
-def fit_call(part: Part, request: Request, fitted: Fitted) -> Part:
-    """Give a call its own name back, and an id that the client takes.
-
-    A freeform call is one of a tool that the client declared so; to others it is a function.
-    """
-    if part.kind != "call":
-        return part
-    custom = part.custom and request.dialect == fitted.dialect
-    name, space, custom = fitted.names.get(
-        (part.namespace, part.name), (part.name, part.namespace, custom)
-    )
-    part = part._replace(name=name, namespace=space, custom=custom)
-    return (
-        part._replace(id=legal_id(part.id, 64))
-        if request.dialect == "claude" != fitted.dialect
-        else part
-    )
+Piece = Union[PartStart, PartDelta, PartEnd]
+CARRIER = -1  # stands for the number of the part that carries a proof
 
 
 def move_proofs(events: Iterable[Event], client: str) -> Events:
@@ -6844,42 +6836,33 @@ def move_proofs(events: Iterable[Event], client: str) -> Events:
     numbers: dict[int, int] = {}  # of the parts that have begun, as they came -> as they go
     total = count()
     for event in events:
-        if isinstance(event, (PartDelta, PartEnd)) and event.at in numbers:
+        if not isinstance(event, (PartStart, PartDelta, PartEnd)):
+            yield event
+        elif event.at in numbers:
             at = numbers[event.at]
             yield event if at == event.at else event._replace(at=at)
-        elif isinstance(event, (PartStart, PartDelta, PartEnd)):
+        else:
             held.setdefault(event.at, []).append(event)
             pieces = carried(held[event.at], client)
-            numbers.update(
-                (piece.at, next(total)) for piece in pieces if isinstance(piece, PartStart)
-            )
+            numbers.update((p.at, next(total)) for p in pieces if isinstance(p, PartStart))
             yield from (piece._replace(at=numbers[piece.at]) for piece in pieces)
-        else:
-            yield event
 
 
-Piece = Union[PartStart, PartDelta, PartEnd]
-
-
-def carried(pieces: list[Piece], client: str) -> Iterable[Piece]:
+def carried(pieces: list[Piece], client: str) -> list[Piece]:
     """Return the pieces of a part that may go out; none while it has to be held back."""
     start, last = pieces[0], pieces[-1]
-    if not isinstance(start, PartStart) or start.part.kind not in {"text", "call"}:
-        return pieces
-    if start.part.kind in PROOF_SLOTS[client]:
+    kind = start.part.kind if isinstance(start, PartStart) else ""
+    if kind not in {"text", "call"} or kind in ABLE[client]["proofs"]:
         return pieces
     proofs = [piece for piece in pieces if isinstance(piece, PartDelta) and piece.field == "proof"]
     bare = [piece for piece in pieces if piece not in proofs]
-    if start.part.kind == "text":
-        return bare if isinstance(last, PartDelta) and last.field == "text" else ()
-    if not isinstance(last, PartEnd):
-        return ()
-    carrier: list[Piece] = [PartStart(CARRIER, Part("thinking"), start.choice), PartEnd(CARRIER)]
-    carrier[1:1] = [proof._replace(at=CARRIER) for proof in proofs]
-    return [*carrier, *bare] if proofs else bare
-
-
-CARRIER = -1  # stands for the number of the part that carries a proof
+    if kind == "text":
+        return bare if isinstance(last, PartDelta) and last.field == "text" else []
+    if not isinstance(last, PartEnd) or not proofs:
+        return bare if isinstance(last, PartEnd) else []
+    carrier = [proof._replace(at=CARRIER) for proof in proofs]
+    choice = start.choice if isinstance(start, PartStart) else 0
+    return [PartStart(CARRIER, Part("thinking"), choice), *carrier, PartEnd(CARRIER), *bare]
 
 
 # --- the dialects ------------------------------------------------------------------------------------
@@ -6920,28 +6903,6 @@ def stream_error(dialect: Dialect, error: ProxyError) -> bytes:
     return sse_frame(flat, "error") + sse_frame(failed, "response.failed")
 
 
-IMAGE_TOKENS = 1_500
-
-
-def estimate_tokens(request: Request) -> int:
-    """Estimate the input: a token per four bytes of text and schemas, 1500 per image or file."""
-    size, media = 0, 0
-    stack = [*request.system, *(part for message in request.messages for part in message.parts)]
-    while stack:
-        part = stack.pop()
-        stack.extend(part.parts)
-        text = part.text + part.name
-        if part.media is not None and part.media.source == "text":
-            text += part.media.data
-        elif part.media is not None:
-            media += 1
-        size += len(text.encode("utf-8", "replace"))
-    for tool in request.tools:
-        text = tool.name + tool.description + dumps_text(tool.schema or tool.grammar or {})
-        size += len(text.encode("utf-8", "replace"))
-    return (size + 3) // 4 + media * IMAGE_TOKENS
-
-
 DIALECTS = {
     row.name: row
     for row in (
@@ -6966,7 +6927,7 @@ DIALECTS = {
 
 
 ########################################################################################
-# 10. CONFIG
+# 11. CONFIG
 ########################################################################################
 # The settings file, as CLIProxyAPI writes it: every key is a row, a file is read against the rows
 # into a complete snapshot, and a snapshot is replaced whole. Old spellings are moved in memory.
@@ -7610,7 +7571,7 @@ def example_config() -> str:
 
 
 ########################################################################################
-# 11. NETWORK
+# 12. NETWORK
 ########################################################################################
 # Bytes on sockets, the same way on both sides: strict heads, bodies, a pool of idle upstream
 # connections, proxies, TLS. http.client and email would cost five times the CPU a request
@@ -8534,7 +8495,7 @@ def fetch(
 
 
 ########################################################################################
-# 12. STORE
+# 13. STORE
 ########################################################################################
 # The credential files, as CLIProxyAPI lays them out: one JSON object a file, `type` says whose.
 # Other programs write them too, so each write begins with reading. Two locks keep processes apart,
@@ -8923,7 +8884,7 @@ class Store:
 
 
 ########################################################################################
-# 13. TERMINAL
+# 14. TERMINAL
 ########################################################################################
 # What a login needs of the machine: the lines that its user types, a door for the browser that comes
 # back, and QR codes. Whatever comes back arrives in one queue, so that it does not matter which way
@@ -9202,7 +9163,7 @@ def qr_lines(text: str) -> list[str]:
 
 
 ########################################################################################
-# 14. LOGIN
+# 15. LOGIN
 ########################################################################################
 # How each provider hands out tokens, renews and revokes them: one row of LOGINS each. The program
 # says who it is. Source: spec/providers.md 1 to 9, 16.
@@ -10313,7 +10274,7 @@ SHARED = (
 
 
 ########################################################################################
-# 15. ROUTING
+# 16. ROUTING
 ########################################################################################
 # An account is one credential and where it may be used; the router knows which models they offer,
 # who is next, and who must rest. Its lock is never held across I/O.
@@ -11236,7 +11197,7 @@ def endpoint_quirks(entry: Json, provider: Provider) -> list[str]:
 
 
 ########################################################################################
-# 16. UPSTREAM
+# 17. UPSTREAM
 ########################################################################################
 # One request of a client, asked of one account after the other until one begins to answer. Two
 # lanes: the bytes pass through when both sides speak one dialect, else they are translated by
@@ -12368,7 +12329,7 @@ def completion_frames(pieces: Pieces) -> Pieces:
 
 
 ########################################################################################
-# 17. SERVER
+# 18. SERVER
 ########################################################################################
 # A ThreadingHTTPServer whose handler reads heads with NETWORK's strict parser. A thread serves one
 # client connection and is the only one that writes its socket. Here, and nowhere else, an
@@ -13055,7 +13016,7 @@ def make_server(app: App) -> Server:
 
 
 ########################################################################################
-# 18. COMMANDS
+# 19. COMMANDS
 ########################################################################################
 # argparse rows. Whatever goes wrong is one sentence on stderr and exit status 1; usage errors are 2.
 

@@ -1,4 +1,4 @@
-"""Room 9: what a request needs before a foreign upstream takes it, and the way back."""
+"""Room DIALECTS, and SCHEMAS: what a request needs before a foreign upstream takes it, and the way back."""
 
 from __future__ import annotations
 
@@ -775,7 +775,7 @@ CASE_15 = {
 
 
 def test_schema_of_case_15() -> None:
-    cleaned = cp.clean_schema_gemini(CASE_15)
+    cleaned = cp.openapi_schema(CASE_15)
     assert cleaned == {
         "type": "OBJECT",
         "properties": {
@@ -848,7 +848,7 @@ CLEANED = [  # the schema of a property, and what becomes of it
 def test_cleaned_schemas(schema: Any, cleaned: Any) -> None:
     root = {"type": "object", "properties": {"p": schema}, "$defs": {"a/b c": {"type": "integer"}}}
     before = json.dumps(root)
-    assert cp.clean_schema_gemini(root)["properties"]["p"] == cleaned
+    assert cp.openapi_schema(root)["properties"]["p"] == cleaned
     assert json.dumps(root) == before  # the client's own schema is left alone
 
 
@@ -877,7 +877,7 @@ SCHEMAS = schemas(st.recursive(st.one_of(st.booleans(), st.just({})), schemas, m
 
 
 def check_subset(node: Any) -> None:
-    assert set(node) <= cp.GEMINI_SUBSET
+    assert set(node) <= cp.OPENAPI_KEYWORDS
     assert ("type" in node) != ("anyOf" in node)
     assert node.get("type", "OBJECT") in {
         "OBJECT",
@@ -905,9 +905,9 @@ def check_subset(node: Any) -> None:
 @example({"type": "object", "anyOf": [{"anyOf": [{}, False]}, {}]})
 @example({"type": "object", "properties": {"a": {}}, "anyOf": [{"anyOf": [{}, False]}]})
 def test_any_schema_can_be_cleaned(schema: dict[str, Any]) -> None:
-    check_subset(cp.clean_schema_gemini(schema))
-    cp.walk_schema(schema, cp.gemini_json)
-    cp.walk_schema(schema, cp.tightened)
+    check_subset(cp.openapi_schema(schema))
+    cp.walk_schema(schema, cp.gemini_node)
+    cp.walk_schema(schema, cp.claude_node)
 
 
 @settings(max_examples=60)
@@ -918,9 +918,9 @@ def test_any_schema_can_be_cleaned(schema: dict[str, Any]) -> None:
 )
 def test_property_names_are_kept(properties: dict[str, Any]) -> None:
     schema = {"type": "object", "properties": properties}
-    assert cp.clean_schema_gemini(schema).get("properties", {}).keys() == properties.keys()
-    assert cp.walk_schema(schema, cp.gemini_json)["properties"].keys() == properties.keys()
-    assert cp.walk_schema(schema, cp.tightened)["properties"].keys() == properties.keys()
+    assert cp.openapi_schema(schema).get("properties", {}).keys() == properties.keys()
+    assert cp.walk_schema(schema, cp.gemini_node)["properties"].keys() == properties.keys()
+    assert cp.walk_schema(schema, cp.claude_node)["properties"].keys() == properties.keys()
 
 
 def test_schemas_without_end() -> None:
@@ -933,14 +933,14 @@ def test_schemas_without_end() -> None:
         bomb["$defs"][str(at)] = {
             "properties": {str(n): {"$ref": f"#/$defs/{at + 1}"} for n in range(8)}
         }
-    assert len(json.dumps(cp.clean_schema_gemini(bomb))) < 1_000_000
+    assert len(json.dumps(cp.openapi_schema(bomb))) < 1_000_000
     deep: dict[str, Any] = {"type": "string"}
     for _ in range(300):
         deep = {"type": "object", "properties": {"a": deep}}
-    for clean in (cp.clean_schema_gemini, lambda s: cp.walk_schema(s, cp.gemini_json)):
+    for clean in (cp.openapi_schema, lambda s: cp.walk_schema(s, cp.gemini_node)):
         assert clean(deep)["properties"]
     loop = {"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a"}}}
-    assert cp.clean_schema_gemini(loop)["type"] == "OBJECT"
+    assert cp.openapi_schema(loop)["type"] == "OBJECT"
 
 
 ROOTS = [
@@ -1471,7 +1471,7 @@ def test_case_15_schema_on_the_wire() -> None:
     target = Target("gemini-cli", GEMINI_25_PRO, frozenset({"openapi-schema"}))
     tool = {"type": "function", "function": {"name": "f", "parameters": CASE_15}}
     written = up("chat", {**ASK["chat"], "tools": [tool]}, "gemini", target)
-    assert written["tools"][0]["functionDeclarations"][0]["parameters"] == cp.clean_schema_gemini(
+    assert written["tools"][0]["functionDeclarations"][0]["parameters"] == cp.openapi_schema(
         CASE_15
     )
 
