@@ -13076,7 +13076,8 @@ def cmd_serve(options: argparse.Namespace) -> int:
         signal.signal(number, lambda *_: os._exit(1) if stop.is_set() else stop.set())
     threading.Thread(target=server.serve_forever, daemon=True).start()
     greet(server, app)
-    threading.Thread(target=app.keep_renewed, args=(stop,), daemon=True).start()
+    keeper = threading.Thread(target=app.keep_renewed, args=(stop,), daemon=True)
+    keeper.start()
     if any(account.origin.scheme == "https" for account in app.router.accounts()):
         threading.Thread(target=tls_context, daemon=True).start()  # so that no request waits for it
     while not stop.wait(1.0):
