@@ -1404,6 +1404,24 @@ def part_events(at: int, part: Part, choice: int = 0) -> Iterator[Event]:
     yield PartEnd(at)
 
 
+def response_events(response: Response) -> Iterator[Event]:
+    """Yield the events of a collected answer again; logprobs come with the first text."""
+    yield response.start
+    numbers = itertools.count()
+    for choice in response.choices:
+        logprobs = list(choice.logprobs)
+        for part, at in zip(choice.parts, numbers):
+            *begin, end = part_events(at, part, choice.end.choice)
+            yield from begin
+            if logprobs and part.kind == "text":
+                yield PartDelta(at, "logprobs", logprobs)
+                logprobs = []
+            yield end
+        yield choice.end
+    if response.usage:
+        yield response.usage
+
+
 class Turn(NamedTuple):
     """Adjacent messages of one side, joined. On the user's side results come first."""
 
@@ -1519,6 +1537,83 @@ def estimate_tokens(request: Request) -> int:
         text = tool.name + tool.description + dumps_text(tool.schema or tool.grammar or {})
         size += len(text.encode("utf-8", "replace"))
     return (size + 3) // 4 + media * IMAGE_TOKENS
+NO_RESULT = Part("result", parts=(Part("text", "[no result]"),), error=True)
+
+
+def answered(messages: Iterable[Message]) -> list[Message]:
+    """Put one result for each call right behind it: the first; a missing one is made up.
+
+    Results of calls that are nowhere are dropped. Other parts keep their order.
+    """
+    messages = list(messages)
+    results: dict[str, Part] = {}
+    for part in (part for message in messages for part in message.parts if part.kind == "result"):
+        results.setdefault(part.id, part)
+    ordered: list[Message] = []
+    for message in messages:
+        kept = tuple(part for part in message.parts if part.kind != "result")
+        calls = [part for part in kept if part.kind == "call"]
+        found = ((call, results.get(call.id, NO_RESULT)) for call in calls)
+        paired = tuple(part._replace(id=call.id, custom=call.custom) for call, part in found)
+        ordered += [message._replace(parts=kept)] if kept else []
+        ordered += [Message("tool", paired)] if paired else []
+    return ordered
+
+
+WRAPPERS = frozenset({"parallel", "multi_tool_use.parallel"})  # that some of OpenAI's models make up
+
+
+def is_wrapper(call: Part, declared: Collection[str]) -> bool:
+    """Tell whether a call holds several calls, and is of no tool that the client declared."""
+    return call.name in WRAPPERS and call.name not in declared
+
+
+def unwrapped(call: Part) -> list[Part]:
+    """Split the call of a wrapper: {tool_uses: [{recipient_name, parameters}]}."""
+    try:
+        uses = json.loads(call.text)["tool_uses"]
+        names = [use["recipient_name"].rpartition(".")[2] for use in uses]
+        texts = [dumps_text(use["parameters"]) for use in uses]
+        pairs = enumerate(zip(texts, names))
+        return [Part("call", text, f"{call.id}_{n}", name) for n, (text, name) in pairs]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return [call]
+
+
+# The `extra` of what a dialect reads holds what the model has no name for, and notes on the form
+# it had: keys that begin with `_`, never written. `_gone` are keys that the writer must not add.
+
+
+def filled(**fields: Any) -> Json:
+    """Return the fields that say something."""
+    return {key: value for key, value in fields.items() if value not in (None, "", [], {})}
+
+
+def extra_of(dialect: str, rest: Json) -> Mapping[str, Json]:
+    return {dialect: rest} if rest else EMPTY
+
+
+def rest_of(wire: Json, written: Json) -> Json:
+    """Return what `restored` needs to make `wire` of what the writer would write, at any depth."""
+    rest: Json = {}
+    for key, value in wire.items():
+        made = written.get(key, MISSING)
+        if value != made:
+            both = isinstance(value, dict) and isinstance(made, dict)
+            rest[key] = rest_of(value, made) if both else value
+    gone = [key for key in written if key not in wire]
+    return {**rest, "_gone": gone} if gone else rest
+
+
+def restored(written: Json, rest: Mapping[str, Any]) -> Json:
+    """Return `written` with what `rest_of` kept; notes stay behind."""
+    gone = rest.get("_gone", ())
+    whole = {key: value for key, value in written.items() if key not in gone}
+    for key, value in rest.items():
+        if key[:1] != "_":
+            both = isinstance(value, dict) and isinstance(whole.get(key), dict)
+            whole[key] = restored(whole[key], value) if both else value
+    return whole
 
 
 ########################################################################################
@@ -3763,26 +3858,49 @@ def chat_write_error(error: ProxyError) -> Json:
 # The OpenAI Responses API, also of the Codex backend. Requests and answers hold the same items, so
 # one reader and one writer per kind of part serve both. What the writer would not write by itself
 # of an object is kept in `extra`, so that reading and writing lose nothing. Source: spec/dialects.md 1B.
+#
+# Notes in `extra["responses"]`, beside what `rest_of` keeps: `_item` the message item that begins
+# with this part; `_string`, `_list` a form of the wire that is not ours; `_content` an opaque part
+# of a message; `_at` where a leading item stood; `_listed` a tool that an item holds; `_namespace`.
 
 
-class Channel(NamedTuple):
-    """How the body of one kind of part streams: EVENT.delta, then EVENT.done with it whole."""
+class Shape(NamedTuple):
+    """One type of item or content part whose body streams: EVENT.delta, then EVENT.done with it whole."""
 
-    kind: str  # of the part; `custom` is a call whose body is free text
+    type: str
+    kind: str  # of the part
     event: str
     key: str  # of the body in EVENT.done
-    place: str  # the payload's index within the item
+    segment: str  # of its item, that the body is in: SEGMENT.added and SEGMENT.done are around it
+    place: str  # the segment's number
 
 
 # fmt: off
-RESPONSES_CHANNELS = (  # of two rows with one kind, the first is written
-    Channel("text",     "response.output_text",             "text",      "content_index"),
-    Channel("refusal",  "response.refusal",                 "refusal",   "content_index"),
-    Channel("thinking", "response.reasoning_summary_text",  "text",      "summary_index"),
-    Channel("thinking", "response.reasoning_text",          "text",      "content_index"),
-    Channel("call",     "response.function_call_arguments", "arguments", ""),
-    Channel("custom",   "response.custom_tool_call_input",  "input",     ""),
+RESPONSES_SHAPES = (
+    #     type                kind        event                              key          segment                            place
+    Shape("output_text",      "text",     "response.output_text",             "text",      "response.content_part",           "content_index"),
+    Shape("refusal",          "refusal",  "response.refusal",                 "refusal",   "response.content_part",           "content_index"),
+    Shape("reasoning",        "thinking", "response.reasoning_summary_text",  "text",      "response.reasoning_summary_part", "summary_index"),
+    Shape("",                 "thinking", "response.reasoning_text",          "text",      "",                                "content_index"),
+    Shape("function_call",    "call",     "response.function_call_arguments", "arguments", "",                                ""),
+    Shape("custom_tool_call", "call",     "response.custom_tool_call_input",  "input",     "",                                ""),
 )
+RESPONSES_ITEMS: dict[str, tuple[str, tuple[str, ...]]] = {
+    # type                  how its id begins, and the events between its beginning and its end
+    "message":               ("msg_", ()),
+    "reasoning":             ("rs_",  ()),
+    "function_call":         ("fc_",  ()),
+    "custom_tool_call":      ("ctc_", ()),
+    "web_search_call":       ("ws_",  ("in_progress", "searching", "completed")),
+    "image_generation_call": ("ig_",  ("in_progress", "generating", "completed")),
+}
+RESPONSES_UNTOLD: dict[str, Json] = {  # item type -> what its beginning cannot tell yet, made up
+    "message":          {"role": "assistant", "content": [{"type": "output_text", "text": "..."}]},
+    "reasoning":        {"summary": []},
+    "function_call":    {"arguments": "{}"},
+    "custom_tool_call": {"input": ""},
+}
+RESPONSES_OUTPUTS = {"function_call": "function_call_output", "custom_tool_call": "custom_tool_call_output"}
 RESPONSES_SHELL: Json = {  # what the official client expects of a response, where the request says nothing
     "object": "response", "status": "in_progress", "background": False, "error": None, "incomplete_details": None,
     "instructions": None, "max_output_tokens": None, "metadata": {}, "output": [], "parallel_tool_calls": True,
@@ -3790,11 +3908,6 @@ RESPONSES_SHELL: Json = {  # what the official client expects of a response, whe
     "text": {"format": {"type": "text"}}, "tool_choice": "auto", "tools": [], "top_p": 1.0, "truncation": "disabled",
     "usage": None, "user": None,
 }
-RESPONSES_PREFIXES = {  # item type -> how its id begins
-    "message": "msg_", "reasoning": "rs_", "function_call": "fc_", "custom_tool_call": "ctc_", "web_search_call": "ws_",
-    "image_generation_call": "ig_",
-}
-RESPONSES_OUTPUTS = {"function_call": "function_call_output", "custom_tool_call": "custom_tool_call_output"}
 RESPONSES_HOSTED = {"code_interpreter": "code_execution"}  # their word -> ours
 RESPONSES_HOSTED_TOOLS: dict[str, Json] = {
     "web_search": {"type": "web_search"},
@@ -3805,51 +3918,35 @@ RESPONSES_MEDIA = {  # kind and source of media -> type of the part, and the key
     ("image", "base64"): ("input_image", "image_url"), ("document", "base64"): ("input_file", "file_data"),
     ("image", "file_id"): ("input_image", "file_id"), ("document", "file_id"): ("input_file", "file_id"),
 }
-RESPONSES_WRAPPERS = frozenset({"parallel", "multi_tool_use.parallel"})  # several calls in one; nobody declares it
 RESPONSES_KINDS = {  # an error's `code` or `type` that only this API knows, most of them Codex's -> kind
     "usage_limit_reached": "rate_limited", "usage_not_included": "forbidden", "invalid_prompt": "invalid_request",
     "bio_policy": "invalid_request", "server_is_overloaded": "overloaded", "slow_down": "overloaded",
 }
-RESPONSES_USAGE = frozenset({
-    "input_tokens", "input_tokens_details", "output_tokens", "output_tokens_details", "total_tokens",
-})
+RESPONSES_COUNTS = (  # where the counts of a Usage are, in its order
+    "input_tokens", "input_tokens_details.cached_tokens", "input_tokens_details.cache_write_tokens",
+    "output_tokens", "output_tokens_details.reasoning_tokens",
+)
 # fmt: on
-RESPONSES_PARAMS = words_write(PARAMS, "responses")
+RESPONSES_PARAMS_READ = words_read(PARAMS, "responses")
+RESPONSES_PARAMS_WRITE = words_write(PARAMS, "responses")
 RESPONSES_EFFORTS = {"ultra": "max"}  # of Codex alone
 RESPONSES_STATUSES = words_write(FINISH_REASONS, "responses")
 RESPONSES_REASONS = {"max_output_tokens": "length", "content_filter": "content_filter"}
-RESPONSES_WRITTEN = {row.kind: row for row in reversed(RESPONSES_CHANNELS)}
-RESPONSES_DELTAS = {f"{row.event}.delta": row for row in RESPONSES_CHANNELS}
-RESPONSES_DONES = {f"{row.event}.done": row for row in RESPONSES_CHANNELS}
-RESPONSES_CONTENT = frozenset({"text", "refusal", "media"})  # kinds that stand in a message item
-RESPONSES_PROGRESS = {  # item type -> the events between its beginning and its end
-    "web_search_call": ("in_progress", "searching", "completed"),
-    "image_generation_call": ("in_progress", "generating", "completed"),
-}
+RESPONSES_COUNTED = frozenset(path.split(".")[0] for path in (*RESPONSES_COUNTS, "total_tokens"))
 RESPONSES_RUNNING = frozenset({"in_progress", "completed"})  # statuses that say nothing new
+RESPONSES_WRITTEN = {row.type: row for row in RESPONSES_SHAPES if row.type}
+RESPONSES_BODIES = {row.event: row for row in RESPONSES_SHAPES}
+RESPONSES_SPOKEN = frozenset({"text", "refusal"})  # kinds in the message items of answers
+RESPONSES_CONTENT = RESPONSES_SPOKEN | {"media"}  # and of requests
 
 
-def responses_own(thing: Request | Part | Tool) -> Mapping[str, Any]:
-    """Return what a thing holds of this dialect alone. Keys with `_` are our notes, never written.
-
-    Notes: `_gone` keys that the writer adds and the wire lacks; `_item` the message item that begins
-    with this part; `_string`, `_list` a form of the wire that is not ours; `_content` an opaque part
-    of a message; `_at` where a leading item stood; `_listed` a tool that an item holds; `_namespace`.
-    """
+def responses_own(thing: Request | Part | Tool | Usage | Citation) -> Mapping[str, Any]:
+    """Return what a thing holds of this dialect alone."""
     return thing.extra.get("responses", EMPTY)
 
 
-def responses_rest(wire: Json, written: Json) -> Json:
-    """Return what must be kept of `wire` to make it of `written` again."""
-    rest = {k: v for k, v in wire.items() if k not in written or written[k] != v}
-    gone = [k for k in written if k not in wire]
-    return {**rest, "_gone": gone} if gone else rest
-
-
-def responses_public(data: Json, own: Mapping[str, Any]) -> Json:
-    """Return `data` without our notes, and without what its wire did not have."""
-    gone = own.get("_gone", ())
-    return {k: v for k, v in data.items() if k[:1] != "_" and k not in gone}
+def responses_noted(part: Part, **notes: Any) -> Part:
+    return part._replace(extra={"responses": {**responses_own(part), **notes}})
 
 
 # -- parts ---------------------------------------------------------------------------
@@ -3867,12 +3964,11 @@ def responses_read_media(data: Json) -> Part:
 
 def responses_read_result(item: Json) -> Part:
     output, custom = item["output"], item["type"] == "custom_tool_call_output"
+    part = Part("result", id=item["call_id"], custom=custom)
     if isinstance(output, str):
-        parts: tuple[Part, ...] = (Part("text", output),) if output else ()
-        return Part("result", id=item["call_id"], parts=parts, custom=custom)
-    parts = tuple(responses_read_content(piece, "tool") for piece in output)
-    note = {"responses": {"_list": True}}
-    return Part("result", id=item["call_id"], parts=parts, custom=custom, extra=note)
+        return part._replace(parts=(Part("text", output),) if output else ())
+    parts = tuple(responses_read_part(piece, "tool") for piece in output)
+    return responses_noted(part._replace(parts=parts), _list=True)
 
 
 def responses_read_call(item: Json) -> Part:
@@ -3890,7 +3986,7 @@ def responses_read_reasoning(item: Json) -> Part:
 
 def responses_read_hosted(item: Json) -> Part:
     """Keep an item whole that has no form of ours: a call of a hosted tool, or opaque."""
-    kind, extra = item.get("type", "item_reference"), {"responses": item}
+    kind, extra = responses_type(item), {"responses": item}
     if not kind.endswith("_call"):
         return Part("opaque", extra=extra)
     fields = {**item, **(item.get("action") or EMPTY)}
@@ -3906,43 +4002,34 @@ def responses_hosted(kind: str) -> str:
 
 
 RESPONSES_READERS: dict[str, Callable[[Json], Part]] = {  # content parts and items
-    "input_text": lambda data: Part("text", data["text"]),
-    "output_text": lambda data: Part("text", data["text"]),
-    "text": lambda data: Part("text", data["text"]),
+    **dict.fromkeys(("input_text", "output_text", "text"), lambda data: Part("text", data["text"])),
     "refusal": lambda data: Part("refusal", data["refusal"]),
-    "input_image": responses_read_media,
-    "input_file": responses_read_media,
+    **dict.fromkeys(("input_image", "input_file"), responses_read_media),
     "reasoning": responses_read_reasoning,
-    "function_call": responses_read_call,
-    "custom_tool_call": responses_read_call,
-    "function_call_output": responses_read_result,
-    "custom_tool_call_output": responses_read_result,
+    **dict.fromkeys(RESPONSES_OUTPUTS.keys(), responses_read_call),
+    **dict.fromkeys(RESPONSES_OUTPUTS.values(), responses_read_result),
 }
 
 
-def responses_read_part(data: Json, role: str) -> Part:
-    """Read an item or content part that is in the table, with what its writer would not write."""
+def responses_read_part(data: Json, role: str = "") -> Part:
+    """Read an item or content part, with what its writer would not write of it."""
+    if data.get("type") not in RESPONSES_READERS:
+        return responses_read_hosted(data)
     part = RESPONSES_READERS[data["type"]](data)
-    rest = {**responses_own(part), **responses_rest(data, responses_write_part(part, role))}
-    return part._replace(extra={"responses": rest}) if rest else part
-
-
-def responses_read_content(data: Json, role: str) -> Part:
-    if data.get("type") in RESPONSES_READERS:
-        return responses_read_part(data, role)
-    return Part("opaque", extra={"responses": {**data, "_content": True}})
+    rest = rest_of(data, responses_write_part(part, role))
+    return responses_noted(part, **rest) if rest else part
 
 
 def responses_read_message(item: Json) -> list[Part]:
     """Read a message item; what it holds beside the content is noted in its first part."""
-    content, notes = item.get("content"), {"_item": without(item, frozenset({"content"}))}
+    content, head = item.get("content"), without(item, frozenset({"content"}))
     if isinstance(content, str):
-        return [Part("text", content, extra={"responses": {**notes, "_string": True}})]
-    if not content:
+        return [responses_noted(Part("text", content), _item=head, _string=True)]
+    parts = [responses_read_part(piece, item["role"]) for piece in content or ()]
+    parts = [responses_noted(p, _content=True) if p.kind == "opaque" else p for p in parts]
+    if not parts:
         return [Part("opaque", extra={"responses": item})]
-    first, *others = [responses_read_content(piece, item["role"]) for piece in content]
-    first = first._replace(extra={"responses": {**responses_own(first), **notes}})
-    return [first, *others]
+    return [responses_noted(parts[0], _item=head), *parts[1:]]
 
 
 def responses_type(item: Json) -> str:
@@ -3951,11 +4038,8 @@ def responses_type(item: Json) -> str:
 
 
 def responses_read_item(item: Json) -> list[Part]:
-    kind = responses_type(item)
-    if kind == "message":
-        return responses_read_message(item)
-    known = kind in RESPONSES_READERS
-    return [responses_read_part(item, "") if known else responses_read_hosted(item)]
+    is_message = responses_type(item) == "message"
+    return responses_read_message(item) if is_message else [responses_read_part(item)]
 
 
 def responses_write_text(part: Part, role: str) -> Json:
@@ -3980,50 +4064,42 @@ def responses_write_media(part: Part, _role: str) -> Json:
 
 def responses_write_thinking(part: Part, _role: str) -> Json:
     summary = [{"type": "summary_text", "text": part.text}] if part.text else []
-    proof = {"encrypted_content": part.proof} if part.proof else {}
-    return {"type": "reasoning", "summary": summary, **proof}
+    return {"type": "reasoning", "summary": summary, **filled(encrypted_content=part.proof)}
 
 
 def responses_write_call(part: Part, _role: str) -> Json:
     kind, key = ("custom_tool_call", "input") if part.custom else ("function_call", "arguments")
-    space = {"namespace": part.namespace} if part.namespace else {}
-    return {"type": kind, "call_id": part.id, "name": part.name, key: part.text, **space}
+    call = {"type": kind, "call_id": part.id, "name": part.name, key: part.text}
+    return {**call, **filled(namespace=part.namespace)}
 
 
 def responses_write_result(part: Part, _role: str) -> Json:
     """Part -> *_output item: a text, or a list if there is more than text. Errors have no flag."""
     kind = RESPONSES_OUTPUTS["custom_tool_call" if part.custom else "function_call"]
-    parts = part.parts
-    if part.error and not text_of(parts).startswith("Error: "):
-        text, rest = text_of(parts), (piece for piece in parts if piece.kind != "text")
-        parts = (Part("text", f"Error: {text}"), *rest)
-    if "_list" in responses_own(part) or any(piece.kind != "text" for piece in parts):
-        pieces = [responses_write_part(piece, "tool") for piece in parts]
-        return {"type": kind, "call_id": part.id, "output": [piece for piece in pieces if piece]}
-    return {"type": kind, "call_id": part.id, "output": text_of(parts)}
+    text, others = text_of(part.parts), [piece for piece in part.parts if piece.kind != "text"]
+    pieces = part.parts
+    if part.error and not text.startswith("Error: "):
+        text = f"Error: {text}"
+        pieces = (Part("text", text), *others)
+    written = [responses_write_part(piece, "tool") for piece in pieces]
+    listed = others or "_list" in responses_own(part)
+    return {"type": kind, "call_id": part.id, "output": [*filter(None, written)] if listed else text}
 
 
-def responses_write_raw(_part: Part, _role: str) -> Json:
-    return {}  # all that can be written is in `extra`
-
-
-RESPONSES_WRITERS: dict[str, Callable[[Part, str], Json]] = {
+RESPONSES_WRITERS: dict[str, Callable[[Part, str], Json]] = {  # of others, `extra` is all there is
     "text": responses_write_text,
     "refusal": lambda part, _role: {"type": "refusal", "refusal": part.text},
     "media": responses_write_media,
     "thinking": responses_write_thinking,
     "call": responses_write_call,
     "result": responses_write_result,
-    "hosted": responses_write_raw,
-    "hosted_result": responses_write_raw,
-    "opaque": responses_write_raw,
 }
 
 
-def responses_write_part(part: Part, role: str) -> Json:
+def responses_write_part(part: Part, role: str = "assistant") -> Json:
     """Part -> item or content part; empty for what only another dialect can say."""
-    written, own = RESPONSES_WRITERS[part.kind](part, role), responses_own(part)
-    return responses_public({**written, **own}, own) if own else written
+    write = RESPONSES_WRITERS.get(part.kind)
+    return restored(write(part, role) if write else {}, responses_own(part))
 
 
 def responses_write_items(role: str, parts: Iterable[Part]) -> list[Json]:
@@ -4036,18 +4112,15 @@ def responses_write_items(role: str, parts: Iterable[Part]) -> list[Json]:
             items += [wire] if wire else []
             shared = ""
             continue
-        speaker = responses_speaker(role, part)
+        # an assistant cannot send media, nor `tool` anything
+        moved = role == "tool" or (role == "assistant" and part.kind == "media")
+        speaker = "user" if moved else role
         if "_item" in own or shared != speaker:
             head = own.get("_item", {"type": "message"})
             items.append({"role": speaker, **head, "content": []})
         shared = "" if "_string" in own else speaker
         items[-1]["content"] = wire["text"] if "_string" in own else [*items[-1]["content"], wire]
     return items
-
-
-def responses_speaker(role: str, part: Part) -> str:
-    """Return the role that may say it: an assistant cannot send media, nor `tool` anything."""
-    return "user" if role == "tool" or (role == "assistant" and part.kind == "media") else role
 
 
 # -- requests ------------------------------------------------------------------------
@@ -4062,8 +4135,7 @@ def responses_read_items(items: Iterable[Json]) -> tuple[list[Part], list[Messag
         parts, side = responses_read_item(item), responses_side(item)
         leading = leading and (side == "system" or parts[0].kind == "opaque")
         if leading and side == "system":
-            note = {**responses_own(parts[0]), "_at": at}
-            system += [parts[0]._replace(extra={"responses": note}), *parts[1:]]
+            system += [responses_noted(part, _at=at) for part in parts]
         elif runs and runs[-1][0] == side and side in {"assistant", "tool"}:
             runs[-1][1].extend(parts)
         else:
@@ -4079,35 +4151,33 @@ def responses_side(item: Json) -> str:
     return "tool" if kind in RESPONSES_OUTPUTS.values() else "assistant"
 
 
-def responses_read_tool(tool: Json, namespace: str = "") -> Tool:
+def responses_read_tool(tool: Json, **notes: Any) -> Tool:
     kind = tool["type"]
     if kind not in {"function", "custom"}:
-        return Tool(responses_hosted(kind), kind="hosted", extra={"responses": tool})
-    name, description = tool["name"], tool.get("description") or ""
-    if kind == "function":
-        schema, strict = tool.get("parameters"), tool.get("strict")
-        read = Tool(name, description, schema, strict=strict, namespace=namespace)
-    else:
-        form = tool.get("format") or {}
-        grammar = {k: form[k] for k in ("syntax", "definition")} if "definition" in form else None
-        read = Tool(name, description, kind="custom", grammar=grammar, namespace=namespace)
-    rest = responses_rest(tool, responses_write_tool(read))
+        return Tool(responses_hosted(kind), kind="hosted", extra={"responses": {**tool, **notes}})
+    form = tool.get("format") or EMPTY
+    read = Tool(
+        tool["name"],
+        tool.get("description") or "",
+        tool.get("parameters"),
+        kind,
+        tool.get("strict"),
+        {k: form[k] for k in ("syntax", "definition")} if "definition" in form else None,
+    )
+    rest = {**rest_of(tool, responses_write_tool(read)), **notes}
     return read._replace(extra={"responses": rest}) if rest else read
 
 
-def responses_read_tools(tools: Iterable[Json], **notes: Any) -> list[Tool]:
+def responses_read_tools(tools: Iterable[Json] | None, **notes: Any) -> Iterator[Tool]:
     """Read tools, those of a namespace one by one; the first of them notes the namespace itself."""
-    read: list[Tool] = []
-    for tool in tools:
-        inner = tool.get("tools") if tool["type"] == "namespace" else None
-        found = [responses_read_tool(child, tool["name"]) for child in inner or ()]
-        if found:
-            own = {**responses_own(found[0]), "_namespace": without(tool, frozenset({"tools"}))}
-            found[0] = found[0]._replace(extra={"responses": own})
-        read += found or [responses_read_tool(tool)]
-    if not notes:
-        return read
-    return [tool._replace(extra={"responses": {**responses_own(tool), **notes}}) for tool in read]
+    for tool in tools or ():
+        if tool["type"] != "namespace" or not tool.get("tools"):
+            yield responses_read_tool(tool, **notes)
+            continue
+        head = {"_namespace": without(tool, frozenset({"tools"}))}
+        for child in tool["tools"]:
+            yield responses_read_tool(child, **notes, **head)._replace(namespace=tool["name"])
+            head = {}
 
 
 def responses_read_choice(choice: Any) -> ToolChoice | None:
@@ -4129,7 +4199,7 @@ def responses_read_format(form: Mapping[str, Any]) -> Format | None:
 
 
 def responses_read_params(body: Json) -> Json:
-    words = words_read(PARAMS, "responses").items()
+    words = RESPONSES_PARAMS_READ.items()
     params = {ours: body[name] for name, ours in words if body.get(name) is not None}
     verbosity = (body.get("text") or EMPTY).get("verbosity")
     return {**params, "verbosity": verbosity} if verbosity else params
@@ -4143,16 +4213,16 @@ def responses_read_thinking(reasoning: Mapping[str, Any]) -> Thinking:
 
 def responses_read_request(body: Json) -> Request:
     """POST /v1/responses body -> Request. Codex lists its tools in an item of the input."""
-    items = body.get("input") or []
-    items = [{"role": "user", "content": items}] if isinstance(items, str) else items
+    given = body.get("input") or []
+    items: list[Json] = [{"role": "user", "content": given}] if isinstance(given, str) else given
     system, messages = responses_read_items(items)
     instructions = body.get("instructions")
     if instructions and isinstance(instructions, str):
         system.insert(0, Part("text", instructions))
-    tools = responses_read_tools(body.get("tools") or ())
+    tools = [*responses_read_tools(body.get("tools"))]
     for item in items:
         if item.get("type") == "additional_tools":
-            tools += responses_read_tools(item.get("tools") or (), _listed=True)
+            tools += responses_read_tools(item.get("tools"), _listed=True)
     request = Request(
         "responses",
         body["model"],
@@ -4165,30 +4235,16 @@ def responses_read_request(body: Json) -> Request:
         format=responses_read_format((body.get("text") or EMPTY).get("format") or EMPTY),
         stream=bool(body.get("stream")),
     )
-    extra = responses_read_extra(body, request)
-    return request._replace(extra={"responses": extra} if extra else EMPTY)
-
-
-def responses_read_extra(body: Json, request: Request) -> Json:
-    """Return what the writer would not write of a body by itself, for Request.extra."""
-    written, notes = responses_write_settings(request), EMPTY
-    for key in ("text", "reasoning"):
-        rest = responses_rest(body.get(key) or {}, written.get(key) or {})
-        notes = {**notes, f"_{key}": rest} if rest else notes
-    if body.get("tool_choice") and body["tool_choice"] != written.get("tool_choice"):
-        notes = {**notes, "_choice": body["tool_choice"]}
-    if isinstance(body.get("input"), str):
-        notes = {**notes, "_string": True}
-    wire = without(body, frozenset({"model", "tools" if body.get("tools") else ""}))
-    written = responses_write_settings(request._replace(extra={"responses": notes}))
-    return {**notes, **responses_rest(wire, {**written, "input": body.get("input")})}
+    rest = rest_of(body, {**responses_write_settings(request), "input": body.get("input")})
+    note = {"_string": True} if isinstance(given, str) else {}
+    return request._replace(extra=extra_of("responses", {**rest, **note}))
 
 
 def responses_write_tool(tool: Tool) -> Json:
     """Tool -> tool definition; empty for a hosted tool that only another dialect knows."""
     own = responses_own(tool)
     if tool.kind == "hosted":
-        return responses_public(dict(own or RESPONSES_HOSTED_TOOLS.get(tool.name, EMPTY)), own)
+        return restored({} if own else RESPONSES_HOSTED_TOOLS.get(tool.name, {}), own)
     written: Json = {"type": tool.kind, "name": tool.name, "description": tool.description}
     if tool.kind == "custom":
         grammar = tool.grammar
@@ -4196,25 +4252,18 @@ def responses_write_tool(tool: Tool) -> Json:
     else:  # a missing `strict` would be taken for true
         written["parameters"] = tool.schema or {"type": "object", "properties": {}}
         written["strict"] = bool(tool.strict)
-    return responses_public({**written, **own}, own)
+    return restored(written, own)
 
 
 def responses_write_tools(tools: Iterable[Tool]) -> list[Json]:
     """Write the tools that no item lists; neighbours of one namespace share its definition."""
     written: list[Json] = []
-    space = ""  # the namespace that takes more tools
-    for tool in tools:
-        own, wire = responses_own(tool), responses_write_tool(tool)
-        if "_listed" in own or not wire:
-            continue
-        if not tool.namespace:
-            written.append(wire)
-        elif "_namespace" in own or space != tool.namespace:
-            head = {"type": "namespace", "name": tool.namespace}
-            written.append({**own.get("_namespace", head), "tools": [wire]})
-        else:
-            written[-1]["tools"].append(wire)
-        space = tool.namespace
+    told = (tool for tool in tools if "_listed" not in responses_own(tool))
+    for space, group in itertools.groupby(told, operator.attrgetter("namespace")):
+        first, *others = group
+        wires = [wire for tool in (first, *others) if (wire := responses_write_tool(tool))]
+        head = responses_own(first).get("_namespace") or {"type": "namespace", "name": space}
+        written += [{**head, "tools": wires}] if space else wires
     return written
 
 
@@ -4224,21 +4273,19 @@ def responses_write_choice(choice: ToolChoice, tools: Iterable[Tool]) -> Any:
     named = []
     for name in choice.names:
         tool = declared.get(name) or Tool(name)
-        wire = responses_write_tool(tool) if tool.kind == "hosted" else EMPTY
-        named.append({"type": wire["type"]} if wire else {"type": tool.kind, "name": name})
-    if not named:
-        return choice.mode
+        kind = responses_write_tool(tool).get("type") or tool.kind
+        named.append({"type": kind} if tool.kind == "hosted" else {"type": kind, "name": name})
     if len(named) == 1 and choice.mode == "required":
         return named[0]
-    return {"type": "allowed_tools", "mode": choice.mode, "tools": named}
+    allowed = {"type": "allowed_tools", "mode": choice.mode, "tools": named}
+    return allowed if named else choice.mode
 
 
 def responses_write_format(form: Format) -> Json:
     if form.kind == "json":
         return {"type": "json_object"}
     wire = {"type": "json_schema", "name": form.name or "response", "schema": form.schema}
-    options = {"strict": form.strict, "description": form.description or None}
-    return {**wire, **{k: v for k, v in options.items() if v is not None}}
+    return {**wire, **filled(strict=form.strict, description=form.description)}
 
 
 def responses_write_reasoning(request: Request) -> Json:
@@ -4246,12 +4293,13 @@ def responses_write_reasoning(request: Request) -> Json:
     effort, _, summary, adaptive = request.thinking
     if request.dialect != "responses" and not summary and (adaptive or effort not in {"", "none"}):
         summary = "auto"
-    wire = {"effort": effort if effort != "auto" else "", "summary": summary}
-    return {k: v for k, v in wire.items() if v not in {"", "omitted"}}
+    shown, named = summary != "omitted", effort != "auto"
+    return filled(effort=effort if named else "", summary=summary if shown else "")
 
 
 def responses_write_params(request: Request) -> Json:
-    params = {RESPONSES_PARAMS[k]: v for k, v in request.params.items() if k in RESPONSES_PARAMS}
+    words = RESPONSES_PARAMS_WRITE.items()
+    params = {name: request.params[ours] for ours, name in words if ours in request.params}
     if request.dialect == "responses":
         return params
     if "max_output_tokens" in params:
@@ -4264,102 +4312,53 @@ def responses_write_params(request: Request) -> Json:
 
 
 def responses_write_settings(request: Request) -> Json:
-    """Write all but the model, the input and the tools."""
-    own, body = responses_own(request), responses_write_params(request)
-    text = {"format": responses_write_format(request.format)} if request.format else {}
-    if "verbosity" in request.params:
-        text["verbosity"] = request.params["verbosity"]
-    sections = {"text": text, "reasoning": responses_write_reasoning(request)}
-    for key, section in sections.items():
-        rest = own.get(f"_{key}", EMPTY)
-        if section or rest:
-            body[key] = responses_public({**section, **rest}, rest)
-    if request.choice and (request.tools or request.dialect == "responses"):
-        choice = responses_write_choice(request.choice, request.tools)
-        body["tool_choice"] = own.get("_choice", choice)
-    lead, _ = responses_split_system(request.system)
-    if lead:
-        body["instructions"] = text_of(lead, "\n\n")
-    return {**body, "stream": True} if request.stream else body
-
-
-def responses_split_system(system: tuple[Part, ...]) -> tuple[tuple[Part, ...], tuple[Part, ...]]:
-    """Split the system parts into those for `instructions` and those that were items."""
-    notes = [n for n, part in enumerate(system) if "_at" in responses_own(part)]
-    first = notes[0] if notes else len(system)
-    return system[:first], system[first:]
-
-
-def responses_pair(items: list[Json]) -> list[Json]:
-    """Give every call one output and every output its call, else the whole request is refused."""
-    kinds = {i["call_id"]: i["type"] for i in items if i["type"] in RESPONSES_OUTPUTS}
-    answered = {i["call_id"] for i in items if i["type"] in RESPONSES_OUTPUTS.values()}
-    paired: list[Json] = []
-    done: set[str] = set()
-    for item in items:
-        call = item.get("call_id", "")
-        if item["type"] not in RESPONSES_OUTPUTS.values():
-            paired.append(item)
-        elif call in kinds and call not in done:
-            paired.append({**item, "type": RESPONSES_OUTPUTS[kinds[call]]})
-            done.add(call)
-        if item["type"] in RESPONSES_OUTPUTS and call not in answered:
-            kind = RESPONSES_OUTPUTS[item["type"]]
-            paired.append({"type": kind, "call_id": call, "output": "[no result]"})
-            answered.add(call)
-    return paired
+    """Write all but the input."""
+    choice = request.choice if request.tools or request.dialect == "responses" else None
+    form = responses_write_format(request.format) if request.format else None
+    told = filled(
+        text=filled(format=form, verbosity=request.params.get("verbosity")),
+        reasoning=responses_write_reasoning(request),
+        tools=responses_write_tools(request.tools),
+        tool_choice=responses_write_choice(choice, request.tools) if choice else None,
+        instructions=text_of((p for p in request.system if "_at" not in responses_own(p)), "\n\n"),
+        stream=request.stream or None,
+    )
+    return {"model": request.model, **responses_write_params(request), **told}
 
 
 def responses_write_input(request: Request) -> Any:
-    own, (_, lead) = responses_own(request), responses_split_system(request.system)
-    items = [i for m in request.messages for i in responses_write_items(m.role, m.parts)]
-    if request.dialect != "responses":
-        return responses_pair(items)
-    places = [note["_at"] for part in lead if "_at" in (note := responses_own(part))]
-    for at, item in zip(places, responses_write_items("system", lead)):
+    own = request.dialect == "responses"
+    messages = request.messages if own else answered(request.messages)
+    items = [item for m in messages for item in responses_write_items(m.role, m.parts)]
+    leading = [part for part in request.system if "_at" in responses_own(part)]
+    places = dict.fromkeys(responses_own(part)["_at"] for part in leading)
+    for at, item in zip(places, responses_write_items("system", leading)):
         items.insert(at, item)
-    return items[0]["content"] if "_string" in own and len(items) == 1 else items
+    alone = "_string" in responses_own(request) and len(items) == 1
+    return items[0]["content"] if alone else items
 
 
 def responses_write_request(request: Request, _target: Target) -> Json:
     """Request -> POST /v1/responses body. Item ids are left out, save those that the client sent."""
-    own, tools = responses_own(request), responses_write_tools(request.tools)
-    body = {"model": request.model, "input": responses_write_input(request)}
-    body.update(responses_write_settings(request))
-    if tools:
-        body["tools"] = tools
-    return responses_public({**own, **body}, own)
-
+    body = {**responses_write_settings(request), "input": responses_write_input(request)}
+    own = responses_own(request)  # what has been decided since, counts more
+    return restored(body, {k: v for k, v in own.items() if k not in body or isinstance(v, dict)})
 
 # -- answers -------------------------------------------------------------------------
 
 
 def responses_read_usage(usage: Json) -> Usage:
     """Response.usage -> Usage; both count the same way."""
-    given, made = (usage.get(f"{side}_tokens_details") or EMPTY for side in ("input", "output"))
-    rest = without(usage, RESPONSES_USAGE)
-    return Usage(
-        usage.get("input_tokens") or 0,
-        given.get("cached_tokens") or 0,
-        given.get("cache_write_tokens") or 0,
-        usage.get("output_tokens") or 0,
-        made.get("reasoning_tokens") or 0,
-        {"responses": rest} if rest else EMPTY,
-    )
+    counts = (path_get(usage, path) or 0 for path in RESPONSES_COUNTS)
+    rest = extra_of("responses", without(usage, RESPONSES_COUNTED))
+    return Usage._make((*counts, rest))
 
 
 def responses_write_usage(usage: Usage) -> Json:
-    return {
-        "input_tokens": usage.input,
-        "input_tokens_details": {
-            "cached_tokens": usage.cache_read,
-            "cache_write_tokens": usage.cache_write,
-        },
-        "output_tokens": usage.output,
-        "output_tokens_details": {"reasoning_tokens": usage.reasoning},
-        "total_tokens": usage.input + usage.output,
-        **usage.extra.get("responses", EMPTY),
-    }
+    written: Json = {}
+    for path, tokens in zip(RESPONSES_COUNTS, usage):
+        written = path_set(written, path, tokens)
+    return {**written, "total_tokens": usage.input + usage.output, **responses_own(usage)}
 
 
 def responses_read_citation(data: Json) -> Citation:
@@ -4371,58 +4370,32 @@ def responses_read_citation(data: Json) -> Citation:
 def responses_write_citation(citation: Citation) -> Json:
     """Citation -> annotation; empty for a foreign one without a URL."""
     if "responses" in citation.extra or not citation.url:
-        return dict(citation.extra.get("responses", EMPTY))
+        return dict(responses_own(citation))
     span = {"start_index": citation.start, "end_index": citation.end}
     return {"type": "url_citation", **span, "title": citation.title, "url": citation.url}
 
 
-def responses_read_image_call(item: Json) -> Part:
-    mime = f"image/{item.get('output_format') or 'png'}"
-    rest = without(item, frozenset({"result"}))
-    media = Media("image", "base64", item["result"], mime)
-    return Part("media", media=media, extra={"responses": rest})
-
-
-def responses_unwrap(call: Part) -> list[Part]:
-    """Split a call of a wrapper that some models make up: {tool_uses: [{recipient_name, parameters}]}."""
-    try:
-        uses = json.loads(call.text)["tool_uses"]
-        names = [use["recipient_name"].rpartition(".")[2] for use in uses]
-        texts = [dumps_text(use["parameters"]) for use in uses]
-        pairs = enumerate(zip(texts, names))
-        return [Part("call", text, f"{call.id}_{n}", name) for n, (text, name) in pairs]
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return [call]
-
-
-def responses_reasoning_extra(item: Mapping[str, Any]) -> Mapping[str, Json]:
-    """Return the `extra` of a reasoning item of an answer; its texts are one text from here on."""
-    rest = without(item, frozenset({"type", "summary", "content", "encrypted_content"}))
-    return {"responses": rest} if rest else EMPTY
-
-
-def responses_read_output(item: Json, wrappers: Collection[str]) -> list[tuple[Part, Json]]:
+def responses_read_output(item: Json) -> list[tuple[Part, Json]]:
     """Read an item of an answer: its parts, each with the content object it came from."""
     kind = responses_type(item)
     if kind == "image_generation_call" and item.get("result"):
-        return [(responses_read_image_call(item), EMPTY)]
+        mime, rest = item.get("output_format") or "png", without(item, frozenset({"result"}))
+        media = Media("image", "base64", item["result"], f"image/{mime}")
+        return [(Part("media", media=media, extra={"responses": rest}), EMPTY)]
     if kind not in RESPONSES_READERS and kind != "message":
-        return [(part, EMPTY) for part in responses_read_item(item)]
+        return [(responses_read_hosted(item), EMPTY)]
     if item.get("status") in RESPONSES_RUNNING:
         item = without(item, frozenset({"status"}))
     if kind == "message":
         contents = [c for c in item.get("content") or () if c.get("text") or c.get("refusal")]
         bare = [without(c, frozenset({"annotations", "logprobs"})) for c in contents]
-        parts = responses_read_message({**item, "content": bare}) if bare else []
-        return list(zip(parts, contents))
-    if kind == "function_call" and not item["arguments"]:
-        item = {**item, "arguments": "{}"}
-    part = responses_read_part(item, "")
-    if part.kind == "thinking":
-        found = bool(part.text or part.proof)  # without both there is nothing to tell
-        return [(part._replace(extra=responses_reasoning_extra(item)), EMPTY)] if found else []
-    if part.name in wrappers:
-        return [(call, EMPTY) for call in responses_unwrap(part)]
+        return list(zip(responses_read_message({**item, "content": bare}), contents))
+    if kind == "function_call":
+        item = {**item, "arguments": item["arguments"] or "{}"}
+    part = responses_read_part(item)
+    if part.kind == "thinking":  # its texts are one text from here on
+        rest = without(item, frozenset({"type", "summary", "content", "encrypted_content"}))
+        part = part._replace(extra=extra_of("responses", rest))
     return [(part, EMPTY)]
 
 
@@ -4441,25 +4414,26 @@ class ResponsesReader:
     """Reads one answer, of which the items come one after the other."""
 
     def __init__(self, request: Request) -> None:
-        self.wrappers = RESPONSES_WRAPPERS.difference(tool.name for tool in request.tools)
+        self.tools = frozenset(tool.name for tool in request.tools)
         self.at = -1  # number of the last part
-        self.part: Part | None = None  # the open one
-        self.plain = False  # is it text?
         self.calls = False  # was there any?
-        self.done: set[int | None] = set()  # output indexes of the items that came whole
-        self.items = 0  # how many these were
+        self.done: list[int | None] = []  # output indexes of the items that came whole
         self.ended = False
         self.reset()
 
-    def reset(self, item: Json = EMPTY, at: int | None = None) -> None:
-        """Forget the current item, and begin another one."""
-        self.item, self.item_at = item, at
+    def reset(self, at: int | None = None, first: Part | None = None) -> None:
+        """Forget the current item, and begin another one, with what its first part is known to be."""
+        self.item_at, self.first = at, first or Part("")
+        self.told = 0  # how many of its parts were begun
+        self.part: Part | None = None  # the open one
+        self.plain = False  # is it text?
+        self.place: tuple[Any, ...] = ()  # the segment that its last delta belongs to
         self.texts: list[str] = []  # what was sent of it
-        self.place: tuple[Any, ...] = ()  # the segment that the last of them belongs to
-        self.said = {"annotations": 0, "logprobs": 0}  # how many were sent
+        self.cited = self.logged = 0  # how many citations and logprobs were sent with it
 
     def open(self, part: Part) -> Event:
         self.part, self.at, self.plain = part, self.at + 1, part.kind == "text"
+        self.told, self.texts, self.cited, self.logged = self.told + 1, [], 0, 0
         self.calls = self.calls or part.kind == "call"
         return PartStart(self.at, part._replace(text="", proof="", citations=()))
 
@@ -4468,111 +4442,84 @@ class ResponsesReader:
             self.part, self.plain = None, False
             yield PartEnd(self.at)
 
-    def send(self, text: str) -> Event:
-        self.texts.append(text)
-        return PartDelta(self.at, "text", text)
+    def say(self, text: str, logprobs: list[Json]) -> Events:
+        if text:
+            self.texts.append(text)
+            yield PartDelta(self.at, "text", text)
+        if logprobs:
+            self.logged += len(logprobs)
+            yield PartDelta(self.at, "logprobs", logprobs)
+
+    def cite(self, annotations: Iterable[Json]) -> Events:
+        for annotation in annotations:
+            self.cited += 1
+            yield PartDelta(self.at, "citation", responses_read_citation(annotation))
 
     def read_added(self, payload: Json) -> Events:
         """Begin an item. A call begins with its name, other parts with their first delta."""
         yield from self.close()
-        item = payload["item"]
-        self.reset(item, payload.get("output_index"))
-        known = bool(item.get("name") and item.get("call_id")) and item["name"] not in self.wrappers
-        if known and item.get("type") in RESPONSES_OUTPUTS:
-            body = {"input": ""} if item["type"] == "custom_tool_call" else {"arguments": "{}"}
-            item = without({**item, **body}, frozenset({"status"}))
-            yield self.open(responses_read_part(item, ""))
+        item, kind = payload["item"], responses_type(payload["item"])
+        self.reset(payload.get("output_index"))
+        if kind not in RESPONSES_OUTPUTS or (item.get("name") and item.get("call_id")):
+            (self.first, _), *_ = responses_read_output({**item, **RESPONSES_UNTOLD.get(kind, EMPTY)})
+        if self.first.kind == "call" and not is_wrapper(self.first, self.tools):
+            yield self.open(self.first)
 
-    def read_content(self, _payload: Json) -> Events:
-        """Begin a content part, which ends the one before."""
-        if self.part and self.part.kind in {"text", "refusal"}:
+    def read_body(self, payload: Json) -> Events:
+        """Read a delta, or a whole body, which counts only where no deltas came."""
+        event, _, step = payload["type"].rpartition(".")
+        row = RESPONSES_BODIES[event]
+        text, logprobs = payload.get("delta") or "", payload.get("logprobs") or []
+        if step == "done":  # its logprobs follow with the item
+            text, logprobs = "" if self.texts else payload.get(row.key) or "", []
+        place = (event, payload.get(row.place))
+        moved = place != self.place
+        if not text and not logprobs:
+            return
+        if not self.part or self.part.kind != row.kind or (moved and row.kind in RESPONSES_SPOKEN):
+            if row.kind == "call":
+                return  # one without a name waits for its end
             yield from self.close()
-
-    def read_delta(self, payload: Json) -> Events:
-        row = RESPONSES_DELTAS[payload["type"]]
-        yield from self.read_text(row, payload, payload.get("delta") or "")
-
-    def read_done(self, payload: Json) -> Events:
-        """Read the whole body of a part, which counts only where no deltas came."""
-        row = RESPONSES_DONES[payload["type"]]
-        if not self.texts:
-            bare = {**payload, "logprobs": None}  # they follow with the item
-            yield from self.read_text(row, bare, payload.get(row.key) or "")
-
-    def read_text(self, row: Channel, payload: Json, text: str) -> Events:
-        kind = "call" if row.kind == "custom" else row.kind
-        logprobs = payload.get("logprobs")
-        if not self.part or self.part.kind != kind:
-            if kind == "call" or not (text or logprobs):
-                return  # a call without a name waits for its end
-            yield from self.close()
-            yield self.open(Part(kind, extra=self.beginning(kind)))
-        place = (row.event, payload.get(row.place))
-        if kind == "thinking" and text and self.texts and place != self.place:
-            yield self.send("\n\n")
+            yield self.open(Part(row.kind, extra=EMPTY if self.told else self.first.extra))
+        elif moved and self.texts:
+            yield from self.say("\n\n", [])
         self.place = place
-        if text:
-            yield self.send(text)
-        if logprobs:
-            self.said["logprobs"] += len(logprobs)
-            yield PartDelta(self.at, "logprobs", logprobs)
-
-    def beginning(self, kind: str) -> Mapping[str, Json]:
-        """Return the `extra` that a part of the current item begins with."""
-        item = without(self.item, frozenset({"status"}))
-        if kind == "thinking":
-            return responses_reasoning_extra(item)
-        if not item or self.texts:
-            return EMPTY
-        return {"responses": {"_item": without(item, frozenset({"content"}))}}
+        yield from self.say(text, logprobs)
 
     def read_citation(self, payload: Json) -> Events:
-        if self.part and self.part.kind == "text":
-            self.said["annotations"] += 1
-            yield PartDelta(self.at, "citation", responses_read_citation(payload["annotation"]))
+        yield from self.cite([payload["annotation"]] if self.plain else ())
 
     def read_item(self, payload: Json) -> Events:
         """End an item."""
         yield from self.finish(payload["item"])
-        self.done.add(payload.get("output_index"))
-        self.items += 1
-        self.reset()
+        self.done.append(payload.get("output_index"))
 
     def finish(self, item: Json) -> Events:
         """Send what is still to say of the parts of an item that is known whole, and end them."""
-        sent = "".join(self.texts)
-        for number, (part, content) in enumerate(responses_read_output(item, self.wrappers)):
-            said = bool(sent) and sent.startswith(part.text)
-            rest = sent[len(part.text) :] if said else ""
-            tail = part.text[len(sent) :] if part.text.startswith(sent) else ""
-            news = self.unsaid("annotations", content), self.unsaid("logprobs", content)
-            if said and (rest or not self.part):
-                sent = rest
-                continue  # it was ended when the next one began
-            if not self.part or (number and not sent):
+        parts = responses_read_output(item)
+        if parts and is_wrapper(parts[0][0], self.tools):
+            parts = [(call, EMPTY) for call in unwrapped(parts[0][0])]
+        for part, content in parts[max(0, self.told - 1) :]:  # those before are ended
+            if part.kind == "thinking" and not (part.text or part.proof):
+                continue  # there is nothing to tell
+            if not self.part or self.part.kind != part.kind:
                 yield from self.close()
                 yield self.open(part)
-            sent = rest
-            yield from self.complete(part, tail, *news)
+            yield from self.complete(part, content)
         yield from self.close()
+        self.reset()
 
-    def unsaid(self, key: str, content: Json) -> list[Json]:
-        """Return the annotations or logprobs of a content part that did not come in deltas."""
-        values, said = content.get(key) or [], self.said[key]
-        self.said[key] = max(0, said - len(values))
-        return list(values[said:])
-
-    def complete(self, part: Part, tail: str, notes: list[Json], logprobs: list[Json]) -> Events:
-        if tail:
-            yield self.send(tail)
-        for note in notes:
-            yield PartDelta(self.at, "citation", responses_read_citation(note))
-        if logprobs:
-            yield PartDelta(self.at, "logprobs", logprobs)
+    def complete(self, part: Part, content: Json) -> Events:
+        """End the open part with what did not come in deltas."""
+        sent = "".join(self.texts)
+        tail = part.text[len(sent) :] if part.text.startswith(sent) else ""
+        yield from self.say(tail, (content.get("logprobs") or [])[self.logged :])
+        yield from self.cite((content.get("annotations") or [])[self.cited :])
         if part.proof:
             yield PartDelta(self.at, "proof", part.proof)
         if self.part and self.part.extra != part.extra:
             yield PartDelta(self.at, "extra", part.extra)
+        yield from self.close()
 
     def read_end(self, payload: Json) -> Events:
         """End the answer. Its items count where no events told of them."""
@@ -4580,25 +4527,21 @@ class ResponsesReader:
         if response.get("status") in {"failed", "cancelled"}:
             self.read_failure(payload)
         output = response.get("output") or []
-        for at, item in enumerate(output if self.items < len(output) else ()):
-            if at in self.done:
-                continue
+        untold = enumerate(output if len(self.done) < len(output) else ())
+        for at, item in ((at, item) for at, item in untold if at not in self.done):
             if self.item_at not in {None, at}:
                 yield from self.close()
                 self.reset()
             yield from self.finish(item)
-            self.reset()
         yield from self.close()
         if response.get("usage"):
             yield responses_read_usage(response["usage"])
-        yield self.end(response)
-
-    def end(self, response: Json) -> Event:
         self.ended = True
         if response.get("status") == "incomplete":
             reason = (response.get("incomplete_details") or EMPTY).get("reason") or "incomplete"
-            return MessageEnd(RESPONSES_REASONS.get(reason, "length"), raw=reason)
-        return MessageEnd("tool_calls" if self.calls else "stop", raw="completed")
+            yield MessageEnd(RESPONSES_REASONS.get(reason, "length"), raw=reason)
+        else:
+            yield MessageEnd("tool_calls" if self.calls else "stop", raw="completed")
 
     def read_failure(self, payload: Json) -> Events:
         """Raise the error of a payload, or of the response in it."""
@@ -4609,21 +4552,14 @@ class ResponsesReader:
 
 
 RESPONSES_EVENTS: dict[str, Callable[[ResponsesReader, Json], Iterable[Event]]] = {
-    **dict.fromkeys(RESPONSES_DELTAS, ResponsesReader.read_delta),
-    **dict.fromkeys(RESPONSES_DONES, ResponsesReader.read_done),
-    "response.created": lambda *_: (),
-    "response.in_progress": lambda *_: (),
+    **{f"{event}.{step}": ResponsesReader.read_body for event in RESPONSES_BODIES for step in ("delta", "done")},
+    **dict.fromkeys(("response.created", "response.in_progress"), lambda *_: ()),
     "response.output_item.added": ResponsesReader.read_added,
-    "response.content_part.added": ResponsesReader.read_content,
     "response.output_text.annotation.added": ResponsesReader.read_citation,
     "response.output_item.done": ResponsesReader.read_item,
-    "response.completed": ResponsesReader.read_end,
-    "response.incomplete": ResponsesReader.read_end,
-    "response.failed": ResponsesReader.read_failure,
-    "response.cancelled": ResponsesReader.read_failure,
-    "error": ResponsesReader.read_failure,
-}
-RESPONSES_ENDS = frozenset({"response.completed", "response.incomplete"})
+    **dict.fromkeys(("response.completed", "response.incomplete"), ResponsesReader.read_end),
+    **dict.fromkeys(("response.failed", "response.cancelled", "error"), ResponsesReader.read_failure),
+}  # fmt: skip
 
 
 def responses_in_order(payloads: Iterable[Json]) -> Iterator[Json]:
@@ -4631,22 +4567,21 @@ def responses_in_order(payloads: Iterable[Json]) -> Iterator[Json]:
     waiting: dict[int, list[Json]] = {}  # output index -> payloads
     live: int | None = None  # the item that may go on
     for payload in payloads:
-        kind, at = payload.get("type"), payload.get("output_index")
-        if at is not None and live is None:
-            live = at
+        at = payload.get("output_index")
+        live = at if live is None else live
         if at is not None and at != live:
             waiting.setdefault(at, []).append(payload)
             continue
-        if kind in RESPONSES_ENDS:
-            yield from (held for item in waiting.values() for held in item)
+        if RESPONSES_EVENTS.get(payload.get("type", "")) is ResponsesReader.read_end:
+            yield from itertools.chain(*waiting.values())
         yield payload
-        if kind == "response.output_item.done":
-            live = None
-            while waiting and live is None:
-                live = next(iter(waiting))
-                held = waiting.pop(live)
-                yield from held
-                live = None if held[-1].get("type") == kind else live
+        done = payload.get("type") == "response.output_item.done"
+        while done and waiting:
+            live = next(iter(waiting))
+            held = waiting.pop(live)
+            yield from held
+            done = held[-1].get("type") == "response.output_item.done"
+        live = None if done else live
 
 
 def responses_read_response(body: Json, request: Request) -> Events:
@@ -4654,6 +4589,15 @@ def responses_read_response(body: Json, request: Request) -> Events:
     if body.get("error") or "output" not in body:
         raise responses_error(body)
     yield from responses_read_stream([{"type": "response.completed", "response": body}], request)
+
+
+def responses_write_response(response: Response, request: Request) -> Json:
+    """Response -> full answer, which is what the last frame of its stream would hold."""
+    writer = ResponsesWriter(request)
+    for event in response_events(response._replace(choices=response.choices[:1])):
+        for _ in RESPONSES_WRITE[type(event)](writer, event):
+            pass
+    return writer.last()
 
 
 def responses_write_whole(part: Part) -> Json:
@@ -4664,49 +4608,29 @@ def responses_write_whole(part: Part) -> Json:
         made = {"type": "image_generation_call", "status": "completed", **mime}
         return {**(own or made), "result": media.data}
     if part.kind == "hosted" and part.name == "web_search" and not own:
-        action = {"type": "search", "query": responses_query(part.text)}
+        query = claude_input(part.text).get("query", part.text)
+        action = {"type": "search", "query": query}
         return {"type": "web_search_call", "status": "completed", "action": action}
     return dict(own) if part.kind in {"hosted", "opaque"} else {}
-
-
-def responses_query(arguments: str) -> str:
-    """Return what a web search looked for."""
-    try:
-        return str(json.loads(arguments)["query"])
-    except (ValueError, KeyError, TypeError):
-        return arguments
-
-
-def responses_replay(choice: Choice) -> Iterator[Event]:
-    """Yield the events of a collected answer; its logprobs go to the first text."""
-    logprobs = list(choice.logprobs)
-    for at, part in enumerate(choice.parts):
-        *begin, end = part_events(at, part)
-        yield from begin
-        if logprobs and part.kind == "text":
-            yield PartDelta(at, "logprobs", logprobs)
-            logprobs = []
-        yield end
-    yield choice.end
 
 
 class ResponsesWriter:
     """Writes one answer: it numbers the frames and keeps the items for the last of them."""
 
     def __init__(self, request: Request) -> None:
-        own = responses_own(request)
-        tools = responses_write_tools(request.tools)
-        asked = {**own, **responses_write_settings(request), "tools": tools}
-        said = {k: asked[k] for k in RESPONSES_SHELL if asked.get(k) is not None}
-        self.request = request
-        self.response = {**RESPONSES_SHELL, **said}
+        asked = restored(responses_write_settings(request), responses_own(request))
+        echoed = {k: asked[k] for k in RESPONSES_SHELL if asked.get(k) is not None}
+        named = {"id": f"resp_{request.id}", "created_at": request.created, "model": request.model}
+        self.response = {**RESPONSES_SHELL, **echoed, **named}
+        self.seed = request.id
         self.number = 0  # of the next frame
         self.items: list[Json] = []  # the complete ones
         self.item: Json = EMPTY  # the open one, as it was added
         self.part = Part("")  # the open one
-        self.row = RESPONSES_CHANNELS[0]  # how it streams
+        self.row: Shape | None = None  # how it streams; None: it comes whole
         self.texts: list[str] = []  # its deltas
         self.logprobs: list[Json] = []
+        self.place: Json = EMPTY  # the number of its segment
         self.head = self.middle = self.tail = ""  # of a delta's frame, around its number and text
         self.usage = Usage()
         self.end: MessageEnd | None = None
@@ -4721,70 +4645,62 @@ class ResponsesWriter:
         return self.frame(kind, item_id=self.item["id"], output_index=len(self.items), **fields)
 
     def write_start(self, event: MessageStart) -> Frames:
-        given = event.id.startswith("resp_")
-        self.response["id"] = event.id if given else f"resp_{self.request.id}"
-        self.response["created_at"] = event.created or self.request.created
-        self.response["model"] = event.model or self.request.model
+        ours = event.id.startswith("resp_")
+        self.response.update(filled(id=event.id if ours else "", model=event.model))
+        self.response["created_at"] = event.created or self.response["created_at"]
         yield self.frame("response.created", response=self.response)
         yield self.frame("response.in_progress", response=self.response)
 
     def write_begin(self, event: PartStart) -> Frames:
         """Begin a part. Adjacent texts and refusals share one message item."""
         self.part, self.texts, self.logprobs, self.head = event.part, [], [], ""
-        own, kind = responses_own(self.part), self.part.kind
-        self.row = RESPONSES_WRITTEN.get("custom" if self.part.custom else kind, self.row)
-        if kind not in {"text", "refusal"} or "_item" in own:
-            yield from self.close_message("completed")
-        if kind in {"text", "refusal"}:
-            if not self.item:
-                message = {"type": "message", "role": "assistant", **own.get("_item", EMPTY)}
-                yield self.add({**message, "status": "in_progress", "content": []})
-            number = len(self.item["content"])
-            fields = {"content_index": number, "part": self.content()}
-            yield self.item_frame("response.content_part.added", **fields)
-            self.begin_deltas(number)
-        elif kind in {"thinking", "call"}:
-            item = responses_write_part(self.part, "assistant")
+        item, own = responses_write_part(event.part), responses_own(event.part)
+        self.row = RESPONSES_WRITTEN.get(item.get("type", ""))
+        spoken = event.part.kind in RESPONSES_SPOKEN
+        if self.item and ("_item" in own or not spoken):
+            yield self.close({**self.item, "status": "completed"})
+        if spoken:
+            head = {"type": "message", "role": "assistant", **own.get("_item", EMPTY)}
+            item = {**head, "status": "in_progress", "content": []}
+        if self.row and not self.item:
             yield self.add({**item, "status": "in_progress"})
-            if kind == "call":
-                self.begin_deltas()
+        if self.row and self.row.kind != "thinking":  # whose text may never come
+            yield from self.begin_body(self.row)
 
     def add(self, item: Json) -> bytes:
         """Open an item. Its id stays, whatever the part learns later."""
-        self.item = {"id": self.new_id(item["type"]), **item}
-        number = len(self.items)
-        return self.frame("response.output_item.added", output_index=number, item=self.item)
-
-    def new_id(self, kind: str) -> str:
-        return RESPONSES_PREFIXES[kind] + digest(self.request.id, len(self.items))
+        at, (prefix, _) = len(self.items), RESPONSES_ITEMS.get(item["type"], ("item_", ()))
+        self.item = {"id": f"{prefix}{digest(self.seed, at)}", **item}
+        return self.frame("response.output_item.added", output_index=at, item=self.item)
 
     def close(self, item: Json) -> bytes:
-        number = len(self.items)
+        """End the open item, which now is `item`."""
+        at, item = len(self.items), {**item, "id": self.item["id"]}
         self.items.append(item)
         self.item = EMPTY
-        return self.frame("response.output_item.done", output_index=number, item=item)
+        return self.frame("response.output_item.done", output_index=at, item=item)
 
-    def close_message(self, status: str) -> Frames:
-        if self.item:
-            yield self.close({**self.item, "status": status})
-
-    def content(self) -> Json:
-        """Return the open content part as far as it is known."""
+    def segment(self) -> Json:
+        """Return the segment of the item that the part is, as far as it is known."""
         part = self.part._replace(text="".join(self.texts))
-        if part.kind == "refusal":
-            return responses_write_part(part, "assistant")
-        notes = [note for c in part.citations if (note := responses_write_citation(c))]
-        lists = {"annotations": notes, "logprobs": self.logprobs}
-        return {**responses_write_part(part, "assistant"), **lists}
+        if part.kind == "thinking":
+            return {"type": "summary_text", "text": part.text}
+        written = responses_write_part(part)
+        if part.kind == "text":
+            notes = [note for c in part.citations if (note := responses_write_citation(c))]
+            written = {**written, "annotations": notes, "logprobs": self.logprobs}
+        return written
 
-    def begin_deltas(self, number: int = 0) -> None:
-        """Make the template for the deltas of the open part."""
-        place = {"item_id": self.item["id"], "output_index": len(self.items)}
-        place = {**place, self.row.place: number} if self.row.place else place
-        event = f"{self.row.event}.delta"
+    def begin_body(self, row: Shape) -> Frames:
+        """Begin the segment that the body is in, and make the template for its deltas."""
+        self.place = {row.place: len(self.item.get("content", ()))} if row.place else EMPTY
+        if row.segment:
+            yield self.item_frame(f"{row.segment}.added", **self.place, part=self.segment())
+        place = {"item_id": self.item["id"], "output_index": len(self.items), **self.place}
+        event = f"{row.event}.delta"
         self.head = f'event: {event}\ndata: {{"type":"{event}","sequence_number":'
         self.middle = f',{dumps(place)[1:-1]},"delta":'
-        self.tail = ',"logprobs":[]}\n\n' if self.part.kind == "text" else "}\n\n"
+        self.tail = ',"logprobs":[]}\n\n' if row.kind == "text" else "}\n\n"
 
     def text_frame(self, text: str) -> bytes:
         self.texts.append(text)
@@ -4794,78 +4710,62 @@ class ResponsesWriter:
 
     def write_delta(self, event: PartDelta) -> Frames:
         """Write a delta. Hosted, media and opaque parts are written at their end."""
-        if event.field in {"citation", "logprobs"} and self.part.kind == "text":
-            yield from self.write_note(event)
-        elif event.field == "text" and self.part.kind in RESPONSES_WRITTEN:
-            if not self.head:  # the first of a thinking part
-                fields = {"summary_index": 0, "part": {"type": "summary_text", "text": ""}}
-                yield self.item_frame("response.reasoning_summary_part.added", **fields)
-                self.begin_deltas()
+        if event.field == "text" and self.row:
+            if not self.head:
+                yield from self.begin_body(self.row)
             yield self.text_frame(event.value)
         elif event.field == "text":
             self.texts.append(event.value)
-        elif event.field != "logprobs":
+        elif event.field in {"citation", "logprobs"}:
+            yield from self.write_note(event) if self.part.kind == "text" else ()
+        else:
             self.part = part_with(self.part, event)
 
     def write_note(self, event: PartDelta) -> Frames:
-        number = len(self.item["content"])
         if event.field == "logprobs":
             self.logprobs += event.value
-            fields = {"content_index": number, "delta": "", "logprobs": event.value}
+            fields = {**self.place, "delta": "", "logprobs": event.value}
             yield self.item_frame("response.output_text.delta", **fields)
         elif note := responses_write_citation(event.value):
-            count = len(self.content()["annotations"])
-            fields = {"content_index": number, "annotation_index": count, "annotation": note}
+            count = len(self.segment()["annotations"])
+            fields = {**self.place, "annotation_index": count, "annotation": note}
             yield self.item_frame("response.output_text.annotation.added", **fields)
             self.part = part_with(self.part, event)
 
     def write_end(self, _event: PartEnd) -> Frames:
         """End a part; a message item stays open for the next text."""
-        self.part = self.part._replace(text="".join(self.texts))
-        kind = self.part.kind
-        if kind in {"text", "refusal"}:
-            yield from self.end_content()
-        elif kind == "thinking":
-            yield from self.end_thinking()
-        elif kind == "call":
-            yield from self.end_call()
-        elif item := responses_write_whole(self.part):
-            yield from self.write_whole(item)
-
-    def end_content(self) -> Frames:
-        content, number = self.content(), len(self.item["content"])
-        logprobs = {"logprobs": self.logprobs} if self.part.kind == "text" else EMPTY
-        body = {self.row.key: self.part.text, **logprobs}
-        yield self.item_frame(f"{self.row.event}.done", content_index=number, **body)
-        yield self.item_frame("response.content_part.done", content_index=number, part=content)
-        self.item = {**self.item, "content": [*self.item["content"], content]}
-
-    def end_thinking(self) -> Frames:
-        if text := self.part.text:
-            fields = {"summary_index": 0, "part": {"type": "summary_text", "text": text}}
-            yield self.item_frame(f"{self.row.event}.done", summary_index=0, text=text)
-            yield self.item_frame("response.reasoning_summary_part.done", **fields)
-        yield self.close({**responses_write_part(self.part, "assistant"), "id": self.item["id"]})
-
-    def end_call(self) -> Frames:
-        if not self.part.text and not self.part.custom:
+        kind, row = self.part.kind, self.row
+        if kind == "call" and not self.texts and not self.part.custom:
             yield self.text_frame("{}")
-            self.part = self.part._replace(text="{}")
-        name = EMPTY if self.part.custom else {"name": self.part.name}
-        yield self.item_frame(f"{self.row.event}.done", **{self.row.key: self.part.text}, **name)
-        item = {"status": "completed", **responses_write_part(self.part, "assistant")}
-        yield self.close({**item, "id": self.item["id"]})
+        self.part = self.part._replace(text="".join(self.texts))
+        if not row:
+            yield from self.write_whole(responses_write_whole(self.part))
+            return
+        if self.head:
+            yield from self.end_body(row)
+        if kind in RESPONSES_SPOKEN:
+            self.item = {**self.item, "content": [*self.item["content"], self.segment()]}
+        else:
+            status = {"status": "completed"} if kind == "call" else EMPTY
+            yield self.close({**status, **responses_write_part(self.part)})
+
+    def end_body(self, row: Shape) -> Frames:
+        name = self.part.name if row.key == "arguments" else None
+        logprobs = {"logprobs": self.logprobs} if row.kind == "text" else EMPTY
+        said = {row.key: self.part.text, **logprobs, **filled(name=name)}
+        yield self.item_frame(f"{row.event}.done", **self.place, **said)
+        if row.segment:
+            yield self.item_frame(f"{row.segment}.done", **self.place, part=self.segment())
 
     def write_whole(self, item: Json) -> Frames:
         """Write an item that has no deltas."""
-        if "responses" not in self.part.extra:
-            item = {"id": self.new_id(item["type"]), **item}
+        if not item:
+            return
         begun = {"status": "in_progress", "result": None}
-        begun = {**item, **{key: value for key, value in begun.items() if key in item}}
-        at, kind = {"output_index": len(self.items)}, item["type"]
-        yield self.frame("response.output_item.added", **at, item=begun)
-        for word in RESPONSES_PROGRESS.get(kind, ()):
-            yield self.frame(f"response.{kind}.{word}", item_id=item.get("id"), **at)
+        yield self.add({**item, **{key: value for key, value in begun.items() if key in item}})
+        kind = item["type"]
+        for word in RESPONSES_ITEMS.get(kind, ("", ()))[1]:
+            yield self.item_frame(f"response.{kind}.{word}")
         yield self.close(item)
 
     def write_usage(self, event: Usage) -> Frames:
@@ -4875,7 +4775,8 @@ class ResponsesWriter:
     def write_finish(self, event: MessageEnd) -> Frames:
         self.end = event
         cut = event.finish in RESPONSES_REASONS.values()
-        yield from self.close_message("incomplete" if cut else "completed")
+        if self.item:
+            yield self.close({**self.item, "status": "incomplete" if cut else "completed"})
 
     def whole(self, status: str, **fields: Any) -> Json:
         """Return the response object as it is at the end."""
@@ -4911,27 +4812,17 @@ RESPONSES_WRITE: dict[type, Callable[[ResponsesWriter, Any], Frames]] = {
 }
 
 
-def responses_write_response(response: Response, request: Request) -> Json:
-    """Response -> full answer, which is what the last frame of its stream would hold."""
-    writer = ResponsesWriter(request)
-    usage = (response.usage,) if response.usage else ()
-    replays = map(responses_replay, response.choices[:1])
-    for event in itertools.chain((response.start,), *replays, usage):
-        for _ in RESPONSES_WRITE[type(event)](writer, event):
-            pass
-    return writer.last()
-
-
 def responses_read_stream(payloads: Iterable[Json], request: Request) -> Events:
     """Stream payloads -> Events. Unknown ones are skipped: the service adds some every month."""
     reader, started = ResponsesReader(request), False
     for payload in responses_in_order(payloads):
         kind = payload.get("type", "error" if "error" in payload else "")
         if kind == "response.output_text.delta" and reader.plain and not payload.get("logprobs"):
-            if payload["delta"]:  # the common case first
-                reader.texts.append(payload["delta"])
-                yield PartDelta(reader.at, "text", payload["delta"])
-            continue
+            text = payload["delta"]  # the common case first
+            if text and payload.get("content_index") == reader.place[1]:
+                reader.texts.append(text)
+                yield PartDelta(reader.at, "text", text)
+                continue
         read = RESPONSES_EVENTS.get(kind)
         if read and not started and read is not ResponsesReader.read_failure:
             response, started = payload.get("response") or EMPTY, True
@@ -6763,7 +6654,7 @@ def fit_events(events: Iterable[Event], request: Request, fitted: Fitted, target
         if isinstance(event, PartDelta) and event.field == "text" and event.at not in texts:
             yield event  # the common case first
         elif isinstance(event, PartStart):
-            part = restored(event.part, client, fitted)
+            part = own_call(event.part, client, fitted)
             if part.custom != event.part.custom:
                 texts[event.at] = Unwrapper() if part.custom else Wrapper()
             if part.kind in ABLE[client]["proofs"]:
@@ -6778,7 +6669,7 @@ def fit_events(events: Iterable[Event], request: Request, fitted: Fitted, target
             yield event
 
 
-def restored(part: Part, client: str, fitted: Fitted) -> Part:
+def own_call(part: Part, client: str, fitted: Fitted) -> Part:
     """Give a call its own name back, and an id that the client takes.
 
     A freeform call is one of a tool that the client declared so; to others it is a function.
