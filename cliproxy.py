@@ -7042,7 +7042,7 @@ SETTINGS = (
     Setting("request-retry", int, 3, "rounds to ask all accounts again after waiting for one to recover", clean=clean_positive),
     Setting("max-retry-interval", int, 30, "seconds that are worth waiting for an account; 0: never wait", clean=clean_positive),
     Setting("max-retry-credentials", int, 0, "accounts to ask in one round; 0: all", clean=clean_positive),
-    Setting("disable-cooling", bool, False, "do not rest an account after 429, 408 and 5xx"),
+    Setting("disable-cooling", bool, False, "do not rest an account after 404, 408, 429 and 5xx"),
     Setting("transient-error-cooldown-seconds", int, 0, "rest after 408 and 5xx; 0: 60, -1: none"),
     Setting("routing.strategy", str, "round-robin", "which account is next: round-robin, weighted-round-robin or fill-first", STRATEGIES),
     Setting("routing.session-affinity", bool, False, "keep a conversation with the account that answered it last"),
@@ -10380,12 +10380,12 @@ class Verdict(NamedTuple):
 # fmt: off
 REFUSALS = (  # the first row that fits counts; an empty pattern fits. Source: spec/providers.md 11.2 and each provider's errors
     #  status               what the body says                                                   what it means
-    ("400 404 422", r"\bmodel['\"]? (['\"`][^'\"`]+['\"`] )?is not (supported|available)|unsupported model|model_not_supported", Verdict(43_200.0, hard=True)),
+    ("400 404 422", r"\bmodel['\"]? (['\"`][^'\"`]+['\"`] )?is not (supported|available)|unsupported model|model_not_supported", Verdict(43_200.0)),
     ("403",         r"bad-credentials|access token could not be validated",                      Verdict(1_800.0, whole=True, token=True, hard=True)),
     ("403",         r"cf-chl|challenge-platform|<title>just a moment|cloudflare",                Verdict(10.0, backoff=True, whole=True, hard=True)),
     ("401",         r"",                                                                         Verdict(1_800.0, whole=True, token=True, hard=True)),
     ("402 403",     r"",                                                                         Verdict(1_800.0, hard=True)),
-    ("404",         r"",                                                                         Verdict(43_200.0, hard=True)),
+    ("404",         r"",                                                                         Verdict(43_200.0)),
     ("429",         r"fast.{0,99}usage credits",                                                 None),
     ("429",         r"free-usage-exhausted",                                                     Verdict(86_400.0, whole=True)),
     ("429",         r"insufficient_quota|usage_not_included|quota_exceeded",                     Verdict(120.0, whole=True)),

@@ -479,11 +479,11 @@ def test_at_most_so_many_accounts(make_proxy: ProxyMaker, upstream: Upstream) ->
 
 
 # fmt: off
-OFF = [  # settings, the entry's own -> does the account rest after 429, 500, 403?
-    pytest.param({}, {}, (True, True, True), id="on"),
-    pytest.param({"disable_cooling": True}, {}, (False, False, True), id="off"),
-    pytest.param({"disable_cooling": True}, {"disable-cooling": False}, (True, True, True), id="on for this one"),
-    pytest.param({}, {"disable-cooling": True}, (False, False, True), id="off for this one"),
+OFF = [  # settings, the entry's own -> does the account rest after 429, 500, 404, 403?
+    pytest.param({}, {}, (True, True, True, True), id="on"),
+    pytest.param({"disable_cooling": True}, {}, (False, False, False, True), id="off"),
+    pytest.param({"disable_cooling": True}, {"disable-cooling": False}, (True, True, True, True), id="on for this one"),
+    pytest.param({}, {"disable-cooling": True}, (False, False, False, True), id="off for this one"),
 ]
 # fmt: on
 
@@ -497,7 +497,7 @@ def test_cooling_can_be_switched_off(
     expected: tuple[bool, ...],
 ) -> None:
     found = []
-    for status in (429, 500, 403):
+    for status in (429, 500, 404, 403):
         pool = Pool(make_proxy, upstream, "a", entries={"a": entry}, request_retry=0, **config)
         pool.script["a"] = make_reply(claude_error("api_error"), status, {"retry-after": "9"})
         pool.ask()
