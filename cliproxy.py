@@ -535,7 +535,8 @@ class Provider(NamedTuple):
     """One upstream service. Paths follow its base URL; `{model}` is filled in.
 
     `auth` names the header that carries the credential. `family` are wildcards of the model names
-    that it serves though no table lists them yet. `only_streams`: it refuses other calls.
+    that it serves though no table lists them yet. `only_streams`: it refuses other calls. `wrapped`:
+    requests go in a member `request`, answers come in a member `response`.
     """
 
     name: str
@@ -550,6 +551,7 @@ class Provider(NamedTuple):
     family: tuple[str, ...]
     only_streams: bool = False
     quirks: frozenset[str] = frozenset()
+    wrapped: bool = False
 
 
 # fmt: off
@@ -568,15 +570,20 @@ PROVIDERS = {row.name: row for row in (
              "/v1beta/models/{model}:generateContent", "/v1beta/models/{model}:streamGenerateContent?alt=sse",
              "/v1beta/models/{model}:countTokens", "/v1beta/models?pageSize=1000",
              "x-goog-api-key", {}, ("gemini-*", "gemma-*", "imagen-*")),
+    Provider("vertex",               "gemini",    "https://aiplatform.googleapis.com",
+             "/v1/publishers/google/models/{model}:generateContent",
+             "/v1/publishers/google/models/{model}:streamGenerateContent?alt=sse",
+             "/v1/publishers/google/models/{model}:countTokens", "",
+             "x-goog-api-key", {}, ("gemini-*", "imagen-*")),
+    Provider("gemini-cli",           "gemini",    "https://cloudcode-pa.googleapis.com",
+             "/v1internal:generateContent", "/v1internal:streamGenerateContent?alt=sse", "/v1internal:countTokens", "",
+             "bearer", {}, ("gemini-*",), wrapped=True),
+    Provider("antigravity",          "gemini",    "https://daily-cloudcode-pa.googleapis.com",
+             "/v1internal:generateContent", "/v1internal:streamGenerateContent?alt=sse", "/v1internal:countTokens", "",
+             "bearer", {}, (), quirks=frozenset({"stream", "openapi-schema"}), wrapped=True),
     Provider("openai-compatibility", "chat",      "",
              "/chat/completions", "", "", "/models",
              "bearer", {}, ()),
-    Provider("gemini-cli",           "gemini",    "https://cloudcode-pa.googleapis.com",
-             "/v1internal:generateContent", "/v1internal:streamGenerateContent?alt=sse", "", "",
-             "bearer", {}, ("gemini-*",)),
-    Provider("antigravity",          "gemini",    "https://cloudcode-pa.googleapis.com",
-             "/v1internal:generateContent", "/v1internal:streamGenerateContent?alt=sse", "", "",
-             "bearer", {}, (), quirks=frozenset({"openapi-schema"})),
     Provider("kimi",                 "chat",      "https://api.kimi.com/coding",
              "/v1/chat/completions", "", "", "/v1/models",
              "bearer", {}, ("kimi-*",), quirks=frozenset({"max-tokens", "system", "reasoning-content"})),
@@ -6521,7 +6528,7 @@ def resolve_thinking(asked: Thinking, model: Model, dialect: str, limit: int = 0
     if model.thinking is False or not effort:
         return Thinking(summary="" if model.thinking is False else asked.summary)
     if effort == "none":  # the least that the model can; Claude can always stop
-        if model.levels and dialect != "claude":
+        if model.levels and not model.can_stop and dialect != "claude":
             return Thinking(nearest_level("none", model.levels))
         stuck = dialect == "gemini" and not model.can_stop
         return Thinking(budget=model.budget[0]) if stuck else Thinking("none")
@@ -6998,6 +7005,7 @@ AMP_MODEL = (
 )
 PROVIDER = (
     Setting("base-url",      str,        "", "root of its API", clean=clean_url),
+    Setting("enabled",       bool,       None, "antigravity: use its logins, though it may refuse, or restrict, those of honest programs"),
     Setting("authorize-url", str,        "", "page that asks for consent", clean=clean_url),
     Setting("token-url",     str,        "", "where codes and refresh tokens are exchanged", clean=clean_url),
     Setting("device-url",    str,        "", "where device codes are issued", clean=clean_url),
@@ -10216,6 +10224,8 @@ def user_facts(row: Json) -> Json:
     """Read an entry of the setting `models` as fields of Model."""
     facts: Json = {key: row[key] for key in ("owner", "name", "context", "output")}
     facts["levels"] = tuple(row["levels"])
+    if row["levels"]:
+        facts["can_stop"] = "none" in row["levels"]
     if row["max-budget"]:
         facts["budget"] = (row["min-budget"], row["max-budget"])
     if row.get("thinking") is not None or facts["levels"] or row["max-budget"]:
@@ -10332,9 +10342,8 @@ class Account:
         """Tell whether a model that is in no list, too old or too new, is likely this provider's."""
         if self.models is not None or self.excludes(model):
             return False
-        row = MODELS.get(model)
-        known = row is not None and self.provider.name in row.providers
-        return known or any(wildcard(pattern, model) for pattern in self.provider.family)
+        old = (self.provider.name, model) in MODEL_INDEX  # TRAITS says what becomes of these
+        return old or any(wildcard(pattern, model) for pattern in self.provider.family)
 
 
 def whole_number(value: object, default: int) -> int:
@@ -10960,6 +10969,7 @@ KEY_LISTS = (
     KeyList("claude-api-key", "claude"),
     KeyList("codex-api-key", "openai"),
     KeyList("gemini-api-key", "gemini"),
+    KeyList("vertex-api-key", "vertex"),
 )
 KEY_VARIABLES = (
     KeyList("ANTHROPIC_API_KEY", "claude"),
@@ -10973,6 +10983,20 @@ FILE_PROVIDERS = {  # type of a credential file -> provider, and the one for cli
     "gemini": ("gemini-cli", ""), "gemini-cli": ("gemini-cli", ""), "antigravity": ("antigravity", ""),
     "iflow": ("iflow", ""),
 }  # fmt: skip
+UNUSABLE = {  # type of a credential file -> why it is not used
+    "vertex": "it is a Google service account, for which Python's standard library cannot sign; set vertex-api-key instead",
+    "antigravity": "Antigravity is known to refuse programs that say who they are, as this one does, and to restrict "
+    "accounts; to try it all the same, set providers.antigravity.enabled to true",
+}
+
+
+def unusable(credential: Credential, config: Config) -> str:
+    """Say why a credential file is not used; empty if it is, or if its owner disabled it."""
+    if credential.data.get("disabled") or config["providers"].get(credential.type, {}).get(
+        "enabled"
+    ):
+        return ""
+    return UNUSABLE.get(credential.type, "")
 
 
 CHANNEL_SETTINGS = {  # what credential files may hold, and the setting that adds to it by channel
@@ -11049,7 +11073,7 @@ def accounts_of_files(config: Config, credentials: Iterable[Credential]) -> Iter
     for credential in credentials:
         name, also = FILE_PROVIDERS.get(credential.type, ("", ""))
         provider = PROVIDERS.get(name)
-        if provider is None or credential.data.get("disabled"):
+        if provider is None or credential.data.get("disabled") or unusable(credential, config):
             continue
         underscores_last = sorted(credential.data.items(), key=lambda pair: "_" in pair[0])
         data = {key.replace("_", "-"): value for key, value in underscores_last}
@@ -11060,7 +11084,7 @@ def accounts_of_files(config: Config, credentials: Iterable[Credential]) -> Iter
         if host and not config["providers"].get(name, {}).get("base-url"):
             base = host if "://" in host else f"https://{host}"
             data["base-url"] = base if base.endswith("/v1") else f"{base.rstrip('/')}/v1"
-        projects = str(data.get("project-id") or "").replace(" ", "").split(",")
+        projects = str(data.get("project-id") or "").replace(" ", "").strip(",").split(",")
         for project in projects:  # each has a quota of its own
             account_name = f"{credential.name}::{project}" if len(projects) > 1 else credential.name
             entry = with_overrides(config, provider, {**data, "project-id": project})
@@ -11252,6 +11276,22 @@ def renamed(data: bytes, name: str) -> bytes:
     return text.encode("utf-8", "surrogateescape")
 
 
+def unwrapped(data: bytes) -> bytes:
+    """Return what stands in the `response` of an answer of Code Assist; what has none stays."""
+    text = data.decode("utf-8", "surrogateescape")
+    with contextlib.suppress(ValueError):
+        for name, start, end in members(text, text.index("{") + 1):
+            if name == "response":
+                return text[start:end].encode("utf-8", "surrogateescape")
+    return data
+
+
+def mended(data: bytes, name: str, wrapped: bool) -> bytes:
+    """Return a JSON text without its envelope, if it is `wrapped`, and with `name`, if there is one."""
+    data = unwrapped(data) if wrapped else data
+    return renamed(data, name) if name else data
+
+
 def edited_event(event: bytes, edit: Callable[[bytes], bytes]) -> bytes:
     """Return a server-sent event with its JSON text edited; what holds none stays."""
     data = sse_data(event)
@@ -11339,9 +11379,10 @@ def client_headers(call: Call) -> Headers:
 
 def upstream_headers(call: Call, account: Account, provider: Provider, same: bool) -> Headers:
     """Return the headers of a call to an upstream: a real client's own, ours, the account's."""
-    headers = client_headers(call) if same else {"user-agent": USER_AGENT}
+    headers = client_headers(call) if same else {}
     for name, value in provider.headers.items():
         headers.setdefault(name, value)
+    headers.setdefault("user-agent", USER_AGENT)
     headers["content-type"] = "application/json"
     headers["accept-encoding"] = "identity"
     if account.token:
@@ -11353,7 +11394,8 @@ def upstream_headers(call: Call, account: Account, provider: Provider, same: boo
     if prepare:
         prepare(headers, call, account)
     for name, value in account.headers.items():
-        headers[name] = call.headers.get(value[1:].lower(), "") if value.startswith("$") else value
+        copied = call.headers.get(value[1:].lower(), "") if value.startswith("$") else value
+        headers.update({name: copied} if copied else {})
     return headers
 
 
@@ -11378,15 +11420,26 @@ def claude_oauth_headers(headers: Headers, call: Call, account: Account) -> None
             headers["anthropic-beta"] = ",".join([*betas, "oauth-2025-04-20"])
 
 
+def conversation_of(call: Call) -> str:
+    """Return the key by which a client's conversation is cached, empty if it gives none."""
+    key = call.json.get("prompt_cache_key")
+    return key if isinstance(key, str) and key.isprintable() else ""
+
+
+def xai_headers(headers: Headers, call: Call, account: Account) -> None:
+    """Name the conversation for its cache. Source: spec/providers.md 9."""
+    if conversation_of(call):
+        headers.setdefault("x-grok-conv-id", conversation_of(call))
+
+
 def codex_headers(headers: Headers, call: Call, account: Account) -> None:
     """Name the ChatGPT account, and the conversation for its cache. Source: spec/providers.md 3.3."""
     headers["accept"] = "text/event-stream"
     data = account.credential.data if account.credential else {}
     if data.get("account_id"):
         headers["chatgpt-account-id"] = data["account_id"]
-    key = call.json.get("prompt_cache_key")
-    if isinstance(key, str) and "session_id" not in headers and key.isprintable():
-        headers["session_id"] = key
+    if conversation_of(call):
+        headers.setdefault("session_id", conversation_of(call))
 
 
 def kimi_headers(headers: Headers, call: Call, account: Account) -> None:
@@ -11396,6 +11449,7 @@ def kimi_headers(headers: Headers, call: Call, account: Account) -> None:
 
 PREPARE_HEADERS = {
     "claude": claude_oauth_headers, "codex": codex_headers, "kimi": kimi_headers, "kimi-claude": kimi_headers,
+    "xai": xai_headers,
 }  # fmt: skip
 
 CODEX_FORCED = {"stream": True, "store": False}
@@ -11407,7 +11461,7 @@ CODEX_REMOVED = frozenset(  # refused with 400 "Unsupported parameter". Source: 
 CODEX_TIERS = {"priority": "priority", "fast": "priority"}
 
 
-def prepare_codex(body: Json) -> Json:
+def prepare_codex(body: Json, call: Call, candidate: Candidate) -> Json:
     """Fit a Responses body to the ChatGPT backend, which refuses much of the public API's.
 
     Returns the same object if it fits already. Source: spec/dialects.md 4.1.
@@ -11441,11 +11495,41 @@ def codex_item(item: Json) -> Json:
     return {**item, "role": "developer"} if item.get("role") == "system" else item
 
 
-def prepare_kimi(body: Json) -> Json:
+def prepare_kimi_claude(body: Json, call: Call, candidate: Candidate) -> Json:
     """Call a model as the coding service does. Source: spec/providers.md 8."""
     model = str(body.get("model") or "")
     name = model.removesuffix("[1m]").removeprefix("kimi-")
     return body if name == model else {**body, "model": name}
+
+
+def prepare_kimi(body: Json, call: Call, candidate: Candidate) -> Json:
+    """Say how to think as Kimi does, and give it back what it thought. Source: spec/providers.md 8."""
+    fitted, effort = prepare_kimi_claude(body, call, candidate), body.get("reasoning_effort")
+    if effort:
+        switch = {"type": "disabled"} if effort == "none" else {"type": "enabled", "effort": effort}
+        fitted = {**without(fitted, frozenset(["reasoning_effort"])), "thinking": switch}
+    if body.get("stream"):
+        fitted = {
+            **fitted,
+            "stream_options": {**(body.get("stream_options") or {}), "include_usage": True},
+        }
+    return {**fitted, "messages": list(kimi_messages(body.get("messages") or ()))}
+
+
+def kimi_messages(messages: Iterable[Json]) -> Iterator[Json]:
+    """Yield messages, those with calls with the reasoning that must not be empty there."""
+    latest = ""
+    for message in messages:
+        latest = message.get("reasoning_content") or latest
+        if not message.get("tool_calls") or message.get("reasoning_content"):
+            yield message
+            continue
+        content = message.get("content")
+        yield {
+            **message,
+            "reasoning_content": latest
+            or (content if isinstance(content, str) and content else "..."),
+        }
 
 
 XAI_REMOVED = frozenset(
@@ -11453,50 +11537,88 @@ XAI_REMOVED = frozenset(
 )
 
 
-def prepare_xai(body: Json) -> Json:
+def prepare_xai(body: Json, call: Call, candidate: Candidate) -> Json:
     """Leave out what xAI refuses. Source: spec/providers.md 9."""
-    return body if XAI_REMOVED.isdisjoint(body) else without(body, XAI_REMOVED)
+    fitted = body if XAI_REMOVED.isdisjoint(body) else without(body, XAI_REMOVED)
+    unfit = (
+        "effort" in (body.get("reasoning") or {})
+        and not candidate.account.fact(candidate.model).levels
+    )
+    return path_delete(fitted, "reasoning.effort") if unfit else fitted
 
 
-PREPARE: dict[str, Callable[[Json], Json]] = {
-    "codex": prepare_codex, "kimi": prepare_kimi, "kimi-claude": prepare_kimi, "xai": prepare_xai,
-}  # fmt: skip
-def envelope(body: Json, call: Call, candidate: Candidate) -> Json:
-    """Wrap a Gemini body for Code Assist. Source: spec/providers.md 4.3."""
-    project = candidate.account.project
-    return {**({"project": project} if project else {}), "model": candidate.model, "request": body}
+def prepare_iflow(body: Json, call: Call, candidate: Candidate) -> Json:
+    """Turn an effort into the switches of the models that have any. Source: spec/providers.md 7."""
+    effort, family = body.get("reasoning_effort"), candidate.model.partition("-")[0]
+    if effort is None:
+        return body
+    fitted, on = without(body, frozenset(["reasoning_effort"])), effort != "none"
+    if family == "minimax":
+        return {**fitted, "reasoning_split": on}
+    if not candidate.account.fact(candidate.model).levels:
+        return fitted
+    keep = {"clear_thinking": False} if family == "glm" and on else {}
+    return {**fitted, "chat_template_kwargs": {"enable_thinking": on, **keep}}
 
 
-def antigravity_envelope(body: Json, call: Call, candidate: Candidate) -> Json:
-    """Wrap a Gemini body for Antigravity, which wants some of it otherwise. Source: spec/providers.md 5."""
+def prepare_code_assist(body: Json, call: Call, candidate: Candidate) -> Json:
+    """Wrap a Gemini body as Code Assist wants it. Source: spec/providers.md 4.3."""
+    if call.action == "count":
+        inner = body.get("generateContentRequest") or body
+        return {
+            "request": {
+                "model": f"models/{candidate.model}",
+                "contents": inner.get("contents") or [],
+            }
+        }
+    project = {"project": candidate.account.project} if candidate.account.project else {}
+    return {"model": candidate.model, **project, "user_prompt_id": call.id, "request": body}
+
+
+def prepare_antigravity(body: Json, call: Call, candidate: Candidate) -> Json:
+    """Wrap a Gemini body as Antigravity wants it, under our own name. Source: spec/providers.md 5."""
+    if call.action == "count":
+        return prepare_code_assist(body, call, candidate)
     inner = without(body, frozenset(["safetySettings"]))
-    if "claude" in candidate.model:
-        inner = path_set(inner, "toolConfig.functionCallingConfig.mode", "VALIDATED") if inner.get("tools") else inner
-    else:
+    if "claude" not in candidate.model:
         inner = path_delete(inner, "generationConfig.maxOutputTokens")
-    session = int(digest(opening_of(body) or call.id)[:16], 16) >> 1
-    wrapped = envelope({**inner, "sessionId": f"-{session}"}, call, candidate)
-    return {**wrapped, "requestId": call.id, "userAgent": "cliproxy", "requestType": "agent"}
+    elif inner.get("tools"):
+        inner = path_set(inner, "toolConfig.functionCallingConfig.mode", "VALIDATED")
+    session = int(digest(opening_of(body) or call.id)[:16], 16) >> 1  # the same all through a conversation
+    kind = "image_gen" if "image" in candidate.account.fact(candidate.model).traits else "agent"
+    wrapped = prepare_code_assist({**inner, "sessionId": f"-{session}"}, call, candidate)
+    del wrapped["user_prompt_id"]
+    return {**wrapped, "requestId": call.id, "userAgent": "cliproxy", "requestType": kind}
 
 
-ENVELOPES: dict[str, Callable[[Json, Call, Candidate], Json]] = {  # provider -> what wraps its requests and answers
-    "gemini-cli": envelope, "antigravity": antigravity_envelope,
-}  # fmt: skip
+PREPARE: dict[str, Callable[[Json, Call, Candidate], Json]] = {
+    "codex": prepare_codex,
+    "kimi": prepare_kimi,
+    "kimi-claude": prepare_kimi_claude,
+    "xai": prepare_xai,
+    "iflow": prepare_iflow,
+    "gemini-cli": prepare_code_assist,
+    "antigravity": prepare_antigravity,
+}
 PROTOCOLS = {  # dialect -> what payload rules call it: as an upstream, as a client
     "claude": ("claude", "claude"), "chat": ("openai", "openai"),
     "responses": ("codex", "responses"), "gemini": ("gemini", "gemini"),
+    "antigravity": ("antigravity", ""),  # a provider that they call by its own name
 }  # fmt: skip
 
 
-def shape(body: Json, call: Call, provider: Provider, model: str, app: App) -> Json:
+def shape(body: Json, call: Call, candidate: Candidate, provider: Provider, app: App) -> Json:
     """Fit a body to its provider and to the owner's payload rules; `body` itself if it fits."""
-    shaped = PREPARE[provider.name](body) if provider.name in PREPARE else body
-    rules = app.config["payload"]
+    prepare, rules = PREPARE.get(provider.name), app.config["payload"]
+    shaped = prepare(body, call, candidate) if prepare else body
     if any(rules.values()):
-        protocols = PROTOCOLS[provider.dialect][0], PROTOCOLS[call.dialect.name][1]
-        names = model, split_suffix(call.model)[0], call.model
-        case = PayloadCase(names, *protocols, call.headers)
-        shaped = apply_payload(rules, shaped, body, case)
+        upstream = PROTOCOLS.get(provider.name) or PROTOCOLS[provider.dialect]
+        names, root = (
+            (candidate.model, split_suffix(call.model)[0], call.model),
+            "request" if provider.wrapped else "",
+        )
+        case = PayloadCase(names, upstream[0], PROTOCOLS[call.dialect.name][1], call.headers, root)
+        shaped = apply_payload(rules, shaped, {root: body} if root else body, case)
     return shaped
 
 
@@ -11648,6 +11770,7 @@ class App:
         self.router, self.pool, self.catalog = Router(), Pool(), Catalog(store.folder / ".cliproxy" / "models")
         self._not_before: dict[str, float] = {}  # only renew_due uses it
         self._stored = -math.inf  # when the state was; only one thread polls
+        self._told: set[str] = set()  # which credentials are not used, and why
         self.router.restore(read_object_file(self._state_file))
         self.reload()
 
@@ -11659,6 +11782,11 @@ class App:
         """Make the accounts anew from the config, the credential files and the environment."""
         log.setLevel(logging.DEBUG if self.config["debug"] else logging.NOTSET)
         credentials = self.store.credentials()
+        reasons = [(c.name, why) for c in credentials if (why := unusable(c, self.config))]
+        for message in dict.fromkeys(f"{name} is not used: {why}" for name, why in reasons):
+            if message not in self._told:
+                log.warning("%s", message)
+            self._told.add(message)
         accounts = find_accounts(self.config, credentials, self._environ, self.catalog.listed)
         self.router.configure(accounts, self.config)
 
@@ -11820,9 +11948,13 @@ def must_fit(call: Call, candidate: Candidate) -> bool:
     It must if its model's name holds an effort, if it brings back proofs of other providers, or
     if Claude Code took an alias for a newer model than it is (spec/clients.md 1.4).
     """
-    if candidate.effort or PROOF_MARK in call.body or candidate.account.provider.name in ENVELOPES:
+    if candidate.effort or PROOF_MARK in call.body:
         return True
-    if candidate.forced and not call.sse and call.path_stream:  # an array, which is not edited
+    provider = candidate.account.provider
+    array = call.path_stream and not call.sse  # which is not edited
+    if array and (candidate.forced or provider.wrapped):
+        return True
+    if "stream" in provider.quirks and call.path_stream is False and call.action == "generate":
         return True
     renamed = candidate.model != call.model and call.dialect.name == "claude"
     return (
@@ -11911,7 +12043,7 @@ def relay(call: Call, candidate: Candidate, provider: Provider, app: App) -> Ans
     body = call.with_model(model)
     if provider.name in PREPARE or any(app.config["payload"].values()):
         before = call.json if call.path_model else {**call.json, "model": model}
-        after = shape(before, call, provider, model, app)
+        after = shape(before, call, candidate, provider, app)
         body = body if after is before else [dumps(after).encode("ascii")]
     path = path_of(call, provider).replace("{model}", urlquote(model, safe=""))
     exchange = open_exchange(call, account, provider, path + call.passed_query(path), body, app)
@@ -11922,8 +12054,11 @@ def relay(call: Call, candidate: Candidate, provider: Provider, app: App) -> Ans
             whole = dumps(collected_response(sse_read(exchange.decoded()))).encode("ascii")
         whole = renamed(whole, call.model) if candidate.forced else whole
         return Answer(200, {**headers, "content-type": "application/json"}, iter_once(whole), len(whole))
-    if candidate.forced:
-        return edited(call, exchange, headers, functools.partial(renamed, name=call.model))
+    if candidate.forced or provider.wrapped:
+        name = call.model if candidate.forced else ""
+        return edited(
+            call, exchange, headers, functools.partial(mended, name=name, wrapped=provider.wrapped)
+        )
     encoding = exchange.headers.get("content-encoding", "")
     if encoding and encoding in call.headers.get("accept-encoding", ""):
         headers["content-encoding"] = encoding
@@ -12047,13 +12182,11 @@ def translate(call: Call, candidate: Candidate, provider: Provider, app: App) ->
     body = upstream.write_request(fitted.request, target)
     if upstream.name == "gemini":
         body = {key: value for key, value in body.items() if key not in {"model", "stream"}}
-    body = shape(body, call, provider, candidate.model, app)
-    if provider.name in ENVELOPES:
-        body = ENVELOPES[provider.name](body, call, candidate)
+    body = shape(body, call, candidate, provider, app)
     path = (provider.stream if stream else "") or provider.generate
     path = path.replace("{model}", urlquote(candidate.model, safe=""))
     exchange = open_exchange(call, account, provider, path, [dumps(body).encode("ascii")], app)
-    answer = read_answer(exchange, upstream, request, key="response" if provider.name in ENVELOPES else "")
+    answer = read_answer(exchange, upstream, request, provider.wrapped)
     events = fit_events(answer, request, fitted, target)
     headers = passed_headers(exchange)
     if request.stream:
@@ -12064,19 +12197,25 @@ def translate(call: Call, candidate: Candidate, provider: Provider, app: App) ->
     return Answer(200, headers, iter_once(whole), len(whole))
 
 
-def read_answer(exchange: Exchange, upstream: Dialect, request: Request, *, key: str = "") -> Events:
-    """Read an upstream's answer, a stream or not, as events; `key`: each is the value of it."""
+def read_answer(exchange: Exchange, upstream: Dialect, request: Request, wrapped: bool) -> Events:
+    """Read an upstream's answer, a stream or not, as events."""
     with contextlib.closing(exchange):
         if exchange.headers.get("content-type", "").startswith("text/event-stream"):
             payloads = sse_read(exchange.decoded())
-            unwrapped = (payload.get(key, payload) for payload in payloads) if key else payloads
-            yield from upstream.read_stream(unwrapped, request)
+            inner = (
+                (payload.get("response", payload) for payload in payloads) if wrapped else payloads
+            )
+            yield from upstream.read_stream(inner, request)
             return
         try:
             body = json.loads(exchange.body())
-            yield from upstream.read_response(body.get(key, body) if key else body, request)
+            yield from upstream.read_response(
+                body.get("response", body) if wrapped else body, request
+            )
         except (KeyError, TypeError, AttributeError, ValueError) as exc:
-            raise ProxyError("upstream_failed", f"the upstream's answer is malformed: {exc!r}") from exc
+            raise ProxyError(
+                "upstream_failed", f"the upstream's answer is malformed: {exc!r}"
+            ) from exc
 
 
 ECHO = "echo"  # a model that needs no account: it repeats the last user text
@@ -12142,6 +12281,8 @@ def translated_count(call: Call, candidate: Candidate, provider: Provider, app: 
     body = {key: written[key] for key in COUNT_KEYS[upstream.name] if key in written}
     if upstream.name == "gemini":
         body = {"generateContentRequest": {"model": f"models/{model}", **body}}
+    if provider.wrapped:
+        body = PREPARE[provider.name](body, call, candidate)
     path = path_of(call, provider).replace("{model}", urlquote(model, safe=""))
     exchange = open_exchange(call, candidate.account, provider, path, [dumps(body).encode("ascii")], app)
     with contextlib.closing(exchange):

@@ -859,7 +859,10 @@ class CodeAssist:
         self.upstream, self.spent = upstream, ""
         upstream.routes["/v1internal:generateContent"] = self.serve
         upstream.routes["/v1internal:streamGenerateContent"] = self.serve
-        names = {name: {"base-url": upstream.url} for name in ("gemini-cli", "antigravity")}
+        names = {
+            name: {"base-url": upstream.url, "enabled": True}
+            for name in ("gemini-cli", "antigravity")
+        }
         self.proxy: Proxy = make_proxy(
             providers=names, gemini_api_key=[], request_retry=0, **config
         )

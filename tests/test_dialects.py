@@ -46,7 +46,7 @@ OPUS_47 = OPUS_46._replace(id="claude-opus-4-7", levels=("low", "medium", "high"
 SONNET_5 = Model("claude-sonnet-5", output=128_000, levels=OPUS_47.levels)
 HAIKU_35 = Model("claude-3-5-haiku", output=8192, thinking=False)
 GPT_51 = Model("gpt-5.1", output=128_000, levels=("none", "low", "medium", "high"))
-CODEX = Model("gpt-5.4", output=128_000, levels=("low", "medium", "high", "xhigh"))
+CODEX = Model("gpt-5.4", output=128_000, levels=("low", "medium", "high", "xhigh"), can_stop=False)
 GEMINI_25 = Model("gemini-2.5-flash", output=65_536, budget=(0, 24_576))
 GEMINI_25_PRO = Model("gemini-2.5-pro", output=65_536, budget=(128, 32_768), can_stop=False)
 GEMINI_3 = Model(

@@ -661,7 +661,7 @@ def test_models_on_the_command_line(
     out = capsys.readouterr().out
     said = {line.split()[0]: line.split() for line in out.splitlines()}
     assert said["new-1"] == ["new-1", "9", "?", "?", "up[0],", "up[1]"]
-    assert said["mine"] == ["mine", "1000", "100", "low", "high", "off", "up[0],", "up[1]"]
+    assert said["mine"] == ["mine", "1000", "100", "low", "high", "up[0],", "up[1]"]
     assert said["up-claude"][-1] == "claude-api-key[0]"
     assert said["codex-api-key[0]:"]
     assert cp.main(["models", "--config", str(proxy.path)]) == 0

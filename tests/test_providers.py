@@ -1,0 +1,365 @@
+"""Each provider as it is asked: paths, headers, bodies and envelopes, over a running proxy."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import Any
+
+import pytest
+from conftest import Got, Proxy, ProxyMaker, Upstream, make_reply
+
+import cliproxy as cp
+
+SSE = {"content-type": "text/event-stream"}
+TALK = [{"role": "user", "content": "hi"}]
+CONTENTS = [{"role": "user", "parts": [{"text": "hi"}]}]
+GEMINI = "/v1beta/models/gemini-2.5-pro"
+ANSWER = {
+    "candidates": [{"content": {"role": "model", "parts": [{"text": "Hello"}]}, "finishReason": "STOP", "index": 0}],
+    "usageMetadata": {"promptTokenCount": 3, "candidatesTokenCount": 2, "totalTokenCount": 5},
+    "modelVersion": "gemini-2.5-pro",
+}  # fmt: skip
+
+
+def log_in(proxy: Proxy, type: str, **fields: Any) -> None:
+    """Put a credential file into the auth dir."""
+    data = {"type": type, "access_token": "tok", "email": "a@b.c", **fields}
+    (proxy.auth_dir / f"{type}-x.json").write_text(json.dumps(data), encoding="utf-8")
+    proxy.app.poll()
+
+
+def alone(make_proxy: ProxyMaker, upstream: Upstream, provider: str, **settings: Any) -> Proxy:
+    """A proxy that has no keys, and whose provider is the scripted upstream."""
+    lists: dict[str, Any] = {
+        name: []
+        for name in ("claude_api_key", "codex_api_key", "gemini_api_key", "openai_compatibility")
+    }
+    override = {provider: {"base-url": upstream.url, **settings.pop("override", {})}}
+    return make_proxy(**{**lists, "providers": override, **settings})
+
+
+def chat(proxy: Proxy, model: str, **more: Any) -> Got:
+    return proxy.ask("/v1/chat/completions", {"model": model, "messages": TALK, **more})
+
+
+# --- Code Assist --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("type", ["gemini", "gemini-cli"])
+def test_code_assist_wraps_what_passes(
+    make_proxy: ProxyMaker, upstream: Upstream, type: str
+) -> None:
+    proxy = alone(make_proxy, upstream, "gemini-cli")
+    log_in(proxy, type, access_token="", token={"access_token": "inner"}, project_id="proj")
+    exact = b'{"candidates": [{"content":{"parts":[{"text":"\\u00e9 1.50"}]},"finishReason":"STOP"}] , "x":1.50}'
+    upstream.reply(
+        b'{"traceId":"t", "response" : ' + exact + b"}",
+        headers={"content-type": "application/json"},
+    )
+    body = {"contents": CONTENTS, "future": {"a": [1.5]}}
+    assert proxy.ask(f"{GEMINI}:generateContent", body).body == exact
+    seen = upstream.seen[0]
+    assert (seen.path, seen.headers["authorization"]) == (
+        "/v1internal:generateContent",
+        "Bearer inner",
+    )
+    sent = seen.json()
+    assert sent.pop("user_prompt_id")
+    assert sent == {"model": "gemini-2.5-pro", "project": "proj", "request": body}
+
+
+@pytest.mark.parametrize("piece", [1, 7, 65_536])
+def test_code_assist_unwraps_streams(
+    make_proxy: ProxyMaker, upstream: Upstream, piece: int
+) -> None:
+    proxy = alone(make_proxy, upstream, "gemini-cli")
+    log_in(proxy, "gemini")
+    upstream.piece = piece
+    frames = [
+        cp.sse_frame({"response": ANSWER, "traceId": "t"}).replace(b"\n", b"\r\n") for _ in range(2)
+    ]
+    upstream.reply(frames, headers=SSE)
+    got = proxy.ask(f"{GEMINI}:streamGenerateContent?alt=sse", {"contents": CONTENTS})
+    assert got.body == cp.sse_frame(ANSWER) * 2
+    assert upstream.seen[0].path == "/v1internal:streamGenerateContent?alt=sse"
+    assert "project" not in upstream.seen[0].json(), "there is none"
+    upstream.reply(frames, headers=SSE)
+    array = proxy.ask(f"{GEMINI}:streamGenerateContent", {"contents": CONTENTS}).json()
+    assert [part["candidates"][0]["content"]["parts"][0]["text"] for part in array][:2] == [
+        "Hello",
+        "Hello",
+    ]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_code_assist_translated(make_proxy: ProxyMaker, upstream: Upstream, stream: bool) -> None:
+    payload = {
+        "filter": [
+            {
+                "models": [{"name": "gemini-*", "protocol": "gemini"}],
+                "params": ["generationConfig.topP"],
+            }
+        ]
+    }
+    proxy = alone(make_proxy, upstream, "gemini-cli", payload=payload)
+    log_in(proxy, "gemini", project_id="proj")
+    wrapped = {"response": ANSWER, "traceId": "t"}
+    upstream.replies = [
+        make_reply([cp.sse_frame(wrapped)], headers=SSE) if stream else make_reply(wrapped)
+    ]
+    got = chat(proxy, "gemini-2.5-pro", stream=stream, top_p=0.5, temperature=0.5)
+    assert b"Hello" in got.body
+    inner = upstream.seen[0].json()["request"]
+    assert inner["contents"] == CONTENTS
+    assert inner["generationConfig"] == {"temperature": 0.5}, "payload rules look into the envelope"
+
+
+def test_code_assist_counts(make_proxy: ProxyMaker, upstream: Upstream) -> None:
+    proxy = alone(make_proxy, upstream, "gemini-cli")
+    log_in(proxy, "gemini", project_id="proj")
+    body = {"contents": CONTENTS, "safetySettings": []}
+    expected = {"request": {"model": "models/gemini-2.5-pro", "contents": CONTENTS}}
+    for asked in (body, {"generateContentRequest": body}):
+        upstream.reply({"totalTokens": 7})
+        assert proxy.ask(f"{GEMINI}:countTokens", asked).json() == {"totalTokens": 7}
+    upstream.reply({"totalTokens": 7})
+    counted = proxy.ask("/v1/messages/count_tokens", {"model": "gemini-2.5-pro", "messages": TALK})
+    assert counted.json() == {"input_tokens": 7}
+    assert [seen.json() for seen in upstream.seen] == [expected] * 3
+
+
+def test_each_project_is_an_account(make_proxy: ProxyMaker, upstream: Upstream) -> None:
+    proxy = alone(make_proxy, upstream, "gemini-cli", quota_exceeded={"switch-project": True})
+    log_in(proxy, "gemini", project_id="one, two,")
+    assert [account.name for account in proxy.app.router.accounts()] == [
+        "gemini-x.json::one",
+        "gemini-x.json::two",
+    ]
+    retry = {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "60s"}
+    spent = {
+        "error": {
+            "code": 429,
+            "status": "RESOURCE_EXHAUSTED",
+            "message": "quota",
+            "details": [retry],
+        }
+    }
+    upstream.reply(spent, 429)
+    upstream.reply({"response": ANSWER})
+    assert proxy.ask(f"{GEMINI}:generateContent", {"contents": CONTENTS}).status == 200
+    assert [seen.json()["project"] for seen in upstream.seen] == ["one", "two"]
+
+
+def test_errors_of_code_assist_pass(make_proxy: ProxyMaker, upstream: Upstream) -> None:
+    proxy = alone(make_proxy, upstream, "gemini-cli")
+    log_in(proxy, "gemini")
+    error = {"error": {"code": 400, "status": "INVALID_ARGUMENT", "message": "no such thing"}}
+    upstream.reply(error, 400)
+    got = proxy.ask(f"{GEMINI}:generateContent", {"contents": CONTENTS})
+    assert (got.status, got.json()) == (400, error)
+
+
+# --- Antigravity, Vertex ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("type", "says"),
+    [("antigravity", "providers.antigravity.enabled"), ("vertex", "vertex-api-key")],
+)
+def test_what_is_not_used_is_said(
+    make_proxy: ProxyMaker,
+    upstream: Upstream,
+    caplog: pytest.LogCaptureFixture,
+    type: str,
+    says: str,
+) -> None:
+    caplog.set_level(logging.WARNING)
+    proxy = alone(make_proxy, upstream, type)
+    log_in(proxy, type, project_id="p", service_account={"private_key": "secret"})
+    proxy.app.reload()
+    told = [record.message for record in caplog.records if "is not used" in record.message]
+    assert len(told) == 1, "once"
+    assert says in told[0]
+    assert proxy.app.router.accounts() == []
+
+
+def test_antigravity_under_our_own_name(make_proxy: ProxyMaker, upstream: Upstream) -> None:
+    proxy = alone(make_proxy, upstream, "antigravity", override={"enabled": True})
+    log_in(proxy, "antigravity", project_id="proj")
+    for model in ("gemini-3.7-flash-high", "claude-sonnet-4-6"):
+        upstream.reply([cp.sse_frame({"response": ANSWER})], headers=SSE)
+        got = chat(proxy, model, max_tokens=99, tools=[{"type": "function", "function": {"name": "f"}}])
+        assert got.json()["choices"][0]["message"]["content"] == "Hello"
+    upstream.reply([cp.sse_frame({"response": ANSWER})], headers=SSE)
+    body = {"contents": CONTENTS, "safetySettings": [], "generationConfig": {"maxOutputTokens": 9}}
+    whole = proxy.ask("/v1beta/models/gemini-3.7-flash-high:generateContent", body).json()
+    assert whole["candidates"][0]["content"]["parts"][0]["text"] == "Hello", (
+        "collected from a stream"
+    )
+    google, claude, own = [seen.json() for seen in upstream.seen]
+    assert {seen.path for seen in upstream.seen} == {"/v1internal:streamGenerateContent?alt=sse"}
+    assert (google["project"], google["userAgent"], google["requestType"]) == (
+        "proj",
+        "cliproxy",
+        "agent",
+    )
+    assert upstream.seen[0].headers["user-agent"] == cp.USER_AGENT
+    assert "maxOutputTokens" not in google["request"].get("generationConfig", {})
+    assert claude["request"]["generationConfig"]["maxOutputTokens"] == 99
+    assert claude["request"]["toolConfig"]["functionCallingConfig"]["mode"] == "VALIDATED"
+    assert "safetySettings" not in own["request"]
+    assert google["request"]["sessionId"] == claude["request"]["sessionId"]
+
+
+@pytest.mark.parametrize(
+    ("action", "query"),
+    [("generateContent", ""), ("streamGenerateContent", "?alt=sse"), ("countTokens", "")],
+)
+def test_vertex_keys(make_proxy: ProxyMaker, upstream: Upstream, action: str, query: str) -> None:
+    models = [{"name": "gemini-3-pro", "alias": "pro"}]
+    proxy = make_proxy(
+        vertex_api_key=[{"api-key": "vk", "base-url": upstream.url, "models": models}]
+    )
+    upstream.reply([cp.sse_frame(ANSWER)], headers=SSE) if "stream" in action else upstream.reply(
+        ANSWER
+    )
+    assert proxy.ask(f"/v1beta/models/pro:{action}{query}", {"contents": CONTENTS}).status == 200
+    seen = upstream.seen[0]
+    assert seen.path == f"/v1/publishers/google/models/gemini-3-pro:{action}{query}"
+    assert seen.headers["x-goog-api-key"] == "vk"
+
+
+# --- Kimi, xAI, iFlow ---------------------------------------------------------------------
+
+CALL = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+DONE = {"role": "tool", "tool_call_id": "c1", "content": "ok"}
+KIMI = [
+    ({"role": "assistant", "content": "text", "tool_calls": [CALL]}, "text"),
+    ({"role": "assistant", "content": None, "tool_calls": [CALL]}, "..."),
+    (
+        {"role": "assistant", "content": "x", "reasoning_content": "own", "tool_calls": [CALL]},
+        "own",
+    ),
+]
+
+
+@pytest.mark.parametrize(("message", "expected"), KIMI)
+def test_kimi_gets_reasoning_with_calls(
+    make_proxy: ProxyMaker, upstream: Upstream, message: dict[str, Any], expected: str
+) -> None:
+    proxy = alone(make_proxy, upstream, "kimi")
+    log_in(proxy, "kimi", device_id="d")
+    upstream.reply({"choices": []})
+    more = [{"role": "assistant", "content": None, "tool_calls": [CALL]}, DONE]
+    chat(proxy, "kimi-k2.5", messages=[*TALK, message, DONE, *more], stream=True)
+    sent = upstream.seen[0].json()
+    calls = [m["reasoning_content"] for m in sent["messages"] if m.get("tool_calls")]
+    assert calls == [expected, "own" if expected == "own" else "..."]
+    assert (sent["model"], sent["stream_options"]) == ("k2.5", {"include_usage": True})
+
+
+EFFORTS = [
+    ("high", {"type": "enabled", "effort": "high"}),
+    ("none", {"type": "disabled"}),
+    ("", None),
+]
+
+
+@pytest.mark.parametrize(("effort", "expected"), EFFORTS)
+def test_kimi_s_thinking(
+    make_proxy: ProxyMaker, upstream: Upstream, effort: str, expected: Any
+) -> None:
+    proxy = alone(make_proxy, upstream, "kimi")
+    log_in(proxy, "kimi", device_id="d")
+    upstream.replies = [make_reply({"choices": []})] * 2
+    chat(proxy, "kimi-k2.5", **({"reasoning_effort": effort} if effort else {}))
+    chat(proxy, f"kimi-k2.5({effort})" if effort else "kimi-k2.5")
+    for seen in upstream.seen:
+        assert seen.json().get("thinking") == expected
+        assert "reasoning_effort" not in seen.json()
+        assert (seen.headers["x-msh-platform"], seen.headers["user-agent"].partition("/")[0]) != (
+            "kimi_cli",
+            "KimiCLI",
+        )
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"), [("grok-4.6", {"effort": "low", "x": 1}), ("grok-build-0.1", {"x": 1})]
+)
+def test_xai_s_bodies(
+    make_proxy: ProxyMaker, upstream: Upstream, model: str, expected: Any
+) -> None:
+    proxy = alone(make_proxy, upstream, "xai")
+    log_in(proxy, "xai", sub="s")
+    upstream.reply({"id": "r", "output": []})
+    more = {
+        "reasoning": {"effort": "low", "x": 1},
+        "prompt_cache_retention": "24h",
+        "prompt_cache_key": "conv",
+    }
+    assert proxy.ask("/v1/responses", {"model": model, "input": "hi", **more}).status == 200
+    seen = upstream.seen[0]
+    assert seen.json() == {
+        "model": model,
+        "input": "hi",
+        "reasoning": expected,
+        "prompt_cache_key": "conv",
+    }
+    assert seen.headers["x-grok-conv-id"] == "conv"
+
+
+IFLOW = [
+    (
+        "glm-4.6",
+        "high",
+        {"chat_template_kwargs": {"enable_thinking": True, "clear_thinking": False}},
+    ),
+    ("glm-4.6", "none", {"chat_template_kwargs": {"enable_thinking": False}}),
+    ("deepseek-v3.2", "low", {"chat_template_kwargs": {"enable_thinking": True}}),
+    ("minimax-m2", "low", {"reasoning_split": True}),
+    ("qwen3-max", "low", {}),
+]
+
+
+@pytest.mark.parametrize(("model", "effort", "expected"), IFLOW)
+def test_iflow_s_switches(
+    make_proxy: ProxyMaker, upstream: Upstream, model: str, effort: str, expected: dict[str, Any]
+) -> None:
+    alias = [{"name": model, "alias": "m"}]
+    proxy = alone(make_proxy, upstream, "iflow", oauth_model_alias={"iflow": alias})
+    log_in(proxy, "iflow", api_key="key-of-the-account")
+    upstream.reply({"choices": []})
+    chat(proxy, "m", reasoning_effort=effort)
+    seen = upstream.seen[0]
+    assert seen.json() == {"model": model, "messages": TALK, **expected}
+    assert (seen.path, seen.headers["authorization"]) == (
+        "/chat/completions",
+        "Bearer key-of-the-account",
+    )
+
+
+# --- headers ------------------------------------------------------------------------------
+
+
+def test_headers_of_a_key(make_proxy: ProxyMaker, upstream: Upstream) -> None:
+    headers = {
+        "X-Team": "blue",
+        "X-Copy": "$X-From-Client",
+        "User-Agent": "mine/1",
+        "X-Gone": "$X-Missing",
+    }
+    entry = {
+        "api-key": "k",
+        "base-url": upstream.url,
+        "models": [{"name": "m"}],
+        "headers": headers,
+    }
+    proxy = make_proxy(claude_api_key=[entry])
+    upstream.replies = [make_reply({})] * 2
+    body = {"model": "m", "messages": TALK, "max_tokens": 9}
+    proxy.ask("/v1/messages", body, {"x-from-client": "hello", "user-agent": "client/9"})
+    chat(proxy, "m")
+    same, other = (seen.headers for seen in upstream.seen)
+    assert (same["x-team"], same["x-copy"], same["user-agent"]) == ("blue", "hello", "mine/1")
+    assert (other["x-team"], other["user-agent"], "x-gone" in other) == ("blue", "mine/1", False)
