@@ -537,6 +537,7 @@ class Provider(NamedTuple):
     `auth` names the header that carries the credential. `family` are wildcards of the model names
     that it serves though no table lists them yet. `only_streams`: it refuses other calls. `wrapped`:
     requests go in a member `request`, answers come in a member `response`.
+    `whole`: the rest of OpenAI's API, as embeddings, is under the same base URL.
     """
 
     name: str
@@ -552,6 +553,7 @@ class Provider(NamedTuple):
     only_streams: bool = False
     quirks: frozenset[str] = frozenset()
     wrapped: bool = False
+    whole: bool = False
 
 
 # fmt: off
@@ -565,7 +567,8 @@ PROVIDERS = {row.name: row for row in (
              "bearer", {"originator": "cliproxy"}, ("gpt-*", "codex-*"), True, frozenset({"minimal-to-low"})),
     Provider("openai",               "responses", "https://api.openai.com/v1",
              "/responses", "", "/responses/input_tokens", "/models",
-             "bearer", {}, ("gpt-*", "o1*", "o3*", "o4*", "codex-*", "chatgpt-*")),
+             "bearer", {}, ("gpt-*", "o1*", "o3*", "o4*", "codex-*", "chatgpt-*",
+                            "text-embedding-*", "whisper-*", "tts-*", "dall-e-*"), whole=True),
     Provider("gemini",               "gemini",    "https://generativelanguage.googleapis.com",
              "/v1beta/models/{model}:generateContent", "/v1beta/models/{model}:streamGenerateContent?alt=sse",
              "/v1beta/models/{model}:countTokens", "/v1beta/models?pageSize=1000",
@@ -583,7 +586,7 @@ PROVIDERS = {row.name: row for row in (
              "bearer", {}, (), quirks=frozenset({"stream", "openapi-schema"}), wrapped=True),
     Provider("openai-compatibility", "chat",      "",
              "/chat/completions", "", "", "/models",
-             "bearer", {}, ()),
+             "bearer", {}, (), whole=True),
     Provider("kimi",                 "chat",      "https://api.kimi.com/coding",
              "/v1/chat/completions", "", "", "/v1/models",
              "bearer", {}, ("kimi-*",), quirks=frozenset({"max-tokens", "system", "reasoning-content"})),
@@ -601,7 +604,7 @@ PROVIDERS = {row.name: row for row in (
              "bearer", {}, ("grok-*",)),
     Provider("openai-chat",          "chat",      "https://api.openai.com/v1",
              "/chat/completions", "", "", "/models",
-             "bearer", {}, ()),
+             "bearer", {}, (), whole=True),
 )}
 # fmt: on
 
@@ -7074,6 +7077,7 @@ SETTINGS = (
     Setting("payload.override-raw", Items(RAW_RULE, "params"), [], "the same, the values being JSON texts"),
     Setting("payload.filter", Items(FILTER), [], "fields always removed"),
     Setting("models", Items(USER_MODEL, "id", "id provider"), [], "models that are not built in, or facts to correct", status="new"),
+    Setting("passthrough-headers", bool, False, "give clients all headers of the upstream's answer, not only those known to be of use"),
     Setting("refresh-models", bool, True, "ask upstreams once a day which models they have", status="new"),
     Setting("model-fallbacks", Named(Items(str)), {}, "by model: the models to ask instead, in order, when no account can serve it", status="new"),
     Setting("providers", Named(PROVIDER), {}, "by provider: addresses and OAuth application to use instead of the built-in ones", status="new"),
@@ -7095,7 +7099,7 @@ SETTINGS = (
         antigravity antigravity-signature-bypass-strict antigravity-signature-cache-enabled auth-auto-refresh-workers claude-code
         claude-header-defaults codex codex-header-defaults commercial-mode credential-concurrency credential-in-flight
         disable-claude-cloak-mode disable-image-generation gpt-image-2-base-model interactions-api-key
-        oauth-request-scoped-errors passthrough-headers plugins pprof quota-exceeded.antigravity-credits
+        oauth-request-scoped-errors plugins pprof quota-exceeded.antigravity-credits
         redis-usage-queue-retention-seconds remote-management.disable-auto-update-panel remote-management.panel-github-repository
         save-cooldown-status video-result-auth-cache-ttl ws-auth xai xai-api-key
         allow-localhost-unauthenticated codex-instructions-enabled force-gpt-5-codex gemini-web
@@ -11124,7 +11128,8 @@ Pieces = Generator[bytes, None, None]
 class Call:
     """A client's request for a model, on its way to an upstream.
 
-    `action` is generate, count or compact. `stream` is None while only the body knows. `id` is
+    `action` is generate, count or compact, or the path below the base URL of a call that only passes.
+    `stream` is None while only the body knows. `id` is
     random hex, `created` Unix time: they seed whatever ids an answer lacks.
     """
 
@@ -11139,6 +11144,8 @@ class Call:
         self._span: tuple[int, int] | None = None
         self._model = ""
         self._json: Json | None = None
+        self._quote = quote  # how a name is written in the body
+        self.type = "application/json"  # of the body
         self.path_model = ""  # Gemini's requests have the model in their path,
         self.path_stream: bool | None = None  # and whether to stream
 
@@ -11166,6 +11173,14 @@ class Call:
                 raise ProxyError("invalid_request", "the body is not a JSON object")
             self._json = decoded
         return self._json
+
+    def read_form(self) -> None:
+        """Find the model in a body that is a form with files. Raises ProxyError if there is none."""
+        found = FORM_MODEL.search(self.body)
+        if found is None:
+            raise ProxyError("invalid_request", "the form has no field 'model'", param="model")
+        self._model, self._span = found[1].decode("utf-8", "replace"), found.span(1)
+        self._json, self._quote = {}, str
 
     def rewrite(self, body: Json) -> None:
         """Put another body in the place of the client's."""
@@ -11211,9 +11226,13 @@ class Call:
         if self._span is None:
             return [dumps({**self.json, "model": model}).encode("ascii")]
         view, (start, end) = memoryview(self.body), self._span
-        return [view[:start], quote(model).encode("ascii"), view[end:]]
+        return [view[:start], self._quote(model).encode(), view[end:]]
 
 
+FORM_MODEL = re.compile(  # RFC 7578 4.2: a field of a form; its name may go without quotes
+    rb'(?<=\n)content-disposition:[^\r\n]*;[ \t]*name="?model"?[ \t]*(?:;[^\r\n]*)?\r\n(?:[^\r\n]+\r\n)*\r\n([^\r\n]+)\r\n--',
+    re.IGNORECASE,
+)
 MODEL_VALUE = re.compile(rb'"model"\s*:\s*("(?:[^"\\\x00-\x1f]|\\.)*")')
 
 
@@ -11383,7 +11402,7 @@ def upstream_headers(call: Call, account: Account, provider: Provider, same: boo
     for name, value in provider.headers.items():
         headers.setdefault(name, value)
     headers.setdefault("user-agent", USER_AGENT)
-    headers["content-type"] = "application/json"
+    headers["content-type"] = call.type
     headers["accept-encoding"] = "identity"
     if account.token:
         auth = provider.auth
@@ -11889,13 +11908,25 @@ def pause(call: Call, seconds: float) -> None:
         never.wait(min(left, TICK))
 
 
+def able(call: Call, candidates: list[Candidate]) -> list[Candidate]:
+    """Return those who can be asked: for more of OpenAI's API than talks, not everybody can."""
+    if not call.action.startswith("/"):
+        return candidates
+    found = [candidate for candidate in candidates if candidate.account.provider.whole]
+    if not found:
+        message = f"{call.action} is for accounts of APIs like OpenAI's; no such account has {call.model!r}"
+        raise ProxyError("not_implemented", message)
+    return found
+
+
 def ask_all(call: Call, app: App) -> Answer:
     """Ask each ready account once, or as many as `max-retry-credentials` allows."""
     failure: ProxyError | None = None
     config, session = app.config, ""
     if config["routing.session-affinity"]:
         session = session_of(call.headers, call.json)
-    for candidate in app.router.candidates(call.model, session)[: config["max-retry-credentials"] or None]:
+    candidates = able(call, app.router.candidates(call.model, session))
+    for candidate in candidates[: config["max-retry-credentials"] or None]:
         if failure and app.router.rests(candidate):
             continue
         try:
@@ -11935,6 +11966,8 @@ def ask_once(call: Call, candidate: Candidate, app: App) -> Answer:
     same = provider.dialect == call.dialect.name
     if call.action == "count":
         return count_tokens(call, candidate, provider, app)
+    if call.action.startswith("/"):
+        return relay(call, candidate, provider, app)
     if same and (call.action == "compact" or not must_fit(call, candidate)):
         return relay(call, candidate, provider, app)
     if call.action == "compact":
@@ -11970,6 +12003,8 @@ def path_of(call: Call, provider: Provider) -> str:
         return provider.stream if call.sse else provider.stream.removesuffix("?alt=sse")
     if call.action == "generate":
         return provider.generate
+    if call.action.startswith("/"):
+        return call.action
     return {"count": provider.counting, "compact": f"{provider.generate}/compact"}.get(call.action, "")
 
 
@@ -11985,17 +12020,17 @@ def open_exchange(
     app.router.learn(account, exchange.headers)
     if exchange.status >= 400:
         with contextlib.closing(exchange):
-            raise refusal(exchange, DIALECTS[provider.dialect])
+            raise refusal(exchange, DIALECTS[provider.dialect], app.config)
     return exchange
 
 
-def refusal(exchange: Exchange, dialect: Dialect) -> ProxyError:
+def refusal(exchange: Exchange, dialect: Dialect, config: Config) -> ProxyError:
     """Read an upstream's error answer, keeping it as it came for a client of the same dialect."""
     body = exchange.body()
     error = dialect.read_error(exchange.status, body)
     error.status, error.dialect = exchange.status, dialect.name
     error.body = completed_error(body, error, dialect)
-    error.headers = passed_headers(exchange)
+    error.headers = passed_headers(exchange, config)
     error.retry_after = told_wait(error, time.time())
     return error
 
@@ -12031,23 +12066,31 @@ def completed_frames(piece: bytes, dialect: Dialect) -> bytes:
     return b"\n\n".join(frames)
 
 
-def passed_headers(exchange: Exchange) -> Headers:
-    """Return the headers of an upstream's answer that are worth a client's while."""
+def passed_headers(exchange: Exchange, config: Config) -> Headers:
+    """Return the headers of an upstream's answer that are worth a client's while, or all."""
     found = exchange.headers.items()
+    if config["passthrough-headers"]:
+        return {name: value for name, value in found if name not in OWN_HEADERS}
     return {name: value for name, value in found if name.startswith(PASSED_HEADERS)}
+
+
+OWN_HEADERS = HOP_BY_HOP | frozenset(
+    ["content-length", "content-encoding", "set-cookie", "alt-svc"]
+)
 
 
 def relay(call: Call, candidate: Candidate, provider: Provider, app: App) -> Answer:
     """Let the bytes pass in both directions as they are: client and upstream speak one dialect."""
     account, model = candidate.account, candidate.model
     body = call.with_model(model)
-    if provider.name in PREPARE or any(app.config["payload"].values()):
+    talks = not call.action.startswith("/")
+    if talks and (provider.name in PREPARE or any(app.config["payload"].values())):
         before = call.json if call.path_model else {**call.json, "model": model}
         after = shape(before, call, candidate, provider, app)
         body = body if after is before else [dumps(after).encode("ascii")]
     path = path_of(call, provider).replace("{model}", urlquote(model, safe=""))
     exchange = open_exchange(call, account, provider, path + call.passed_query(path), body, app)
-    headers = passed_headers(exchange)
+    headers = passed_headers(exchange, app.config)
     streaming = headers.get("content-type", "").startswith("text/event-stream")
     if provider.only_streams and not call.stream:
         with contextlib.closing(exchange):
@@ -12188,7 +12231,7 @@ def translate(call: Call, candidate: Candidate, provider: Provider, app: App) ->
     exchange = open_exchange(call, account, provider, path, [dumps(body).encode("ascii")], app)
     answer = read_answer(exchange, upstream, request, provider.wrapped)
     events = fit_events(answer, request, fitted, target)
-    headers = passed_headers(exchange)
+    headers = passed_headers(exchange, app.config)
     if request.stream:
         headers["content-type"] = "text/event-stream" if call.sse else "application/json"
         return begin(200, headers, call.dialect.write_stream(events, request))
@@ -12735,6 +12778,10 @@ class Handler(socketserver.BaseRequestHandler, Watcher):
         call = Call(self.dialect, route.action, self.read_body())
         self.call = call
         call.headers, call.query, call.watcher = self.headers, self.query, self
+        if route.action.startswith("/"):
+            call.type, call.path_stream = self.headers.get("content-type", call.type), False
+            if call.type.lower().startswith("multipart/form-data"):
+                call.read_form()
         if self.argument:
             model, _, verb = self.argument.rpartition(":")
             if verb not in GEMINI_VERBS:
@@ -12895,6 +12942,13 @@ ROUTE_ROWS = (
     Route("POST", "/v1/responses",              Handler.generate,       "responses"),
     Route("POST", "/v1/responses/compact",      Handler.generate,       "responses", "compact"),
     Route("POST", "/v1/responses/input_tokens", Handler.generate,       "responses", "count"),
+    Route("POST", "/v1/embeddings",             Handler.generate,       "chat", "/embeddings"),
+    Route("POST", "/v1/images/generations",     Handler.generate,       "chat", "/images/generations"),
+    Route("POST", "/v1/images/edits",           Handler.generate,       "chat", "/images/edits"),
+    Route("POST", "/v1/images/variations",      Handler.generate,       "chat", "/images/variations"),
+    Route("POST", "/v1/audio/speech",           Handler.generate,       "chat", "/audio/speech"),
+    Route("POST", "/v1/audio/transcriptions",   Handler.generate,       "chat", "/audio/transcriptions"),
+    Route("POST", "/v1/audio/translations",     Handler.generate,       "chat", "/audio/translations"),
     Route("GET",  "/v1/responses",              Handler.refuse_upgrade, "responses"),
     Route("GET",  "/v1/responses/*",            Handler.refuse_stored,  "responses"),
     Route("GET",  "/v1/models",                 Handler.list_models),

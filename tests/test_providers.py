@@ -189,7 +189,9 @@ def test_antigravity_under_our_own_name(make_proxy: ProxyMaker, upstream: Upstre
     log_in(proxy, "antigravity", project_id="proj")
     for model in ("gemini-3.7-flash-high", "claude-sonnet-4-6"):
         upstream.reply([cp.sse_frame({"response": ANSWER})], headers=SSE)
-        got = chat(proxy, model, max_tokens=99, tools=[{"type": "function", "function": {"name": "f"}}])
+        got = chat(
+            proxy, model, max_tokens=99, tools=[{"type": "function", "function": {"name": "f"}}]
+        )
         assert got.json()["choices"][0]["message"]["content"] == "Hello"
     upstream.reply([cp.sse_frame({"response": ANSWER})], headers=SSE)
     body = {"contents": CONTENTS, "safetySettings": [], "generationConfig": {"maxOutputTokens": 9}}
@@ -363,3 +365,112 @@ def test_headers_of_a_key(make_proxy: ProxyMaker, upstream: Upstream) -> None:
     same, other = (seen.headers for seen in upstream.seen)
     assert (same["x-team"], same["x-copy"], same["user-agent"]) == ("blue", "hello", "mine/1")
     assert (other["x-team"], other["user-agent"], "x-gone" in other) == ("blue", "mine/1", False)
+
+
+# --- the rest of OpenAI's API -------------------------------------------------------------
+
+FORM = (
+    b'--xyz\r\nContent-Disposition: form-data; name="file"; filename="a.wav"\r\nContent-Type: audio/wav\r\n\r\n\x00\x01\r\n\xff'
+    b'\r\n--xyz\r\nContent-Disposition: form-data; name="model"\r\n\r\nasked\r\n--xyz--\r\n'
+)
+MULTIPART = {"content-type": "multipart/form-data; boundary=xyz"}
+JSON_CALLS = ["/embeddings", "/images/generations", "/audio/speech"]
+FORM_CALLS = ["/images/edits", "/images/variations", "/audio/transcriptions", "/audio/translations"]
+OPENAI_LIKE = ["codex-api-key", "openai-compatibility"]
+
+
+def openai_like(make_proxy: ProxyMaker, upstream: Upstream, setting: str, **more: Any) -> Proxy:
+    row = {"name": "real", "alias": "asked"}
+    entry = {"api-key": "k", "name": "up", "base-url": f"{upstream.url}/v1", "models": [row]}
+    entry["api-key-entries"] = [{"api-key": "k"}]
+    return make_proxy(**{setting.replace("-", "_"): [entry]}, **more)
+
+
+@pytest.mark.parametrize("setting", OPENAI_LIKE)
+@pytest.mark.parametrize("path", JSON_CALLS)
+def test_other_calls_pass(
+    make_proxy: ProxyMaker, upstream: Upstream, setting: str, path: str
+) -> None:
+    rule = {"models": [{"name": "*"}], "params": {"temperature": 1}}
+    proxy = openai_like(make_proxy, upstream, setting, payload={"override": [rule]})
+    upstream.reply(b"\x00\xff audio", headers={"content-type": "audio/mpeg", "x-extra": "1"})
+    got = proxy.ask(f"/v1{path}", b'{"input": "hi", "model" : "asked", "x":1.50}')
+    assert (got.status, got.body, got.headers["content-type"]) == (
+        200,
+        b"\x00\xff audio",
+        "audio/mpeg",
+    )
+    seen = upstream.seen[0]
+    assert (seen.path, seen.body) == (f"/v1{path}", b'{"input": "hi", "model" : "real", "x":1.50}')
+    assert seen.headers["authorization"] == "Bearer k"
+
+
+@pytest.mark.parametrize("path", FORM_CALLS)
+def test_forms_pass(make_proxy: ProxyMaker, upstream: Upstream, path: str) -> None:
+    proxy = openai_like(make_proxy, upstream, "openai-compatibility")
+    upstream.reply({"error": {"message": "slow down"}}, 429)
+    upstream.reply({"text": "hello"})
+    assert proxy.ask(path, FORM, MULTIPART).status == 429
+    proxy = openai_like(make_proxy, upstream, "openai-compatibility")
+    assert proxy.ask(f"/v1{path}", FORM, MULTIPART).json() == {"text": "hello"}
+    seen = upstream.seen[1]
+    assert seen.body == FORM.replace(b"asked", b"real")
+    assert seen.headers["content-type"] == MULTIPART["content-type"]
+
+
+def test_a_form_without_a_model(proxy: Proxy) -> None:
+    got = proxy.ask("/v1/audio/transcriptions", FORM.replace(b'"model"', b'"other"'), MULTIPART)
+    assert (got.status, got.json()["error"]["param"]) == (400, "model")
+
+
+@pytest.mark.parametrize("model", ["up-claude", "up-gemini", "echo"])
+@pytest.mark.parametrize("path", [*JSON_CALLS, *FORM_CALLS])
+def test_other_calls_are_for_openai_s_dialects(proxy: Proxy, path: str, model: str) -> None:
+    got = proxy.ask(f"/v1{path}", {"model": model, "input": "hi"})
+    assert (got.status, got.json()["error"]["code"]) == (501, "not_implemented")
+
+
+def test_embeddings_by_openai_s_sdk(make_proxy: ProxyMaker, upstream: Upstream) -> None:
+    openai = pytest.importorskip("openai")
+    lists: dict[str, Any] = {
+        name: []
+        for name in ("claude_api_key", "codex_api_key", "gemini_api_key", "openai_compatibility")
+    }
+    own = {"openai": {"base-url": f"{upstream.url}/v1"}}
+    proxy = make_proxy({"OPENAI_API_KEY": "sk-1"}, providers=own, **lists)
+    row = {"object": "embedding", "index": 0, "embedding": [0.5, 0.25]}
+    usage = {"prompt_tokens": 1, "total_tokens": 1}
+    upstream.reply(
+        {"object": "list", "data": [row], "model": "text-embedding-3-small", "usage": usage}
+    )
+    upstream.reply({"created": 1, "data": [{"b64_json": "AA=="}]})
+    with openai.OpenAI(base_url=f"{proxy.url}/v1", api_key="k") as client:
+        found = client.embeddings.create(
+            model="text-embedding-3-small", input="hi", encoding_format="float"
+        )
+        assert found.data[0].embedding == [0.5, 0.25]
+        picture = client.images.edit(
+            model="gpt-image-1", image=("a.png", b"\x89PNG", "image/png"), prompt="x"
+        )
+        assert picture.data[0].b64_json == "AA=="
+    assert [seen.path for seen in upstream.seen] == ["/v1/embeddings", "/v1/images/edits"]
+
+
+@pytest.mark.parametrize("all", [False, True])
+def test_passthrough_headers(make_proxy: ProxyMaker, upstream: Upstream, all: bool) -> None:
+    proxy = make_proxy(passthrough_headers=all)
+    headers = {
+        "x-new": "1",
+        "set-cookie": "a=b",
+        "request-id": "r",
+        "content-type": "application/json",
+    }
+    upstream.reply(b"{}", headers=headers)
+    upstream.reply(b'{"type":"error","error":{"type":"x","message":"m"}}', 400, headers)
+    for _ in range(2):
+        got = proxy.ask("/v1/messages", {"model": "up-claude", "messages": TALK})
+        assert ("x-new" in got.headers, "set-cookie" in got.headers) == (all, False)
+        assert (got.headers["request-id"], got.headers["content-length"]) == (
+            "r",
+            str(len(got.body)),
+        )
