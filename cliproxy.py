@@ -1626,6 +1626,137 @@ def restored(written: Json, rest: Mapping[str, Any]) -> Json:
     return whole
 
 
+# -- what a reader of a wire needs -----------------------------------------------------
+
+
+def said_fields(**fields: Any) -> Json:
+    """Return the fields that say something."""
+    return {key: value for key, value in fields.items() if value is not None and value != ""}
+
+
+def first_said(data: Json, *names: str) -> Any:
+    """Return the first of these fields that says something, else an empty text."""
+    return next((data[name] for name in names if data.get(name)), "")
+
+
+def inner(data: Json, *names: str) -> Json:
+    """Return an object in an object, an empty one if it is not there."""
+    return reduce(lambda found, name: found.get(name) or EMPTY, names, data)
+
+
+class Lane:
+    """A part under way: what comes before it has begun makes it grow, what comes later is sent."""
+
+    def __init__(self, part: Part) -> None:
+        self.part = part
+        self.at = -1  # its number, once it has begun
+        self.empty = not part.text
+
+
+class Lanes:
+    """The parts of one choice under way, put in a row though the wire may interleave them.
+
+    Calls may be added to until the end, so the oldest one streams and the others wait. Texts stop
+    when another kind begins. Source: spec/dialects.md 5.2.
+    """
+
+    def __init__(self, choice: int, numbers: Iterator[int]) -> None:
+        self.choice, self.numbers = choice, numbers
+        self.row: list[Lane] = []  # only the first one flows
+        self.kinds: set[str] = set()  # of the parts that have begun
+
+    def begin(self, lane: Lane) -> Iterator[Event]:
+        """Begin a part if it is its turn. A call begins when its name is known."""
+        nameless = lane.part.kind == "call" and not lane.part.name
+        if lane.at < 0 and lane is self.row[0] and not nameless:
+            lane.at = next(self.numbers)
+            self.kinds.add(lane.part.kind)
+            yield from list(part_events(lane.at, lane.part, self.choice))[:-1]
+
+    def close(self) -> Iterator[Event]:
+        """End the first part. A call without a name is dropped, one without arguments gets `{}`."""
+        lane = self.row[0]
+        yield from self.begin(lane)
+        if lane.at >= 0 and lane.part.kind == "call" and lane.empty and not lane.part.custom:
+            yield PartDelta(lane.at, "text", "{}")
+        if lane.at >= 0:
+            yield PartEnd(lane.at)
+        del self.row[0]
+
+    def open(self, part: Part) -> Iterator[Event]:
+        if self.row and self.row[0].part.kind != "call":
+            yield from self.close()
+        self.row.append(Lane(part))
+        yield from self.begin(self.row[-1])
+
+    def add(self, lane: Lane, field: str, value: Any) -> Iterator[Event]:
+        lane.empty = lane.empty and not (value and field == "text")
+        if value and lane.at >= 0:
+            yield PartDelta(lane.at, field, value)
+        elif value:
+            grown = lane.part.text + value if field == "text" else value
+            lane.part = part_with(lane.part, PartDelta(lane.at, field, grown))
+
+    def last(self, kind: str) -> Lane | None:
+        """Return the latest part if it is of this kind."""
+        return self.row[-1] if self.row and self.row[-1].part.kind == kind else None
+
+    def say(self, part: Part) -> Iterator[Event]:
+        """Go on with a text, thinking or refusal, or begin one."""
+        lane = self.last(part.kind)
+        if lane:
+            yield from self.add(lane, "text", part.text)
+        elif part.text:
+            yield from self.open(part)
+
+    def end(self) -> Iterator[Event]:
+        while self.row:
+            yield from self.close()
+
+
+NO_RESULT = Part("result", parts=(Part("text", "[no result]"),), error=True)
+
+
+def answered_turns(messages: Iterable[Message]) -> list[Turn]:
+    """Join messages into turns with the results of all calls of one turn in the next.
+
+    A result may have stood anywhere after its call, and the last of several counts. A call
+    without a result gets an error; a result without a call becomes what it holds.
+    """
+    arranged: list[tuple[Message, dict[str, Part]]] = []  # with the results of its calls
+    pending: dict[str, dict[str, Part]] = {}  # call id -> the same
+    for turn in turns(messages):
+        kept: list[Part] = []
+        for part in turn.parts:
+            if part.kind != "result":
+                kept.append(part)
+            elif part.id in pending:
+                results = pending[part.id]
+                results[part.id] = part._replace(name=results[part.id].name)
+            else:
+                kept.extend(part.parts)
+        calls = [part for part in kept if part.kind == "call"]
+        missing = {call.id: NO_RESULT._replace(id=call.id, name=call.name) for call in calls}
+        pending.update(dict.fromkeys(missing, missing))
+        arranged.append((Message(turn.role, tuple(kept)), missing))
+    pairs = ((message, Message("tool", tuple(results.values()))) for message, results in arranged)
+    return turns(m for pair in pairs for m in pair if m.parts)
+
+
+def json_of(text: str) -> Any:
+    """Return the value that a text is the JSON of; any other text is a value itself."""
+    try:  # `int` raises for NaN and the infinities, which are not JSON
+        return json.loads(text, parse_constant=int)
+    except ValueError:
+        return text
+
+
+def arguments_of(text: str) -> Json:
+    """Return a call's arguments as an object; a model wrote them: no reason to refuse others."""
+    value = json_of(text) if text.strip() else {}
+    return value if isinstance(value, dict) else {"input": value}
+
+
 ########################################################################################
 # 5. SCHEMAS                                                                      [pure]
 ########################################################################################
@@ -1933,10 +2064,6 @@ def claude_merge(fresh: Json, rest: Mapping[str, Any]) -> Json:
     return fresh
 
 
-def claude_own(rest: Json) -> Mapping[str, Json]:
-    return {"claude": rest} if rest else EMPTY
-
-
 def claude_read_cache(data: Json) -> str:
     control = data.get("cache_control")
     return (control.get("ttl") or "5m") if control else ""
@@ -2014,22 +2141,17 @@ def claude_read_block(block: Json) -> Part:
     part, rest = read(block), block
     if known and (kind != "document" or block["source"]["type"] in CLAUDE_SOURCES):
         rest = claude_rest(block, frozenset(known.split()))
-    return part._replace(cache=claude_read_cache(block), extra=claude_own(rest)) if rest else part
+    return (
+        part._replace(cache=claude_read_cache(block), extra=extra_of("claude", rest))
+        if rest
+        else part
+    )
 
 
 def claude_read_content(content: str | list[Json] | None) -> tuple[Part, ...]:
     if isinstance(content, str):
         return (Part("text", content),) if content else ()
     return tuple(map(claude_read_block, content or ()))
-
-
-def claude_input(text: str) -> Json:
-    """Return a call's arguments as the object Claude wants. Source: spec/dialects.md 2.3."""
-    try:  # `int` raises for NaN and the infinities, which are not JSON
-        value = json.loads(text, parse_constant=int) if text.strip() else {}
-    except ValueError:
-        value = text  # a model wrote it: no reason to refuse the conversation
-    return value if isinstance(value, dict) else {"input": value}
 
 
 def claude_write_text(part: Part, _request: Request) -> Json:
@@ -2045,15 +2167,14 @@ def claude_write_thinking(part: Part, _request: Request) -> Json:
 
 
 def claude_write_call(part: Part, _request: Request) -> Json:
-    arguments = {"input": part.text} if part.custom else claude_input(part.text)
+    arguments = {"input": part.text} if part.custom else arguments_of(part.text)
     return {"type": "tool_use", "id": part.id, "name": part.name, "input": arguments}
 
 
 def claude_write_result(part: Part, request: Request) -> Json:
     block: Json = {"type": "tool_result", "tool_use_id": part.id}
     content = claude_write_content(part.parts, part.extra, request)
-    shown = {"content": content, "is_error": part.error}
-    return {**block, **{key: value for key, value in shown.items() if value}}
+    return {**block, **filled(content=content, is_error=part.error or None)}
 
 
 def claude_media(media: Media) -> Media:
@@ -2139,7 +2260,7 @@ def claude_read_tool(tool: Json) -> Tool:
         tool.get("input_schema"),
         strict=tool.get("strict"),
         cache=cache,
-        extra=claude_own(claude_rest(tool, CLAUDE_MODELLED["tool"])),
+        extra=extra_of("claude", claude_rest(tool, CLAUDE_MODELLED["tool"])),
     )
 
 
@@ -2181,7 +2302,9 @@ def claude_request_rest(body: Json) -> Json:
 
 def claude_read_message(message: Json) -> Message:
     rest = claude_rest(message, CLAUDE_MODELLED["message"])
-    return Message(message["role"], claude_read_content(message["content"]), claude_own(rest))
+    return Message(
+        message["role"], claude_read_content(message["content"]), extra_of("claude", rest)
+    )
 
 
 def claude_read_request(body: Json) -> Request:
@@ -2199,41 +2322,18 @@ def claude_read_request(body: Json) -> Request:
         thinking=claude_read_thinking(body.get("thinking") or {}, config),
         format=Format("schema", schema=form["schema"]) if form else None,
         stream=bool(body.get("stream")),
-        extra=claude_own(claude_request_rest(body)),
+        extra=extra_of("claude", claude_request_rest(body)),
     )
-
-
-CLAUDE_NO_RESULT = Part("result", parts=(Part("text", "[no result]"),), error=True)
-
-
-def claude_turns(messages: Iterable[Message]) -> list[Message]:
-    """Arrange messages as Claude wants them. Source: spec/dialects.md 4.2."""
-    # Turns alternate, and the result of each call is in the next one. It may have stood anywhere
-    # after its call, and the last of several counts. A call without a result gets an error; a
-    # result without a call becomes what it holds. What cannot be written is gone beforehand.
-    arranged: list[tuple[Message, dict[str, Part]]] = []  # with the results of its calls
-    pending: dict[str, dict[str, Part]] = {}  # call id -> the same
-    for turn in turns(m._replace(parts=tuple(filter(claude_filled, m.parts))) for m in messages):
-        kept: list[Part] = []
-        for part in turn.parts:
-            if part.kind != "result":
-                kept.append(part)
-            elif part.id in pending:
-                pending[part.id][part.id] = part
-            else:
-                kept.extend(part.parts)
-        results = {p.id: CLAUDE_NO_RESULT._replace(id=p.id) for p in kept if p.kind == "call"}
-        pending.update(dict.fromkeys(results, results))
-        arranged.append((Message(turn.role, tuple(kept)), results))
-    pairs = ((message, Message("tool", tuple(results.values()))) for message, results in arranged)
-    return [Message(*turn) for turn in turns(m for pair in pairs for m in pair if m.parts)]
 
 
 def claude_write_messages(request: Request) -> list[Json]:
     """Write the messages; those that were Claude's already keep their order and number."""
-    own = request.dialect == "claude"
+    messages: Iterable[Message] = request.messages
+    if request.dialect != "claude":
+        filled = (m._replace(parts=tuple(filter(claude_filled, m.parts))) for m in messages)
+        messages = [Message(*turn) for turn in answered_turns(filled)]
     written = []
-    for message in request.messages if own else claude_turns(request.messages):
+    for message in messages:
         if content := claude_write_content(message.parts, message.extra, request):
             fresh = {"role": SIDES.get(message.role, "user"), "content": content}
             written.append(claude_merge(fresh, message.extra.get("claude", EMPTY)))
@@ -2260,33 +2360,15 @@ def claude_hosted_tool(tool: Tool) -> Json | None:
     return written
 
 
-def claude_schema(schema: Json | None) -> Json:
-    """Return a schema whose root is an object without combinators. spec/dialects.md 2.4."""
-    # Their branches are joined: all properties; and of `allOf` all that is required, of the
-    # others what every branch requires.
-    joined: Json = {**(schema or {}), "type": "object"}
-    joined["properties"] = {**(joined.get("properties") or {})}
-    for word in ("allOf", "anyOf", "oneOf"):
-        branches = [branch for branch in joined.pop(word, None) or () if isinstance(branch, dict)]
-        for branch in branches:
-            joined["properties"].update(branch.get("properties") or {})
-        needs = [set(branch.get("required") or ()) for branch in branches]
-        if needs:
-            need = set.union(*needs) if word == "allOf" else set.intersection(*needs)
-            joined["required"] = sorted(need.union(joined.get("required") or ()))
-    return joined
-
-
 def claude_write_tool(tool: Tool, request: Request) -> Json | None:
     """Write a tool; None for one that only another service can run."""
     own = tool.extra.get("claude", EMPTY)
     if tool.kind == "hosted":
         return own or claude_hosted_tool(tool)
-    schema = tool.schema if request.dialect == "claude" else claude_schema(tool.schema)
-    written: Json = {"name": tool.name, "description": tool.description, "input_schema": schema}
-    written["strict"] = tool.strict
-    written["cache_control"] = tool.cache and claude_write_cache(tool.cache)
-    return claude_merge({key: value for key, value in written.items() if value}, own)
+    schema = tool.schema if request.dialect == "claude" else plain_root(tool.schema)
+    cache = tool.cache and claude_write_cache(tool.cache)
+    written = filled(name=tool.name, description=tool.description, input_schema=schema)
+    return claude_merge({**written, **filled(strict=tool.strict or None, cache_control=cache)}, own)
 
 
 def claude_write_choice(request: Request, tools: list[Json]) -> Json | None:
@@ -2449,7 +2531,7 @@ class ClaudeReader:
             yield from self.add("text", part.text)
         text = "".join(self.texts)
         if part.kind == "hosted":
-            whole = {**part.extra["claude"], "input": claude_input(text)}
+            whole = {**part.extra["claude"], "input": arguments_of(text)}
             yield from self.add("extra", {"claude": whole})
         for citation in self.citations:
             yield from self.add("citation", claude_read_citation(citation, len(text)))
@@ -2478,7 +2560,7 @@ class ClaudeReader:
         if raw in CLAUDE_FINISH_READ or not raw:
             rest.pop("stop_reason", None)  # any other has no row: for Claude's writer only
         finish = "tool_calls" if self.called and finish == "stop" else finish
-        yield MessageEnd(finish, sequence, raw, extra=claude_own(rest))
+        yield MessageEnd(finish, sequence, raw, extra=extra_of("claude", rest))
 
     def error(self, payload: Json) -> Iterator[Event]:
         raise claude_failure(payload, "upstream_error")
@@ -2499,7 +2581,7 @@ def claude_read_usage(usage: Json) -> Usage:
     fresh, read, write, output = (usage.get(name) or 0 for name in CLAUDE_COUNTS)
     reasoning = (usage.get("output_tokens_details") or EMPTY).get("thinking_tokens") or 0
     rest = without(usage, CLAUDE_MODELLED["usage"])
-    return Usage(fresh + read + write, read, write, output, reasoning, claude_own(rest))
+    return Usage(fresh + read + write, read, write, output, reasoning, extra_of("claude", rest))
 
 
 def claude_read_response(body: Json, _request: Request) -> Events:
@@ -2560,8 +2642,7 @@ def claude_shown(part: Part) -> Part | None:
 
 def claude_write_answer(part: Part, request: Request) -> Json:
     block = claude_write_block(part, request)
-    citations = [claude_write_citation(citation) for citation in part.citations]
-    return {**block, "citations": citations} if citations else block
+    return {**block, **filled(citations=[*map(claude_write_citation, part.citations)])}
 
 
 def claude_write_response(response: Response, request: Request) -> Json:
@@ -2747,11 +2828,13 @@ def claude_write_error(error: ProxyError) -> Json:
 # 7. CHAT                                                                         [pure]
 ########################################################################################
 # The Chat Completions API, OpenAI's own and that of the many who follow it, each in its own way.
-# What has no name in the model is kept by chat_rest and put back by chat_merge; two wire forms of
-# one thing are told apart by notes in `extra` that begin with "_". Source: spec/dialects.md 1A, 4.4.
+# What the writer would not write of an object that was read is kept in its `extra` by chat_extra,
+# and put back by restored; keys that begin with "_" are notes. Source: spec/dialects.md 1A, 4.4.
 # QUIRKS of a target: max-tokens (knows no max_completion_tokens), system (no developer role),
 # string-content (no lists of texts), empty-content (no null), no-stream-options,
 # reasoning-content (wants the thinking of earlier turns back).
+
+Quirks = frozenset[str]  # of a target
 
 CHAT_PARAMS = words_read(PARAMS, "chat")
 CHAT_WRITE_PARAMS = words_write(PARAMS, "chat")
@@ -2763,44 +2846,15 @@ CHAT_MODES = {  # tool_choice -> mode; any: Mistral's
     "auto": "auto", "none": "none", "required": "required", "any": "required",
 }  # fmt: skip
 CHAT_FORMATS = {"json_object": "json", "json_schema": "schema"}
+CHAT_ROLES = ("system", "developer", "user", "assistant", "tool")
 CHAT_LATE = "See the attachment in the next message."  # a result that is all image
 CHAT_LOST = "Error: this call was not answered."  # in place of a result that is missing
-CHAT_KNOWN = {  # object -> paths of the fields that the model has names for
-    "request": "model messages tools functions function_call stream web_search_options",
-    "format": "response_format.type response_format.json_schema.name response_format.json_schema.schema"
-    " response_format.json_schema.strict response_format.json_schema.description",
-    "plain": "role content tool_call_id",
-    "assistant": "role content tool_calls",
-    "call": "id type function.name function.arguments custom.name custom.input"
-    " extra_content.google.thought_signature",
-    "tool": "type function.name function.description function.parameters function.strict"
-    " custom.name custom.description custom.format.grammar",
-    "text": "type text",
-    "refusal": "type refusal",
-    "image_url": "type image_url.url image_url.detail",
-    "input_audio": "type input_audio.data input_audio.format",
-    "file": "type file.file_data file.file_id file.filename",
-    "usage": "prompt_tokens completion_tokens total_tokens cached_tokens prompt_cache_hit_tokens"
-    " prompt_tokens_details.cached_tokens prompt_tokens_details.cache_write_tokens"
-    " completion_tokens_details.reasoning_tokens",
-}
+CHAT_PLAIN: Quirks = frozenset()  # the quirks of OpenAI itself
 
 
-def chat_rest(data: Json, known: list[str], at: str = "") -> Json:
-    """Return what the model cannot hold: unknown fields at any depth, and null or empty ones."""
-    rest: Json = {}
-    for key, value in data.items():
-        path, empty = f"{at}{key}", value is None or value is False or value in ("", [])
-        if path not in known or empty:
-            inside = isinstance(value, dict) and any(name.startswith(f"{path}.") for name in known)
-            kept = chat_rest(value, known, f"{path}.") if inside else value
-            rest.update({} if inside and not kept else {key: kept})
-    return rest
-
-
-def chat_extra(data: Json, known: str, **notes: Any) -> Mapping[str, Json]:
-    """Return the `extra` of what was read from `data`: its rest, and the notes that say something."""
-    own = {**chat_rest(data, known.split()), **{key: value for key, value in notes.items() if value}}
+def chat_extra(wire: Json, written: Json, **notes: Any) -> Mapping[str, Json]:
+    """Return the `extra` of what was read from `wire`, given how it would be written by itself."""
+    own = {**rest_of(wire, written), **{key: value for key, value in notes.items() if value}}
     return {"chat": own} if own else EMPTY
 
 
@@ -2808,24 +2862,11 @@ def chat_own(thing: Request | Message | Part | Tool | Usage) -> Json:
     return thing.extra.get("chat", EMPTY)
 
 
-def chat_merge(written: Json, own: Mapping[str, Any]) -> Json:
-    """Put back what chat_rest kept, at any depth; notes stay behind."""
-    merged = {key: value for key, value in own.items() if not key.startswith("_")}
-    for key, value in written.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = chat_merge(value, merged[key]) if both else value
-    return merged
-
-
-def chat_some(**fields: Any) -> Json:
-    """Return the fields that are not None."""
-    return {key: value for key, value in fields.items() if value is not None}
-
-
 def chat_text(value: Any) -> str:
     """Return a text that some send as null, as an object, or as a list of texts."""
     if isinstance(value, list) and all(isinstance(item, dict) for item in value):
-        return "".join(chat_text(item.get("text") or item.get("content")) for item in value)
+        fields = ("text", "content", "summary")
+        return "".join(chat_text(next(filter(None, map(item.get, fields)), "")) for item in value)
     return value if isinstance(value, str) else "" if value is None else dumps_text(value)
 
 
@@ -2842,15 +2883,16 @@ def chat_media(kind: str, url: str, name: str = "", detail: str = "") -> Part:
     """Return the media behind a URL, which may hold the bytes themselves. Source: RFC 2397."""
     head, comma, data = url.partition(",")
     if not comma or head[:5].lower() != "data:":
-        own = {"chat": {"_url": True}} if kind == "document" else EMPTY
-        return Part("media", media=Media(kind, "url", url, "", name, detail), extra=own)
+        return Part("media", media=Media(kind, "url", url, "", name, detail))
     mime, *options = head[5:].lower().split(";")
     mime = "image/jpeg" if mime == "image/jpg" else mime or "text/plain"
     if "base64" not in options:
         data = base64.b64encode(unquote_to_bytes(data)).decode("ascii")
-    usual = "base64" not in options or head == f"data:{mime};base64"
-    own = EMPTY if usual else {"chat": {"_head": head}}
-    return Part("media", media=Media(kind, "base64", data, mime, name, detail), extra=own)
+    return Part("media", media=Media(kind, "base64", data, mime, name, detail))
+
+
+def chat_url(media: Media) -> str:
+    return media.data if media.source == "url" else f"data:{media.mime};base64,{media.data}"
 
 
 def chat_read_image(image: Json | str) -> Part:
@@ -2858,33 +2900,78 @@ def chat_read_image(image: Json | str) -> Part:
     return chat_media("image", image["url"], detail=image.get("detail") or "")
 
 
-def chat_read_audio(audio: Json) -> Part:
-    return Part("media", media=Media("audio", "base64", audio["data"], f"audio/{audio['format']}"))
-
-
 def chat_read_file(file: Json) -> Part:
+    """Read a document. One by URL is OpenRouter's, and written for those who sent one."""
     name = file.get("filename") or ""
     if file.get("file_id"):
         return Part("media", media=Media("document", "file_id", file["file_id"], "", name))
     read = chat_media("document", file["file_data"], name)
-    return read if name else read._replace(extra={"chat": {**chat_own(read), "_unnamed": True}})
+    return read._replace(extra={"chat": {"_url": True}}) if ":" in file["file_data"][:9] else read
 
 
-CHAT_PARTS: dict[str, Callable[[Any], Part]] = {  # type of a part, and the field that holds it -> reader
-    "text": lambda text: Part("text", text),
-    "refusal": lambda text: Part("refusal", text),
-    "image_url": chat_read_image,
-    "input_audio": chat_read_audio,
-    "file": chat_read_file,
+def chat_write_file(media: Media) -> Json:
+    if media.source == "file_id":
+        return {"file_id": media.data}
+    return {"file_data": chat_url(media), "filename": media.name or "document.pdf"}
+
+
+class ChatPart(NamedTuple):
+    """A type of part: how the field that is named like it is read, and written of text or media."""
+
+    holds: str  # kind of part or media, and for media the sources that there may be
+    read: Callable[[Any], Part]
+    write: Callable[[Any], Any]
+
+
+CHAT_FORMS = {"mpeg": "mp3", "x-wav": "wav", "wave": "wav"}  # MIME subtype of sound -> format
+CHAT_WHERE = {"url": "by its URL", "file_id": "by its file id"}
+CHAT_SAYS = {"text": "content", "thinking": "reasoning_content", "refusal": "refusal"}
+# fmt: off
+CHAT_PARTS = {
+    # type                  holds                          read, write
+    "text":        ChatPart("text",                        lambda text: Part("text", text), str),
+    "refusal":     ChatPart("refusal",                     lambda text: Part("refusal", text), str),
+    "image_url":   ChatPart("image base64 url",            chat_read_image,
+                            lambda media: said_fields(url=chat_url(media), detail=media.detail)),
+    "input_audio": ChatPart("audio base64",
+                            lambda sound: Part("media", media=Media("audio", "base64", sound["data"], f"audio/{sound['format']}")),
+                            lambda media: {"data": media.data, "format": CHAT_FORMS.get(media.mime[6:], media.mime[6:])}),
+    "file":        ChatPart("document base64 url file_id", chat_read_file, chat_write_file),
 }
+CHAT_TYPES = {  # kind of part, or kind and source of media -> type
+    (kind, source): name
+    for name, row in CHAT_PARTS.items() for kind, *sources in (row.holds.split(),) for source in sources or ("",)
+}
+# fmt: on
 
 
 def chat_read_part(part: Json) -> Part:
     kind = part["type"]
     if kind not in CHAT_PARTS:
         return Part("opaque", extra={"chat": part})
-    read = CHAT_PARTS[kind](part[kind])
-    return read._replace(cache=chat_cache(part), extra=chat_extra(part, CHAT_KNOWN[kind], **chat_own(read)))
+    read = CHAT_PARTS[kind].read(part[kind])._replace(cache=chat_cache(part))
+    return read._replace(extra=chat_extra(part, chat_write_part(read), **chat_own(read)))
+
+
+def chat_write_part(part: Part) -> Json:
+    """Write a part, a text document as text. Raises ProxyError for media that have no place."""
+    own, media, key = chat_own(part), part.media, (part.kind, "")
+    if media and media.source == "text":
+        return {"type": "text", "text": f"{media.name}\n{media.data}".lstrip("\n")}
+    if media:
+        key = (media.kind, media.source)
+        if key not in CHAT_TYPES or (key == ("document", "url") and "_url" not in own):
+            message = f"this upstream takes no {media.kind} {CHAT_WHERE.get(media.source, '')}"
+            raise ProxyError("invalid_request", f"{message}: send another", param="messages")
+    name = CHAT_TYPES.get(key, "")  # none: other dialects' hosted calls, and what is opaque
+    written = {"type": name, name: CHAT_PARTS[name].write(media or part.text)} if name else {}
+    return restored(written, own)
+
+
+def chat_write_parts(parts: Iterable[Part]) -> list[Json]:
+    """Write what has a place in a message."""
+    placed = (part for part in parts if part.media or part.kind in {*CHAT_PARTS, "opaque"})
+    return list(filter(None, map(chat_write_part, placed)))
 
 
 def chat_read_content(content: str | list[Json] | None) -> tuple[Part, ...]:
@@ -2893,51 +2980,11 @@ def chat_read_content(content: str | list[Json] | None) -> tuple[Part, ...]:
     return tuple(map(chat_read_part, content or ()))
 
 
-CHAT_AUDIO = {"mpeg": "mp3", "x-wav": "wav", "wave": "wav"}  # MIME subtype -> format
-CHAT_MEDIA: dict[str, Callable[[Media, str], Json]] = {  # how each kind is written, from what sources
-    "image base64 url": lambda m, url: {"image_url": {"url": url, **chat_some(detail=m.detail or None)}},
-    "audio base64": lambda m, _: {"input_audio": {"data": m.data, "format": CHAT_AUDIO.get(m.mime[6:], m.mime[6:])}},
-    "document base64 url": lambda m, url: {"file": {"file_data": url, **chat_some(filename=m.name or None)}},
-    "document file_id": lambda m, _: {"file": {"file_id": m.data}},
-    "document text": lambda m, _: {"text": f"{m.name}\n{m.data}".lstrip("\n")},
-}
-
-
-def chat_write_media(part: Part) -> Json:
-    """Write media, a text document as text. Documents by URL are OpenRouter's, for those who sent one."""
-    media, own = part.media or Media("", "", ""), chat_own(part)
-    ways = [way for key, way in CHAT_MEDIA.items() if key.startswith(media.kind) and media.source in key.split()]
-    if not ways or (media.kind == "document" and media.source == "url" and "_url" not in own):
-        where = {"url": "by its URL", "file_id": "by its file id"}.get(media.source, "in a message")
-        message = f"this upstream takes no {media.kind} {where}: send another kind of media"
-        raise ProxyError("invalid_request", message, param="messages")
-    url = media.data
-    if media.source == "base64":
-        url = f"{own.get('_head', f'data:{media.mime};base64')},{media.data}"
-        media = media._replace(name=media.name or ("" if "_unnamed" in own else "document.pdf"))
-    written = ways[0](media, url)
-    return {"type": next(iter(written)), **written}
-
-
-CHAT_WRITE_PARTS: dict[str, Callable[[Part], Json]] = {  # other kinds have no place in a message
-    "text": lambda part: {"type": "text", "text": part.text},
-    "refusal": lambda part: {"type": "refusal", "refusal": part.text},
-    "media": chat_write_media,
-    "opaque": lambda part: {},
-}
-
-
-def chat_write_parts(parts: Iterable[Part]) -> list[Json]:
-    known = (part for part in parts if part.kind in CHAT_WRITE_PARTS)
-    wire = (chat_merge(CHAT_WRITE_PARTS[part.kind](part), chat_own(part)) for part in known)
-    return [part for part in wire if part]
-
-
-def chat_write_content(parts: Iterable[Part], own: Json, target: Target) -> str | list[Json]:
+def chat_write_content(parts: Iterable[Part], own: Json, quirks: Quirks) -> str | list[Json]:
     """Write parts as a list; a single plain text, or for some hosts all texts, as a string."""
     wire = chat_write_parts(parts)
     plain = len(wire) == 1 and wire[0].keys() == {"type", "text"} and "_list" not in own
-    if plain or ("string-content" in target.quirks and all(part["type"] == "text" for part in wire)):
+    if plain or ("string-content" in quirks and all(part["type"] == "text" for part in wire)):
         return "\n\n".join(part["text"] for part in wire)
     return wire
 
@@ -2947,103 +2994,104 @@ def chat_write_content(parts: Iterable[Part], own: Json, target: Target) -> str 
 
 def chat_proof(data: Json) -> str:
     """Return a thought signature, in the slot of Google's compatibility endpoint."""
-    google = (data.get("extra_content") or EMPTY).get("google") or EMPTY
-    return google.get("thought_signature") or ""
+    return inner(data, "extra_content", "google").get("thought_signature") or ""
 
 
-def chat_body(call: Json) -> tuple[bool, str, str]:
-    """Return whether a call, or a delta of one, is custom, its name and its arguments."""
-    custom = call.get("type") == "custom" or "function" not in call
-    body = call.get("custom" if custom else "function") or EMPTY
-    return custom, body.get("name") or "", chat_text(body.get("input" if custom else "arguments"))
+def chat_write_proof(proof: str) -> Json:
+    return {"extra_content": {"google": {"thought_signature": proof}}} if proof else {}
 
 
 def chat_read_call(call: Json) -> Part:
-    custom, name, text = chat_body(call)
-    extra = chat_extra(call, CHAT_KNOWN["call"], _untyped="type" not in call)
-    return Part("call", text, call["id"], name, proof=chat_proof(call), custom=custom, extra=extra)
+    """Read a call, or a delta of one."""
+    custom = call.get("type") == "custom" or "function" not in call
+    body = inner(call, "custom" if custom else "function")
+    text, name = chat_text(body.get("input" if custom else "arguments")), first_said(body, "name")
+    return Part("call", text, first_said(call, "id"), name, proof=chat_proof(call), custom=custom)
 
 
 def chat_write_call(part: Part) -> Json:
     kind, field = ("custom", "input") if part.custom else ("function", "arguments")
-    call: Json = {"id": part.id, "type": kind, kind: {"name": part.name, field: part.text}}
-    if "_untyped" in chat_own(part):
-        del call["type"]
-    if part.proof:
-        call["extra_content"] = {"google": {"thought_signature": part.proof}}
-    return chat_merge(call, chat_own(part))
+    body = {"name": part.name, field: part.text}
+    call = {"id": part.id, "type": kind, kind: body, **chat_write_proof(part.proof)}
+    return restored(call, chat_own(part))
 
 
-def chat_read_plain(message: Json) -> Message:
-    """Read a message of any role but the assistant's."""
+def chat_read_said(message: Json) -> Iterator[Part]:
+    """Read what an assistant said. Thinking comes as a text in one of two fields, or in both."""
+    fields = [name for name in ("reasoning_content", "reasoning") if message.get(name)]
+    if fields and isinstance(message[fields[0]], str):
+        yield Part("thinking", message[fields[0]], extra={"chat": {"_field": fields[0]}})
+    yield from chat_read_content(message.get("content"))
+    if message.get("refusal") and not isinstance(message.get("content"), list):
+        yield Part("refusal", message["refusal"])
+    for call in message.get("tool_calls") or ():
+        read = chat_read_call(call)._replace(id=call["id"])
+        yield read._replace(extra=chat_extra(call, chat_write_call(read)))
+
+
+def chat_read_message(message: Json) -> Message:
     role, content = message["role"], message.get("content")
-    parts = chat_read_content(content)
+    notes = {"_list": isinstance(content, list)}
+    if role not in CHAT_ROLES:
+        words = f"unknown role {role!r}, not one of {', '.join(CHAT_ROLES)}"
+        raise ProxyError("invalid_request", words, param="messages")
+    said = chat_read_said(message) if role == "assistant" else chat_read_content(content)
+    parts = tuple(said)
     if role == "tool":
         parts = (Part("result", id=message["tool_call_id"], parts=parts),)
-    return Message(role, parts, chat_extra(message, CHAT_KNOWN["plain"], _list=isinstance(content, list)))
+    read = Message(role, parts, chat_extra(EMPTY, EMPTY, **notes))
+    written = next(chat_write_message(read, CHAT_PLAIN), EMPTY)
+    return read._replace(extra=chat_extra(message, written, **notes))
 
 
-def chat_read_assistant(message: Json) -> Message:
-    """Read an assistant's message. Thinking comes as a text in one of two fields, or in both."""
-    content, parts, known = message.get("content"), list[Part](), CHAT_KNOWN["assistant"]
-    fields = [x for x in ("reasoning_content", "reasoning") if isinstance(message.get(x), str) and message[x]]
-    for field in fields[:1]:
-        parts.append(Part("thinking", message[field], extra={"chat": {"_field": field}}))
-        known += f" {field}"
-    parts += chat_read_content(content)
-    if message.get("refusal") and not isinstance(content, list):
-        parts.append(Part("refusal", message["refusal"]))
-        known += " refusal"
-    parts += map(chat_read_call, message.get("tool_calls") or ())
-    notes = {"_list": isinstance(content, list), "_absent": "content" not in message}
-    return Message("assistant", tuple(parts), chat_extra(message, known, **notes))
+def chat_modern(body: Json) -> Json:
+    """Return a body in today's form: before November 2023 there were functions, one call a turn."""
+    modern = {**body, "messages": list(chat_modern_messages(body["messages"]))}
+    if body.get("functions"):
+        tools = [{"type": "function", "function": function} for function in modern.pop("functions")]
+        modern.update(tools=[*(body.get("tools") or ()), *tools], parallel_tool_calls=False)
+    asked = modern.pop("function_call", None)
+    if asked and not body.get("tool_choice"):
+        named = isinstance(asked, dict)
+        modern["tool_choice"] = {"type": "function", "function": asked} if named else asked
+    return modern
 
 
-CHAT_ROLES: dict[str, Callable[[Json], Message]] = {
-    **dict.fromkeys(("system", "developer", "user", "tool"), chat_read_plain),
-    "assistant": chat_read_assistant,
-}
-
-
-def chat_read_messages(messages: Iterable[Json]) -> Iterator[Message]:
-    """Read messages, also in the form of before November 2023: one `function_call` a turn."""
+def chat_modern_messages(messages: Iterable[Json]) -> Iterator[Json]:
     last = ""
     for number, message in enumerate(messages):
-        old, wire = message.get("function_call"), message
+        old = message.get("function_call")
         if old and message["role"] == "assistant":
             last = f"call_{digest('function_call', number, old['name'])}"
-            wire = {**message, "tool_calls": [{"id": last, "type": "function", "function": old}]}
-            del wire["function_call"]
+            calls = [{"id": last, "type": "function", "function": old}]
+            yield {**without(message, frozenset({"function_call"})), "tool_calls": calls}
         elif message["role"] == "function":
-            wire = {"role": "tool", "tool_call_id": last, "content": message["content"]}
-        if wire["role"] not in CHAT_ROLES:
-            words = f"unknown role {wire['role']!r}, not one of {', '.join(CHAT_ROLES)}"
-            raise ProxyError("invalid_request", words, param="messages")
-        yield CHAT_ROLES[wire["role"]](wire)
+            yield {"role": "tool", "tool_call_id": last, "content": message["content"]}
+        else:
+            yield message
 
 
 def chat_lift(message: Message) -> tuple[Part, ...]:
     """Return a leading system message as parts of Request.system; the first recalls the message."""
     first, *others = message.parts or (Part("text"),)
-    note = {**chat_own(message), "_role": message.role}
-    return (first._replace(extra={"chat": {**chat_own(first), "_message": note}}), *others)
+    own = {**chat_own(first), "_message": message._replace(parts=())}
+    return (first._replace(extra={"chat": own}), *others)
 
 
 def chat_lower(system: Iterable[Part]) -> list[Message]:
     """Return Request.system as messages: the inverse of chat_lift."""
     messages: list[Message] = []
     for part in system:
-        note = chat_own(part).get("_message", EMPTY if messages else {"_role": "system"})
-        if note:
-            messages.append(Message(note["_role"], (part,), {"chat": note}))
-        else:
-            messages[-1] = messages[-1]._replace(parts=(*messages[-1].parts, part))
+        if "_message" in chat_own(part) or not messages:
+            messages.append(chat_own(part).get("_message", Message("system", ())))
+        messages[-1] = messages[-1]._replace(parts=(*messages[-1].parts, part))
     return messages
 
 
-def chat_write_result(part: Part, own: Json, target: Target) -> Json:
+def chat_write_result(part: Part, own: Json, quirks: Quirks) -> Json:
+    content: str | list[Json]
     if "_list" in own and not part.error:
-        content = chat_write_content(part.parts, own, target)
+        content = chat_write_content(part.parts, own, quirks)
     else:
         wire = chat_write_parts(part.parts)
         texts = [item["text"] for item in wire if item["type"] == "text"]
@@ -3052,43 +3100,44 @@ def chat_write_result(part: Part, own: Json, target: Target) -> Json:
     return {"role": "tool", "tool_call_id": part.id, "content": content}
 
 
-def chat_write_turn(message: Message, target: Target) -> Iterator[Json]:
+def chat_write_turn(message: Message, quirks: Quirks) -> Iterator[Json]:
     """Write any message but an assistant's: results first, then their images and the rest."""
-    own = chat_own(message)
-    results = [part for part in message.parts if part.kind == "result"]
-    for part in results:
-        result = chat_write_result(part, own, target)
-        yield chat_merge(result, own if message.role == "tool" else EMPTY)
-    inner = [] if "_list" in own else [part for result in results for part in result.parts]
-    moved = [part for part in inner if part.media and part.media.source != "text"]
-    rest = [part for part in message.parts if part.kind != "result"]
-    role, own = ("user", EMPTY) if message.role == "tool" else (message.role, own)
-    role = "system" if role == "developer" and "system" in target.quirks else role
-    content = chat_write_content([*moved, *rest], own, target)
+    own, role, rest = chat_own(message), message.role, list[Part]()
+    for part in message.parts:
+        if part.kind == "result":
+            written = chat_write_result(part, own, quirks)
+            yield restored(written, own if role == "tool" else EMPTY)
+            moved = () if "_list" in own else part.parts
+            rest += [item for item in moved if item.media and item.media.source != "text"]
+    rest += [part for part in message.parts if part.kind != "result"]
+    role, own = ("user", EMPTY) if role == "tool" else (role, own)
+    role = "system" if role == "developer" and "system" in quirks else role
+    content = chat_write_content(rest, own, quirks)
     if content or "content" in own:
-        yield chat_merge({"role": role, **chat_some(content=content or None)}, own)
+        yield restored({"role": role, **({"content": content} if content else {})}, own)
 
 
-def chat_write_assistant(message: Message, target: Target) -> Iterator[Json]:
-    own, parts = chat_own(message), message.parts
-    kinds = {part.kind for part in parts}
-    content: str | list[Json] | None = "" if "empty-content" in target.quirks else None
-    if "_list" in own:
-        content = chat_write_content((part for part in parts if part.kind != "media"), own, target)
-    elif "text" in kinds:
-        content = text_of(parts, "")
-    written: Json = {} if content is None and "_absent" in own else {"content": content}
-    if "refusal" in kinds and "_list" not in own:
-        written["refusal"] = "".join(part.text for part in parts if part.kind == "refusal")
-    usual = "reasoning_content" if "reasoning-content" in target.quirks else ""
-    for part in parts:
-        field = chat_own(part).get("_field", usual) if part.kind == "thinking" and part.text else ""
-        if field:
+def chat_write_assistant(message: Message, quirks: Quirks) -> Iterator[Json]:
+    own, written = chat_own(message), dict[str, Any]()
+    calls = [chat_write_call(part) for part in message.parts if part.kind == "call"]
+    says = {**CHAT_SAYS, **({} if "reasoning-content" in quirks else {"thinking": ""})}
+    for part in message.parts:
+        field = chat_own(part).get("_field") or says.get(part.kind)
+        if field and (part.text or part.kind == "text"):
             written[field] = written.get(field, "") + part.text
-    if "call" in kinds:
-        written["tool_calls"] = [chat_write_call(part) for part in parts if part.kind == "call"]
-    if content or own or written.keys() - {"content"}:
-        yield chat_merge({"role": "assistant", **written}, own)
+    if "_list" in own:
+        listed = [part for part in message.parts if not part.media]
+        written.pop("refusal", None)
+        written["content"] = chat_write_content(listed, own, quirks)
+    written.setdefault("content", "" if "empty-content" in quirks else None)
+    written.update({"tool_calls": calls} if calls else {})
+    if own or any(written.values()):
+        yield restored({"role": "assistant", **written}, own)
+
+
+def chat_write_message(message: Message, quirks: Quirks) -> Iterator[Json]:
+    write = chat_write_assistant if message.role == "assistant" else chat_write_turn
+    return write(message, quirks)
 
 
 def chat_answered(messages: Iterable[Json]) -> list[Json]:
@@ -3104,7 +3153,8 @@ def chat_answered(messages: Iterable[Json]) -> list[Json]:
             missing.pop(message["tool_call_id"], None)
             ordered.append(message)
         elif message["role"] == "assistant":
-            ordered += [{"role": "tool", "tool_call_id": call, "content": CHAT_LOST} for call in missing]
+            made = {"role": "tool", "content": CHAT_LOST}
+            ordered += [{**made, "tool_call_id": call} for call in missing]
             ordered += [*later, message]
             later = []
             missing = dict.fromkeys(call["id"] for call in message.get("tool_calls") or ())
@@ -3116,14 +3166,6 @@ def chat_answered(messages: Iterable[Json]) -> list[Json]:
     return ordered[:-1]
 
 
-def chat_write_messages(request: Request, target: Target) -> list[Json]:
-    wire: list[Json] = []
-    for message in (*chat_lower(request.system), *request.messages):
-        write = chat_write_assistant if message.role == "assistant" else chat_write_turn
-        wire += write(message, target)
-    return chat_answered(wire)
-
-
 # -- tools and settings ----------------------------------------------------------------
 
 
@@ -3132,27 +3174,24 @@ def chat_read_tool(tool: Json) -> Tool:
     if kind not in {"function", "custom"}:
         return Tool(kind, kind="hosted", extra={"chat": tool})
     body = tool[kind]
-    description, grammar = body.get("description") or "", (body.get("format") or EMPTY).get("grammar")
-    read = Tool(body["name"], description, body.get("parameters"), kind, body.get("strict"), grammar)
-    extra = chat_extra(tool, CHAT_KNOWN["tool"], _untyped="type" not in tool)
-    return read._replace(cache=chat_cache(tool), extra=extra)
-
-
-def chat_read_tools(body: Json) -> tuple[Tool, ...]:
-    old = ({"type": "function", "function": function} for function in body.get("functions") or ())
-    tools = [chat_read_tool(tool) for tool in (*(body.get("tools") or ()), *old)]
-    if body.get("web_search_options") is not None:
-        own = {"web_search_options": body["web_search_options"]}
-        tools.append(Tool("web_search", kind="hosted", extra={"chat": own}))
-    return tuple(tools)
+    schema, grammar = body.get("parameters"), inner(body, "format").get("grammar")
+    about, strict = first_said(body, "description"), body.get("strict")
+    read = Tool(body["name"], about, schema, kind, strict, grammar, cache=chat_cache(tool))
+    return read._replace(extra=chat_extra(tool, chat_write_tool(read)))
 
 
 def chat_write_tool(tool: Tool) -> Json:
-    grammar = tool.grammar and {"type": "grammar", "grammar": tool.grammar}
-    body = chat_some(name=tool.name, description=tool.description or None, parameters=tool.schema)
-    body.update(chat_some(strict=tool.strict, format=grammar))
-    typed = {} if "_untyped" in chat_own(tool) else {"type": tool.kind}
-    return chat_merge({**typed, tool.kind: body}, chat_own(tool))
+    body = said_fields(name=tool.name, description=tool.description, parameters=tool.schema)
+    form = tool.grammar and {"type": "grammar", "grammar": tool.grammar}
+    body.update(said_fields(strict=tool.strict, format=form))
+    return restored({"type": tool.kind, tool.kind: body}, chat_own(tool))
+
+
+def chat_read_tools(body: Json) -> Iterator[Tool]:
+    yield from map(chat_read_tool, body.get("tools") or ())
+    if body.get("web_search_options") is not None:
+        own = {"web_search_options": body["web_search_options"]}
+        yield Tool("web_search", kind="hosted", extra={"chat": own})
 
 
 def chat_write_tools(request: Request) -> Json:
@@ -3160,80 +3199,69 @@ def chat_write_tools(request: Request) -> Json:
 
     That only for models made for it: others answer 400 "not supported with this model".
     """
-    tools: list[Json] = []
-    written: Json = {}
-    for tool in request.tools:
-        own = chat_own(tool)
-        if tool.kind != "hosted":
-            tools.append(chat_write_tool(tool))
-        elif "web_search_options" in own:
-            written = own
-        elif own:
-            tools.append(own)
-        elif tool.name == "web_search" and "search" in request.model:
-            written = {"web_search_options": {}}
-    return {**written, **({"tools": tools} if tools else {})}
+    kinds = [(tool, tool.kind == "hosted") for tool in request.tools]
+    written = [chat_own(tool) if hosted else chat_write_tool(tool) for tool, hosted in kinds]
+    tools = [tool for tool in written if tool and "web_search_options" not in tool]
+    searches = [tool for tool in written if "web_search_options" in tool]
+    wanted = any(hosted and tool.name == "web_search" for tool, hosted in kinds)
+    if wanted and "search" in request.model:
+        searches.append({"web_search_options": {}})
+    return {**(searches[0] if searches else {}), **({"tools": tools} if tools else {})}
 
 
 def chat_read_choice(choice: Any) -> ToolChoice | None:
-    """Read `tool_choice`; None for what has no counterpart, which then stays in `extra`."""
+    """Read `tool_choice`; None for what has no counterpart."""
     if not isinstance(choice, dict):
         return ToolChoice(CHAT_MODES[choice]) if choice in CHAT_MODES else None
     kind = choice.get("type") or next(iter(choice), None)  # Hugging Face's has no type
     if kind == "allowed_tools":
-        names = tuple(tool[tool["type"]]["name"] for tool in choice[kind]["tools"] if tool["type"] in tool)
-        return ToolChoice(choice[kind]["mode"], names)
-    return ToolChoice("required", (choice[kind]["name"],)) if kind in {"function", "custom"} else None
+        tools = [inner(tool, tool["type"]) for tool in choice[kind]["tools"]]
+        return ToolChoice(choice[kind]["mode"], tuple(tool["name"] for tool in tools if tool))
+    named = kind in {"function", "custom"}
+    return ToolChoice("required", (choice[kind]["name"],)) if named else None
 
 
 def chat_write_choice(choice: ToolChoice, request: Request) -> Json | str:
     customs = {tool.name for tool in request.tools if tool.kind == "custom"}
     kinds = [(name, "custom" if name in customs else "function") for name in choice.names]
     named = [{"type": kind, kind: {"name": name}} for name, kind in kinds]
-    if len(named) == 1 and choice.mode == "required" and "_allowed" not in chat_own(request):
+    if len(named) == 1 and choice.mode == "required":
         return named[0]
     allowed = {"mode": choice.mode, "tools": named}
     return {"type": "allowed_tools", "allowed_tools": allowed} if named else choice.mode
 
 
-def chat_read_format(form: Json | None) -> Format | None:
-    if not form or form.get("type") not in CHAT_FORMATS:
+def chat_read_format(form: Json) -> Format | None:
+    if form.get("type") not in CHAT_FORMATS:
         return None
-    schema = form.get("json_schema") or EMPTY
-    name, description = schema.get("name") or "", schema.get("description") or ""
-    return Format(CHAT_FORMATS[form["type"]], name, schema.get("schema"), schema.get("strict"), description)
+    kind, schema = CHAT_FORMATS[form["type"]], inner(form, "json_schema")
+    name, description = first_said(schema, "name"), first_said(schema, "description")
+    return Format(kind, name, schema.get("schema"), schema.get("strict"), description)
 
 
 def chat_write_format(form: Format) -> Json:
     if form.kind == "json":
         return {"type": "json_object"}
-    schema = chat_some(name=form.name or "response", schema=form.schema, strict=form.strict)
-    schema.update(chat_some(description=form.description or None))
+    name, said = form.name or "response", form.description
+    schema = said_fields(name=name, schema=form.schema, strict=form.strict, description=said)
     return {"type": "json_schema", "json_schema": schema}
 
 
-def chat_read_params(body: Json) -> tuple[Json, Json]:
-    """Return the parameters, and the name each came by. Of two for one the smaller limit counts."""
-    params: Json = {}
-    names: Json = {}
-    for name, key in reversed(CHAT_PARAMS.items()):
-        value = body.get(name)
-        if value is not None and (key not in params or (key == "max_tokens" and value < params[key])):
-            params[key], names[key] = value, name
+def chat_read_params(body: Json) -> Json:
+    """Return the parameters. Of two names for one the first of PARAMS counts; the smaller limit."""
+    given = {name: body[name] for name in CHAT_PARAMS if body.get(name) is not None}
+    params = {CHAT_PARAMS[name]: value for name, value in given.items()}
+    limits = [given[name] for name in given if CHAT_PARAMS[name] == "max_tokens"]
+    params.update({"max_tokens": min(limits)} if limits else {})
     if isinstance(params.get("stop"), str):
         params["stop"] = [params["stop"]]
-    if body.get("functions"):
-        params["parallel"] = False  # the old form knew one call a turn
-    return params, names
+    return params
 
 
-def chat_write_params(request: Request, target: Target) -> Json:
-    names = {**CHAT_WRITE_PARAMS, **chat_own(request).get("_names", EMPTY)}
-    if "max-tokens" in target.quirks:
-        names["max_tokens"] = "max_tokens"
+def chat_write_params(request: Request, quirks: Quirks) -> Json:
+    odd = {"max_tokens": "max_tokens"} if "max-tokens" in quirks else {}
+    names = {**CHAT_WRITE_PARAMS, **odd}
     written = {names[key]: value for key, value in request.params.items() if key in names}
-    if "_stop" in chat_own(request) and len(written.get("stop", ())) == 1:
-        written["stop"] = written["stop"][0]
     if all(tool.kind == "hosted" for tool in request.tools):
         written.pop("parallel_tool_calls", None)  # a 400 without tools
     if request.thinking.effort not in {"", "auto"}:
@@ -3241,173 +3269,122 @@ def chat_write_params(request: Request, target: Target) -> Json:
     return written
 
 
+def chat_write_settings(request: Request, quirks: Quirks) -> Json:
+    """Write all of a body but its messages and the form of the answer."""
+    body = {**chat_write_params(request, quirks), **chat_write_tools(request)}
+    body["model"] = request.model
+    if request.choice and "tools" in body:
+        body["tool_choice"] = chat_write_choice(request.choice, request)
+    if request.format:
+        body["response_format"] = chat_write_format(request.format)
+    return body
+
+
 def chat_read_request(body: Json) -> Request:
     """POST /v1/chat/completions body -> Request. Source: spec/dialects.md 1A.1 to 1A.3."""
-    messages = list(chat_read_messages(body["messages"]))
+    wire = chat_modern(body)
+    messages = list(map(chat_read_message, wire.pop("messages")))
     lead = next((n for n, m in enumerate(messages) if SIDES.get(m.role) != "system"), len(messages))
-    params, names = chat_read_params(body)
-    asked = body.get("tool_choice") or body.get("function_call")
-    asked = {"type": "function", "function": asked} if isinstance(asked, dict) and "name" in asked else asked
-    choice, form = chat_read_choice(asked), chat_read_format(body.get("response_format"))
-    effort = body.get("reasoning_effort")
-    effort = effort if effort in EFFORTS else ""
-    known = [CHAT_KNOWN["request"], *names.values()]
-    known += ["tool_choice"] * bool(choice) + ["reasoning_effort"] * bool(effort)
-    known += [CHAT_KNOWN["format"]] * bool(form)
-    notes = {
-        "_names": {key: name for key, name in names.items() if name != CHAT_WRITE_PARAMS[key]},
-        "_stop": isinstance(body.get("stop"), str),
-        "_old": bool(body.get("functions")),
-        "_choice": asked if asked == "any" or (isinstance(asked, dict) and "type" not in asked) else None,
-        "_allowed": isinstance(asked, dict) and asked.get("type") == "allowed_tools",
-    }
-    request = Request("chat", body["model"], tuple(messages[lead:]), params=params, format=form, choice=choice)
-    return request._replace(
+    effort = wire.get("reasoning_effort")
+    request = Request(
+        "chat",
+        wire["model"],
+        tuple(messages[lead:]),
         system=tuple(part for message in messages[:lead] for part in chat_lift(message)),
-        tools=chat_read_tools(body),
-        thinking=Thinking(effort),
-        stream=bool(body.get("stream")),
-        extra=chat_extra(body, " ".join(known), **notes),
+        tools=tuple(chat_read_tools(wire)),
+        choice=chat_read_choice(wire.get("tool_choice")),
+        params=chat_read_params(wire),
+        thinking=Thinking(effort if effort in EFFORTS else ""),
+        format=chat_read_format(wire.get("response_format") or EMPTY),
+        stream=bool(wire.get("stream")),
     )
+    written, old = chat_write_settings(request, CHAT_PLAIN), bool(body.get("functions"))
+    return request._replace(extra=chat_extra(wire, written, _old=old))
 
 
 def chat_write_request(request: Request, target: Target) -> Json:
     """Request -> POST /v1/chat/completions body."""
-    own = dict(chat_own(request))
-    options = {**(own.pop("stream_options", None) or EMPTY), "include_usage": True}
-    body: Json = {"model": request.model, "messages": chat_write_messages(request, target)}
-    body.update(chat_write_params(request, target), **chat_write_tools(request))
-    if request.choice and "tools" in body:
-        body["tool_choice"] = own.get("_choice") or chat_write_choice(request.choice, request)
-    if request.format:
-        body["response_format"] = chat_write_format(request.format)
+    quirks, messages = target.quirks, (*chat_lower(request.system), *request.messages)
+    wire = (item for message in messages for item in chat_write_message(message, quirks))
+    body = restored(chat_write_settings(request, quirks), chat_own(request))
+    body["messages"] = chat_answered(wire)
     if request.stream:
+        options = body.pop("stream_options", None) or EMPTY
         body["stream"] = True
-        body.update({} if "no-stream-options" in target.quirks else {"stream_options": options})
-    return chat_merge(body, own)
+        if "no-stream-options" not in quirks:
+            body["stream_options"] = {**options, "include_usage": True}
+    return body
 
 
 # -- reading answers -------------------------------------------------------------------
 
 
+CHAT_DETAILS = ("prompt_tokens_details", "completion_tokens_details")
+CHAT_COUNTS = frozenset(  # what the model has names for
+    "prompt_tokens completion_tokens total_tokens cached_tokens prompt_cache_hit_tokens"
+    " cache_write_tokens reasoning_tokens".split()
+)
+
+
 def chat_read_usage(usage: Json) -> Usage:
     """Read `usage`, with the cache fields of Kimi (cached_tokens) and DeepSeek (.._hit_tokens)."""
-    prompt = usage.get("prompt_tokens_details") or EMPTY
-    cached = prompt.get("cached_tokens") or usage.get("cached_tokens") or usage.get("prompt_cache_hit_tokens")
-    return Usage(
-        usage.get("prompt_tokens") or 0,
-        cached or 0,
-        prompt.get("cache_write_tokens") or 0,
-        usage.get("completion_tokens") or 0,
-        (usage.get("completion_tokens_details") or EMPTY).get("reasoning_tokens") or 0,
-        chat_extra(chat_some(**usage), CHAT_KNOWN["usage"]),
-    )
+    prompt, spoken = (inner(usage, key) for key in CHAT_DETAILS)
+    cached = first_said({**usage, **prompt}, "cached_tokens", "prompt_cache_hit_tokens")
+    written, thought = prompt.get("cache_write_tokens"), spoken.get("reasoning_tokens")
+    counts = usage.get("prompt_tokens"), cached, written, usage.get("completion_tokens"), thought
+    details = {key: without(inner(usage, key), CHAT_COUNTS) for key in CHAT_DETAILS}
+    rest = {**without(usage, CHAT_COUNTS), **details}
+    own = {key: value for key, value in rest.items() if value}
+    return Usage._make((*[number or 0 for number in counts], {"chat": own} if own else EMPTY))
 
 
-def chat_read_citation(annotation: Json) -> Citation:
-    cited = annotation["url_citation"]
+def chat_read_citation(annotation: Json) -> Citation | None:
+    cited = inner(annotation, "url_citation")
     start, end = cited.get("start_index") or 0, cited.get("end_index") or 0
-    return Citation(cited.get("url") or "", cited.get("title") or "", start, end, cited.get("content") or "")
-
-
-class ChatLane:
-    """A part under way. What cannot be sent yet, for an older part is still open, is held."""
-
-    def __init__(self, part: Part) -> None:
-        self.part = part
-        self.at = -1  # its number, once it has begun
-        self.held: list[tuple[str, Any]] = []  # field and value of deltas
-        self.empty = True
+    url, title, text = (first_said(cited, name) for name in ("url", "title", "content"))
+    return Citation(url, title, start, end, text) if cited else None
 
 
 class ChatChoice:
-    """One choice of an answer under way: puts parts in a row that the wire may interleave.
-
-    Calls may be added to until the end, so the oldest one streams and the others wait. Texts stop
-    when another kind begins. Source: spec/dialects.md 5.2.
-    """
+    """One choice of an answer under way."""
 
     def __init__(self, number: int, answer: ChatAnswer) -> None:
-        self.number, self.answer = number, answer
-        self.lanes: list[ChatLane] = []  # in order; only the first one flows
-        self.calls: list[tuple[Any, str, ChatLane]] = []  # index and id on the wire
-        self.citations: list[tuple[str, Any]] = []  # deltas that came before their text
+        self.answer, self.lanes = answer, Lanes(number, answer.numbers)
+        self.calls: list[tuple[Any, str, Lane]] = []  # index and id on the wire
+        self.citations: tuple[Citation, ...] = ()  # that came before their text
         self.audio: Json = {}
         self.finish = ""
-        self.kinds: set[str] = set()  # of the parts that have begun
-
-    def flow(self) -> Iterator[Event]:
-        """Send what the first part holds. A call begins when its name is known."""
-        lane = self.lanes[0]
-        if lane.part.kind == "call" and not lane.part.name:
-            return
-        if lane.at < 0:
-            lane.at = next(self.answer.numbers)
-            self.kinds.add(lane.part.kind)
-            yield PartStart(lane.at, lane.part, self.number)
-        for field, value in lane.held:
-            yield PartDelta(lane.at, field, value)
-        lane.held.clear()
-
-    def close(self) -> Iterator[Event]:
-        """End the first part. A call without a name is dropped, one without arguments gets `{}`."""
-        lane = self.lanes[0]
-        if lane.part.kind == "call" and lane.empty and not lane.part.custom:
-            lane.held.insert(0, ("text", "{}"))
-        yield from self.flow()
-        if lane.at >= 0:
-            yield PartEnd(lane.at)
-        del self.lanes[0]
-
-    def open(self, part: Part) -> Iterator[Event]:
-        if self.lanes and self.lanes[0].part.kind != "call":
-            yield from self.close()
-        lane = ChatLane(part)
-        self.lanes.append(lane)
-        if part.kind == "text":
-            lane.held, self.citations = self.citations, []
-        if lane is self.lanes[0]:
-            yield from self.flow()
-
-    def add(self, lane: ChatLane, field: str, value: Any) -> Iterator[Event]:
-        lane.held += [(field, value)] if value else []
-        lane.empty = lane.empty and not (value and field == "text")
-        if lane is self.lanes[0]:
-            yield from self.flow()
 
     def say(self, kind: str, text: str) -> Iterator[Event]:
-        """Go on with a text, thinking or refusal, or begin one."""
-        if text and (not self.lanes or self.lanes[-1].part.kind != kind):
-            yield from self.open(Part(kind))
-        if text:
-            yield from self.add(self.lanes[-1], "text", text)
+        early: tuple[Citation, ...] = ()
+        if kind == "text" and text:
+            early, self.citations = self.citations, ()
+        return self.lanes.say(Part(kind, text, citations=early))
 
     def end(self) -> Iterator[Event]:
         if self.audio:
-            form = (chat_own(self.answer.request).get("audio") or EMPTY).get("format", "wav")
-            media = Media("audio", "base64", self.audio.get("data", ""), f"audio/{form}")
-            yield from self.open(Part("media", media=media, extra={"chat": self.audio}))
-        while self.lanes:
-            yield from self.close()
+            form = inner(chat_own(self.answer.request), "audio").get("format", "wav")
+            media = Media("audio", "base64", first_said(self.audio, "data"), f"audio/{form}")
+            yield from self.lanes.open(Part("media", media=media, extra={"chat": self.audio}))
+        yield from self.lanes.end()
 
     def reason(self) -> str:
         """Derive why it ended from what came: some say `stop`, or nothing, after calls."""
         finish = CHAT_FINISHES.get(self.finish, "stop")
-        usual = "tool_calls" if "call" in self.kinds else "stop"
+        usual = "tool_calls" if "call" in self.lanes.kinds else "stop"
         return usual if finish in {"stop", "tool_calls"} else finish
 
 
-def chat_read_thinking(choice: ChatChoice, delta: Json) -> Iterator[Event]:
-    """Read thinking, of which vendors fill several fields with the same text: one is taken."""
-    text = chat_text(delta.get("reasoning_content")) or chat_text(delta.get("reasoning"))
-    details = delta.get("reasoning_details")
-    if not text and isinstance(details, list):
-        text = "".join(item.get("text") or item.get("summary") or "" for item in details)
-    yield from choice.say("thinking", text)
+CHAT_THOUGHTS = ("reasoning_content", "reasoning", "reasoning_details")  # the first that is filled
 
 
-def chat_read_said(choice: ChatChoice, delta: Json) -> Iterator[Event]:
-    """Read `content`: a text, or (Mistral) a list of texts and thinking."""
+def chat_read_texts(choice: ChatChoice, delta: Json) -> Iterator[Event]:
+    """Read thinking, of which vendors fill several fields alike, text and refusal.
+
+    `content` is a text, or (Mistral) a list of texts and thinking.
+    """
+    thoughts = (chat_text(delta.get(field)) for field in CHAT_THOUGHTS)
+    yield from choice.say("thinking", next(filter(None, thoughts), ""))
     content = delta.get("content")
     for item in content if isinstance(content, list) else ({"text": content},):
         yield from choice.say("thinking", chat_text(item.get("thinking")))
@@ -3417,53 +3394,63 @@ def chat_read_said(choice: ChatChoice, delta: Json) -> Iterator[Event]:
 
 def chat_read_annotations(choice: ChatChoice, delta: Json) -> Iterator[Event]:
     for annotation in delta.get("annotations") or ():
-        if annotation.get("type") == "url_citation":
-            citation = chat_read_citation(annotation)
-            if choice.lanes and choice.lanes[-1].part.kind == "text":
-                yield from choice.add(choice.lanes[-1], "citation", citation)
-            else:
-                choice.citations.append(("citation", citation))
+        citation, lane = chat_read_citation(annotation), choice.lanes.last("text")
+        if citation and lane:
+            yield from choice.lanes.add(lane, "citation", citation)
+        elif citation:
+            choice.citations += (citation,)
 
 
-def chat_read_media(choice: ChatChoice, delta: Json) -> Iterator[Event]:
+def chat_read_shown(choice: ChatChoice, delta: Json) -> Iterator[Event]:
     """Read the generated images of OpenRouter, and gather the pieces of a spoken answer."""
     for image in delta.get("images") or ():
-        yield from choice.open(chat_read_part(image))
+        yield from choice.lanes.open(chat_read_part(image))
     for key, value in (delta.get("audio") or EMPTY).items():
         if value:
-            before = choice.audio.get(key, "") if key in {"data", "transcript"} else None
-            choice.audio[key] = value if before is None else before + value
+            joins = key in {"data", "transcript"}
+            choice.audio[key] = choice.audio.get(key, "") + value if joins else value
 
 
-def chat_find_call(choice: ChatChoice, call: Json, name: str) -> ChatLane | None:
+def chat_find_call(choice: ChatChoice, call: Json, part: Part) -> Lane | None:
     """Return the call that a delta goes on with, by index, else by id, else the last; None: a new one."""
-    index, given = call.get("index"), call.get("id") or ""
+    index, given = call.get("index"), part.id
     if index is None and not given:
-        return choice.calls[-1][2] if choice.calls and not name else None
+        return choice.calls[-1][2] if choice.calls and not part.name else None
     same = [c for c in choice.calls if (c[1] == given if index is None else c[0] == index)]
     return same[-1][2] if same and (not given or same[-1][1] in {"", given}) else None
 
 
-def chat_read_calls(choice: ChatChoice, delta: Json) -> Iterator[Event]:
-    old = delta.get("function_call") or EMPTY
+def chat_read_deltas(choice: ChatChoice, delta: Json) -> Iterator[Event]:
+    """Read pieces of calls, or of the one call that there was before November 2023."""
+    old, lanes = delta.get("function_call") or EMPTY, choice.lanes
     olds: list[Json] = [{"index": 0, "function": old}] if any(old.values()) else []
     for call in delta.get("tool_calls") or olds:
-        custom, name, text = chat_body(call)
-        lane = chat_find_call(choice, call, name)
+        part = chat_read_call(call)
+        lane = chat_find_call(choice, call, part)
         if lane is None:
-            given = call.get("id") or ""
-            part = Part("call", id=choice.answer.id_of(given), name=name, custom=custom)
-            yield from choice.open(part)
-            lane = choice.lanes[-1]
-            choice.calls.append((call.get("index"), given, lane))
-        lane.part = lane.part._replace(name=lane.part.name or name)
-        yield from choice.add(lane, "text", text)
-        yield from choice.add(lane, "proof", chat_proof(call))
+            yield from lanes.open(part._replace(id=choice.answer.id_of(part.id)))
+            choice.calls.append((call.get("index"), part.id, lanes.row[-1]))
+        else:
+            lane.part = lane.part._replace(name=lane.part.name or part.name)
+            yield from lanes.begin(lane)
+            yield from lanes.add(lane, "text", part.text)
+            yield from lanes.add(lane, "proof", part.proof)
 
 
 CHAT_DELTAS = (  # in the order in which their parts stand in the answer
-    chat_read_thinking, chat_read_said, chat_read_annotations, chat_read_media, chat_read_calls,
+    chat_read_texts, chat_read_annotations, chat_read_shown, chat_read_deltas,
 )  # fmt: skip
+
+
+def chat_read_row(choice: ChatChoice, row: Json) -> Iterator[Event]:
+    lanes = choice.lanes
+    whole = None if lanes.kinds else row.get("message")  # not streamed, or all at the end
+    for read in CHAT_DELTAS:
+        yield from read(choice, row.get("delta") or whole or EMPTY)
+    if lanes.row and lanes.row[0].at >= 0:
+        tokens = inner(row, "logprobs").get("content")
+        yield from lanes.add(lanes.row[0], "logprobs", tokens)
+    choice.finish = row.get("finish_reason") or choice.finish
 
 
 class ChatAnswer:
@@ -3474,7 +3461,7 @@ class ChatAnswer:
         self.numbers = itertools.count()  # of the parts of all choices
         self.ids: set[str] = set()  # of calls
         self.choices: dict[int, ChatChoice] = {}
-        self.texts: dict[int, int] = {}  # choice -> number of its text part, while that is open
+        self.texts: dict[int, int] = {}  # choice -> number of its text part, while that flows
         self.usage: Usage | None = None
 
     def id_of(self, given: str) -> str:
@@ -3490,107 +3477,100 @@ class ChatAnswer:
             (choice,) = chunk["choices"]
             delta = choice["delta"]
             text = delta["content"]
-            if len(delta) > 1 or not text or choice.get("finish_reason") or choice.get("logprobs"):
-                return None
-            if type(text) is not str or chunk.get("usage"):
-                return None
-            return PartDelta(self.texts[choice["index"]], "text", text)
-        except (KeyError, TypeError, ValueError):
+            at = self.texts[choice["index"]]
+        except (LookupError, TypeError, ValueError):
             return None
+        if len(delta) > 1 or not text or choice.get("finish_reason") or choice.get("logprobs"):
+            return None
+        if type(text) is not str or chunk.get("usage"):
+            return None
+        return PartDelta(at, "text", text)
 
     def read(self, chunk: Json) -> Iterator[Event]:
         rows = chunk.get("choices") or ()
         failed = [holder for holder in (chunk, *rows) if holder.get("error")]
-        if failed or chunk.get("object") == "error" or ("detail" in chunk and "choices" not in chunk):
+        bare = chunk.get("object") == "error" or ("detail" in chunk and "choices" not in chunk)
+        if failed or bare:
             raise chat_error(failed[0] if failed else chunk)
         for holder in (chunk, *rows, chunk.get("x_groq") or EMPTY):
             self.usage = chat_read_usage(holder["usage"]) if holder.get("usage") else self.usage
+        if rows and not self.choices:
+            created = chunk.get("created") or 0
+            yield MessageStart(first_said(chunk, "id"), first_said(chunk, "model"), created)
         for row in rows:
-            if not self.choices:
-                yield MessageStart(chunk.get("id") or "", chunk.get("model") or "", chunk.get("created") or 0)
             number = row.get("index") or 0
             choice = self.choices.setdefault(number, ChatChoice(number, self))
-            yield from self.read_row(row, choice)
-
-    def read_row(self, row: Json, choice: ChatChoice) -> Iterator[Event]:
-        whole = None if choice.kinds else row.get("message")  # not streamed, or all at the end
-        for read in CHAT_DELTAS:
-            yield from read(choice, row.get("delta") or whole or EMPTY)
-        tokens = (row.get("logprobs") or EMPTY).get("content")
-        if choice.lanes:
-            yield from choice.add(choice.lanes[0], "logprobs", tokens)
-        choice.finish = row.get("finish_reason") or choice.finish
-        self.texts.pop(choice.number, None)
-        if choice.lanes and choice.lanes[0].part.kind == "text":
-            self.texts[choice.number] = choice.lanes[0].at
+            yield from chat_read_row(choice, row)
+            self.texts.pop(number, None)
+            first = choice.lanes.row[0] if choice.lanes.row else None
+            if first and first.part.kind == "text":
+                self.texts[number] = first.at
 
     def end(self) -> Iterator[Event]:
-        choices = [choice for _, choice in sorted(self.choices.items())]
-        for choice in choices:
+        choices = sorted(self.choices.items())
+        for _, choice in choices:
             yield from choice.end()
-        if not any(choice.finish or choice.kinds for choice in choices):
+        if not any(choice.finish or choice.lanes.kinds for _, choice in choices):
             raise ProxyError("upstream_failed", "the upstream's answer ended before it began")
         if self.usage:
             yield self.usage
-        for choice in choices:
-            yield MessageEnd(choice.reason(), raw=choice.finish, choice=choice.number)
+        for number, choice in choices:
+            yield MessageEnd(choice.reason(), raw=choice.finish, choice=number)
 
 
 # -- writing answers -------------------------------------------------------------------
 
 
 def chat_write_usage(usage: Usage) -> Json:
+    prompt = {"cached_tokens": usage.cache_read, "cache_write_tokens": usage.cache_write}
     written = {
         "prompt_tokens": usage.input,
         "completion_tokens": usage.output,
         "total_tokens": usage.input + usage.output,
-        "prompt_tokens_details": {"cached_tokens": usage.cache_read, "cache_write_tokens": usage.cache_write},
+        "prompt_tokens_details": prompt,
         "completion_tokens_details": {"reasoning_tokens": usage.reasoning},
     }
-    return chat_merge(written, chat_own(usage))
+    return restored(written, chat_own(usage))
 
 
 def chat_write_citation(citation: Citation, before: int, length: int) -> Json:
     """Write a citation in a text of `length`, with `before` code points of text before it."""
     start, end = before + citation.start, before + (citation.end or length)
     cited = {"url": citation.url, "title": citation.title, "start_index": start, "end_index": end}
-    return {"type": "url_citation", "url_citation": {**cited, **chat_some(content=citation.text or None)}}
+    cited.update(said_fields(content=citation.text))
+    return {"type": "url_citation", "url_citation": cited}
 
 
 def chat_write_shown(part: Part) -> Json:
     """Write generated media: images in OpenRouter's field, sound in OpenAI's, no other."""
     media = part.media or Media("", "", "")
     if media.kind == "audio":
-        sound = {"id": f"audio_{digest(media.data)}", "data": media.data, "transcript": "", "expires_at": 0}
-        return {"audio": {**(chat_own(part) or sound)}}
+        sound = {"id": f"audio_{digest(media.data)}", "data": media.data}
+        return {"audio": {**sound, "transcript": "", "expires_at": 0, **chat_own(part)}}
     return {"images": chat_write_parts([part])} if media.kind == "image" else {}
-
-
-CHAT_SAYS = {"text": "content", "thinking": "reasoning_content", "refusal": "refusal"}
-
-
-class ChatOut:
-    """A part being written."""
-
-    def __init__(self, part: Part, choice: int, call: int) -> None:
-        self.part, self.choice = part, choice
-        self.shown = part.kind in {*CHAT_SAYS, "call", "media"} and not part.redacted
-        self.call = call  # its number among the calls of the choice, if it is one
-        self.size = 0  # code points so far
-        self.proof = ""
-        self.citations: list[Citation] = []
-        self.frame: tuple[bytes, bytes] | None = None  # around each piece of text in the stream
 
 
 class ChatTally:
     """What was written of one choice."""
 
-    def __init__(self) -> None:
-        self.begun = False
-        self.calls = 0
-        self.before = 0  # code points of text
-        self.cited = 0  # annotations: the SDK wants them numbered in a stream
-        self.proof = ""  # of thinking, for the next call: it has no slot for its own
+    begun = False
+    calls = 0
+    before = 0  # code points of text
+    cited = 0  # annotations: the SDK wants them numbered in a stream
+    proof = ""  # of thinking, for the next call: it has no slot for its own
+
+
+class ChatOut:
+    """A part being written; what waits for its end is added to `part`."""
+
+    size = 0  # code points so far
+    frame: tuple[bytes, bytes] | None = None  # around each piece of text in the stream
+
+    def __init__(self, start: PartStart, tally: ChatTally) -> None:
+        self.part, self.choice, self.tally = start.part, start.choice, tally
+        self.kind = start.part.kind
+        self.shown = self.kind in {*CHAT_SAYS, "call", "media"} and not start.part.redacted
+        self.call = tally.calls  # its number among the calls of the choice, if it is one
 
 
 class ChatWriter:
@@ -3601,7 +3581,7 @@ class ChatWriter:
         self.request, self.old = request, "_old" in own  # a client of before November 2023
         self.asked = bool((own.get("stream_options") or EMPTY).get("include_usage"))
         self.parts: dict[int, ChatOut] = {}
-        self.choices: dict[int, ChatTally] = {}
+        self.choices = collections.defaultdict[int, ChatTally](ChatTally)
         self.head: Json = {}
         self.usage: Usage | None = None
 
@@ -3610,94 +3590,79 @@ class ChatWriter:
         return {"index": choice, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
 
     def call(self, out: ChatOut, call: Json) -> Json:
-        old = {"function_call": call.get("function", {})}
-        return self.row(out.choice, old if self.old else {"tool_calls": [{"index": out.call, **call}]})
+        numbered = {"tool_calls": [{"index": out.call, **call}]}
+        return self.row(out.choice, {"function_call": call["function"]} if self.old else numbered)
 
-    def more(self, out: ChatOut, text: str) -> Json:
-        return {"custom": {"input": text}} if out.part.custom else {"function": {"arguments": text}}
-
-    def body(self, out: ChatOut, text: str) -> Json:
+    def body(self, out: ChatOut, text: str, **fields: Any) -> Json:
         """Return the row that adds to the body of a part."""
-        if out.part.kind == "call":
-            return self.call(out, self.more(out, text))
-        return self.row(out.choice, {CHAT_SAYS[out.part.kind]: text})
+        if out.kind == "call":
+            kind, field = ("custom", "input") if out.part.custom else ("function", "arguments")
+            return self.call(out, {kind: {field: text}, **fields})
+        return self.row(out.choice, {CHAT_SAYS[out.kind]: text})
 
     def begin(self, choice: int, content: str | None) -> Iterator[Json]:
         """Name the role, in the first delta of a choice."""
-        tally = self.choices.setdefault(choice, ChatTally())
-        if not tally.begun:
-            tally.begun = True
+        if not self.choices[choice].begun:
+            self.choices[choice].begun = True
             yield self.row(choice, {"role": "assistant", "content": content})
 
-    def message_start(self, event: MessageStart) -> Iterator[Json]:
-        self.head = {
-            "id": event.id or f"chatcmpl-{self.request.id}",
-            "object": "chat.completion.chunk",
-            "created": event.created or self.request.created,
-            "model": event.model or self.request.model,
-        }
-        return iter(())
-
     def part_start(self, event: PartStart) -> Iterator[Json]:
-        part, choice = event.part, event.choice
-        tally = self.choices.setdefault(choice, ChatTally())
-        out = self.parts[event.at] = ChatOut(part, choice, tally.calls)
-        if not out.shown:
-            return
-        yield from self.begin(choice, "" if part.kind == "text" else None)
-        if part.kind == "call":
-            yield self.call(out, chat_write_call(part._replace(text="", proof=tally.proof)))
-        elif part.kind == "media":
-            yield self.row(choice, chat_write_shown(part))
+        out = self.parts[event.at] = ChatOut(event, self.choices[event.choice])
+        if out.shown:
+            yield from self.begin(out.choice, "" if out.kind == "text" else None)
+        if out.kind == "call":
+            yield self.call(out, chat_write_call(out.part._replace(text="", proof=out.tally.proof)))
+        elif out.kind == "media":
+            yield self.row(out.choice, chat_write_shown(out.part))
 
     def part_delta(self, event: PartDelta) -> Iterator[Json]:
-        """Write a delta; citations and proofs wait for the end of their part."""
         out = self.parts[event.at]
         if event.field == "text" and out.shown:
             out.size += len(event.value)
             yield self.body(out, event.value)
-        elif event.field == "citation":
-            out.citations.append(event.value)
-        elif event.field == "proof":
-            out.proof = event.value
         elif event.field == "logprobs" and out.shown:
             yield self.row(out.choice, {}, tokens=event.value)
+        elif event.field in {"citation", "proof"}:
+            out.part = part_with(out.part, event)
 
     def part_end(self, event: PartEnd) -> Iterator[Json]:
         out = self.parts.pop(event.at)
-        tally, kind = self.choices[out.choice], out.part.kind
-        if kind == "thinking":
-            tally.proof = out.proof or tally.proof
-        elif kind == "text":
-            cited = [
-                {"index": index, **chat_write_citation(c, tally.before, out.size)}
-                for index, c in enumerate(out.citations, tally.cited)
-            ]
-            yield from [self.row(out.choice, {"annotations": cited})] if cited else []
+        part, tally = out.part, out.tally
+        if out.kind == "thinking":
+            tally.proof = part.proof or tally.proof
+        elif out.kind == "text":
+            cited = [chat_write_citation(one, tally.before, out.size) for one in part.citations]
+            entries = [{"index": at, **one} for at, one in enumerate(cited, tally.cited)]
+            yield from [self.row(out.choice, {"annotations": entries})] if cited else ()
             tally.cited, tally.before = tally.cited + len(cited), tally.before + out.size
-        elif kind == "call":
-            if not out.size and not out.part.custom:
+        elif out.kind == "call":
+            if not out.size and not part.custom:
                 yield self.body(out, "{}")
-            if out.proof and not tally.proof and not self.old:
-                proof = {"extra_content": {"google": {"thought_signature": out.proof}}}
-                yield self.call(out, {**self.more(out, ""), **proof})  # the SDK asserts a function
+            if part.proof and not tally.proof and not self.old:
+                # with empty arguments, for the SDK asserts that there is a function
+                yield self.body(out, "", **chat_write_proof(part.proof))
             tally.calls, tally.proof = tally.calls + 1, ""
-
-    def usage_told(self, event: Usage) -> Iterator[Json]:
-        self.usage = event
-        return iter(())
 
     def message_end(self, event: MessageEnd) -> Iterator[Json]:
         """Write why it ended. A failure that left nothing is an error: a retry may do better."""
-        tally = self.choices.setdefault(event.choice, ChatTally())
-        if event.finish == "error" and not tally.begun:
-            raise ProxyError("upstream_failed", f"the upstream gave no answer: {event.raw or 'error'}")
+        if event.finish == "error" and not self.choices[event.choice].begun:
+            words = f"the upstream gave no answer: {event.raw or 'error'}"
+            raise ProxyError("upstream_failed", words)
         yield from self.begin(event.choice, "")
         finish = CHAT_WRITE_FINISHES[event.finish]
-        yield self.row(event.choice, {}, "function_call" if self.old and finish == "tool_calls" else finish)
+        old = self.old and finish == "tool_calls"
+        yield self.row(event.choice, {}, "function_call" if old else finish)
 
     def rows(self, event: Event) -> Iterator[Json]:
-        return CHAT_EVENTS[type(event)](self, event)
+        if isinstance(event, MessageStart):
+            made, now = f"chatcmpl-{self.request.id}", self.request.created
+            self.head = {"id": event.id or made, "object": "chat.completion.chunk"}
+            self.head["created"] = event.created or now
+            self.head["model"] = event.model or self.request.model
+        elif isinstance(event, Usage):
+            self.usage = event
+        else:
+            yield from CHAT_EVENTS[type(event)](self, event)
 
     def frame(self, row: Json) -> bytes:
         return sse_frame({**self.head, "choices": [row], **({"usage": None} if self.asked else {})})
@@ -3710,35 +3675,28 @@ class ChatWriter:
 
 
 CHAT_EVENTS: dict[type, Callable[[ChatWriter, Any], Iterator[Json]]] = {
-    MessageStart: ChatWriter.message_start,
     PartStart: ChatWriter.part_start,
     PartDelta: ChatWriter.part_delta,
     PartEnd: ChatWriter.part_end,
-    Usage: ChatWriter.usage_told,
     MessageEnd: ChatWriter.message_end,
 }
-
-
-CHAT_NUMBER = frozenset({"index"})  # of an entry: only streams have it
+CHAT_INDEX = frozenset({"index"})  # of an entry of a list: only streams have it
 
 
 def chat_fold(message: Json, delta: Json) -> None:
-    """Add a delta to a message, as clients do: texts join, lists grow, calls are told by index."""
+    """Add a delta to a message, as clients do: texts join, entries of lists are told by index."""
     for key, value in delta.items():
         before = message.get(key)
-        if isinstance(value, str) and isinstance(before, str):
-            message[key] = before + value
-        elif isinstance(value, dict) and isinstance(before, dict):
-            chat_fold(before, value)
-        elif key == "tool_calls":
-            (call,), calls = value, message.setdefault(key, [])
-            index = call.pop("index")
-            calls[index:] = calls[index:] or [{}]
-            chat_fold(calls[index], call)
-        elif key == "annotations":
-            message[key] = [*(before or ()), *(without(entry, CHAT_NUMBER) for entry in value)]
+        if isinstance(value, list):
+            entries = message.setdefault(key, [])
+            for entry in value:
+                at = entry.get("index", len(entries))
+                entries[at:] = entries[at:] or [{}]
+                chat_fold(entries[at], without(entry, CHAT_INDEX))
+        elif isinstance(value, dict):
+            chat_fold(message.setdefault(key, {}), value)
         else:
-            message[key] = [*before, *value] if isinstance(before, list) else value
+            message[key] = before + value if isinstance(before, str) else value
 
 
 def chat_read_response(body: Json, request: Request) -> Events:
@@ -3749,18 +3707,15 @@ def chat_read_response(body: Json, request: Request) -> Events:
 def chat_write_response(response: Response, request: Request) -> Json:
     """Response -> chat.completion object. Source: spec/dialects.md 1A.4."""
     writer, at, choices = ChatWriter(request), itertools.count(), []
-    writer.message_start(response.start)
+    list(writer.rows(response.start))
     for choice in response.choices:
         message: Json = {"refusal": None}
         parts = (part_events(next(at), part, choice.end.choice) for part in choice.parts)
         for event in itertools.chain(*parts, (choice.end,)):
             for row in writer.rows(event):
-                chat_fold(message, row["delta"])
-        last = {**row, "message": message}
-        del last["delta"]
-        if choice.logprobs:
-            last["logprobs"] = {"content": [*choice.logprobs], "refusal": None}
-        choices.append(last)
+                chat_fold(message, row.pop("delta"))
+        tokens = {"content": [*choice.logprobs], "refusal": None} if choice.logprobs else None
+        choices.append({**row, "message": message, "logprobs": tokens})
     body = {**writer.head, "object": "chat.completion", "choices": choices}
     return {**body, "usage": chat_write_usage(response.usage)} if response.usage else body
 
@@ -3783,7 +3738,8 @@ def chat_write_stream(events: Iterable[Event], request: Request) -> Frames:
     parts = writer.parts
     try:
         for event in events:
-            if isinstance(event, PartDelta) and event.field == "text" and (out := parts[event.at]).shown:
+            if isinstance(event, PartDelta) and event.field == "text" and parts[event.at].shown:
+                out = parts[event.at]
                 before, after = out.frame or writer.wrap(out)
                 out.size += len(event.value)
                 yield before + quote(event.value).encode("ascii") + after  # nearly all of them
@@ -3803,25 +3759,16 @@ def chat_write_stream(events: Iterable[Event], request: Request) -> Frames:
 
 CHAT_KINDS = {  # an error's `code` or `type` -> kind
     **{row.code: kind for kind, row in KINDS.items() if row.code},
-    "authentication_error": "unauthorized",
-    "permission_error": "forbidden",
-    "not_found_error": "not_found",
-    "rate_limit_error": "rate_limited",
-    "requests": "rate_limited",
-    "tokens": "rate_limited",
-    "overloaded_error": "overloaded",
-    "service_unavailable": "overloaded",
-}
-CHAT_SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600}
+    "authentication_error": "unauthorized", "permission_error": "forbidden", "not_found_error": "not_found",
+    "rate_limit_error": "rate_limited", "requests": "rate_limited", "tokens": "rate_limited",
+    "overloaded_error": "overloaded", "service_unavailable": "overloaded",
+}  # fmt: skip
 
 
 def chat_wait(message: str) -> float | None:
     """Return the seconds in "Please try again in 1m20.5s", as OpenAI and Groq say it."""
-    found = re.search(r"try again in ((?:[\d.]*\d(?:ms|s|m|h))+)", message)
-    if not found:
-        return None
-    spans = re.findall(r"([\d.]+)(ms|s|m|h)", found[1])
-    return sum((float(count) * CHAT_SECONDS[unit] for count, unit in spans), 0.0)
+    found = re.search(r"try again in ([\d.hms]+)", message)
+    return (found and read_duration(found[1].rstrip("."))) or None
 
 
 def chat_error(body: Any, status: int = 0) -> ProxyError:
@@ -3829,8 +3776,8 @@ def chat_error(body: Any, status: int = 0) -> ProxyError:
     body = body[0] if isinstance(body, list) and body else body
     error = (body.get("error") or body) if isinstance(body, dict) else body
     error = error if isinstance(error, dict) else {"message": error}
-    said = error.get("message") or error.get("detail") or error
-    message = said if isinstance(said, str) else dumps_text(said)
+    message = error.get("message") or error.get("detail") or error
+    message = message if isinstance(message, str) else dumps_text(message)
     words = [str(error.get(key)) for key in ("code", "type")]
     numbers = (error.get(key) for key in ("status_code", "code", "status"))
     told = (number for number in numbers if isinstance(number, int) and 400 <= number < 600)
@@ -3838,10 +3785,9 @@ def chat_error(body: Any, status: int = 0) -> ProxyError:
     kind = next((CHAT_KINDS[word] for word in words if word in CHAT_KINDS), "")
     if not kind and not status:
         kind = "invalid_request" if "invalid_request_error" in words else "upstream_error"
-    made = error_of_status(status, message)
-    made = ProxyError(
-        kind or made.kind, message, retry_after=chat_wait(message), param=error.get("param") or ""
-    )
+    usual = error_of_status(status, message)
+    wait, param = chat_wait(message), error.get("param") or ""
+    made = ProxyError(kind or usual.kind, message, retry_after=wait, param=param)
     made.status = status or made.status
     return made
 
@@ -4618,7 +4564,7 @@ def responses_write_whole(part: Part) -> Json:
         made = {"type": "image_generation_call", "status": "completed", **mime}
         return {**(own or made), "result": media.data}
     if part.kind == "hosted" and part.name == "web_search" and not own:
-        query = claude_input(part.text).get("query", part.text)
+        query = arguments_of(part.text).get("query", part.text)
         action = {"type": "search", "query": query}
         return {"type": "web_search_call", "status": "completed", "action": action}
     return dict(own) if part.kind in {"hosted", "opaque"} else {}
@@ -4898,6 +4844,7 @@ GEMINI_SAID = {  # words of an error that say more than its status
 }
 GEMINI_MODES = {"AUTO": "auto", "ANY": "required", "NONE": "none"}  # VALIDATED: auto
 GEMINI_MODES_WRITE = {mode: word for word, mode in GEMINI_MODES.items()}
+GEMINI_SUMMARIES = {None: "", False: "omitted", True: "auto"}  # includeThoughts
 GEMINI_HOSTED = {  # what the service itself runs: key of a tool, or toolType of a call -> canonical name
     "googleSearch": "web_search", "urlContext": "web_fetch", "codeExecution": "code_execution",
     "googleSearchRetrieval": "web_search", "GOOGLE_SEARCH_WEB": "web_search", "URL_CONTEXT": "web_fetch",
@@ -4908,42 +4855,30 @@ GEMINI_MIMES = {  # of a URL that comes without one: by its ending, or by what i
     "wav": "audio/wav", "audio": "audio/mpeg", "webm": "video/webm", "mov": "video/quicktime", "video": "video/mp4",
     "txt": "text/plain", "document": "application/pdf",
 }
-GEMINI_SPELLINGS = {  # both spellings of a field are read (proto3 JSON), camelCase is written
-    re.sub("[A-Z]", lambda m: "_" + m[0].lower(), name): name for name in (
-        "systemInstruction", "toolConfig", "generationConfig", "safetySettings", "cachedContent", "serviceTier",
-        "inlineData", "fileData", "mimeType", "fileUri", "displayName", "functionCall", "functionResponse",
-        "executableCode", "codeExecutionResult", "toolCall", "toolResponse", "toolType", "thoughtSignature",
-        "videoMetadata", "mediaResolution", "partMetadata", "functionDeclarations", "parametersJsonSchema",
-        "googleSearch", "urlContext", "codeExecution", "googleSearchRetrieval", "fileSearch", "googleMaps",
-        "computerUse", "mcpServers", "functionCallingConfig", "allowedFunctionNames", "retrievalConfig",
-        "includeServerSideToolInvocations", "topP", "topK", "candidateCount", "maxOutputTokens", "stopSequences",
-        "presencePenalty", "frequencyPenalty", "responseLogprobs", "responseMimeType", "responseSchema",
-        "responseJsonSchema", "responseModalities", "thinkingConfig", "includeThoughts", "thinkingBudget",
-        "thinkingLevel", "speechConfig", "imageConfig",
-    )
-}
 GEMINI_OPAQUE = frozenset({  # the keys inside these are the user's
     "args", "response", "parameters", "parametersJsonSchema", "responseSchema", "responseJsonSchema", "labels",
+    "headers", "partMetadata",
 })
 GEMINI_SCHEMA = {  # keyword of OpenAPI, as Google may spell it -> of JSON Schema; empty: dropped
     "any_of": "anyOf", "min_items": "minItems", "max_items": "maxItems", "min_length": "minLength",
     "max_length": "maxLength", "nullable": "", "propertyOrdering": "", "property_ordering": "",
 }
 # fmt: on
-GEMINI_SCHEMA_MAPS = frozenset({"properties", "$defs", "definitions"})  # schemas by name
-GEMINI_SCHEMA_LISTS = frozenset({"anyOf", "oneOf", "allOf", "prefixItems"})
+GEMINI_TAKES = (*SCHEMA_MAPS, "anyOf", "oneOf", "allOf", "$ref", "additionalProperties")
 GEMINI_WORDS = frozenset({"text", "thinking", "refusal"})  # parts that are written as they come
 GEMINI_SENTINEL = "skip_thought_signature_validator"  # the service's own, for a lost signature
-GEMINI_UNANSWERED = Part("result", parts=(Part("text", "the call was not answered"),), error=True)
+GEMINI_RETRY = "type.googleapis.com/google.rpc.RetryInfo"
+GEMINI_SNAKE = re.compile(r"(?<=\w)_([a-z])")
+GEMINI_APART = frozenset({"model", "stream", "contents", "systemInstruction", "tools"})  # of a body
 
 
 def gemini_camel(value: Any) -> Any:
-    """Copy a body with its known keys in camelCase; what the user named is left alone."""
+    """Copy a body with its keys in camelCase: both spellings are read (proto3 JSON)."""
     if isinstance(value, list):
         return [gemini_camel(item) for item in value]
     if not isinstance(value, dict):
         return value
-    named = ((GEMINI_SPELLINGS.get(key, key), item) for key, item in value.items())
+    named = ((GEMINI_SNAKE.sub(lambda m: m[1].upper(), k), item) for k, item in value.items())
     return {key: item if key in GEMINI_OPAQUE else gemini_camel(item) for key, item in named}
 
 
@@ -4952,35 +4887,8 @@ def gemini_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [] if value is None else [value]
 
 
-def gemini_extra(rest: Json) -> Mapping[str, Json]:
-    return {"gemini": rest} if rest else EMPTY
-
-
-def gemini_own(extra: Mapping[str, Json], field: str = "") -> Json:
-    """Return this dialect's part of `extra`, or what is left of one object in it."""
-    own = extra.get("gemini", EMPTY)
-    return own.get(field, EMPTY) if field else own
-
-
-def gemini_merge(base: Json, extra: Mapping[str, Any]) -> Json:
-    """Put unmodelled fields back into an object and those in it; notes, `_...`, are left out."""
-    for key, value in extra.items():
-        if not key.startswith("_"):
-            both = isinstance(value, dict) and isinstance(base.get(key), dict)
-            base[key] = gemini_merge(base[key], value) if both else value
-    return base
-
-
-def gemini_object(text: str) -> Json | None:
-    """Parse the text of a JSON object; None if it is anything else."""
-    if text.lstrip()[:1] != "{":
-        return None
-    try:
-        value = json.loads(text)
-        json.JSONEncoder(allow_nan=False).encode(value)  # NaN is no JSON
-    except ValueError:
-        return None
-    return value if isinstance(value, dict) else None
+def gemini_own(thing: Request | Message | Part | Tool | Usage | MessageEnd) -> Json:
+    return thing.extra.get("gemini", EMPTY)
 
 
 def gemini_schema(schema: Any) -> Any:
@@ -4991,27 +4899,18 @@ def gemini_schema(schema: Any) -> Any:
     lowered = {key: gemini_keyword(key, value) for key, value in named if key}
     if schema.get("nullable") and isinstance(lowered.get("type"), str):
         lowered["type"] = [lowered["type"], "null"]
-    return lowered
+    return map_schema(lowered, gemini_schema)
 
 
 def gemini_keyword(key: str, value: Any) -> Any:
-    """Return the value of one keyword, with the schemas in it made JSON Schema."""
-    if isinstance(value, str):  # a count is a string in proto3 JSON
-        number = key.startswith(("min", "max")) and value.isdecimal()
-        return value.lower() if key == "type" else int(value) if number else value
-    if key in GEMINI_SCHEMA_MAPS and isinstance(value, dict):
-        return {name: gemini_schema(item) for name, item in value.items()}
-    if key in GEMINI_SCHEMA_LISTS and isinstance(value, list):
-        return [gemini_schema(item) for item in value]
-    return gemini_schema(value) if key in {"items", "additionalProperties"} else value
+    """Return the value of a plain keyword; a count is a string in proto3 JSON."""
+    if key == "type" and isinstance(value, str):
+        return value.lower()
+    counts = key.startswith(("min", "max")) and isinstance(value, str) and value.isdecimal()
+    return int(value) if counts else value
 
 
-# --- parts, of requests and answers. A reader pops what it takes; what stays is for `extra` ---
-
-
-def gemini_media_kind(mime: str) -> str:
-    family = mime.partition("/")[0]
-    return family if family in {"image", "audio", "video"} else "document"
+# --- parts, of requests and answers ---
 
 
 def gemini_mime(media: Media) -> str:
@@ -5020,79 +4919,63 @@ def gemini_mime(media: Media) -> str:
     return media.mime or GEMINI_MIMES.get(ending) or GEMINI_MIMES[media.kind]
 
 
-def gemini_read_inline(data: Json) -> Part:
-    mime, name = data.pop("mimeType", ""), data.pop("displayName", "")
-    return Part(
-        "media", media=Media(gemini_media_kind(mime), "base64", data.pop("data"), mime, name)
-    )
-
-
-def gemini_read_file(data: Json) -> Part:
-    """Read fileData: a URL, or a file that only Google has."""
-    uri, mime = data.pop("fileUri"), data.pop("mimeType", "")
+def gemini_read_media(data: Json) -> Part:
+    """Read inlineData, or fileData: a URL, or a file that only Google has."""
+    uri = data.get("fileUri", "")
     source = "file_id" if uri.startswith("gs:") or "generativelanguage" in uri else "url"
-    media = Media("document", source, uri, mime)
-    return Part("media", media=media._replace(kind=gemini_media_kind(gemini_mime(media))))
-
-
-def gemini_read_call(data: Json) -> Part:
-    arguments = dumps_text(data.pop("args", None) or {})
-    return Part("call", arguments, data.pop("id", None) or "", data.pop("name"))
+    where = (source, uri) if uri else ("base64", data["data"])
+    media = Media("document", *where, data.get("mimeType", ""), data.get("displayName", ""))
+    family = gemini_mime(media).partition("/")[0]
+    kind = family if family in {"image", "audio", "video"} else "document"
+    return Part("media", media=media._replace(kind=kind))
 
 
 def gemini_read_result(data: Json) -> Part:
     """Read a functionResponse. A text that is its one `output` or `error` is unwrapped."""
-    response: Json = data.pop("response", None) or {}
-    media = tuple(map(gemini_read_part, gemini_list(data.pop("parts", None))))
-    key, value = next(iter(response.items())) if len(response) == 1 else ("", None)
-    whole = data["_whole"] = key not in {"output", "error"} or not isinstance(value, str)
-    text = Part("text", dumps_text(response) if whole else str(value))
-    parts = (text, *media) if response or not media else media
-    call = data.pop("id", None) or ""
-    return Part("result", "", call, data.pop("name"), parts, error=key == "error")
+    response: Json = data.get("response") or {}
+    key, text = next(iter(response.items())) if len(response) == 1 else ("", None)
+    if key not in {"output", "error"} or not isinstance(text, str):
+        text = dumps_text(response)
+    media = tuple(map(gemini_read_part, gemini_list(data.get("parts"))))
+    parts = (Part("text", text), *media) if response or not media else media
+    return Part("result", "", data.get("id") or "", data["name"], parts, error=key == "error")
 
 
 def gemini_read_hosted(data: Json) -> Part:
-    """Read what the service itself called; the whole object stays for `extra`."""
+    """Read what the service itself called; the whole object stays in `extra`."""
     kind = data.get("toolType", "codeExecution")
     arguments = data.get("args") or {k: data[k] for k in ("language", "code") if k in data}
     name = GEMINI_HOSTED.get(kind, kind.lower())
     return Part("hosted", dumps_text(arguments), data.get("id") or "", name)
 
 
-def gemini_read_hosted_result(data: Json) -> Part:
-    return gemini_read_hosted(data)._replace(kind="hosted_result", text="")
-
-
-GEMINI_PARTS: dict[str, Callable[[Json], Part]] = {
-    "inlineData": gemini_read_inline,
-    "fileData": gemini_read_file,
-    "functionCall": gemini_read_call,
-    "functionResponse": gemini_read_result,
-    "executableCode": gemini_read_hosted,
-    "codeExecutionResult": gemini_read_hosted_result,
-    "toolCall": gemini_read_hosted,
-    "toolResponse": gemini_read_hosted_result,
+# fmt: off
+GEMINI_READERS: dict[str, Callable[[Json], Part]] = {  # what has none of these fields is opaque
+    "inlineData":          gemini_read_media,
+    "fileData":            gemini_read_media,
+    "functionCall":        lambda data: Part("call", dumps_text(data.get("args") or {}), data.get("id") or "", data["name"]),
+    "functionResponse":    gemini_read_result,
+    "executableCode":      gemini_read_hosted,
+    "codeExecutionResult": lambda data: gemini_read_hosted(data)._replace(kind="hosted_result", text=""),
+    "toolCall":            gemini_read_hosted,
+    "toolResponse":        lambda data: gemini_read_hosted(data)._replace(kind="hosted_result", text=""),
 }
+# fmt: on
 
 
-def gemini_read_part(part: Json) -> Part:
+def gemini_read_part(data: Json) -> Part:
     """Read one part. A signature may be on any, and does not make a text a thought."""
-    data = {**part}
-    proof = data.pop("thoughtSignature", None) or ""
-    if isinstance(data.get("text"), str):
-        text, kind = data.pop("text"), "text"
-        if data.get("thought"):
-            del data["thought"]
-            kind = "thinking"
-        return Part(kind, text, proof=proof, extra=gemini_extra(data))
-    field = next((key for key in data if key in GEMINI_PARTS), "")
-    if not field or (data.get("thought") and field == "inlineData"):  # a draft of an image
-        return Part("opaque" if data else "text", proof=proof, extra=gemini_extra(data))
-    data[field] = {**data[field]}
-    read = GEMINI_PARTS[field](data[field])
-    rest = {key: value for key, value in data.items() if value != {}}
-    return read._replace(proof=proof, extra=gemini_extra(rest))
+    body = {key: value for key, value in data.items() if key != "thoughtSignature"} or {"text": ""}
+    text, thought = body.get("text"), body.get("thought")
+    field = next((key for key in body if key in GEMINI_READERS), "")
+    if isinstance(text, str):
+        part = Part("thinking" if thought else "text", text)
+    elif not field or (thought and field == "inlineData"):  # a draft of an image
+        part = Part("opaque")
+    else:
+        part = GEMINI_READERS[field](body[field])
+    rest = rest_of(body, gemini_write_part(part))
+    return part._replace(proof=data.get("thoughtSignature") or "", extra=extra_of("gemini", rest))
 
 
 def gemini_write_media(part: Part) -> Json:
@@ -5101,52 +4984,41 @@ def gemini_write_media(part: Part) -> Json:
         return {"text": f"{media.name}\n{media.data}" if media.name else media.data}
     mime = {"mimeType": gemini_mime(media)}
     if media.source == "base64":
-        named = {"displayName": media.name} if media.name else {}
-        return {"inlineData": {**mime, "data": media.data, **named}}
+        return {"inlineData": {**mime, "data": media.data, **filled(displayName=media.name)}}
     return {"fileData": {"fileUri": media.data, **mime}}
 
 
-def gemini_write_id(part: Part, field: str) -> Json:
-    """Write the id of a call or result, if it had one on the wire."""
-    wire = gemini_own(part.extra, field).get("_id", part.id)
-    return {"id": wire} if wire else {}
-
-
 def gemini_write_call(part: Part) -> Json:
-    """Write a functionCall; arguments that are no object are the model's own, and not refused."""
-    arguments = gemini_object(part.text)
-    if arguments is None:
-        arguments = {"input": part.text} if part.text.strip() else {}
-    call = {"name": part.name, "args": arguments}
-    return {"functionCall": {**gemini_write_id(part, "functionCall"), **call}}
+    named = {**filled(id=part.id), "name": part.name}
+    return {"functionCall": {**named, "args": arguments_of(part.text)}}
 
 
 def gemini_write_result(part: Part) -> Json:
     """Write a functionResponse: an object as it is, a text as its `output` or `error`."""
     text, media = text_of(part.parts), [p for p in part.parts if p.kind == "media"]
-    whole = gemini_own(part.extra, "functionResponse").get("_whole", not part.error)
-    response = gemini_object(text) if whole else None
-    if response is None:
+    response = json_of(text)
+    if part.error or not isinstance(response, dict):
         response = {"error" if part.error else "output": text} if text or not media else {}
-    written = {"name": part.name, "response": response}
-    more = {"parts": list(map(gemini_write_part, media))} if media else {}
-    return {"functionResponse": {**gemini_write_id(part, "functionResponse"), **written, **more}}
+    written = {**filled(id=part.id), "name": part.name, "response": response}
+    return {"functionResponse": {**written, **filled(parts=[*map(gemini_write_media, media)])}}
 
 
-GEMINI_WRITE: dict[str, Callable[[Part], Json]] = {  # other kinds are wholly in `extra`
-    "text": lambda part: {"text": part.text},
+# fmt: off
+GEMINI_WRITERS: dict[str, Callable[[Part], Json]] = {  # other kinds are wholly in `extra`
+    "text":     lambda part: {"text": part.text},
     "thinking": lambda part: {"text": part.text, "thought": True},
-    "refusal": lambda part: {"text": part.text},
-    "media": gemini_write_media,
-    "call": gemini_write_call,
-    "result": gemini_write_result,
+    "refusal":  lambda part: {"text": part.text},
+    "media":    gemini_write_media,
+    "call":     gemini_write_call,
+    "result":   gemini_write_result,
 }
+# fmt: on
 
 
 def gemini_write_part(part: Part) -> Json:
     """Write one part; empty if this dialect has no such part."""
-    write = GEMINI_WRITE.get(part.kind)
-    written = gemini_merge(write(part) if write else {}, gemini_own(part.extra))
+    write = GEMINI_WRITERS.get(part.kind)
+    written = restored(write(part) if write else {}, gemini_own(part))
     if part.proof and written:
         written["thoughtSignature"] = part.proof
     return written
@@ -5156,169 +5028,139 @@ def gemini_write_parts(parts: Iterable[Part]) -> list[Json]:
     return list(filter(None, map(gemini_write_part, parts)))
 
 
+def gemini_write_kept(parts: Iterable[Part]) -> list[Json]:
+    """Write parts but texts that say nothing, which are refused."""
+    said = (part for part in parts if part.kind not in GEMINI_WORDS or part.text or part.proof)
+    return gemini_write_parts(said)
+
+
 def gemini_move_proofs(parts: Iterable[Part]) -> list[Part]:
     """Move the proof of a thought that stands directly before a call to that call."""
     moved: list[Part] = []
     for part in parts:
-        before = moved[-1] if moved else part
-        if part.kind == "call" and before.kind == "thinking" and before.proof and not part.proof:
-            moved[-1:] = [before._replace(proof="")] if before.text else []
-            moved.append(part._replace(proof=before.proof))
+        thought = moved[-1] if moved and moved[-1].kind == "thinking" else Part("")
+        if part.kind == "call" and thought.proof and not part.proof:
+            moved[-1] = thought._replace(proof="")
+            moved.append(part._replace(proof=thought.proof))
         else:
             moved.append(part)
     return moved
 
 
-# --- reading requests, from a copy: here, too, what is not popped is for `extra` ---
+# --- reading requests ---
 
 
 def gemini_read_request(body: Json) -> Request:
     """Body of generateContent -> Request; `model` and `stream`, which the path says, are in it."""
     data = gemini_camel(body)
     config = data.get("generationConfig") or {}
-    model, stream = data.pop("model"), bool(data.pop("stream", False))
-    contents = gemini_pair(gemini_list(data.pop("contents")))
-    return Request(
+    system = gemini_system(data.get("systemInstruction"))
+    request = Request(
         "gemini",
-        model,
-        tuple(map(gemini_read_content, contents)),
-        system=gemini_read_system(data),
-        tools=tuple(gemini_read_tools(gemini_list(data.pop("tools", None)))),
+        data["model"],
+        tuple(gemini_pair(map(gemini_read_content, gemini_list(data["contents"])))),
+        system=tuple(map(gemini_read_part, gemini_list(system.pop("parts", None)))),
+        tools=tuple(gemini_read_tools(gemini_list(data.get("tools")))),
         choice=gemini_read_choice(data.get("toolConfig") or {}),
-        params={GEMINI_PARAMS[k]: config.pop(k) for k in [*config] if k in GEMINI_PARAMS},
+        params={GEMINI_PARAMS[k]: config[k] for k in config if k in GEMINI_PARAMS},
         thinking=gemini_read_thinking(config.get("thinkingConfig") or {}),
         format=gemini_read_format(config),
-        stream=stream,
-        extra=gemini_extra(data),
+        stream=bool(data.get("stream")),
     )
+    rest = rest_of(without(data, GEMINI_APART), gemini_write_settings(request))
+    kept = {**rest, "systemInstruction": system} if system else rest
+    return request._replace(extra=extra_of("gemini", kept))
 
 
-def gemini_read_system(data: Json) -> tuple[Part, ...]:
-    """Read systemInstruction: a content, or what the SDKs take for one, a text or a part."""
-    system = data.get("systemInstruction")
-    if isinstance(system, dict) and "parts" in system:
-        return tuple(map(gemini_read_part, gemini_list(system.pop("parts"))))
-    data.pop("systemInstruction", None)
-    part = {"text": system} if isinstance(system, str) else system
-    return (gemini_read_part(part),) if part else ()
-
-
-def gemini_read_schema(data: Json, openapi: str, plain: str) -> Json | None:
-    """Read a schema in either form. It stays where JSON Schema says it in other words."""
-    key = openapi if data.get(openapi) else plain
-    schema: Json | None = gemini_schema(data.get(key))
-    if key == plain and schema == data.get(key):
-        data.pop(key, None)
-    return schema
+def gemini_system(system: Any) -> Json:
+    """Return a systemInstruction as a content: the SDKs take a text or a part for one, too."""
+    if isinstance(system, str):
+        return {"parts": [{"text": system}]}
+    return {**(system or {})} if not system or "parts" in system else {"parts": [system]}
 
 
 def gemini_read_format(config: Json) -> Format | None:
     if config.get("responseMimeType") != "application/json":  # text/plain, or an enum
         return None
-    del config["responseMimeType"]
-    schema = gemini_read_schema(config, "responseSchema", "responseJsonSchema")
+    schema = gemini_schema(config.get("responseSchema") or config.get("responseJsonSchema"))
     return Format("json" if schema is None else "schema", schema=schema)
 
 
 def gemini_read_thinking(config: Json) -> Thinking:
     level = str(config.get("thinkingLevel") or "").lower()
-    effort = level if level in EFFORTS else ""
-    if effort or level == "thinking_level_unspecified":
-        del config["thinkingLevel"]
-    summary = {None: "", False: "omitted", True: "auto"}[config.pop("includeThoughts", None)]
-    return Thinking(effort, config.pop("thinkingBudget", None), summary)
+    summary = GEMINI_SUMMARIES[config.get("includeThoughts")]
+    return Thinking(level if level in EFFORTS else "", config.get("thinkingBudget"), summary)
 
 
 def gemini_read_choice(config: Json) -> ToolChoice | None:
-    """Read the tool choice; VALIDATED, which nobody else knows, stays and is written over it."""
+    """Read the tool choice; VALIDATED, which nobody else knows, is `auto` to them."""
     calling = config.get("functionCallingConfig")
     if calling is None:
         return None
-    mode = GEMINI_MODES.get(calling.get("mode"), "")
-    if mode:
-        del calling["mode"]
-    return ToolChoice(mode or "auto", tuple(calling.pop("allowedFunctionNames", None) or ()))
+    mode = GEMINI_MODES.get(calling.get("mode"), "auto")
+    return ToolChoice(mode, tuple(calling.get("allowedFunctionNames") or ()))
 
 
 def gemini_read_tools(tools: Iterable[Json]) -> Iterator[Tool]:
-    """Read functions and the service's own tools; `_at` notes which object they came in."""
-    for at, tool in enumerate(tools):
-        for data in gemini_list(tool.pop("functionDeclarations", None)):
-            name, text = (
-                data.pop("name"),
-                data.pop("description") if data.get("description") else "",
-            )
-            schema = gemini_read_schema(data, "parameters", "parametersJsonSchema")
-            yield Tool(name, text, schema, extra=gemini_extra({**data, "_at": at}))
-        for key, value in tool.items():
+    """Read functions and the service's own tools, however they are grouped."""
+    for group in tools:
+        for data in gemini_list(group.get("functionDeclarations")):
+            schema = gemini_schema(data.get("parameters") or data.get("parametersJsonSchema"))
+            tool = Tool(data["name"], data.get("description") or "", schema)
+            rest = rest_of(data, gemini_write_function(tool))
+            yield tool._replace(extra=extra_of("gemini", rest))
+        for key, value in without(group, frozenset({"functionDeclarations"})).items():
             name = GEMINI_HOSTED.get(key, key)
-            yield Tool(name, kind="hosted", extra=gemini_extra({key: value, "_at": at}))
+            yield Tool(name, kind="hosted", extra={"gemini": {key: value}})
 
 
 def gemini_read_content(content: Json) -> Message:
-    role = content.get("role")
-    if role in {"user", "model"}:
-        del content["role"]  # others are kept as they were
-    parts = tuple(map(gemini_read_part, content.pop("parts")))
-    rest = content if role else {**content, "_role": False}
-    return Message("assistant" if role == "model" else "user", parts, gemini_extra(rest))
+    role = "model" if content.get("role") == "model" else "user"
+    parts = tuple(map(gemini_read_part, gemini_list(content.get("parts"))))
+    rest = rest_of(without(content, frozenset({"parts"})), {"role": role})
+    return Message("assistant" if role == "model" else "user", parts, extra_of("gemini", rest))
 
 
-def gemini_pair(contents: list[Json]) -> list[Json]:
-    """Give every call an id, and every response that of its call; drop repeated responses.
+def gemini_pair(messages: Iterable[Message]) -> Iterator[Message]:
+    """Give every call an id, and every result that of its call; drop repeated results.
 
-    `_id` notes what was on the wire. The ids depend on the place alone: they are the same when
-    the conversation comes again. gemini-cli repeats the responses of a resumed conversation, and
-    qwen-code splits them over contents (spec/clients.md 1.11).
+    The ids depend on the place alone: they are the same when the conversation comes again.
+    gemini-cli repeats the responses of a resumed conversation, and qwen-code splits them over
+    contents (spec/clients.md 1.11).
     """
-    calls: list[Json] = []  # of the nearest turn of the model
+    calls: list[Part] = []  # of the nearest turn of the model
     done: set[str] = set()
     before = ""
-    for turn, content in enumerate(contents):
-        parts = gemini_list(content.get("parts"))
-        role = content.get("role") or "user"
-        if role == "model":
-            calls = [*(calls if before == role else ()), *gemini_calls(parts, turn)]
-        before = role
-        content["parts"] = [
-            p for p in parts if gemini_answers(p.get("functionResponse"), calls, done)
-        ]
-    return contents
+    for turn, message in enumerate(messages):
+        calls = [] if message.role == "assistant" != before else calls
+        before = message.role
+        parts: list[Part] = []
+        for at, part in enumerate(message.parts):
+            if part.kind == "call":
+                made = f"call_{turn}_{at}_{digest(part.name)[:8]}"
+                parts.append(gemini_named(part, part.id or made))
+                calls.append(parts[-1])
+            elif part.kind != "result":
+                parts.append(part)
+            elif (name := gemini_answered(part, calls, done)) not in done:
+                parts.append(gemini_named(part, name))
+                done.add(name)
+        yield message._replace(parts=tuple(parts))
 
 
-def gemini_calls(parts: Iterable[Json], turn: int) -> list[Json]:
-    """Return the calls of a turn; those without an id are named by their place."""
-    found = [(at, part["functionCall"]) for at, part in enumerate(parts) if "functionCall" in part]
-    return [
-        call
-        if call.get("id")
-        else gemini_name(call, f"call_{turn}_{at}_{digest(call['name'])[:8]}")
-        for at, call in found
-    ]
+def gemini_answered(result: Part, calls: Iterable[Part], done: Collection[str]) -> str:
+    """Return the id of the call of a result: its own if a call has it, else the next so named."""
+    named = [call.id for call in calls if call.name == result.name]
+    waiting = [name for name in named if name not in done]
+    lost = result.id or f"call_{digest(result.name)}"
+    return result.id if result.id in {c.id for c in calls} else [*waiting, *named, lost][0]
 
 
-def gemini_name(data: Json, name: str) -> Json:
-    """Set an id, and note the one that was there."""
-    data["_id"] = data.get("id") or ""
-    data["id"] = name
-    return data
-
-
-def gemini_answers(response: Json | None, calls: list[Json], done: set[str]) -> bool:
-    """Find the call of a response: by id if both have one, else the next of that name.
-
-    False if it has an answer already. A part that is no response is always welcome.
-    """
-    if not response:
-        return True
-    if response.get("id") not in {call["id"] for call in calls}:
-        named = [call["id"] for call in calls if call["name"] == response["name"]]
-        waiting = [name for name in named if name not in done]
-        lost = response.get("id") or f"call_{digest(response['name'])}"
-        gemini_name(response, [*waiting, *named, lost][0])
-    fresh = response["id"] not in done
-    done.add(response["id"])
-    return fresh
+def gemini_named(part: Part, name: str) -> Part:
+    """Give a part an id; written is still the one that it came with."""
+    fresh = part._replace(id=name, extra=EMPTY)
+    rest = rest_of(gemini_write_part(part), gemini_write_part(fresh))
+    return fresh._replace(extra=extra_of("gemini", rest))
 
 
 # --- writing requests ---
@@ -5332,178 +5174,130 @@ def gemini_is_new(model: str) -> bool:
 def gemini_write_request(request: Request, target: Target) -> Json:
     """Request -> body of generateContent, with `model` and `stream` for the path."""
     new = gemini_is_new(target.model.id)
-    messages, system = request.messages, request.system
+    messages, system = request.messages, gemini_write_kept(request.system)
     if not messages:  # the service wants a user: then he says what the system would have
-        messages, system = (Message("user", system),), ()
+        messages, system = (Message("user", request.system),), []
     if request.dialect == "gemini":
         contents = [gemini_write_content(message) for message in messages]
     else:
         contents = gemini_write_turns(messages, new)
     if new:
         gemini_add_sentinels(contents)
-    more = {
-        "systemInstruction": {"parts": texts} if (texts := gemini_write_kept(system)) else {},
-        "tools": gemini_write_tools(request, target, new=new),
-        "toolConfig": gemini_write_choice(request) if request.tools else {},
-        "generationConfig": gemini_write_config(request, target),
-    }
-    written = {key: value for key, value in more.items() if value}
-    body = {"model": request.model, "stream": request.stream, "contents": contents, **written}
-    return gemini_merge(body, gemini_own(request.extra))
-
-
-def gemini_write_kept(parts: Iterable[Part]) -> list[Json]:
-    """Write parts but those that say nothing, which are refused."""
-    return gemini_write_parts(
-        part for part in parts if part.kind != "text" or part.text or part.proof
-    )
+    # QUIRKS openapi-schema: the service knows no JSON Schema; fit_request has cleaned it
+    openapi = "openapi-schema" in target.quirks
+    body: Json = {"model": request.model, "stream": request.stream, "contents": contents}
+    body["systemInstruction"] = filled(parts=system)
+    body["tools"] = gemini_write_tools(request.tools, new=new, openapi=openapi)
+    body.update(gemini_write_settings(request, openapi))
+    return restored(filled(**body), gemini_own(request))
 
 
 def gemini_write_content(message: Message) -> Json:
     """Write a message of this dialect as it was."""
-    own = gemini_own(message.extra)
-    role = "model" if message.role == "assistant" else "user"
-    content = {"role": role} if own.get("_role", True) else {}
-    return gemini_merge({**content, "parts": gemini_write_parts(message.parts)}, own)
+    content = {"role": "model" if message.role == "assistant" else "user"}
+    return restored({**content, "parts": gemini_write_parts(message.parts)}, gemini_own(message))
 
 
 def gemini_write_turns(messages: Iterable[Message], new: bool) -> list[Json]:
-    """Write messages of a foreign dialect: contents that alternate and begin with the user's."""
-    contents: list[Json] = []
-    calls: list[Part] = []
+    """Write messages of a foreign dialect: contents that alternate and begin with the user's.
+
+    Of thoughts, only their proofs go back. Older models see no media in results: they follow.
+    """
+    contents: list[Json] = [{"role": "user", "parts": []}]
     sides = (m if m.role == "assistant" else m._replace(role="user") for m in messages)
-    for turn in turns(sides):
+    for turn in answered_turns(sides):
+        role, parts = "user", turn.parts
         if turn.role == "assistant":
-            role, parts = "model", gemini_write_model(turn.parts)
-            calls = [part for part in turn.parts if part.kind == "call"]
-        else:
-            role, parts = "user", gemini_write_user(turn.parts, calls, new)
-            calls = []
-        if parts and contents and contents[-1]["role"] == role:
-            contents[-1]["parts"] += parts
-        elif parts:
-            contents.append({"role": role, "parts": parts})
-    if not contents or contents[0]["role"] == "model":
-        contents.insert(0, {"role": "user", "parts": [{"text": "."}]})
+            role, parts = "model", tuple(map(gemini_thought, gemini_move_proofs(parts)))
+        elif not new:
+            parts = gemini_lift_media(parts)
+        written = gemini_write_kept(parts)
+        if written and contents[-1]["role"] == role:
+            contents[-1]["parts"] += written
+        elif written:
+            contents.append({"role": role, "parts": written})
+    contents[0]["parts"] = contents[0]["parts"] or [{"text": "."}]
     return contents
 
 
-def gemini_write_model(parts: Iterable[Part]) -> list[Json]:
-    """Write an answer of a foreign dialect: of thoughts, only their proofs go back."""
-    moved = gemini_move_proofs(parts)
-    return gemini_write_kept(
-        part._replace(kind="text", text="") if part.kind == "thinking" else part for part in moved
-    )
+def gemini_thought(part: Part) -> Part:
+    return part._replace(kind="text", text="") if part.kind == "thinking" else part
 
 
-def gemini_write_user(parts: Iterable[Part], calls: Iterable[Part], new: bool) -> list[Json]:
-    """Write a user's turn: a result for each call of the turn before, in its order, then the rest.
-
-    Older models see no media in results: they follow. What answers no call is told without a frame.
-    """
-    results: dict[str, Part] = {}
-    rest: list[Part] = []
-    for part in parts:
-        if part.kind == "result":
-            results.setdefault(part.id, part)
-        else:
-            rest.append(part)
-    written: list[Part] = []
-    media: list[Part] = []
-    for call in calls:
-        result = results.pop(call.id, GEMINI_UNANSWERED)._replace(id=call.id, name=call.name)
-        if not new:
-            media += [part for part in result.parts if part.kind == "media"]
-            result = result._replace(parts=tuple(p for p in result.parts if p.kind != "media"))
-        written.append(result)
-    orphans = [part for result in results.values() for part in result.parts]
-    return gemini_write_kept([*written, *media, *orphans, *rest])
+def gemini_lift_media(parts: tuple[Part, ...]) -> tuple[Part, ...]:
+    """Take the media out of results, and put them behind the last one."""
+    kept = [part._replace(parts=tuple(p for p in part.parts if not p.media)) for part in parts]
+    media = [p for part in parts for p in part.parts if p.media]
+    return tuple(sorted((*media, *kept), key=lambda part: part.kind != "result"))
 
 
 def gemini_add_sentinels(contents: list[Json]) -> None:
     """Sign the first call of each step since the user last spoke: Gemini 3 answers 400 if not."""
     for content in reversed(contents):
         calls = [part for part in content["parts"] if "functionCall" in part]
+        answers = any("functionResponse" in part for part in content["parts"])
         if calls:
             calls[0].setdefault("thoughtSignature", GEMINI_SENTINEL)
-        elif content.get("role") != "model" and not any(
-            "functionResponse" in part for part in content["parts"]
-        ):
+        elif content.get("role") != "model" and not answers:
             return
 
 
-def gemini_write_tools(request: Request, target: Target, *, new: bool) -> list[Json]:
+def gemini_write_tools(tools: Iterable[Tool], *, new: bool, openapi: bool) -> list[Json]:
     """Write the tools: the functions in one object, each tool of the service in its own.
 
     Before Gemini 3 the two do not go together: then only the functions stay.
     """
-    groups: dict[object, Json] = {}
-    functions = any(tool.kind == "function" for tool in request.tools)
-    # QUIRKS openapi-schema: the service knows no JSON Schema; fit_request has cleaned it
-    key = "parameters" if "openapi-schema" in target.quirks else "parametersJsonSchema"
-    for tool in request.tools:
-        own = gemini_own(tool.extra)
-        if tool.kind == "function":
-            group = groups.setdefault(own.get("_at"), {})
-            group.setdefault("functionDeclarations", []).append(gemini_write_function(tool, key))
-        elif own:
-            gemini_merge(groups.setdefault(own["_at"], {}), own)
-        elif tool.name in GEMINI_HOSTED_WRITE and (new or not functions):
-            groups[tool.name] = {GEMINI_HOSTED_WRITE[tool.name]: {}}
-    return list(groups.values())
+    functions = [gemini_write_function(t, openapi) for t in tools if t.kind == "function"]
+    written = [{"functionDeclarations": functions}] if functions else []
+    for tool in (tool for tool in tools if tool.kind == "hosted"):
+        known = tool.name in GEMINI_HOSTED_WRITE and (new or not functions)
+        own = gemini_own(tool) or ({GEMINI_HOSTED_WRITE[tool.name]: {}} if known else {})
+        written += [own] if own else []
+    return written
 
 
-def gemini_write_function(tool: Tool, key: str) -> Json:
-    """Write a function; a foreign one without arguments has no schema, for some refuse that."""
-    own = gemini_own(tool.extra)
-    written: Json = {"name": tool.name}
-    if tool.description:
-        written["description"] = tool.description
+def gemini_write_function(tool: Tool, openapi: bool = False) -> Json:
+    """Write a function; one without arguments has no schema, for some refuse that."""
+    written = {"name": tool.name, **filled(description=tool.description)}
     schema = tool.schema or {}
-    keywords = (*GEMINI_SCHEMA_MAPS, *GEMINI_SCHEMA_LISTS, "$ref", "additionalProperties")
-    takes = any(map(schema.get, keywords)) if not own else tool.schema is not None
-    if takes and "parameters" not in own:
-        written[key] = schema
-    return gemini_merge(written, own)
+    if any(map(schema.get, GEMINI_TAKES)):
+        written["parameters" if openapi else "parametersJsonSchema"] = schema
+    return restored(written, gemini_own(tool))
 
 
 def gemini_write_choice(request: Request) -> Json:
     """Write the tool choice; some of the tools may only be named where a call is required."""
-    if request.choice is None:
+    if request.choice is None or not request.tools:
         return {}
     mode, names = request.choice
-    named = names and (mode == "required" or request.dialect == "gemini")
-    allowed = {"allowedFunctionNames": list(names)} if named else {}
-    return {"functionCallingConfig": {"mode": GEMINI_MODES_WRITE[mode], **allowed}}
+    allowed = [*names] if mode == "required" or request.dialect == "gemini" else []
+    config = {"mode": GEMINI_MODES_WRITE[mode], **filled(allowedFunctionNames=allowed)}
+    return {"functionCallingConfig": config}
 
 
-def gemini_write_config(request: Request, target: Target) -> Json:
-    """Write generationConfig: the plain parameters, the form of the answer and the thinking."""
+def gemini_write_settings(request: Request, openapi: bool = False) -> Json:
+    """Write toolConfig and generationConfig: the parameters, the answer's form, the thinking."""
     params = request.params
     config = {word: params[name] for name, word in GEMINI_PARAMS_WRITE.items() if name in params}
     if "stopSequences" in config:  # five at most, and no empty list
         config["stopSequences"] = config["stopSequences"][:5]
     if request.format:
         config["responseMimeType"] = "application/json"
-        if "responseSchema" not in gemini_own(request.extra, "generationConfig"):
-            openapi = "openapi-schema" in target.quirks
-            config["responseSchema" if openapi else "responseJsonSchema"] = request.format.schema
+        config["responseSchema" if openapi else "responseJsonSchema"] = request.format.schema
     config["thinkingConfig"] = gemini_write_thinking(request)
-    return {key: value for key, value in config.items() if value not in (None, [], {})}
+    return filled(toolConfig=gemini_write_choice(request), generationConfig=filled(**config))
 
 
 def gemini_write_thinking(request: Request) -> Json:
     """Write how much to think, by name or in tokens; thoughts are shown unless that is unwanted."""
     effort, budget, summary, _ = request.thinking
-    config: Json = {}
-    if effort and EFFORTS[effort] > 0:
-        config["thinkingLevel"] = effort.upper()
-    elif effort or budget is not None:
-        config["thinkingBudget"] = EFFORTS[effort] if effort else budget
-    thinks = bool(config) and config.get("thinkingBudget") != 0
-    if summary or (thinks and request.dialect != "gemini"):
-        config["includeThoughts"] = summary != "omitted"
-    return config
+    level = effort.upper() if effort and EFFORTS[effort] > 0 else ""
+    budget = EFFORTS[effort] if effort else budget
+    thinks = budget not in {None, 0}
+    unsaid = not summary and (request.dialect == "gemini" or not thinks)
+    shown = None if unsaid else summary != "omitted"
+    tokens = None if level else budget
+    return filled(thinkingLevel=level, thinkingBudget=tokens, includeThoughts=shown)
 
 
 # --- reading answers ---
@@ -5516,16 +5310,14 @@ class GeminiChoice:
     on after a signature in its midst; but where there is only one chunk, `whole`, parts are parts.
     """
 
-    def __init__(self, number: int, numbers: Iterator[int], seed: str, *, whole: bool) -> None:
+    def __init__(self, number: int, numbers: Iterator[int], seed: str, whole: bool) -> None:
         self.number, self.numbers, self.seed, self.whole = number, numbers, seed, whole
         self.at, self.open, self.proof = 0, "", False  # the open part: number, kind, proof seen
         self.texts: list[str] = []  # of the open text part
         self.before = ""  # the text parts before it: what is cited is counted from the first
         self.call: Json = {}  # a call whose arguments arrive in pieces
-        self.hosted = ""  # id of the last call that the service ran
-        self.kinds: set[str] = set()  # of the parts so far
-        self.ids: set[str] = set()
-        self.finish, self.raw = "", ""
+        self.parts: list[Part] = []  # the parts so far, without their texts
+        self.finish, self.raw, self.last = "", "", ""  # the last id: results come right after
         self.extra: Json = {}
 
     def read(self, data: Json) -> Iterator[Event]:
@@ -5535,7 +5327,7 @@ class GeminiChoice:
             if text and len(part) == 1 and self.open == "text" and not self.whole:
                 self.texts.append(text)
                 yield PartDelta(self.at, "text", text)
-            elif text is not None or part.keys() == {"thoughtSignature"}:
+            elif text is not None or part.keys() <= {"thoughtSignature"}:
                 yield from self.add_text(gemini_read_part(part))
             else:
                 yield from self.add(part)
@@ -5554,8 +5346,8 @@ class GeminiChoice:
         if not same or (self.proof and (self.whole or part.proof)):
             yield from self.close()
             self.at, self.open, self.proof = next(self.numbers), part.kind, False
-            self.kinds.add(part.kind)
-            yield PartStart(self.at, part._replace(text="", proof=""), self.number)
+            self.parts.append(part._replace(text="", proof=""))
+            yield PartStart(self.at, self.parts[-1], self.number)
         if part.text:
             self.texts.append(part.text)
             yield PartDelta(self.at, "text", part.text)
@@ -5573,24 +5365,21 @@ class GeminiChoice:
                 return
             self.call = {**data, "functionCall": {**without(call, GEMINI_PIECES), "args": {}}}
         for piece in call.get("partialArgs") or ():
-            gemini_put(self.call["functionCall"]["args"], piece)
+            whole = self.call["functionCall"]
+            whole["args"] = gemini_put(whole["args"], piece)
         if self.call and not call.get("willContinue"):
             yield from self.close()
 
     def add_whole(self, data: Json) -> Iterator[Event]:
         """Read a part that is complete, and give it an id if it needs one."""
-        part = gemini_read_part(data)
-        if part.kind == "text" and not part.proof:
-            return
-        at = next(self.numbers)
-        if part.kind == "call" and (not part.id or part.id in self.ids):
-            part = part._replace(id=f"call_{digest(self.seed, at)}")
-        if part.kind == "hosted":
-            self.hosted = part.id or f"call_{digest(self.seed, at)}"
-        if part.kind.startswith("hosted"):
-            part = part._replace(id=part.id or self.hosted)
-        self.ids.add(part.id)
-        self.kinds.add(part.kind)
+        part, at = gemini_read_part(data), next(self.numbers)
+        if part.kind == "call" and part.id in {known.id for known in self.parts}:
+            part = part._replace(id="")
+        if part.kind in {"call", "hosted"}:
+            self.last = part.id or f"call_{digest(self.seed, at)}"
+        if part.kind in {"call", "hosted", "hosted_result"}:
+            part = part._replace(id=part.id or self.last)
+        self.parts.append(part)
         yield from part_events(at, part, self.number)
 
     def close(self) -> Iterator[Event]:
@@ -5609,43 +5398,31 @@ class GeminiChoice:
             for citation in gemini_read_citations(self.extra, self.before, "".join(self.texts)):
                 yield PartDelta(self.at, "citation", citation)
         yield from self.close()
-        if self.finish == "error" and not self.kinds:
+        if self.finish == "error" and not self.parts:
             message = self.extra.get("finishMessage") or f"the model stopped with {self.raw}"
             raise ProxyError("upstream_failed", message)
-        called = "call" in self.kinds and self.finish in {"stop", "error"}
-        finish = "tool_calls" if called else self.finish
-        yield MessageEnd(finish, raw=self.raw, choice=self.number, extra=gemini_extra(self.extra))
+        called = any(part.kind == "call" for part in self.parts)
+        finish = "tool_calls" if called and self.finish in {"stop", "error"} else self.finish
+        yield MessageEnd(
+            finish, raw=self.raw, choice=self.number, extra=extra_of("gemini", self.extra)
+        )
 
 
 GEMINI_CANDIDATE = frozenset({"content", "index", "finishReason", "logprobsResult"})
 GEMINI_PIECES = frozenset({"partialArgs", "willContinue"})
-GEMINI_STEP = re.compile(
-    r"\.([^.\[\]]+)|\[(\d+)\]|\[['\"](.*?)['\"]\]"
-)  # of a path: .name [0] ['name']
+# a step of a path: .name [0] ['name']
+GEMINI_STEP = re.compile(r"\.([^.\[\]]+)|\[(\d+)\]|\[['\"](.*?)['\"]\]")
 
 
-def gemini_put(root: Any, piece: Json) -> None:
-    """Put a piece of the arguments where its path says, `$.a[0].b`; a string grows."""
-    steps = [
-        int(at) if at else name or quoted
-        for name, at, quoted in GEMINI_STEP.findall(piece["jsonPath"])
-    ]
-    for step, after in zip(steps, steps[1:]):
-        root = gemini_slot(root, step, [] if isinstance(after, int) else {})
-    value = next(
-        (piece[key] for key in ("stringValue", "numberValue", "boolValue") if key in piece), None
-    )
-    old = gemini_slot(root, steps[-1], None)
-    root[steps[-1]] = old + value if isinstance(old, str) and isinstance(value, str) else value
-
-
-def gemini_slot(node: Any, step: Any, default: Any) -> Any:
-    """Return what is at a step of a list or an object; at first that is `default`."""
-    if isinstance(node, list):
-        node.extend([None] * (step + 1 - len(node)))
-        node[step] = default if node[step] is None else node[step]
-        return node[step]
-    return node.setdefault(step, default)
+def gemini_put(arguments: Any, piece: Json) -> Any:
+    """Return the arguments with a piece where its path says, `$.a[0].b`; a string grows."""
+    found = GEMINI_STEP.findall(piece["jsonPath"])
+    steps = [Step("key" if at else "name", at or name or quoted) for name, at, quoted in found]
+    values = (piece[key] for key in ("stringValue", "numberValue", "boolValue") if key in piece)
+    value = next(values, None)
+    for _, old in path_find(arguments, steps):
+        value = old + value if isinstance(old, str) and isinstance(value, str) else value
+    return path_put(arguments, steps, value)
 
 
 def gemini_read_response(body: Json, request: Request) -> Events:
@@ -5670,9 +5447,7 @@ def gemini_read_chunks(payloads: Iterable[Json], request: Request, *, whole: boo
                 yield from gemini_read_usage(usage)
             for candidate in gemini_candidates(chunk):
                 number = candidate.get("index", 0)
-                choice = choices.get(number) or GeminiChoice(
-                    number, numbers, request.id, whole=whole
-                )
+                choice = choices.get(number) or GeminiChoice(number, numbers, request.id, whole)
                 yield from choices.setdefault(number, choice).read(candidate)
     except ProxyError:
         if not gemini_done(choices):
@@ -5688,14 +5463,13 @@ def gemini_done(choices: Mapping[int, GeminiChoice]) -> bool:
     return bool(choices) and all(choice.finish for choice in choices.values())
 
 
-def gemini_candidates(chunk: Json) -> Iterable[Json]:
+def gemini_candidates(chunk: Json) -> list[Json]:
     """Return the candidates of a chunk; a prompt that was refused has none, which makes one."""
-    reason = chunk["promptFeedback"].get("blockReason") if "promptFeedback" in chunk else ""
-    if reason and not chunk.get("candidates"):
-        known = GEMINI_FINISH.get(reason) == "content_filter"
-        return [{"finishReason": reason if known else "SAFETY"}]
-    candidates: Iterable[Json] = chunk.get("candidates") or ()
-    return candidates
+    found: list[Json] = chunk.get("candidates") or []
+    reason = "" if found else (chunk.get("promptFeedback") or EMPTY).get("blockReason")
+    if reason and GEMINI_FINISH.get(reason) != "content_filter":
+        reason = "SAFETY"
+    return [{"finishReason": reason}] if reason else found
 
 
 def gemini_read_usage(data: Json) -> Iterator[Usage]:
@@ -5706,7 +5480,7 @@ def gemini_read_usage(data: Json) -> Iterator[Usage]:
     thoughts = data.get("thoughtsTokenCount", 0)
     rest = data.get("totalTokenCount", 0) - prompt - hosted - thoughts
     output = data.get("candidatesTokenCount", max(0, rest)) + thoughts
-    extra = gemini_extra(without(data, GEMINI_USAGE))
+    extra = extra_of("gemini", without(data, GEMINI_USAGE))
     yield Usage(prompt + hosted, data.get("cachedContentTokenCount", 0), 0, output, thoughts, extra)
 
 
@@ -5718,9 +5492,8 @@ GEMINI_USAGE = frozenset(
 def gemini_read_citations(candidate: Json, before: str, text: str) -> Iterator[Citation]:
     """Read groundingMetadata, whose offsets are bytes of all texts, for the last of them."""
     grounding = candidate.get("groundingMetadata") or EMPTY
-    sources = [
-        next(iter(chunk.values()), EMPTY) for chunk in grounding.get("groundingChunks") or ()
-    ]
+    chunks = grounding.get("groundingChunks") or ()
+    sources = [next(iter(chunk.values()), EMPTY) for chunk in chunks]
     data, base = (before + text).encode("utf-8", "replace"), len(before.encode("utf-8", "replace"))
     for support in grounding.get("groundingSupports") or ():
         segment = support.get("segment") or EMPTY
@@ -5733,8 +5506,8 @@ def gemini_read_citations(candidate: Json, before: str, text: str) -> Iterator[C
 
 
 def gemini_read_token(data: Json) -> Json:
-    token = data.get("token", "")
-    return {"token": token, "logprob": data.get("logProbability", 0.0), "bytes": [*token.encode()]}
+    token, logprob = data.get("token", ""), data.get("logProbability", 0.0)
+    return {"token": token, "logprob": logprob, "bytes": [*token.encode()]}
 
 
 def gemini_read_logprobs(data: Json) -> Iterator[Json]:
@@ -5749,120 +5522,98 @@ def gemini_read_logprobs(data: Json) -> Iterator[Json]:
 
 
 class GeminiOut:
-    """What of one choice waits for the last chunk."""
+    """One choice on its way out: its open part, and what waits for the last chunk.
 
-    def __init__(self) -> None:
-        self.texts: list[Part] = []  # complete ones
+    `head` and `tail` are the chunk around a text; empty while a part is open that is sent whole.
+    """
+
+    def __init__(self, number: int, names: Json) -> None:
+        self.number, self.names = number, names
+        self.part, self.head, self.tail = Part(""), "", ""
+        self.texts: list[str] = []  # of the open part
+        self.said: list[Part] = []  # the texts that are complete
         self.logprobs: list[Json] = []
         self.proof = ""  # of a thought: goes to the call that follows, or out on its own
 
+    def chunk(self, part: Json) -> str:
+        candidate = {"content": {"parts": [part], "role": "model"}, "index": self.number}
+        return dumps({"candidates": [candidate], **self.names})
 
-class GeminiLive:
-    """An open part. `head` and `tail` are the chunk around a text; empty for what is sent whole."""
+    def take_proof(self) -> Json:
+        """Return the proof of a thought that no call follows as a part."""
+        proof, self.proof = self.proof, ""
+        return {"text": "", "thought": True, "thoughtSignature": proof}
 
-    def __init__(self, event: PartStart, out: GeminiOut) -> None:
-        self.part, self.choice, self.out = event.part, event.choice, out
-        self.texts = [event.part.text]
-        self.head = self.tail = ""
-
-
-class GeminiWriter:
-    """Turns events into chunks, and chunks into frames."""
-
-    def __init__(self, request: Request) -> None:
-        self.request = request
-        self.sse = gemini_own(request.extra).get("_alt") == "sse"
-        self.lead, self.trail = ("data: ", "\r\n\r\n") if self.sse else ("[", "")
-        self.begun = False
-        self.names: Json = {}
-        self.usage: Json = {}
-        self.live: dict[int, GeminiLive] = {}
-        self.outs: dict[int, GeminiOut] = {}
-        self.ends: list[Json] = []
-        self.take: dict[type, Callable[[Any], Iterable[Json]]] = {
-            MessageStart: self.begin,
-            PartStart: self.open,
-            PartDelta: self.change,
-            PartEnd: self.close,
-            Usage: self.use,
-            MessageEnd: self.end,
-        }
-
-    def frame(self, data: str) -> bytes:
-        """Frame a chunk: as an event of its own, or an element of the one array."""
-        lead, self.begun = self.lead, True
-        self.lead = lead if self.sse else ",\r\n"
-        return (lead + data + self.trail).encode("ascii")
-
-    def send(self, chunk: Json) -> bytes:
-        return self.frame(dumps(chunk))
-
-    def chunk(self, choice: int, part: Json) -> Json:
-        candidate = {"content": {"parts": [part], "role": "model"}, "index": choice}
-        return {"candidates": [candidate], **self.names}
-
-    def begin(self, event: MessageStart) -> Iterable[Json]:
-        self.names = gemini_write_names(event, self.request)
-        return ()
-
-    def open(self, event: PartStart) -> Iterator[Json]:
+    def open(self, part: Part) -> Iterator[str]:
         """Open a part; for texts, prepare the chunk that the deltas go into."""
-        kind, out = event.part.kind, self.outs.setdefault(event.choice, GeminiOut())
-        if out.proof and kind != "call":
-            yield self.chunk(event.choice, gemini_write_proof(out))
-        self.live[event.at] = live = GeminiLive(event, out)
-        if kind in GEMINI_WORDS:
-            part = gemini_write_part(event.part._replace(text="\0"))
-            live.head, live.tail = dumps(self.chunk(event.choice, part)).split('"\\u0000"', 1)
+        if self.proof and part.kind != "call":
+            yield self.chunk(self.take_proof())
+        self.part, self.texts, self.head = part, [part.text], ""
+        if part.kind in GEMINI_WORDS:
+            chunk = self.chunk(gemini_write_part(part._replace(text="\0")))
+            self.head, self.tail = chunk.split('"\\u0000"', 1)
 
-    def change(self, event: PartDelta) -> Iterator[Json]:
-        """Take a delta that is no text to be shown at once."""
-        live = self.live[event.at]
-        if event.field == "text":
-            live.texts.append(event.value)
-        elif event.field == "logprobs":
-            live.out.logprobs += event.value
-        elif event.field == "proof" and live.part.kind == "thinking":
-            live.out.proof = event.value
-        elif event.field == "proof" and live.head:
-            yield self.chunk(live.choice, {"text": "", "thoughtSignature": event.value})
+    def change(self, event: PartDelta) -> Iterator[str]:
+        """Take a delta that is no text."""
+        if event.field == "logprobs":
+            self.logprobs += event.value
+        elif event.field == "proof" and self.part.kind == "thinking":
+            self.proof = event.value
+        elif event.field == "proof" and self.head:
+            yield self.chunk({"text": "", "thoughtSignature": event.value})
         else:
-            live.part = part_with(live.part, event)
+            self.part = part_with(self.part, event)
 
-    def close(self, event: PartEnd) -> Iterator[Json]:
-        """End a part: calls, media and the like are written now, in one piece."""
-        live = self.live.pop(event.at)
-        part, out = live.part._replace(text="".join(live.texts)), live.out
-        if live.head:
-            out.texts.append(part)
+    def close(self) -> Iterator[str]:
+        """End the part: calls, media and the like are written now, in one piece."""
+        part = self.part._replace(text="".join(self.texts))
+        if self.head:
+            self.said.append(part)
             return
-        if out.proof and not part.proof:
-            part, out.proof = part._replace(proof=out.proof), ""
-        elif out.proof:
-            yield self.chunk(live.choice, gemini_write_proof(out))
+        if self.proof and part.proof:
+            yield self.chunk(self.take_proof())
+        part, self.proof = part._replace(proof=part.proof or self.proof), ""
         if written := gemini_write_part(part):
-            yield self.chunk(live.choice, written)
+            yield self.chunk(written)
 
-    def use(self, event: Usage) -> Iterable[Json]:
-        self.usage = gemini_write_usage(event)
-        return ()
+    def end(self, event: MessageEnd) -> Json:
+        """Return the candidate of the last chunk."""
+        choice = Choice(tuple(self.said), event, tuple(self.logprobs))
+        return gemini_write_candidate(choice, [self.take_proof() if self.proof else {"text": ""}])
 
-    def end(self, event: MessageEnd) -> Iterable[Json]:
-        """Keep the end of a choice for the last chunk."""
-        out = self.outs.setdefault(event.choice, GeminiOut())
-        choice = Choice(tuple(out.texts), event, tuple(out.logprobs))
-        part = gemini_write_proof(out) if out.proof else {"text": ""}
-        self.ends.append(gemini_write_candidate(choice, [part]))
-        return ()
 
-    def last(self) -> Json:
-        return {"candidates": self.ends, **self.usage, **self.names}
+def gemini_write_chunks(events: Iterable[Event], request: Request) -> Iterator[str]:
+    """Events -> chunks; the last one has the ends of all choices and the usage."""
+    names, usage, ends = Json(), Json(), list[Json]()
+    outs: dict[int, GeminiOut] = {}  # by choice
+    live: dict[int, GeminiOut] = {}  # by number of the open part
+    for event in events:
+        if isinstance(event, PartDelta):
+            out = live[event.at]
+            if event.field != "text":
+                yield from out.change(event)
+                continue
+            out.texts.append(event.value)
+            if out.head:
+                yield out.head + quote(event.value) + out.tail
+        elif isinstance(event, PartStart):
+            out = live[event.at] = outs.setdefault(event.choice, GeminiOut(event.choice, names))
+            yield from out.open(event.part)
+        elif isinstance(event, PartEnd):
+            yield from live.pop(event.at).close()
+        elif isinstance(event, MessageStart):
+            names = gemini_write_names(event, request)
+        elif isinstance(event, Usage):
+            usage = gemini_write_usage(event)
+        else:
+            ends.append(outs.get(event.choice, GeminiOut(event.choice, names)).end(event))
+    yield dumps({"candidates": ends, **usage, **names})
 
 
 def gemini_write_response(response: Response, request: Request) -> Json:
     """Write a collected answer as one GenerateContentResponse."""
     candidates = [
-        gemini_write_candidate(choice, gemini_write_parts(gemini_move_proofs(choice.parts)))
+        gemini_write_candidate(choice, gemini_write_kept(gemini_move_proofs(choice.parts)))
         for choice in response.choices
     ]
     usage = gemini_write_usage(response.usage) if response.usage else {}
@@ -5876,33 +5627,23 @@ def gemini_read_stream(payloads: Iterable[Json], request: Request) -> Events:
 
 def gemini_write_stream(events: Iterable[Event], request: Request) -> Frames:
     """Events -> server-sent events, or without `alt=sse` one JSON array, written as it grows."""
-    writer = GeminiWriter(request)
+    sse, begun = gemini_own(request).get("_alt") == "sse", False
+    lead, trail = ("data: ", "\r\n\r\n") if sse else ("[", "")
     try:
-        for event in events:
-            if type(event) is PartDelta and event.field == "text" and writer.live[event.at].head:
-                live = writer.live[event.at]
-                live.texts.append(event.value)
-                yield writer.frame(live.head + quote(event.value) + live.tail)
-            else:
-                yield from map(writer.send, writer.take[type(event)](event))
-        yield writer.send(writer.last())
+        for chunk in gemini_write_chunks(events, request):
+            yield (lead + chunk + trail).encode("ascii")
+            lead, begun = lead if sse else ",\r\n", True
     except ProxyError as error:
-        if not writer.begun:
+        if not begun:
             raise
-        yield writer.send(gemini_write_error(error))
-    if not writer.sse:
+        yield (lead + dumps(gemini_write_error(error)) + trail).encode("ascii")
+    if not sse:
         yield b"]"
 
 
 def gemini_write_names(start: MessageStart, request: Request) -> Json:
     made = digest(request.id, "response")
     return {"modelVersion": start.model or request.model, "responseId": start.id or made}
-
-
-def gemini_write_proof(out: GeminiOut) -> Json:
-    """Write the proof of a thought that no call follows."""
-    proof, out.proof = out.proof, ""
-    return {"text": "", "thought": True, "thoughtSignature": proof}
 
 
 def gemini_write_candidate(choice: Choice, parts: list[Json]) -> Json:
@@ -5916,7 +5657,7 @@ def gemini_write_candidate(choice: Choice, parts: list[Json]) -> Json:
         candidate["groundingMetadata"] = gemini_write_citations(choice.parts)
     if choice.logprobs:
         candidate["logprobsResult"] = gemini_write_logprobs(choice.logprobs)
-    return gemini_merge(candidate, gemini_own(end.extra))
+    return restored(candidate, gemini_own(end))
 
 
 def gemini_size(text: str) -> int:
@@ -5932,11 +5673,8 @@ def gemini_write_citations(parts: Iterable[Part]) -> Json:
         for cited in part.citations:
             at = sources.setdefault((cited.url, cited.title), len(sources))
             start, end = (base + gemini_size(part.text[:n]) for n in (cited.start, cited.end))
-            segment = {
-                "startIndex": start,
-                "endIndex": end,
-                "text": part.text[cited.start : cited.end],
-            }
+            words = part.text[cited.start : cited.end]
+            segment = {"startIndex": start, "endIndex": end, "text": words}
             supports.append({"segment": segment, "groundingChunkIndices": [at]})
         base += gemini_size(part.text) if part.kind in {"text", "refusal"} else 0
     chunks = [{"web": {"uri": url, "title": title}} for url, title in sources]
@@ -5955,30 +5693,28 @@ def gemini_write_logprobs(tokens: Iterable[Json]) -> Json:
 
 def gemini_write_usage(usage: Usage) -> Json:
     """Write usageMetadata, whose total is the sum of its parts."""
-    own = gemini_own(usage.extra)
+    own = gemini_own(usage)
     counts = {
         "promptTokenCount": usage.input - own.get("toolUsePromptTokenCount", 0),
-        "cachedContentTokenCount": usage.cache_read,
+        "cachedContentTokenCount": usage.cache_read or None,
         "candidatesTokenCount": usage.output - usage.reasoning,
-        "thoughtsTokenCount": usage.reasoning,
+        "thoughtsTokenCount": usage.reasoning or None,
         "totalTokenCount": usage.input + usage.output,
     }
-    needed = {"promptTokenCount", "candidatesTokenCount", "totalTokenCount"}
-    written = {key: value for key, value in counts.items() if value or key in needed}
-    return {"usageMetadata": gemini_merge(written, own)}
+    return {"usageMetadata": restored(filled(**counts), own)}
 
 
 # --- errors ---
 
 
-def gemini_error(data: Json, status: int) -> ProxyError:
-    """Return the error that an error object stands for: its details first, then its words."""
-    found = data.get("error")
-    error: Json = found if isinstance(found, dict) else {"message": found or data.get("message")}
+def gemini_error(data: Any, status: int) -> ProxyError:
+    """Return the error that a body stands for: its details first, then its words."""
+    found = data.get("error", data) if isinstance(data, dict) else data
+    error: Json = found if isinstance(found, dict) else {"message": found}
     message = str(error.get("message") or "the upstream failed")
+    said = message + dumps(error.get("details") or [])
     code = error.get("code")
     status = status or (code if isinstance(code, int) else 0)
-    said = message + dumps(error.get("details") or [])
     kind = next((kind for word, kind in GEMINI_SAID.items() if word in said), "")
     kind = kind or GEMINI_KINDS.get(error.get("status", ""), "")
     result = ProxyError(kind, message) if kind else error_of_status(status, message)
@@ -5993,9 +5729,8 @@ def gemini_read_error(status: int, body: bytes) -> ProxyError:
     try:
         data = json.loads(body)
     except ValueError:
-        return error_of_status(status, body[:500].decode("utf-8", "replace") or f"HTTP {status}")
-    data = data[0] if isinstance(data, list) and data else data
-    return gemini_error(data if isinstance(data, dict) else {"message": str(data)}, status)
+        data = body[:500].decode("utf-8", "replace") or f"HTTP {status}"
+    return gemini_error(data[0] if isinstance(data, list) and data else data, status)
 
 
 def gemini_write_error(error: ProxyError) -> Json:
@@ -6003,10 +5738,7 @@ def gemini_write_error(error: ProxyError) -> Json:
     kind = KINDS[error.kind]
     body: Json = {"code": kind.status, "message": str(error), "status": kind.gemini}
     if error.retry_after is not None:
-        delay = f"{error.retry_after:g}s"
-        body["details"] = [
-            {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": delay}
-        ]
+        body["details"] = [{"@type": GEMINI_RETRY, "retryDelay": f"{error.retry_after:g}s"}]
     return {"error": body}
 
 
@@ -11295,7 +11027,7 @@ def renamed(data: bytes, name: str) -> bytes:
     return text.encode("utf-8", "surrogateescape")
 
 
-def unwrapped(data: bytes) -> bytes:
+def out_of_envelope(data: bytes) -> bytes:
     """Return what stands in the `response` of an answer of Code Assist; what has none stays."""
     text = data.decode("utf-8", "surrogateescape")
     with contextlib.suppress(ValueError):
@@ -11307,7 +11039,7 @@ def unwrapped(data: bytes) -> bytes:
 
 def mended(data: bytes, name: str, wrapped: bool) -> bytes:
     """Return a JSON text without its envelope, if it is `wrapped`, and with `name`, if there is one."""
-    data = unwrapped(data) if wrapped else data
+    data = out_of_envelope(data) if wrapped else data
     return renamed(data, name) if name else data
 
 

@@ -78,9 +78,10 @@ def snake(value: Any) -> Any:
         return [snake(item) for item in value]
     if not isinstance(value, dict):
         return value
-    names = {camel: name for name, camel in cp.GEMINI_SPELLINGS.items()}
     return {
-        names.get(key, key): item if key in cp.GEMINI_OPAQUE else snake(item)
+        re.sub("[A-Z]", lambda m: "_" + m[0].lower(), key): item
+        if key in cp.GEMINI_OPAQUE
+        else snake(item)
         for key, item in value.items()
     }
 
@@ -121,12 +122,12 @@ def test_everything_is_understood() -> None:
     assert last.role == "user"
     assert [part.text for part in request.system] == ["Be brief.", "Be kind."]
     assert [(t.name, t.kind) for t in request.tools] == [
-        ("web_search", "hosted"), ("find", "function"), ("open", "function"), ("stop", "function"),
-        ("fileSearch", "hosted"), ("web_fetch", "hosted"),
+        ("find", "function"), ("open", "function"), ("stop", "function"),
+        ("web_search", "hosted"), ("fileSearch", "hosted"), ("web_fetch", "hosted"),
     ]  # fmt: skip
     properties = {"mime_type": {"type": ["string", "null"]}, "_id": {"type": "string"}}
-    assert request.tools[1].schema == {"type": "object", "properties": properties}
-    assert request.tools[3].schema is None
+    assert request.tools[0].schema == {"type": "object", "properties": properties}
+    assert request.tools[2].schema is None
     assert request.choice == cp.ToolChoice("auto", ("find",))
     assert request.thinking == cp.Thinking("", 512, "auto")
     assert request.format == cp.Format(
@@ -252,8 +253,8 @@ def test_results_are_named_ordered_and_complete() -> None:
         ("user", [text("q")]),
         ("assistant", calls),
         ("tool", [result("t2", text("A"))]),
-        ("tool", [result("t1", text('{"k":1}'))]),
-        ("tool", [result("t1", text("again")), result("lost", text("orphan"))]),
+        ("tool", [result("t1", text("once"))]),
+        ("tool", [result("t1", text('{"k":1}')), result("lost", text("orphan"))]),
         ("user", [text("go")]),
     )
     _, model, user = contents(request)
@@ -263,7 +264,7 @@ def test_results_are_named_ordered_and_complete() -> None:
             "thoughtSignature": cp.GEMINI_SENTINEL,
         },
         {"functionCall": {"id": "t2", "name": "b", "args": {}}},
-        {"functionCall": {"id": "t3", "name": "c", "args": {"input": "[1]"}}},
+        {"functionCall": {"id": "t3", "name": "c", "args": {"input": [1]}}},
     ]
     assert user["parts"] == [
         {"functionResponse": {"id": "t1", "name": "get_x", "response": {"k": 1}}},
@@ -272,7 +273,7 @@ def test_results_are_named_ordered_and_complete() -> None:
             "functionResponse": {
                 "id": "t3",
                 "name": "c",
-                "response": {"error": "the call was not answered"},
+                "response": {"error": "[no result]"},
             }
         },
         {"text": "orphan"},
@@ -858,15 +859,14 @@ def recordings(folder: str) -> list[Any]:
 
 
 def respelled(value: Any) -> Any:
-    """Make all spellings of a body one: snake case is ours to correct, and one may stand for a list."""
+    """Make all spellings of a body one: snake case is ours to correct, one may stand for a list, functions first."""
     if isinstance(value, list):
         return [respelled(item) for item in value]
     if not isinstance(value, dict):
         return value
     named = {re.sub("_([a-z])", lambda m: m[1].upper(), key): item for key, item in value.items()}
-    named["tools"] = (
-        named["tools"] if isinstance(named.get("tools"), list) else [named.get("tools")]
-    )
+    tools = named["tools"] if isinstance(named.get("tools"), list) else [named.get("tools")]
+    named["tools"] = sorted(tools, key=lambda tool: "functionDeclarations" not in (tool or {}))
     return {
         key: item if key in cp.GEMINI_OPAQUE else respelled(item) for key, item in named.items()
     }
