@@ -12804,7 +12804,7 @@ class Server(ThreadingHTTPServer):
         with self._idle:
             return self._idle.wait_for(lambda: not self._working, grace)
 
-    def handle_error(self, request: Any, client_address: Any) -> None:
+    def handle_error(self, *_: Any) -> None:
         log.error("bug in a connection's thread: %r", sys.exc_info()[1])
 
 
