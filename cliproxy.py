@@ -23,9 +23,12 @@ Contents (each room uses only rooms above it; [pure] ones touch no clock, socket
    14. TERMINAL      prompts, the browser's way back, QR codes
    15. LOGIN         logins and token refresh
    16. ROUTING       which account serves which model
-   17. UPSTREAM      asking a provider
-   18. SERVER        the listening side
-   19. COMMANDS      the command line
+   17. CALLS         a client's call and its answer, edited as bytes
+   18. PROVIDERS     the headers and bodies that each provider wants
+   19. CATALOG       the models that upstreams list
+   20. UPSTREAM      asking a provider
+   21. SERVER        the listening side
+   22. COMMANDS      the command line
 """
 
 from __future__ import annotations
@@ -10848,11 +10851,10 @@ def endpoint_quirks(entry: Json, provider: Provider) -> list[str]:
 
 
 ########################################################################################
-# 17. UPSTREAM
+# 17. CALLS
 ########################################################################################
-# One request of a client, asked of one account after the other until one begins to answer. Two
-# lanes: the bytes pass through when both sides speak one dialect, else they are translated by
-# generators that the thread of the client's socket pulls. The first piece commits.
+# What a client wants, on its way through, and what it gets back. Bodies and answers that only need
+# another name are edited as bytes: what was signed, or written with care, stays as it is.
 
 Pieces = Generator[bytes, None, None]
 
@@ -11106,6 +11108,11 @@ STREAM_ENDS = {  # how a complete stream of each dialect ends; chat endpoints ma
     "gemini": (b"finishReason", b"blockReason"),
 }
 USAGE_KEY = re.compile(r'"usage(?:Metadata)?"\s*:\s*(?={)')
+
+########################################################################################
+# 18. PROVIDERS
+########################################################################################
+# What a row of PROVIDERS cannot say: a function for the headers of a provider, and one for bodies.
 
 DROPPED_HEADERS = HOP_BY_HOP | frozenset(  # of a client's request; never sent on
     "host content-length content-encoding accept-encoding expect authorization x-api-key"
@@ -11373,6 +11380,11 @@ def shape(body: Json, call: Call, candidate: Candidate, provider: Provider, app:
     return shaped
 
 
+########################################################################################
+# 19. CATALOG
+########################################################################################
+# The models that each account's upstream says it has, for lists and limits. Kept on disk for a day.
+
 Listed = Mapping[str, Json]  # id of a model -> fields of Model
 LIST_FIELDS = {  # field of Model -> where lists of models have it. The first that says something counts
     "name": "display_name displayName name",
@@ -11511,6 +11523,14 @@ def ask_for_list(account: Account) -> Listed:
     if reply.status != 200:
         raise DIALECTS[provider.dialect].read_error(reply.status, reply.body)
     return read_list(reply.body)
+
+
+########################################################################################
+# 20. UPSTREAM
+########################################################################################
+# One request of a client, asked of one account after the other until one begins to answer. Two
+# lanes: the bytes pass through when both sides speak one dialect, else they are translated by
+# generators that the thread of the client's socket pulls. The first piece commits.
 
 
 class App:
@@ -12136,7 +12156,7 @@ def completion_frames(pieces: Pieces) -> Pieces:
 
 
 ########################################################################################
-# 18. SERVER
+# 21. SERVER
 ########################################################################################
 # A ThreadingHTTPServer whose handler reads heads with NETWORK's strict parser. A thread serves one
 # client connection and is the only one that writes its socket. Here, and nowhere else, an
@@ -12834,7 +12854,7 @@ def make_server(app: App) -> Server:
 
 
 ########################################################################################
-# 19. COMMANDS
+# 22. COMMANDS
 ########################################################################################
 # argparse rows. Whatever goes wrong is one sentence on stderr and exit status 1; usage errors are 2.
 
