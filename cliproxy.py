@@ -27,8 +27,9 @@ Contents (each room uses only rooms above it; [pure] ones touch no clock, socket
    18. PROVIDERS     the headers and bodies that each provider wants
    19. CATALOG       the models that upstreams list
    20. UPSTREAM      asking a provider
-   21. SERVER        the listening side
-   22. COMMANDS      the command line
+   21. WEBSOCKET     RFC 6455, and the conversation that a connection remembers
+   22. SERVER        the listening side
+   23. COMMANDS      the command line
 """
 
 from __future__ import annotations
@@ -6812,6 +6813,7 @@ SETTINGS = (
     Setting("payload.override-raw", Items(RAW_RULE, "params"), [], "the same, the values being JSON texts"),
     Setting("payload.filter", Items(FILTER), [], "fields always removed"),
     Setting("models", Items(USER_MODEL, "id", "id provider"), [], "models that are not built in, or facts to correct", status="new"),
+    Setting("ws", bool, False, "let clients of /v1/responses use a WebSocket, and send only what is new", status="new"),
     Setting("passthrough-headers", bool, False, "give clients all headers of the upstream's answer, not only those known to be of use"),
     Setting("refresh-models", bool, True, "ask upstreams once a day which models they have", status="new"),
     Setting("model-fallbacks", Named(Items(str)), {}, "by model: the models to ask instead, in order, when no account can serve it", status="new"),
@@ -12156,7 +12158,181 @@ def completion_frames(pieces: Pieces) -> Pieces:
 
 
 ########################################################################################
-# 21. SERVER
+# 21. WEBSOCKET
+########################################################################################
+# The server's side of RFC 6455 for /v1/responses: a text message is a request, a text message each
+# event of its answer. A connection remembers its last answers, so that a client need only send what
+# is new. Source: spec/clients.md 3.
+
+MAGIC = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455 1.3
+OP_TEXT, OP_BINARY, OP_CLOSE, OP_PING, OP_PONG = 1, 2, 8, 9, 10  # opcodes; 0 continues a message
+REMEMBERED = 16  # answers of a connection that a request may go on from
+
+
+class SocketClosed(Exception):  # noqa: N818 -- no error: connections end
+    """The peer closed the WebSocket, or it must be closed: `code` says why. Source: RFC 6455 7.4."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+def accept_of(key: str) -> str:
+    """Return the answer to the key of an opening handshake. Source: RFC 6455 4.2.2."""
+    proof = hashlib.sha1((key + MAGIC).encode("latin-1"), usedforsecurity=False).digest()
+    return base64.b64encode(proof).decode("ascii")
+
+
+def socket_frame(opcode: int, payload: bytes) -> bytes:
+    """Encode a whole message, as servers do: without a mask."""
+    length = len(payload)
+    if length < 126:
+        return bytes((0x80 | opcode, length)) + payload
+    form, mark = (">BBH", 126) if length < 65_536 else (">BBQ", 127)
+    return struct.pack(form, 0x80 | opcode, mark, length) + payload
+
+
+def unmasked(data: bytes | bytearray, mask: bytes | bytearray) -> bytes:
+    """Undo a client's mask, as one long number: a loop would cost a second for 10 MB."""
+    length = len(data)
+    key = (bytes(mask) * (length // 4 + 1))[:length]
+    return (int.from_bytes(data, "little") ^ int.from_bytes(key, "little")).to_bytes(
+        length, "little"
+    )
+
+
+class WebSocket:
+    """Messages over a connection that was upgraded. One thread uses it."""
+
+    def __init__(
+        self, wire: Wire, write: Callable[[bytes], None], idle: Callable[[], None]
+    ) -> None:
+        self._wire, self._write, self._idle = wire, write, idle
+
+    def send(self, text: bytes) -> None:
+        self._write(socket_frame(OP_TEXT, text))
+
+    def close(self, code: int) -> None:
+        self._write(socket_frame(OP_CLOSE, struct.pack(">H", code)))
+
+    def receive(self) -> bytes:
+        """Return the next text message, answering pings on the way. Raises SocketClosed."""
+        pieces: list[bytes] = []
+        while True:
+            final, opcode, payload = self._frame(BODY_LIMIT - sum(map(len, pieces)))
+            if opcode == OP_CLOSE:
+                raise SocketClosed(1000)
+            if opcode == OP_PING:
+                self._write(socket_frame(OP_PONG, payload))
+            elif opcode == OP_BINARY:
+                raise SocketClosed(1003)
+            elif opcode != OP_PONG:
+                if (opcode == OP_TEXT) is bool(
+                    pieces
+                ):  # a message begins with its kind, and only so
+                    raise SocketClosed(1002)
+                pieces.append(payload)
+                if final:
+                    return b"".join(pieces)
+
+    def _frame(self, limit: int) -> tuple[bool, int, bytes]:
+        """Read a frame: is it the last of its message, its opcode and its payload."""
+        self._wire.rest = self._wire.recv(
+            self._idle
+        )  # a peer may be silent for long, between frames
+        if not self._wire.rest:
+            raise SocketClosed(1006)
+        first, second = self._wire.read_exactly(2, self._idle)
+        opcode, length = first & 0x0F, second & 0x7F
+        control = opcode >= OP_CLOSE
+        known = opcode in {0, OP_TEXT, OP_BINARY, OP_CLOSE, OP_PING, OP_PONG}
+        if (
+            first & 0x70
+            or not second & 0x80
+            or not known
+            or (control and (length > 125 or first < 0x80))
+        ):
+            raise SocketClosed(1002)
+        if length > 125:
+            size = 2 if length == 126 else 8
+            length = int.from_bytes(self._wire.read_exactly(size, self._idle), "big")
+        if length > limit:
+            raise SocketClosed(1009)
+        mask = self._wire.read_exactly(4, self._idle)
+        return first >= 0x80, opcode, unmasked(self._wire.read_exactly(length, self._idle), mask)
+
+
+class Memory:
+    """The conversations that end in the last answers of a connection. The items are shared."""
+
+    def __init__(self) -> None:
+        self._items: dict[str, list[Any]] = {}  # id of a response -> what was said until then
+
+    def unfold(self, body: Json) -> Json:
+        """Return a request with all that was said before. Raises ProxyError if that is forgotten."""
+        said, kind = body.get("input") or [], body.get("type", "response.create")
+        if kind != "response.create" or not isinstance(said, (str, list)):
+            message = f"a message is a response.create with an input, not {kind!r}"
+            raise ProxyError("invalid_request", message, param="type")
+        items = (
+            [{"type": "message", "role": "user", "content": said}]
+            if isinstance(said, str)
+            else said
+        )
+        previous = body.get("previous_response_id")
+        if previous:
+            if previous not in self._items:
+                message = f"the response {previous!r} is not of this connection, or too long ago"
+                raise ProxyError("invalid_request", message, param="previous_response_id")
+            items = [*self._items[previous], *items]
+        return {
+            **without(body, frozenset(["type", "generate", "previous_response_id"])),
+            "input": items,
+            "stream": True,
+        }
+
+    def keep(self, body: Json, response: Json, output: list[Json]) -> None:
+        """Remember an answer, and forget the oldest."""
+        self._items[str(response.get("id"))] = [
+            *body["input"],
+            *(output or response.get("output") or ()),
+        ]
+        while len(self._items) > REMEMBERED:
+            del self._items[next(iter(self._items))]
+
+
+def warmed_up(call: Call, body: Json) -> Iterator[Json]:
+    """Answer a request that is only to be remembered: with no output, and without any upstream."""
+    response: Json = {
+        "id": f"resp_{call.id}",
+        "object": "response",
+        "created_at": call.created,
+        "model": body.get("model"),
+        "output": [],
+    }
+    yield {
+        "type": "response.created",
+        "sequence_number": 0,
+        "response": {**response, "status": "in_progress"},
+    }
+    zero = {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0}
+    done = {**response, "status": "completed", "usage": zero}
+    yield {"type": "response.completed", "sequence_number": 1, "response": done}
+
+
+def error_message(error: ProxyError) -> Json:
+    """Tell a failure as a message; a POST would have had its status."""
+    after = {} if error.retry_after is None else {"retry-after": f"{math.ceil(error.retry_after)}"}
+    return {
+        "type": "error",
+        "status": error.status,
+        "error": DIALECTS["responses"].write_error(error)["error"],
+        "headers": after,
+    }
+
+
+########################################################################################
+# 22. SERVER
 ########################################################################################
 # A ThreadingHTTPServer whose handler reads heads with NETWORK's strict parser. A thread serves one
 # client connection and is the only one that writes its socket. Here, and nowhere else, an
@@ -12165,6 +12341,7 @@ def completion_frames(pieces: Pieces) -> Pieces:
 CLIENT_TICK = 30.0  # seconds: the patience of a recv() from a client, or of a send()
 IDLE_CLIENT = 120.0  # seconds that a connection may wait for its next request
 SLOW_CLIENT = 30.0  # seconds of silence in the middle of a head or a body
+IDLE_SOCKET = 3_600.0  # seconds that a WebSocket may wait for its next message
 DRAIN_LIMIT = 2**20  # bytes of a refused request's body that are read so as to keep the connection
 FULL = 64  # frames that are enough for one send
 ACCEPT_PAUSE = 0.5  # seconds before the next try when no connection can be accepted
@@ -12575,8 +12752,66 @@ class Handler(socketserver.BaseRequestHandler, Watcher):
     def show_options(self, route: Route) -> None:
         self.send(204, {"allow": "GET, HEAD, POST, OPTIONS"}, b"")
 
-    def refuse_upgrade(self, route: Route) -> None:
-        raise ProxyError("upgrade_required", "no WebSocket here; POST to the same path")
+    def upgrade(self, route: Route) -> None:
+        """Go on as a WebSocket until the client leaves, if the owner lets it."""
+        asked = self.headers.get("upgrade", "").lower() == "websocket"
+        key, version = (
+            self.headers.get(f"sec-websocket-{name}", "") for name in ("key", "version")
+        )
+        if not (asked and key and version == "13" and self.server.app.config["ws"]):
+            why = (
+                "send a WebSocket handshake"
+                if self.server.app.config["ws"]
+                else "no WebSocket here"
+            )
+            raise ProxyError("upgrade_required", f"{why}; or POST to the same path")
+        self.keep, self.status, self.started = False, 101, "upgraded"
+        lines = ("HTTP/1.1 101 Switching Protocols", "upgrade: websocket", "connection: Upgrade")
+        self.write(
+            "\r\n".join([*lines, f"sec-websocket-accept: {accept_of(key)}", "", ""]).encode(
+                "latin-1"
+            )
+        )
+        web, memory = WebSocket(self.wire, self.write, self.idle_socket), Memory()
+        try:
+            while True:
+                self.waited = 0.0
+                self.serve_message(web, memory, web.receive())
+        except SocketClosed as closed:
+            if closed.code != 1006:
+                web.close(closed.code)
+        except ConnectionError as exc:
+            raise ClientGone from exc
+
+    def idle_socket(self) -> None:
+        """Wait for a message, or for the rest of one."""
+        self.waited += CLIENT_TICK
+        if self.server.stopping or self.waited >= IDLE_SOCKET:
+            raise SocketClosed(1001)
+
+    def serve_message(self, web: WebSocket, memory: Memory, text: bytes) -> None:
+        """Answer one request with a message for each event."""
+        call = self.call = Call(self.dialect, "generate", text)
+        call.headers, call.watcher = self.headers, self
+        output: list[Json] = []
+        begun = time.monotonic()
+        try:
+            warm, body = call.json.get("generate") is False, memory.unfold(call.json)
+            call.rewrite(body)
+            for event in warmed_up(call, body) if warm else self.events_of(call):
+                if event.get("type") == "response.output_item.done":
+                    output.append(event["item"])
+                elif event.get("type") in {"response.completed", "response.incomplete"}:
+                    memory.keep(body, event["response"], output)
+                web.send(dumps_text(event).encode("utf-8", "replace"))
+        except ProxyError as error:
+            web.send(dumps_text(error_message(error)).encode("utf-8", "replace"))
+        self.log_request(begun)
+
+    def events_of(self, call: Call) -> Iterator[Json]:
+        """Ask, and yield the events of the answer as they come."""
+        with contextlib.closing(dispatch(call, self.server.app).pieces) as pieces:
+            yield from sse_read(pieces)
 
     def refuse_stored(self, route: Route) -> None:
         message = "no responses are stored here; send store: false and the whole history"
@@ -12701,7 +12936,7 @@ ROUTE_ROWS = (
     Route("POST", "/v1/audio/speech",           Handler.generate,       "chat", "/audio/speech"),
     Route("POST", "/v1/audio/transcriptions",   Handler.generate,       "chat", "/audio/transcriptions"),
     Route("POST", "/v1/audio/translations",     Handler.generate,       "chat", "/audio/translations"),
-    Route("GET",  "/v1/responses",              Handler.refuse_upgrade, "responses"),
+    Route("GET",  "/v1/responses",              Handler.upgrade,        "responses"),
     Route("GET",  "/v1/responses/*",            Handler.refuse_stored,  "responses"),
     Route("GET",  "/v1/models",                 Handler.list_models),
     Route("GET",  "/v1/models/*",               Handler.show_model),
@@ -12854,7 +13089,7 @@ def make_server(app: App) -> Server:
 
 
 ########################################################################################
-# 22. COMMANDS
+# 23. COMMANDS
 ########################################################################################
 # argparse rows. Whatever goes wrong is one sentence on stderr and exit status 1; usage errors are 2.
 

@@ -1,0 +1,263 @@
+"""WebSocket on /v1/responses, over real sockets: the wire, the memory, failures."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import struct
+from collections.abc import Iterator
+from contextlib import closing
+from typing import Any
+
+import pytest
+from conftest import DEADLINE, Proxy, ProxyMaker, Upstream
+
+import cliproxy as cp
+
+SSE = {"content-type": "text/event-stream"}
+HANDSHAKE = {
+    "host": "127.0.0.1",
+    "upgrade": "websocket",
+    "connection": "keep-alive, Upgrade",
+    "sec-websocket-version": "13",
+    "sec-websocket-key": "dGhlIHNhbXBsZSBub25jZQ==",
+}
+ACCEPT = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="  # to that key: RFC 6455 1.3
+MESSAGE = {
+    "type": "message",
+    "id": "msg_1",
+    "role": "assistant",
+    "content": [{"type": "output_text", "text": "hé"}],
+}
+ITEM = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "hi"}]}
+
+
+def events(id: str) -> list[bytes]:
+    response = {"id": id, "object": "response", "output": []}
+    payloads = (
+        {"type": "response.created", "response": response},
+        {"type": "response.output_item.done", "output_index": 0, "item": MESSAGE},
+        {"type": "response.completed", "response": {**response, "status": "completed"}},
+    )
+    return [cp.sse_frame(payload, str(payload["type"])) for payload in payloads]
+
+
+class Client:
+    """A WebSocket client that can also misbehave."""
+
+    def __init__(self, proxy: Proxy, **headers: str) -> None:
+        self.sock = socket.create_connection(("127.0.0.1", proxy.port), timeout=DEADLINE)
+        lines = [
+            "GET /v1/responses HTTP/1.1",
+            *(f"{k}: {v}" for k, v in {**HANDSHAKE, **headers}.items()),
+            "",
+            "",
+        ]
+        self.sock.sendall("\r\n".join(lines).encode())
+        self.stream = self.sock.makefile("rb")
+        self.head = b""
+        while not self.head.endswith(b"\r\n\r\n"):
+            self.head += self.stream.readline()
+
+    def close(self) -> None:
+        self.stream.close()
+        self.sock.close()
+
+    def frame(self, opcode: int, payload: bytes, *, first: int = 0x80, mask: int = 0x80) -> None:
+        length = len(payload)
+        size = bytes([mask | min(length, 125)])
+        if length > 125:
+            size = (
+                struct.pack(">BH", mask | 126, length)
+                if length < 65_536
+                else struct.pack(">BQ", mask | 127, length)
+            )
+        key = os.urandom(4) if mask else b""
+        masked = bytes(byte ^ key[at % 4] for at, byte in enumerate(payload)) if mask else payload
+        self.sock.sendall(bytes([first | opcode]) + size + key + masked)
+
+    def read(self) -> tuple[int, bytes]:
+        """Read a frame of the server: its opcode and its payload."""
+        first, second = self.stream.read(2)
+        assert (first & 0xF0, second & 0x80) == (0x80, 0), "whole, and without a mask"
+        length = second
+        if length > 125:
+            size = 2 if length == 126 else 8
+            length = int.from_bytes(self.stream.read(size), "big")
+        return first & 0x0F, self.stream.read(length)
+
+    def ask(self, **body: Any) -> list[dict[str, Any]]:
+        """Send a request; return the events until its end."""
+        self.frame(1, json.dumps({"type": "response.create", **body}).encode())
+        return list(self.answer())
+
+    def answer(self) -> Iterator[dict[str, Any]]:
+        while True:
+            opcode, payload = self.read()
+            assert opcode == 1
+            event = json.loads(payload)
+            yield event
+            if event["type"] in {"response.completed", "response.failed", "error"}:
+                return
+
+
+@pytest.fixture
+def proxy(make_proxy: ProxyMaker) -> Proxy:
+    return make_proxy(ws=True, api_keys=["k"], disable_cooling=True)
+
+
+@pytest.fixture
+def client(proxy: Proxy) -> Iterator[Client]:
+    with closing(Client(proxy, authorization="Bearer k")) as connected:
+        assert f"sec-websocket-accept: {ACCEPT}".encode() in connected.head
+        yield connected
+
+
+def types(answer: list[dict[str, Any]]) -> list[str]:
+    return [event["type"] for event in answer]
+
+
+def test_events_come_one_a_message(client: Client, upstream: Upstream) -> None:
+    upstream.reply(events("r1"), headers=SSE)
+    answer = client.ask(model="up-responses", input=[ITEM], future=1)
+    assert types(answer) == ["response.created", "response.output_item.done", "response.completed"]
+    assert answer[1]["item"] == MESSAGE
+    sent = upstream.seen[0]
+    assert sent.json() == {"model": "up-responses", "input": [ITEM], "future": 1, "stream": True}
+    assert not {"upgrade", "sec-websocket-key"} & sent.headers.keys()
+
+
+def test_only_what_is_new_is_sent(client: Client, upstream: Upstream) -> None:
+    for id in ("r1", "r2", "r3"):
+        upstream.reply(events(id), headers=SSE)
+    client.ask(model="up-responses", input="hi")
+    client.ask(model="up-responses", input=[ITEM], previous_response_id="r1")
+    client.ask(model="up-responses", input=[ITEM], previous_response_id="r1")
+    first = {"type": "message", "role": "user", "content": "hi"}
+    inputs = [seen.json()["input"] for seen in upstream.seen]
+    assert inputs == [[first], [first, MESSAGE, ITEM], [first, MESSAGE, ITEM]]
+    assert not any("previous_response_id" in seen.json() for seen in upstream.seen)
+
+
+def test_a_warm_up_asks_nobody(client: Client, upstream: Upstream) -> None:
+    answer = client.ask(model="up-responses", input=[ITEM], generate=False)
+    assert types(answer) == ["response.created", "response.completed"]
+    assert (answer[1]["response"]["output"], upstream.seen) == ([], [])
+    upstream.reply(events("r1"), headers=SSE)
+    client.ask(model="up-responses", input=[], previous_response_id=answer[1]["response"]["id"])
+    assert upstream.seen[0].json()["input"] == [ITEM]
+
+
+def test_another_dialect_is_translated(client: Client, upstream: Upstream) -> None:
+    delta = {"choices": [{"index": 0, "delta": {"content": "Hello"}, "finish_reason": "stop"}]}
+    upstream.reply([cp.sse_frame(delta), b"data: [DONE]\n\n"], headers=SSE)
+    answer = client.ask(model="up-chat", input=[ITEM])
+    assert "response.output_text.delta" in types(answer)
+    upstream.reply([cp.sse_frame(delta), b"data: [DONE]\n\n"], headers=SSE)
+    client.ask(model="up-chat", input=[ITEM], previous_response_id=answer[-1]["response"]["id"])
+    roles = [message["role"] for message in upstream.seen[1].json()["messages"]]
+    assert roles == ["user", "assistant", "user"]
+
+
+def test_failures_leave_the_connection_usable(client: Client, upstream: Upstream) -> None:
+    upstream.reply({"error": {"message": "slow down"}}, 429, {"retry-after": "7"})
+    (failed,) = client.ask(model="up-responses", input="hi")
+    assert (failed["type"], failed["status"], failed["headers"]) == (
+        "error",
+        429,
+        {"retry-after": "7"},
+    )
+    (unknown,) = client.ask(model="up-chat", input="hi", previous_response_id="r9")
+    assert (unknown["status"], unknown["error"]["param"]) == (400, "previous_response_id")
+    for text in (b"{", b"[]", b'{"type": "other"}', b'{"input": 1, "model": "m"}', b"\xff"):
+        client.frame(1, text)
+        assert next(client.answer())["status"] == 400
+    upstream.reply(events("r1")[:2], headers=SSE)
+    broken = client.ask(model="up-responses", input="hi")
+    assert types(broken) == ["response.created", "response.output_item.done", "error"]
+    assert broken[-1]["status"] == 502
+    (echo,) = [
+        e
+        for e in client.ask(model="echo", input="still here")
+        if e["type"] == "response.output_text.done"
+    ]
+    assert echo["text"] == "still here"
+
+
+def test_pings_and_pieces(client: Client) -> None:
+    body = json.dumps({"type": "response.create", "model": "echo", "input": "x" * 70_000}).encode()
+    client.frame(1, body[:9], first=0)
+    client.frame(9, b"are you there")
+    client.frame(0, body[9:200], first=0)
+    client.frame(10, b"unasked")
+    client.frame(0, body[200:])
+    assert client.read() == (10, b"are you there")
+    answer = list(client.answer())
+    assert len(answer[-1]["response"]["output"][0]["content"][0]["text"]) == 70_000
+    client.frame(8, struct.pack(">H", 1000))
+    assert client.read() == (8, struct.pack(">H", 1000))
+    assert client.stream.read() == b"", "it hangs up"
+
+
+FAULTS = [
+    pytest.param({"opcode": 1, "mask": 0}, 1002, id="no mask"),
+    pytest.param({"opcode": 1, "first": 0xC0}, 1002, id="a reserved bit"),
+    pytest.param({"opcode": 3}, 1002, id="an unknown opcode"),
+    pytest.param({"opcode": 0}, 1002, id="the end of nothing"),
+    pytest.param({"opcode": 9, "first": 0}, 1002, id="a ping in pieces"),
+    pytest.param({"opcode": 9, "payload": b"x" * 126}, 1002, id="a long ping"),
+    pytest.param({"opcode": 2}, 1003, id="binary"),
+]
+
+
+@pytest.mark.parametrize(("frame", "code"), FAULTS)
+def test_faults_of_the_wire(client: Client, frame: dict[str, Any], code: int) -> None:
+    client.frame(**{"payload": b"{}", **frame})
+    assert client.read() == (8, struct.pack(">H", code))
+
+
+def test_a_message_may_not_be_larger_than_a_body(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cp, "BODY_LIMIT", 100)
+    client.frame(1, b"x" * 60, first=0)
+    client.frame(0, b"x" * 60)
+    assert client.read() == (8, struct.pack(">H", 1009))
+
+
+def test_old_answers_are_forgotten(client: Client) -> None:
+    ids = [
+        client.ask(model="echo", input="x", generate=False)[-1]["response"]["id"]
+        for _ in range(cp.REMEMBERED + 1)
+    ]
+    assert (
+        client.ask(model="echo", input="x", previous_response_id=ids[1])[-1]["type"]
+        == "response.completed"
+    )
+    assert client.ask(model="echo", input="x", previous_response_id=ids[0])[-1]["status"] == 400
+
+
+@pytest.mark.parametrize(
+    ("settings", "headers", "status"),
+    [
+        pytest.param({}, {}, b"426", id="off"),
+        pytest.param({"ws": True}, {"sec-websocket-version": "8"}, b"426", id="an old version"),
+        pytest.param({"ws": True}, {"upgrade": "h2c"}, b"426", id="another protocol"),
+        pytest.param({"ws": True, "api_keys": ["k"]}, {}, b"401", id="no key"),
+        pytest.param({"ws": True}, {"origin": "http://evil.example"}, b"403", id="a web page"),
+    ],
+)
+def test_handshakes(
+    make_proxy: ProxyMaker, settings: Any, headers: dict[str, str], status: bytes
+) -> None:
+    with closing(Client(make_proxy(**settings), **headers)) as client:
+        assert client.head.split()[1] == status
+
+
+def test_a_client_that_leaves_ends_the_exchange(client: Client, upstream: Upstream) -> None:
+    upstream.reply([events("r1")[0], "silence"], headers=SSE)
+    client.frame(1, json.dumps({"model": "up-responses", "input": "hi"}).encode())
+    assert json.loads(client.read()[1])["type"] == "response.created"
+    client.close()
+    assert upstream.hung_up.wait(DEADLINE)
