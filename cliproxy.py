@@ -1551,6 +1551,8 @@ def estimate_tokens(request: Request) -> int:
         text = tool.name + tool.description + dumps_text(tool.schema or tool.grammar or {})
         size += len(text.encode("utf-8", "replace"))
     return (size + 3) // 4 + media * IMAGE_TOKENS
+
+
 NO_RESULT = Part("result", parts=(Part("text", "[no result]"),), error=True)
 
 
@@ -1574,7 +1576,9 @@ def answered(messages: Iterable[Message]) -> list[Message]:
     return ordered
 
 
-WRAPPERS = frozenset({"parallel", "multi_tool_use.parallel"})  # that some of OpenAI's models make up
+WRAPPERS = frozenset(
+    {"parallel", "multi_tool_use.parallel"}
+)  # that some of OpenAI's models make up
 
 
 def is_wrapper(call: Part, declared: Collection[str]) -> bool:
@@ -4043,7 +4047,11 @@ def responses_write_result(part: Part, _role: str) -> Json:
         pieces = (Part("text", text), *others)
     written = [responses_write_part(piece, "tool") for piece in pieces]
     listed = others or "_list" in responses_own(part)
-    return {"type": kind, "call_id": part.id, "output": [*filter(None, written)] if listed else text}
+    return {
+        "type": kind,
+        "call_id": part.id,
+        "output": [*filter(None, written)] if listed else text,
+    }
 
 
 RESPONSES_WRITERS: dict[str, Callable[[Part, str], Json]] = {  # of others, `extra` is all there is
@@ -4304,6 +4312,7 @@ def responses_write_request(request: Request, _target: Target) -> Json:
     own = responses_own(request)  # what has been decided since, counts more
     return restored(body, {k: v for k, v in own.items() if k not in body or isinstance(v, dict)})
 
+
 # -- answers -------------------------------------------------------------------------
 
 
@@ -4421,7 +4430,9 @@ class ResponsesReader:
         item, kind = payload["item"], responses_type(payload["item"])
         self.reset(payload.get("output_index"))
         if kind not in RESPONSES_OUTPUTS or (item.get("name") and item.get("call_id")):
-            (self.first, _), *_ = responses_read_output({**item, **RESPONSES_UNTOLD.get(kind, EMPTY)})
+            (self.first, _), *_ = responses_read_output(
+                {**item, **RESPONSES_UNTOLD.get(kind, EMPTY)}
+            )
         if self.first.kind == "call" and not is_wrapper(self.first, self.tools):
             yield self.open(self.first)
 
@@ -10984,7 +10995,9 @@ def find_model(body: bytes | bytearray) -> tuple[tuple[int, int], str] | None:
     opening = body[first : first + HEAD_LIMIT].translate(NESTING).find(b"[")
     nested = first + opening if opening >= 0 else last
     closing = max(body.rfind(b"}", nested, last), body.rfind(b"]", nested, last), nested)
-    found = [m for m in (MODEL_VALUE.search(body, first, nested), MODEL_VALUE.search(body, closing)) if m]
+    found = [
+        m for m in (MODEL_VALUE.search(body, first, nested), MODEL_VALUE.search(body, closing)) if m
+    ]
     if len(found) != 1 or body[found[0].start() - 1] == 0x5C:  # a backslash: inside of a string
         return None
     try:
@@ -11175,7 +11188,9 @@ def is_anthropic_key(account: Account) -> bool:
 def claude_oauth_headers(headers: Headers, call: Call, account: Account) -> None:
     """Add the beta that a bearer token of a log-in needs. Source: spec/providers.md 2.3."""
     if account.credential or account.token.startswith("sk-ant-oat"):
-        betas = [beta for beta in headers.get("anthropic-beta", "").replace(" ", "").split(",") if beta]
+        betas = [
+            beta for beta in headers.get("anthropic-beta", "").replace(" ", "").split(",") if beta
+        ]
         if "oauth-2025-04-20" not in betas:
             headers["anthropic-beta"] = ",".join([*betas, "oauth-2025-04-20"])
 
@@ -11293,7 +11308,13 @@ def kimi_messages(messages: Iterable[Json]) -> Iterator[Json]:
 
 
 XAI_REMOVED = frozenset(
-    ["previous_response_id", "prompt_cache_retention", "safety_identifier", "stream_options", "stop"]
+    [
+        "previous_response_id",
+        "prompt_cache_retention",
+        "safety_identifier",
+        "stream_options",
+        "stop",
+    ]
 )
 
 
@@ -11344,7 +11365,9 @@ def prepare_antigravity(body: Json, call: Call, candidate: Candidate) -> Json:
         inner = path_delete(inner, "generationConfig.maxOutputTokens")
     elif inner.get("tools"):
         inner = path_set(inner, "toolConfig.functionCallingConfig.mode", "VALIDATED")
-    session = int(digest(opening_of(body) or call.id)[:16], 16) >> 1  # the same all through a conversation
+    session = (
+        int(digest(opening_of(body) or call.id)[:16], 16) >> 1
+    )  # the same all through a conversation
     kind = "image_gen" if "image" in candidate.account.fact(candidate.model).traits else "agent"
     wrapped = prepare_code_assist({**inner, "sessionId": f"-{session}"}, call, candidate)
     del wrapped["user_prompt_id"]
@@ -11481,7 +11504,9 @@ class Catalog:
     def _due(self, account: Account) -> bool:
         file = list_file(account)
         then = max(self._known(file)[0], self._tried.get(file, 0.0) - LIST_AGE + LIST_RETRY)
-        useless = account.expired(self._now()) or not can_list(account)  # a token may be renewed soon
+        useless = account.expired(self._now()) or not can_list(
+            account
+        )  # a token may be renewed soon
         return not useless and not 0 <= self._now() - then < LIST_AGE
 
     def _known(self, file: str) -> tuple[float, Listed]:
@@ -11540,7 +11565,11 @@ class App:
 
     def __init__(self, config_file: ConfigFile, store: Store, environ: Mapping[str, str]) -> None:
         self.config_file, self.store, self._environ = config_file, store, environ
-        self.router, self.pool, self.catalog = Router(), Pool(), Catalog(store.folder / ".cliproxy" / "models")
+        self.router, self.pool, self.catalog = (
+            Router(),
+            Pool(),
+            Catalog(store.folder / ".cliproxy" / "models"),
+        )
         self._not_before: dict[str, float] = {}  # only renew_due uses it
         self._stored = -math.inf  # when the state was; only one thread polls
         self._told: set[str] = set()  # which credentials are not used, and why
@@ -11608,7 +11637,12 @@ class App:
         for account in self.router.accounts():
             credential, token = account.credential, account.token
             early = self._not_before.get(account.mark, -math.inf) > time.monotonic()
-            if credential is None or early or not account.renewable or not due(credential, time.time()):
+            if (
+                credential is None
+                or early
+                or not account.renewable
+                or not due(credential, time.time())
+            ):
                 continue
             wait = RENEW_AGAIN
             try:
@@ -11759,7 +11793,9 @@ def path_of(call: Call, provider: Provider) -> str:
         return provider.generate
     if call.action.startswith("/"):
         return call.action
-    return {"count": provider.counting, "compact": f"{provider.generate}/compact"}.get(call.action, "")
+    return {"count": provider.counting, "compact": f"{provider.generate}/compact"}.get(
+        call.action, ""
+    )
 
 
 def open_exchange(
@@ -11850,7 +11886,9 @@ def relay(call: Call, candidate: Candidate, provider: Provider, app: App) -> Ans
         with contextlib.closing(exchange):
             whole = dumps(collected_response(sse_read(exchange.decoded()))).encode("ascii")
         whole = renamed(whole, call.model) if candidate.forced else whole
-        return Answer(200, {**headers, "content-type": "application/json"}, iter_once(whole), len(whole))
+        return Answer(
+            200, {**headers, "content-type": "application/json"}, iter_once(whole), len(whole)
+        )
     if candidate.forced or provider.wrapped:
         name = call.model if candidate.forced else ""
         return edited(
@@ -11973,7 +12011,11 @@ def translate(call: Call, candidate: Candidate, provider: Provider, app: App) ->
     request, upstream, account = call.request, DIALECTS[provider.dialect], candidate.account
     target = Target(provider.name, account.fact(candidate.model), account.quirks | provider.quirks)
     stream = request.stream or provider.only_streams or "stream" in target.quirks
-    thinking = Thinking(*candidate.effort, summary=request.thinking.summary) if candidate.effort else request.thinking
+    thinking = (
+        Thinking(*candidate.effort, summary=request.thinking.summary)
+        if candidate.effort
+        else request.thinking
+    )
     wanted = request._replace(model=candidate.model, stream=stream, thinking=thinking)
     fitted = fit_request(wanted, target, upstream.name)
     body = upstream.write_request(fitted.request, target)
@@ -12033,14 +12075,23 @@ def echo_events(request: Request) -> Events:
     """Repeat the last user text; call the first tool if that text asks for it."""
     texts = [text_of(m.parts) for m in request.messages if m.role == "user" and text_of(m.parts)]
     text = texts[-1] if texts else "(no text)"
-    answered = bool(request.messages) and any(p.kind == "result" for p in request.messages[-1].parts)
+    answered = bool(request.messages) and any(
+        p.kind == "result" for p in request.messages[-1].parts
+    )
     tools = [tool for tool in request.tools if tool.kind != "hosted"]
     wants = not answered and bool(tools) and re.search(r"\b(tool|call)\b", text, re.IGNORECASE)
     yield MessageStart(digest("echo", request.id), request.model, request.created)
     if wants:
         tool = tools[0]
         body = text if tool.kind == "custom" else "{}"
-        part = Part("call", body, f"call_{digest(request.id)}", tool.name, custom=tool.kind == "custom", namespace=tool.namespace)
+        part = Part(
+            "call",
+            body,
+            f"call_{digest(request.id)}",
+            tool.name,
+            custom=tool.kind == "custom",
+            namespace=tool.namespace,
+        )
         yield from part_events(0, part)
     else:
         yield from part_events(0, Part("text", text))
@@ -12053,13 +12104,22 @@ COUNT_KEYS = {  # dialect -> what of a request its counting call takes. Source: 
     "responses": "model input instructions tools tool_choice text reasoning parallel_tool_calls".split(),
     "gemini": "contents tools systemInstruction toolConfig".split(),
 }
-COUNT_WORDS = {"claude": "input_tokens", "responses": "input_tokens", "chat": "input_tokens", "gemini": "totalTokens"}
+COUNT_WORDS = {
+    "claude": "input_tokens",
+    "responses": "input_tokens",
+    "chat": "input_tokens",
+    "gemini": "totalTokens",
+}
 
 
 def count_tokens(call: Call, candidate: Candidate, provider: Provider, app: App) -> Answer:
     """Ask the upstream for a token count, in its dialect; estimate it if it cannot count."""
     try:
-        if provider.counting and provider.dialect == call.dialect.name and not must_fit(call, candidate):
+        if (
+            provider.counting
+            and provider.dialect == call.dialect.name
+            and not must_fit(call, candidate)
+        ):
             return relay(call, candidate, provider, app)
         if provider.counting:
             return translated_count(call, candidate, provider, app)
@@ -12081,12 +12141,16 @@ def translated_count(call: Call, candidate: Candidate, provider: Provider, app: 
     if provider.wrapped:
         body = PREPARE[provider.name](body, call, candidate)
     path = path_of(call, provider).replace("{model}", urlquote(model, safe=""))
-    exchange = open_exchange(call, candidate.account, provider, path, [dumps(body).encode("ascii")], app)
+    exchange = open_exchange(
+        call, candidate.account, provider, path, [dumps(body).encode("ascii")], app
+    )
     with contextlib.closing(exchange):
         try:
             return counted(call, int(json.loads(exchange.body())[COUNT_WORDS[upstream.name]]), {})
         except (KeyError, TypeError, ValueError) as exc:
-            raise ProxyError("upstream_failed", f"the upstream's count is malformed: {exc!r}") from exc
+            raise ProxyError(
+                "upstream_failed", f"the upstream's count is malformed: {exc!r}"
+            ) from exc
 
 
 def counted(call: Call, tokens: int, headers: Headers) -> Answer:
@@ -12095,7 +12159,9 @@ def counted(call: Call, tokens: int, headers: Headers) -> Answer:
     if call.dialect.name == "responses":
         count["object"] = "response.input_tokens"
     whole = dumps(count).encode("ascii")
-    return Answer(200, {"content-type": "application/json", **headers}, iter_once(whole), len(whole))
+    return Answer(
+        200, {"content-type": "application/json", **headers}, iter_once(whole), len(whole)
+    )
 
 
 def answer_locally(call: Call) -> Answer:
@@ -12440,13 +12506,18 @@ class Handler(socketserver.BaseRequestHandler, Watcher):
         path, _, query = target.partition("?")
         if path.startswith("http"):
             path = urlsplit(path).path or "/"
-        self.path, self.query = path, dict(parse_qsl(query, keep_blank_values=True)) if query else {}
+        self.path, self.query = (
+            path,
+            dict(parse_qsl(query, keep_blank_values=True)) if query else {},
+        )
         self.version, self.length = version, body_length(self.headers)
         if self.length is None and version == "HTTP/1.0":
             raise ValueError("a chunked body in HTTP/1.0")
         self.body_read = self.length == 0
         connection = self.headers.get("connection", "").lower()
-        self.keep = "close" not in connection if version == "HTTP/1.1" else "keep-alive" in connection
+        self.keep = (
+            "close" not in connection if version == "HTTP/1.1" else "keep-alive" in connection
+        )
         self.keep = self.keep and not self.server.stopping
 
     def answer(self) -> None:
@@ -12463,7 +12534,9 @@ class Handler(socketserver.BaseRequestHandler, Watcher):
         origin = self.headers.get("origin", "")
         host, origin_host = host_of("//" + self.headers.get("host", "")), host_of(origin)
         if self.server.loopback and host and not is_loopback(host) and host != self.server.host:
-            message = f"the host {host!r} is not this machine; use http://127.0.0.1:{self.server.port}"
+            message = (
+                f"the host {host!r} is not this machine; use http://127.0.0.1:{self.server.port}"
+            )
             raise ProxyError("forbidden", message)
         foreign = origin == "null" or (
             origin.startswith(("http://", "https://")) and origin_host != host
@@ -12530,7 +12603,9 @@ class Handler(socketserver.BaseRequestHandler, Watcher):
         """Answer what is not even a request, and close."""
         self.keep = False
         with contextlib.suppress(ClientGone):
-            self.send_json(error.status, {"error": {"message": str(error), "type": "invalid_request_error"}})
+            self.send_json(
+                error.status, {"error": {"message": str(error), "type": "invalid_request_error"}}
+            )
             self.linger()
 
     def linger(self) -> None:
@@ -12554,7 +12629,9 @@ class Handler(socketserver.BaseRequestHandler, Watcher):
         dialect = self.dialect
         with contextlib.suppress(ClientGone):
             self.drop_body()
-        headers = {} if error.retry_after is None else {"retry-after": f"{math.ceil(error.retry_after)}"}
+        headers = (
+            {} if error.retry_after is None else {"retry-after": f"{math.ceil(error.retry_after)}"}
+        )
         if error.body and error.dialect == dialect.name:
             self.send(error.status, {**headers, **error.headers}, error.body)
         else:
@@ -12664,7 +12741,11 @@ class Handler(socketserver.BaseRequestHandler, Watcher):
             self.keep_alive(config["streaming.keepalive-seconds"], self.dialect.keepalive)
         elif self.started == "pending":
             self.keep_alive(config["nonstream-keepalive-interval"], b"\n")
-        elif self.started is None and self.call and 0 < config["nonstream-keepalive-interval"] <= self.waited:
+        elif (
+            self.started is None
+            and self.call
+            and 0 < config["nonstream-keepalive-interval"] <= self.waited
+        ):
             self.start_pending()
 
     def keep_alive(self, interval: float, sign: bytes) -> None:
@@ -12676,7 +12757,9 @@ class Handler(socketserver.BaseRequestHandler, Watcher):
     def start_pending(self) -> None:
         """Begin a long answer that is no stream with a blank line, so that nobody hangs up."""
         if self.version == "HTTP/1.1" and self.call and not self.call.stream:
-            head = self.make_head(200, {"content-type": "application/json"}, "transfer-encoding: chunked\r\n")
+            head = self.make_head(
+                200, {"content-type": "application/json"}, "transfer-encoding: chunked\r\n"
+            )
             self.started, self.head, self.status = "pending", head, 200
             self.out.append(b"\n")
             self.flush()
@@ -12686,7 +12769,9 @@ class Handler(socketserver.BaseRequestHandler, Watcher):
         if log.isEnabledFor(logging.INFO):
             about = self.call.summary() if self.call else None
             seconds = time.monotonic() - begun
-            self.server.lines.append((time.time(), self.method, self.path, self.status, seconds, about))
+            self.server.lines.append(
+                (time.time(), self.method, self.path, self.status, seconds, about)
+            )
 
     # What the rows of ROUTES do.
 
@@ -12714,7 +12799,9 @@ class Handler(socketserver.BaseRequestHandler, Watcher):
         if self.argument:
             model, _, verb = self.argument.rpartition(":")
             if verb not in GEMINI_VERBS:
-                raise ProxyError("not_found", f"unknown method {verb!r}; known: {', '.join(GEMINI_VERBS)}")
+                raise ProxyError(
+                    "not_found", f"unknown method {verb!r}; known: {', '.join(GEMINI_VERBS)}"
+                )
             call.action, call.path_stream = GEMINI_VERBS[verb]
             call.path_model = model
         self.waited = 0.0
@@ -12731,14 +12818,18 @@ class Handler(socketserver.BaseRequestHandler, Watcher):
         router, name = self.server.app.router, self.argument
         if name != ECHO and name not in router.models():
             close = ", ".join(map(repr, nearest_names(name, [*router.models(), ECHO], 3)))
-            raise ProxyError("model_not_found", f"no model {name!r}" + (f"; nearest: {close}" if close else ""))
+            raise ProxyError(
+                "model_not_found", f"no model {name!r}" + (f"; nearest: {close}" if close else "")
+            )
         self.send_json(200, self.lister(route)[1](known_model(router, name)))
 
     def lister(self, route: Route) -> tuple[Callable[[list[Json]], Json], Callable[[Model], Json]]:
         """Return the shape of model lists that this client reads; its headers tell."""
         if route.dialect == "gemini" or "x-goog-api-key" in self.headers:
             return gemini_models, gemini_model
-        if "anthropic-version" in self.headers or self.headers.get("user-agent", "").startswith("claude-cli"):
+        if "anthropic-version" in self.headers or self.headers.get("user-agent", "").startswith(
+            "claude-cli"
+        ):
             return claude_models, claude_model
         return openai_models, openai_model
 
@@ -12828,7 +12919,11 @@ def write_lines(lines: collections.deque[LogLine]) -> None:
         line = f"{stamp},{int(now % 1 * 1000):03} INFO rid={rid} {method} {escaped(path)}"
         line += f" {escaped(model)} account={account or '-'}" if about else ""
         line += f" status={status} total={seconds:.3f}s"
-        line += f" in={tokens_in(usage, INPUT_WORDS)} out={tokens_in(usage, OUTPUT_WORDS)}" if usage else ""
+        line += (
+            f" in={tokens_in(usage, INPUT_WORDS)} out={tokens_in(usage, OUTPUT_WORDS)}"
+            if usage
+            else ""
+        )
         text.append(line + "\n")
     if text:
         sys.stderr.write("".join(text))
@@ -12996,7 +13091,12 @@ def dialect_of(path: str, headers: Headers) -> Dialect:
     """Return the dialect in which a client of this path wants to hear of errors."""
     if "/messages" in path or "anthropic-version" in headers:
         return DIALECTS["claude"]
-    if "/v1beta" in path or "Content" in path or "countTokens" in path or "x-goog-api-key" in headers:
+    if (
+        "/v1beta" in path
+        or "Content" in path
+        or "countTokens" in path
+        or "x-goog-api-key" in headers
+    ):
         return DIALECTS["gemini"]
     return DIALECTS["responses" if "/responses" in path else "chat"]
 
@@ -13084,7 +13184,9 @@ def make_server(app: App) -> Server:
     try:
         return Server((host, port), app)
     except OSError as exc:
-        message = f"cannot listen on {host}:{port}: {exc}; set another `port` in the config, or --port"
+        message = (
+            f"cannot listen on {host}:{port}: {exc}; set another `port` in the config, or --port"
+        )
         raise ProxyError("invalid_request", message) from exc
 
 

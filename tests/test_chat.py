@@ -225,7 +225,9 @@ CHOICES = [
         id="allowed",
     ),
     pytest.param("any", cp.ToolChoice("required"), id="Mistral's"),
-    pytest.param({"function": {"name": "f"}}, cp.ToolChoice("required", ("f",)), id="Hugging Face's"),
+    pytest.param(
+        {"function": {"name": "f"}}, cp.ToolChoice("required", ("f",)), id="Hugging Face's"
+    ),
     pytest.param("most", None, id="of a vendor"),
 ]
 

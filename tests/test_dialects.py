@@ -348,7 +348,9 @@ def test_long_names_and_ids(dialect: str) -> None:  # conformance case 16
     ],
 )
 def test_calls_out_of_a_tool_search(tools: tuple[Tool, ...], space: str, written: str) -> None:
-    request = ask(user("q"), assistant(call("run", namespace=space)), dialect="responses", tools=tools)
+    request = ask(
+        user("q"), assistant(call("run", namespace=space)), dialect="responses", tools=tools
+    )
     (part,) = fit(request, "chat").messages[1].parts
     assert (part.namespace, part.name) == ("", written)
 
@@ -437,7 +439,11 @@ def test_base64_of_gemini() -> None:
 
 @pytest.mark.parametrize(
     ("mime", "source", "data"),
-    [("text/csv", "text", "a,b"), ("application/pdf", "base64", "YSxi"), ("text/x", "base64", "/w==")],
+    [
+        ("text/csv", "text", "a,b"),
+        ("application/pdf", "base64", "YSxi"),
+        ("text/x", "base64", "/w=="),
+    ],
 )
 def test_text_files_are_text_for_chat(mime: str, source: str, data: str) -> None:
     sent = data if source == "base64" else "YSxi"
@@ -538,7 +544,9 @@ def test_unwrap(text: str, whole: str) -> None:
 
 @pytest.mark.parametrize("pieces", [(), ("",), ("*** Begin\n", '"x" ', "\\\U0001f600")])
 @pytest.mark.parametrize("client", ["claude", "gemini", "chat"])
-def test_a_freeform_call_that_the_client_never_declared(client: str, pieces: tuple[str, ...]) -> None:
+def test_a_freeform_call_that_the_client_never_declared(
+    client: str, pieces: tuple[str, ...]
+) -> None:
     start = PartStart(0, call("apply_patch", custom=True))
     deltas = [PartDelta(0, "text", piece) for piece in pieces]
     began, *middle, ended = back([start, *deltas, PartEnd(0)], ask(dialect=client), "responses")

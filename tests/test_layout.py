@@ -14,7 +14,11 @@ import cliproxy as cp
 ROOT = Path(__file__).parent.parent
 SOURCE = (ROOT / "cliproxy.py").read_text(encoding="utf-8")
 BUDGET = check_layout.budgets((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-OPTIONAL = {"yaml", "certifi", "compression"}  # compression: the standard library of 3.14  # imported where they are used, with a message when missing
+OPTIONAL = {
+    "yaml",
+    "certifi",
+    "compression",
+}  # compression: the standard library of 3.14  # imported where they are used, with a message when missing
 VERBS = ("request", "response", "stream", "error")
 
 SMALL = '''"""A file.

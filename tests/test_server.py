@@ -66,7 +66,10 @@ def error_of(got: Got) -> str:
 @pytest.mark.parametrize("dialect", DIALECT_NAMES)
 def test_bytes_pass_in_both_directions(proxy: Proxy, upstream: Upstream, dialect: str) -> None:
     answer = b'{ "future" : [1,2],\n"usage": {"input_tokens":3} }'
-    upstream.reply(answer, headers={"content-type": "application/json", "request-id": "req_1", "x-secret": "no"})
+    upstream.reply(
+        answer,
+        headers={"content-type": "application/json", "request-id": "req_1", "x-secret": "no"},
+    )
     path, upstream_path, body = ASKS[dialect]
     sent = json.dumps({**body, "future_x": {"deep": [1.50, None]}}, indent=1).encode()
     got = proxy.ask(path, sent)
@@ -91,7 +94,10 @@ def test_a_stream_is_live(proxy: Proxy, upstream: Upstream) -> None:
     upstream.reply([first + b"\n\n", go, rest], headers=SSE)
     body = json.dumps(ASKS["claude"][2]).encode()
     with closing(proxy.connect()) as peer:
-        peer.sendall(b"POST /v1/messages HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body))
+        peer.sendall(
+            b"POST /v1/messages HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: %d\r\n\r\n%b"
+            % (len(body), body)
+        )
         seen = b""
         while b"message_start" not in seen:
             seen += peer.recv(4096)
@@ -122,13 +128,19 @@ def test_an_alias_changes_nothing_but_the_name(
     assert upstream.seen[0].body == arrives
 
 
-def test_the_client_s_own_headers_go_on_but_not_its_key(make_proxy: ProxyMaker, upstream: Upstream) -> None:
+def test_the_client_s_own_headers_go_on_but_not_its_key(
+    make_proxy: ProxyMaker, upstream: Upstream
+) -> None:
     proxy = make_proxy(api_keys=["sk-local"])
     upstream.reply({})
     ask(proxy, "claude", authorization="Bearer sk-local", x_api_key="sk-local", user_agent="claude-cli/2.1", anthropic_beta="a,b",
         x_forwarded_for="10.0.0.1", cookie="c=1", anthropic_version="2026-10-21", openai_platform="org-x")  # fmt: skip
     sent = upstream.seen[0].headers
-    assert (sent["user-agent"], sent["anthropic-beta"], sent["anthropic-version"]) == ("claude-cli/2.1", "a,b", "2026-10-21")
+    assert (sent["user-agent"], sent["anthropic-beta"], sent["anthropic-version"]) == (
+        "claude-cli/2.1",
+        "a,b",
+        "2026-10-21",
+    )
     assert sent["authorization"] == "Bearer sk-upstream-key"
     assert not {"x-api-key", "x-forwarded-for", "cookie", "openai-platform"} & sent.keys()
     assert b"sk-local" not in upstream.seen[0].head
@@ -143,7 +155,9 @@ def test_the_client_s_own_headers_go_on_but_not_its_key(make_proxy: ProxyMaker, 
         ("gemini", "x-goog-api-key", "sk-upstream-key"),
     ],
 )
-def test_the_real_key_goes_upstream(proxy: Proxy, upstream: Upstream, dialect: str, header: str, value: str) -> None:
+def test_the_real_key_goes_upstream(
+    proxy: Proxy, upstream: Upstream, dialect: str, header: str, value: str
+) -> None:
     upstream.reply({})
     ask(proxy, dialect, authorization="Bearer dummy")
     assert upstream.seen[0].headers[header] == value
@@ -151,29 +165,43 @@ def test_the_real_key_goes_upstream(proxy: Proxy, upstream: Upstream, dialect: s
 
 @pytest.mark.parametrize("dialect", DIALECT_NAMES)
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 413, 429, 500, 503, 529])
-def test_an_upstream_s_refusal_passes_as_it_came(proxy: Proxy, upstream: Upstream, dialect: str, status: int) -> None:
+def test_an_upstream_s_refusal_passes_as_it_came(
+    proxy: Proxy, upstream: Upstream, dialect: str, status: int
+) -> None:
     body = b'{"error":  {"message":"no","type":"x","code":7,"status":"Y"}}'
-    upstream.reply(body, status, {"content-type": "application/json", "retry-after": "7", "x-should-retry": "false"})
+    upstream.reply(
+        body,
+        status,
+        {"content-type": "application/json", "retry-after": "7", "x-should-retry": "false"},
+    )
     got = ask(proxy, dialect)
     assert (got.status, got.body) == (status, body)
     assert (got.headers["retry-after"], got.headers["x-should-retry"]) == ("7", "false")
 
 
 SLOPPY = [  # a dialect, what its client needs beside the message
-    pytest.param("chat", {"code": "rate_limit_exceeded", "param": None, "type": "rate_limit_error"}, id="chat"),
+    pytest.param(
+        "chat",
+        {"code": "rate_limit_exceeded", "param": None, "type": "rate_limit_error"},
+        id="chat",
+    ),
     pytest.param("claude", {"type": "rate_limit_error"}, id="claude"),
     pytest.param("gemini", {"code": 429, "status": "RESOURCE_EXHAUSTED"}, id="gemini"),
 ]
 
 
 @pytest.mark.parametrize(("dialect", "added"), SLOPPY)
-def test_a_sloppy_refusal_gets_what_clients_need(proxy: Proxy, upstream: Upstream, dialect: str, added: Any) -> None:
+def test_a_sloppy_refusal_gets_what_clients_need(
+    proxy: Proxy, upstream: Upstream, dialect: str, added: Any
+) -> None:
     upstream.reply({"error": {"message": "no", "metadata": {}}}, 429)
     got = ask(proxy, dialect)
     assert (got.status, got.json()["error"]) == (429, {"message": "no", "metadata": {}, **added})
 
 
-def test_a_sloppy_error_in_a_stream_gets_what_clients_need(proxy: Proxy, upstream: Upstream) -> None:
+def test_a_sloppy_error_in_a_stream_gets_what_clients_need(
+    proxy: Proxy, upstream: Upstream
+) -> None:
     text = b'data: {"choices":[{"index":0,"delta":{"content":"\\"error\\": {"}}]}\n\n'
     error = b'data: {"error":{"code":400,"message":"Token limit"},"choices":[]}\n\n'
     upstream.reply([text, error + b"data: [DONE]\n\n"], headers=SSE)
@@ -184,15 +212,22 @@ def test_a_sloppy_error_in_a_stream_gets_what_clients_need(proxy: Proxy, upstrea
 
 
 @pytest.mark.parametrize("piece", [1, 7])
-def test_a_first_event_in_many_pieces_is_no_error(proxy: Proxy, upstream: Upstream, piece: int) -> None:
-    body = b'event: response.created\ndata: {"type":"response.created","response":{"error":null}}\n\n'
+def test_a_first_event_in_many_pieces_is_no_error(
+    proxy: Proxy, upstream: Upstream, piece: int
+) -> None:
+    body = (
+        b'event: response.created\ndata: {"type":"response.created","response":{"error":null}}\n\n'
+    )
     body += b'event: response.completed\ndata: {"type":"response.completed","response":{"error":null}}\n\n'
     upstream.reply([body[at : at + piece] for at in range(0, len(body), piece)], headers=SSE)
     assert ask(proxy, "responses").body == body
 
 
 def test_the_next_account_answers(make_proxy: ProxyMaker, upstream: Upstream) -> None:
-    keys = [{"api-key": f"k{n}", "base-url": upstream.url, "models": [{"name": "up-claude"}]} for n in range(2)]
+    keys = [
+        {"api-key": f"k{n}", "base-url": upstream.url, "models": [{"name": "up-claude"}]}
+        for n in range(2)
+    ]
     proxy = make_proxy(claude_api_key=keys)
     upstream.reply({"error": {"message": "slow down"}}, 429, {"retry-after": "60"})
     upstream.reply({"ok": 1})
@@ -213,10 +248,14 @@ def test_an_error_as_first_event_is_an_http_error(proxy: Proxy, upstream: Upstre
     [
         pytest.param([STREAMS["claude"][:70], CLOSE], id="cut"),
         pytest.param([STREAMS["claude"][:70], RESET], id="reset"),
-        pytest.param([STREAMS["claude"].split(b"\n\n")[0] + b"\n\n"], id="ended cleanly in the middle"),
+        pytest.param(
+            [STREAMS["claude"].split(b"\n\n")[0] + b"\n\n"], id="ended cleanly in the middle"
+        ),
     ],
 )
-def test_a_broken_stream_ends_in_an_error_frame(proxy: Proxy, upstream: Upstream, steps: list[Any]) -> None:
+def test_a_broken_stream_ends_in_an_error_frame(
+    proxy: Proxy, upstream: Upstream, steps: list[Any]
+) -> None:
     upstream.reply(steps, headers=SSE)
     got = ask(proxy)
     assert got.status == 200
@@ -244,7 +283,9 @@ def test_compressed_answers(proxy: Proxy, upstream: Upstream, accepts: str) -> N
 # --- the client's request ------------------------------------------------------------------
 
 
-def wire(dialect: str = "claude", *lines: str, body: bytes | None = None, length: bool = True) -> bytes:
+def wire(
+    dialect: str = "claude", *lines: str, body: bytes | None = None, length: bool = True
+) -> bytes:
     """A request as bytes."""
     path, _, default = ASKS[dialect]
     data = json.dumps(default).encode() if body is None else body
@@ -260,7 +301,9 @@ def wire(dialect: str = "claude", *lines: str, body: bytes | None = None, length
         pytest.param(wire("claude", "content-length: 3"), id="two lengths"),
         pytest.param(wire("claude", "content-length: +5", length=False), id="signed length"),
         pytest.param(wire("claude", "transfer-encoding: gzip", length=False), id="unknown framing"),
-        pytest.param(wire("claude", "transfer-encoding: chunked, chunked", length=False), id="chunked twice"),
+        pytest.param(
+            wire("claude", "transfer-encoding: chunked, chunked", length=False), id="chunked twice"
+        ),
         pytest.param(wire("claude", "x: a\rb"), id="bare CR"),
         pytest.param(wire("claude", "x: a\nb: c"), id="bare LF"),
         pytest.param(wire("claude", "x: a\0b"), id="NUL"),
@@ -282,7 +325,10 @@ def test_what_smuggling_is_made_of(proxy: Proxy, upstream: Upstream, request_byt
 
 def chunks(data: bytes, size: int = 5) -> bytes:
     parts = [data[at : at + size] for at in range(0, len(data), size)]
-    return b"".join(b"%x;ext=1\r\n%b\r\n" % (len(part), part) for part in parts) + b"0\r\nx: trailer\r\n\r\n"
+    return (
+        b"".join(b"%x;ext=1\r\n%b\r\n" % (len(part), part) for part in parts)
+        + b"0\r\nx: trailer\r\n\r\n"
+    )
 
 
 BODY = json.dumps(ASKS["claude"][2]).encode()
@@ -317,7 +363,9 @@ def test_bodies(proxy: Proxy, upstream: Upstream, request_bytes: bytes, status: 
 
 def test_a_bomb_is_refused(proxy: Proxy) -> None:
     bomb = gzip.compress(bytes(cp.BODY_LIMIT + 1), 9)
-    assert proxy.raw(wire("claude", "content-encoding: gzip", body=bomb)).startswith(b"HTTP/1.1 413 ")
+    assert proxy.raw(wire("claude", "content-encoding: gzip", body=bomb)).startswith(
+        b"HTTP/1.1 413 "
+    )
 
 
 def test_expect_100_continue(proxy: Proxy, upstream: Upstream) -> None:
@@ -336,7 +384,9 @@ def test_keep_alive_and_pipelining(proxy: Proxy, upstream: Upstream) -> None:
         upstream.reply({"ok": number})
     reply = proxy.raw(request * 3)
     assert re.findall(rb'{"ok": ?(\d)}', reply) == [b"0", b"1", b"2"]
-    assert {seen.connection for seen in upstream.seen} == {0}, "the upstream's connection is kept too"
+    assert {seen.connection for seen in upstream.seen} == {0}, (
+        "the upstream's connection is kept too"
+    )
 
 
 def test_http_1_0(proxy: Proxy, upstream: Upstream) -> None:
@@ -371,14 +421,22 @@ def test_an_unreachable_upstream(make_proxy: ProxyMaker) -> None:
     with closing(socket.socket()) as unused:
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]
-    key = {"api-key": "k", "base-url": f"http://127.0.0.1:{port}", "models": [{"name": "up-claude"}]}
+    key = {
+        "api-key": "k",
+        "base-url": f"http://127.0.0.1:{port}",
+        "models": [{"name": "up-claude"}],
+    }
     got = ask(make_proxy(claude_api_key=[key]))
     assert (got.status, got.json()["type"]) == (502, "error")
     assert f"127.0.0.1:{port}" in error_of(got)
 
 
-@pytest.mark.parametrize("steps", [[SILENCE], [STREAMS["claude"][:60], SILENCE]], ids=["before", "after the first byte"])
-def test_a_client_that_hangs_up_ends_the_exchange(proxy: Proxy, upstream: Upstream, steps: list[Any]) -> None:
+@pytest.mark.parametrize(
+    "steps", [[SILENCE], [STREAMS["claude"][:60], SILENCE]], ids=["before", "after the first byte"]
+)
+def test_a_client_that_hangs_up_ends_the_exchange(
+    proxy: Proxy, upstream: Upstream, steps: list[Any]
+) -> None:
     upstream.reply(steps, headers=SSE)
     with closing(proxy.connect()) as peer:
         peer.sendall(wire("claude"))
@@ -390,7 +448,9 @@ def test_a_client_that_hangs_up_ends_the_exchange(proxy: Proxy, upstream: Upstre
     assert time.monotonic() - begun < 1.5
 
 
-def test_a_silent_upstream_has_a_deadline(proxy: Proxy, upstream: Upstream, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_silent_upstream_has_a_deadline(
+    proxy: Proxy, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(cp, "SILENCE_LIMIT", 0.6)
     upstream.reply([SILENCE], framing="raw")
     got = ask(proxy)
@@ -415,7 +475,12 @@ KEYED = [
     pytest.param({"x-api-key": "sk-one"}, "", 200, id="x-api-key"),
     pytest.param({"x-goog-api-key": "sk-two"}, "", 200, id="x-goog-api-key"),
     pytest.param({}, "?key=sk-one", 200, id="query"),
-    pytest.param({"x-api-key": "placeholder", "authorization": "Bearer sk-one"}, "", 200, id="a wrong one beside"),
+    pytest.param(
+        {"x-api-key": "placeholder", "authorization": "Bearer sk-one"},
+        "",
+        200,
+        id="a wrong one beside",
+    ),
     pytest.param({"authorization": "Bearer nope"}, "", 401, id="wrong"),
     pytest.param({"authorization": "Bearer sk-on"}, "", 401, id="a part of it"),
     pytest.param({}, "", 401, id="none"),
@@ -423,7 +488,9 @@ KEYED = [
 
 
 @pytest.mark.parametrize(("headers", "query", "status"), KEYED)
-def test_keys(make_proxy: ProxyMaker, upstream: Upstream, headers: dict[str, str], query: str, status: int) -> None:
+def test_keys(
+    make_proxy: ProxyMaker, upstream: Upstream, headers: dict[str, str], query: str, status: int
+) -> None:
     proxy = make_proxy(api_keys=["sk-one", "sk-two"])
     upstream.reply({})
     got = proxy.ask("/v1/messages" + query, ASKS["claude"][2], headers)
@@ -439,8 +506,15 @@ def test_keys(make_proxy: ProxyMaker, upstream: Upstream, headers: dict[str, str
 def test_401_is_in_the_client_s_dialect(make_proxy: ProxyMaker, dialect: str) -> None:
     got = ask(make_proxy(api_keys=["sk-one"]), dialect)
     error = got.json()["error"]
-    word = {"gemini": error.get("status"), "claude": error.get("type")}.get(dialect, error.get("code"))
-    assert (got.status, word) == (401, {"gemini": "UNAUTHENTICATED", "claude": "authentication_error"}.get(dialect, "invalid_api_key"))
+    word = {"gemini": error.get("status"), "claude": error.get("type")}.get(
+        dialect, error.get("code")
+    )
+    assert (got.status, word) == (
+        401,
+        {"gemini": "UNAUTHENTICATED", "claude": "authentication_error"}.get(
+            dialect, "invalid_api_key"
+        ),
+    )
 
 
 @pytest.mark.parametrize(
@@ -449,7 +523,9 @@ def test_401_is_in_the_client_s_dialect(make_proxy: ProxyMaker, dialect: str) ->
         pytest.param({"host": "localhost:1"}, 200, id="localhost"),
         pytest.param({"host": "[::1]:8317"}, 200, id="IPv6"),
         pytest.param({"host": "evil.example"}, 403, id="a rebound name"),
-        pytest.param({"host": "127.0.0.1.evil.example"}, 403, id="a name that looks like an address"),
+        pytest.param(
+            {"host": "127.0.0.1.evil.example"}, 403, id="a name that looks like an address"
+        ),
         pytest.param({"origin": "http://evil.example"}, 403, id="another site"),
         pytest.param({"origin": "null"}, 403, id="a sandboxed page"),
         pytest.param({"sec-fetch-site": "cross-site"}, 403, id="cross-site"),
@@ -494,10 +570,27 @@ def test_probes(make_proxy: ProxyMaker, path: str, method: str) -> None:
 
 
 MODEL_LISTS = [
-    pytest.param("/v1/models", {}, lambda d: [m["id"] for m in d["data"] if m["object"] == "model"], id="openai"),
-    pytest.param("/v1/models", {"anthropic-version": "2023-06-01"}, lambda d: [m["id"] for m in d["data"] if m["type"] == "model"], id="claude"),
-    pytest.param("/v1/models", {"x-goog-api-key": "k"}, lambda d: [m["name"][7:] for m in d["models"]], id="gemini by header"),
-    pytest.param("/v1beta/models", {}, lambda d: [m["name"][7:] for m in d["models"]], id="gemini by path"),
+    pytest.param(
+        "/v1/models",
+        {},
+        lambda d: [m["id"] for m in d["data"] if m["object"] == "model"],
+        id="openai",
+    ),
+    pytest.param(
+        "/v1/models",
+        {"anthropic-version": "2023-06-01"},
+        lambda d: [m["id"] for m in d["data"] if m["type"] == "model"],
+        id="claude",
+    ),
+    pytest.param(
+        "/v1/models",
+        {"x-goog-api-key": "k"},
+        lambda d: [m["name"][7:] for m in d["models"]],
+        id="gemini by header",
+    ),
+    pytest.param(
+        "/v1beta/models", {}, lambda d: [m["name"][7:] for m in d["models"]], id="gemini by path"
+    ),
 ]
 
 
@@ -538,8 +631,13 @@ def test_an_unknown_model_names_the_nearest(proxy: Proxy) -> None:
 
 
 def test_echo_needs_no_account(make_proxy: ProxyMaker) -> None:
-    proxy = make_proxy(claude_api_key=[], codex_api_key=[], gemini_api_key=[], openai_compatibility=[])
-    got = proxy.ask("/v1/chat/completions", {"model": "echo", "messages": [{"role": "user", "content": "hello"}]})
+    proxy = make_proxy(
+        claude_api_key=[], codex_api_key=[], gemini_api_key=[], openai_compatibility=[]
+    )
+    got = proxy.ask(
+        "/v1/chat/completions",
+        {"model": "echo", "messages": [{"role": "user", "content": "hello"}]},
+    )
     assert got.json()["choices"][0]["message"]["content"] == "hello"
     body = {"model": "claude-opus-4-8", "messages": []}
     assert "ANTHROPIC_API_KEY" in error_of(proxy.ask("/v1/messages", body))
@@ -568,13 +666,21 @@ def test_a_changed_config_is_taken_over(proxy: Proxy) -> None:
 
 def test_credential_files_come_and_go(proxy: Proxy, upstream: Upstream) -> None:
     file = proxy.auth_dir / "claude-a@b.c.json"
-    data = {"type": "claude", "access_token": "sk-ant-oat01-x", "email": "a@b.c", "base_url": upstream.url}
+    data = {
+        "type": "claude",
+        "access_token": "sk-ant-oat01-x",
+        "email": "a@b.c",
+        "base_url": upstream.url,
+    }
     file.write_text(json.dumps(data), encoding="utf-8")
     proxy.app.poll()
     upstream.reply({"ok": 1})
     assert proxy.ask("/v1/messages", {"model": "claude-opus-4-8", "messages": []}).status == 200
     sent = upstream.seen[0].headers
-    assert (sent["authorization"], sent["anthropic-beta"]) == ("Bearer sk-ant-oat01-x", "oauth-2025-04-20")
+    assert (sent["authorization"], sent["anthropic-beta"]) == (
+        "Bearer sk-ant-oat01-x",
+        "oauth-2025-04-20",
+    )
     file.unlink()
     proxy.app.poll()
     assert proxy.ask("/v1/messages", {"model": "claude-opus-4-8", "messages": []}).status == 404
@@ -600,10 +706,22 @@ def port_of(process: subprocess.Popen[str]) -> int:
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX's")
 def test_serving_and_stopping(tmp_path: Path, upstream: Upstream) -> None:
     config = tmp_path / "c.json"
-    key = {"api-key": "sk-ant-api03-secret", "base-url": upstream.url, "models": [{"name": "up-claude"}]}
-    config.write_text(json.dumps({"claude-api-key": [key], "auth-dir": str(tmp_path / "auth"), "refresh-models": False}), encoding="utf-8")
+    key = {
+        "api-key": "sk-ant-api03-secret",
+        "base-url": upstream.url,
+        "models": [{"name": "up-claude"}],
+    }
+    config.write_text(
+        json.dumps(
+            {"claude-api-key": [key], "auth-dir": str(tmp_path / "auth"), "refresh-models": False}
+        ),
+        encoding="utf-8",
+    )
     go = threading.Event()
-    upstream.reply([STREAMS["claude"].split(b"\n\n")[0] + b"\n\n", go, STREAMS["claude"].split(b"\n\n", 1)[1]], headers=SSE)
+    upstream.reply(
+        [STREAMS["claude"].split(b"\n\n")[0] + b"\n\n", go, STREAMS["claude"].split(b"\n\n", 1)[1]],
+        headers=SSE,
+    )
     with serve(tmp_path, "--config", str(config), OPENROUTER_API_KEY="sk-or-secret") as process:
         port = port_of(process)
         with closing(socket.create_connection(("127.0.0.1", port), timeout=DEADLINE)) as peer:
@@ -630,11 +748,17 @@ def refuses(port: int) -> bool:
     return False
 
 
-def test_secrets_never_reach_the_log(make_proxy: ProxyMaker, upstream: Upstream, caplog: pytest.LogCaptureFixture) -> None:
+def test_secrets_never_reach_the_log(
+    make_proxy: ProxyMaker, upstream: Upstream, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.DEBUG)
     proxy = make_proxy(api_keys=["sk-local-secret"])
     upstream.reply({"error": {"message": "no"}}, 500)
-    proxy.ask("/v1/messages?key=sk-local-secret", ASKS["claude"][2], {"authorization": "Bearer sk-wrong-secret"})
+    proxy.ask(
+        "/v1/messages?key=sk-local-secret",
+        ASKS["claude"][2],
+        {"authorization": "Bearer sk-wrong-secret"},
+    )
     lines = caplog.text + "".join(map(str, proxy.server.lines))
     assert "secret" not in lines
     assert "sk-upstream-key" not in lines
@@ -657,8 +781,14 @@ def test_token_counts(  # noqa: PLR0917 -- a column each
     proxy: Proxy, upstream: Upstream, client: str, model: str, reply: Any, path: str, expected: Any
 ) -> None:
     ways = {
-        "claude": ("/v1/messages/count_tokens", {"model": model, "messages": [{"role": "user", "content": "count these words"}]}),
-        "gemini": (f"/v1beta/models/{model}:countTokens", {"contents": [{"role": "user", "parts": [{"text": "hi"}]}]}),
+        "claude": (
+            "/v1/messages/count_tokens",
+            {"model": model, "messages": [{"role": "user", "content": "count these words"}]},
+        ),
+        "gemini": (
+            f"/v1beta/models/{model}:countTokens",
+            {"contents": [{"role": "user", "parts": [{"text": "hi"}]}]},
+        ),
         "responses": ("/v1/responses/input_tokens", {"model": model, "input": "hi"}),
     }
     if reply:
@@ -684,7 +814,10 @@ def test_a_host_that_cannot_count_is_no_reason_to_rest(proxy: Proxy, upstream: U
 # --- clients that misbehave --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("request_line", ["GET /v1/models", "POST /health", "HEAD /v1/messages", "OPTIONS /v1/messages", "GET /nope"])
+@pytest.mark.parametrize(
+    "request_line",
+    ["GET /v1/models", "POST /health", "HEAD /v1/messages", "OPTIONS /v1/messages", "GET /nope"],
+)
 def test_a_body_that_nobody_reads_is_not_the_next_request(proxy: Proxy, request_line: str) -> None:
     smuggled = b"GET /health HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n"
     head = f"{request_line} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: {len(smuggled)}\r\n\r\n".encode()
@@ -696,18 +829,24 @@ def test_a_body_that_nobody_reads_is_not_the_next_request(proxy: Proxy, request_
 
 @pytest.mark.parametrize("framing", [f"content-length: {2**22}", "transfer-encoding: chunked"])
 def test_a_large_body_that_nobody_reads_ends_the_connection(proxy: Proxy, framing: str) -> None:
-    reply = proxy.raw(f"GET /v1/models HTTP/1.1\r\nhost: 127.0.0.1\r\n{framing}\r\n\r\n".encode() + bytes(2**20))
+    reply = proxy.raw(
+        f"GET /v1/models HTTP/1.1\r\nhost: 127.0.0.1\r\n{framing}\r\n\r\n".encode() + bytes(2**20)
+    )
     assert reply.count(b"HTTP/1.1 ") == 1
 
 
 def test_a_refused_request_is_not_asked_to_continue(make_proxy: ProxyMaker) -> None:
     proxy = make_proxy(api_keys=["k"])
-    reply = proxy.raw(wire("claude", "expect: 100-continue").replace(b"connection: close\r\n", b"")[: -len(BODY)])
+    reply = proxy.raw(
+        wire("claude", "expect: 100-continue").replace(b"connection: close\r\n", b"")[: -len(BODY)]
+    )
     assert reply.startswith(b"HTTP/1.1 401 ")
     assert b"connection: close\r\n" in reply
 
 
-@pytest.mark.parametrize("lines", [["host: ["], ["host: [::1"], ["host: 127.0.0.1", "origin: http://["]])
+@pytest.mark.parametrize(
+    "lines", [["host: ["], ["host: [::1"], ["host: 127.0.0.1", "origin: http://["]]
+)
 def test_a_malformed_host_is_refused(proxy: Proxy, lines: list[str]) -> None:
     reply = proxy.raw("\r\n".join(["GET /health HTTP/1.1", *lines, "", ""]).encode())
     assert reply.startswith(b"HTTP/1.1 403 ")
@@ -718,23 +857,34 @@ def test_http_1_0_has_no_chunks(proxy: Proxy) -> None:
     assert proxy.raw(request.replace(b"HTTP/1.1", b"HTTP/1.0")).startswith(b"HTTP/1.1 400 ")
 
 
-@pytest.mark.parametrize("target", ["http://127.0.0.1/health?x=1", "https://other/health", "/health?a=%zz&&=", "//health"])
+@pytest.mark.parametrize(
+    "target",
+    ["http://127.0.0.1/health?x=1", "https://other/health", "/health?a=%zz&&=", "//health"],
+)
 def test_targets(proxy: Proxy, target: str) -> None:
-    assert proxy.raw(f"GET {target} HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n".encode()).startswith(b"HTTP/1.1 200 ")
+    assert proxy.raw(f"GET {target} HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n".encode()).startswith(
+        b"HTTP/1.1 200 "
+    )
 
 
 @pytest.mark.parametrize("target", ["health", "http://[", "ftp://a/health"])
 def test_bad_targets(proxy: Proxy, target: str) -> None:
-    assert proxy.raw(f"GET {target} HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n".encode()).startswith(b"HTTP/1.1 400 ")
+    assert proxy.raw(f"GET {target} HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n".encode()).startswith(
+        b"HTTP/1.1 400 "
+    )
 
 
-@pytest.mark.parametrize(("method", "status"), [("HEAD", 405), ("OPTIONS", 204), ("PUT", 405), ("DELETE", 405)])
+@pytest.mark.parametrize(
+    ("method", "status"), [("HEAD", 405), ("OPTIONS", 204), ("PUT", 405), ("DELETE", 405)]
+)
 def test_methods_that_clients_probe_with(proxy: Proxy, method: str, status: int) -> None:
     got = proxy.ask("/v1/messages", method=method)
     assert (got.status, bool(got.body)) == (status, status == 405 and method != "HEAD")
 
 
-def test_a_slow_but_steady_body_is_served(proxy: Proxy, upstream: Upstream, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_but_steady_body_is_served(
+    proxy: Proxy, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Silences are not summed up: each byte begins a new one."""
     monkeypatch.setattr(cp, "CLIENT_TICK", 0.05)
     monkeypatch.setattr(cp, "SLOW_CLIENT", 0.2)
@@ -761,10 +911,15 @@ def test_a_dripping_head_has_a_deadline(proxy: Proxy, monkeypatch: pytest.Monkey
 
 def handlers() -> int:
     """How many threads serve connections."""
-    return sum("process_request_thread" in thread.name or "Thread-" in thread.name for thread in threading.enumerate())
+    return sum(
+        "process_request_thread" in thread.name or "Thread-" in thread.name
+        for thread in threading.enumerate()
+    )
 
 
-def test_a_client_that_never_reads_is_given_up(proxy: Proxy, upstream: Upstream, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_client_that_never_reads_is_given_up(
+    proxy: Proxy, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(cp, "CLIENT_TICK", 0.1)
     monkeypatch.setattr(cp, "SEND_TIMEOUT", 0.3)
     forever = [b'data: {"type":"ping"}\n\n' * 2_000] * 2_000
@@ -805,7 +960,11 @@ def test_an_early_refusal_is_delivered(proxy: Proxy, upstream: Upstream) -> None
     """The upstream answers 413 and closes without reading the body."""
     refusal = b'{"error":{"type":"request_too_large","message":"too large"}}'
     with closing(socket.create_server(("127.0.0.1", 0))) as listener:
-        key = {"api-key": "k", "base-url": f"http://127.0.0.1:{listener.getsockname()[1]}", "models": [{"name": "up-claude"}]}
+        key = {
+            "api-key": "k",
+            "base-url": f"http://127.0.0.1:{listener.getsockname()[1]}",
+            "models": [{"name": "up-claude"}],
+        }
         proxy.write({**proxy.settings, "claude-api-key": [key]})
         proxy.app.poll()
 
@@ -813,7 +972,9 @@ def test_an_early_refusal_is_delivered(proxy: Proxy, upstream: Upstream) -> None
             peer, _ = listener.accept()
             with closing(peer):
                 peer.recv(1_000)
-                peer.sendall(b"HTTP/1.1 413 No\r\ncontent-length: %d\r\n\r\n%b" % (len(refusal), refusal))
+                peer.sendall(
+                    b"HTTP/1.1 413 No\r\ncontent-length: %d\r\n\r\n%b" % (len(refusal), refusal)
+                )
 
         thread = threading.Thread(target=serve)
         thread.start()
@@ -833,12 +994,22 @@ def test_want_of_file_descriptors_does_not_spin(tmp_path: Path) -> None:
     limited = f"import resource, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40)); sys.path.insert(0, {str(ROOT)!r})"
     code = f"{limited}; import cliproxy; sys.exit(cliproxy.main(['serve', '--port', '0']))"
     process = subprocess.Popen(
-        [sys.executable, "-c", code], cwd=tmp_path, env=environ, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=environ,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
     )
     with process, contextlib.ExitStack() as stack:
         stack.callback(process.kill)
         port = port_of(process)
-        peers = [stack.enter_context(closing(socket.create_connection(("127.0.0.1", port), timeout=DEADLINE))) for _ in range(60)]
+        peers = [
+            stack.enter_context(
+                closing(socket.create_connection(("127.0.0.1", port), timeout=DEADLINE))
+            )
+            for _ in range(60)
+        ]
         wait_for(lambda: len(os.listdir(f"/proc/{process.pid}/fd")) >= 39)  # noqa: PTH208
         before = cpu_seconds(process.pid)
         threading.Event().wait(1.0)
