@@ -1773,12 +1773,11 @@ def arguments_of(text: str) -> Json:
 # called like a keyword is left alone, and so is the schema that came. Source: spec/dialects.md 2.4.
 
 # fmt: off
-SCHEMA_MAPS = frozenset("properties $defs definitions patternProperties dependentSchemas".split())  # of schemas, by name
-SCHEMA_INNER = frozenset(  # a schema or a list of them
-    "anyOf oneOf allOf prefixItems items additionalProperties not contains propertyNames if then else".split()
-)
+SCHEMA_MAPS = frozenset("properties $defs definitions patternProperties dependentSchemas".split())  # by name
+SCHEMA_LISTS = frozenset("anyOf oneOf allOf prefixItems".split())
+SCHEMA_INNER = SCHEMA_LISTS | frozenset("items additionalProperties not contains propertyNames if then else".split())
 SCHEMA_SHAPES: dict[str, type | tuple[type, ...]] = {  # what does not have it is left out: clients err
-    **dict.fromkeys(SCHEMA_MAPS, dict), **dict.fromkeys("anyOf oneOf allOf prefixItems enum required".split(), list),
+    **dict.fromkeys(SCHEMA_MAPS, dict), **dict.fromkeys(SCHEMA_LISTS | {"enum", "required"}, list),
     "items": (list, dict, bool), "type": (str, list), "$ref": str, "description": str, "format": str,
 }
 SCHEMA_DEPTH, SCHEMA_REFS, SCHEMA_NODES = 40, 16, 5_000  # at most: nesting, references in references, schemas
@@ -1793,10 +1792,10 @@ def map_schema(node: Json, change: Callable[[Any], Any]) -> Json:
     for key, value in done.items():
         if key in SCHEMA_MAPS:
             done[key] = {name: change(child) for name, child in value.items()}
+        elif key in SCHEMA_INNER and isinstance(value, list):
+            done[key] = [change(child) for child in value]
         elif key in SCHEMA_INNER:
-            done[key] = (
-                [change(child) for child in value] if isinstance(value, list) else change(value)
-            )
+            done[key] = change(value)
     return done
 
 
@@ -1804,9 +1803,8 @@ def walk_schema(node: Any, change: Callable[[Json], Json], depth: int = SCHEMA_D
     """Apply `change` to every schema in `node`, the innermost first."""
     if not isinstance(node, dict):
         return node
-    if not depth:
-        return change({})
-    return change(map_schema(node, lambda child: walk_schema(child, change, depth - 1)))
+    inner = map_schema(node, lambda child: walk_schema(child, change, depth - 1)) if depth else {}
+    return change(inner)
 
 
 def all_of(node: Json) -> Json:
@@ -1829,11 +1827,10 @@ def plain_root(schema: Json | None) -> Json:
     done = {**all_of(schema or {}), "type": "object"}
     for word in ("anyOf", "oneOf"):  # what each of their branches requires is required
         branches = [branch for branch in done.pop(word, None) or () if isinstance(branch, dict)]
-        needs = [set(branch.get("required") or ()) for branch in branches]
-        joined: list[Json] = [{"properties": branch.get("properties")} for branch in branches]
-        if needs:
-            joined.append({"required": sorted(set.intersection(*needs))})
-            done = all_of({**done, "allOf": joined})
+        if branches:
+            needs = set.intersection(*(set(branch.get("required") or ()) for branch in branches))
+            named = [{"properties": branch.get("properties")} for branch in branches]
+            done = all_of({**done, "allOf": [*named, {"required": sorted(needs)}]})
     return {**done, "properties": done.get("properties") or {}}
 
 
@@ -1970,11 +1967,10 @@ def openapi_node(node: Json) -> Json:
     if kind == "null":
         done.update(type="string", nullable=True)
     elif "anyOf" not in done and kind not in JSON_TYPES.values():
-        done["type"] = (
-            "object" if "properties" in done else "array" if "items" in done else "string"
-        )
-        if done.keys() - OPENAPI_SHOWN == {"type"}:
+        guess = "object" if "properties" in done else "array" if "items" in done else "string"
+        if not done.keys() - OPENAPI_SHOWN:
             done.setdefault("description", "any JSON value")
+        done["type"] = guess
     return {**done, "type": done["type"].upper()} if "type" in done else done
 
 
@@ -5767,23 +5763,25 @@ def gemini_write_error(error: ProxyError) -> Json:
 
 # fmt: off
 ABILITIES = (  # what a dialect has room for
-    #     in a client's request    claude                chat                    responses             gemini
-    Words("content",               "messages",           "messages",             "input",              "contents"),  # its field
-    Words("vendor",                "anthropic",          "openai",               "openai",             "google"),  # whose files
-    Words("minted",                "anthropic",          "google",               "openai",             "google"),  # whose proofs
-    Words("proofs",                "thinking",           "thinking call",        "thinking",           "thinking call text"),  # on parts
-    Words("state",                 "", "", "previous_response_id conversation prompt background", "cachedContent"),  # kept elsewhere
-    #     in a target's              claude                chat                    responses             gemini
-    Words("media",                 "image document",     "image document audio", "image document",     "image document audio video"),
-    Words("urls",                  "image document",     "image audio",          "image document",     "image document audio video"),
-    Words("image",                 "image/jpeg image/jpg image/png image/gif image/webp", "", "", ""),  # types; empty: any
-    Words("audio",                 "", "audio/wav audio/x-wav audio/wave audio/mp3 audio/mpeg", "", ""),
-    Words("hosted",                "web_search web_fetch code_execution", "", "web_search code_execution", "web_search web_fetch code_execution"),
-    Words("forced",                "web_search web_fetch code_execution", "", "web_search code_execution", ""),  # hosted, by a choice
-    Words("subset",                "",                   "auto required",        "auto required",      "required"),  # modes of choices
-    Words("tools",                 "function",           "function custom",      "function custom",    "function"),
-    Words("late",                  "",                   "system",               "system",             ""),  # in mid-conversation
-    Words("many",                  "",                   "n",                    "",                   "n"),  # answers to one request
+    #     in a client's request  claude              chat                    responses           gemini
+    Words("content",             "messages",         "messages",             "input",            "contents"),  # the field with it
+    Words("vendor",              "anthropic",        "openai",               "openai",           "google"),  # whose files
+    Words("minted",              "anthropic",        "google",               "openai",           "google"),  # whose proofs
+    Words("proofs",              "thinking",         "thinking call",        "thinking",         "thinking call text"),  # on parts
+    Words("state",               "",                 "",                     # history that only their own service has
+          "previous_response_id conversation prompt background",             "cachedContent"),
+    #     from a target's        claude              chat                    responses           gemini
+    Words("media",               "image document",   "image document audio", "image document",   "image document audio video"),
+    Words("urls",                "image document",   "image audio",          "image document",   "image document audio video"),
+    Words("image",               "image/jpeg image/jpg image/png image/gif image/webp", "", "",  ""),  # types; empty: any
+    Words("audio",               "",                 "audio/wav audio/x-wav audio/wave audio/mp3 audio/mpeg", "", ""),
+    Words("hosted",              "web_search web_fetch code_execution", "",  "web_search code_execution",
+          "web_search web_fetch code_execution"),
+    Words("forced",              "web_search web_fetch code_execution", "",  "web_search code_execution", ""),  # of these
+    Words("subset",              "",                 "auto required",        "auto required",    "required"),  # choices of some
+    Words("tools",               "function",         "function custom",      "function custom",  "function"),
+    Words("late",                "",                 "system",               "system",           ""),  # in mid-conversation
+    Words("many",                "",                 "n",                    "",                 "n"),  # answers to one request
 )
 ABLE = {
     dialect: {row.canonical: tuple(getattr(row, dialect).split()) for row in ABILITIES} for dialect in Words._fields[1:]
@@ -5795,7 +5793,9 @@ VENDORS = {  # provider -> whose proofs and files it takes; any other provider i
 }
 # fmt: on
 Rewrite = Callable[[Json], Any]
-SCHEMAS: dict[str, tuple[Rewrite, Rewrite]] = {  # dialect or quirk -> for arguments, for answers
+SCHEMA_RULES: dict[
+    str, tuple[Rewrite, Rewrite]
+] = {  # dialect or quirk -> for arguments, for answers
     "claude": (plain_root, partial(walk_schema, change=claude_node)),
     "chat": (plain_root, dict),  # OpenAI wants the same kind of root
     "responses": (plain_root, dict),
@@ -5819,9 +5819,9 @@ class Case:
         # QUIRKS mid-system: this Claude model takes system messages anywhere
         self.late = bool(self.takes["late"]) or "mid-system" in quirks
         # QUIRKS openapi-schema: only Gemini's older form is known
-        self.schemas = SCHEMAS["openapi-schema" if "openapi-schema" in quirks else dialect]
-        self.names = name_tools(request, dialect)  # as the client says them -> as written
-        self.declared = declared_names(request, dialect)
+        self.schemas = SCHEMA_RULES["openapi-schema" if "openapi-schema" in quirks else dialect]
+        self.names = {} if self.own else name_tools(request, dialect)  # as they came -> as written
+        self.declared = declared_names(request)
         self.id_limit = 40 if others else 64
         self.calls: dict[str, list[str]] = {}  # id of a call, as it came -> ids as written
         self.results = collections.Counter[str]()  # of results so far, by the id that came
@@ -5850,13 +5850,10 @@ def name_tools(request: Request, dialect: str) -> dict[ToolKey, ToolKey]:
     Legal names are reserved first, whatever their order; the others get a hash, so that the same
     name is written the same in every request. Only Responses has namespaces.
     """
-    rule, flat, declared = (
-        NAME_RULES[dialect],
-        dialect != "responses",
-        declared_names(request, dialect),
-    )
+    rule, flat, declared = NAME_RULES[dialect], dialect != "responses", declared_names(request)
     keys = {(tool.namespace, tool.name) for tool in request.tools if tool.kind != "hosted"}
-    keys.update(call_key(call, declared) for call in calls_of(request))
+    calls = (part for turn in request.messages for part in turn.parts if part.kind == "call")
+    keys.update(call_key(call, declared) for call in calls)
     wanted = {key: ("", "__".join(filter(None, key))) if flat else key for key in sorted(keys)}
     owners: dict[ToolKey, ToolKey] = {}  # as written -> as it came
     for key, written in wanted.items():
@@ -5871,14 +5868,8 @@ def name_tools(request: Request, dialect: str) -> dict[ToolKey, ToolKey]:
     return {key: written for written, key in owners.items()}
 
 
-def calls_of(request: Request) -> Iterator[Part]:
-    return (part for turn in request.messages for part in turn.parts if part.kind == "call")
-
-
-def declared_names(request: Request, dialect: str) -> set[ToolKey]:
-    """Return the names that calls may have: of the tools, and within one dialect any."""
-    calls = calls_of(request) if request.dialect == dialect else ()
-    return {(each.namespace, each.name) for each in (*request.tools, *calls)}
+def declared_names(request: Request) -> set[ToolKey]:
+    return {(tool.namespace, tool.name) for tool in request.tools}
 
 
 def call_key(call: Part, declared: Collection[ToolKey]) -> ToolKey:
@@ -6041,24 +6032,27 @@ def fit_hosted(part: Part, case: Case) -> Iterable[Part]:
 
 
 def fit_media(part: Part, case: Case) -> Iterable[Part]:
+    if part.media is not None and not case.own:
+        refuse("media", part.media, case)
+        media = plain_media(part.media, case.dialect)
+        part = part if media is part.media else part._replace(media=media)
+    return fit_text(part, case)
+
+
+def plain_media(media: Media, dialect: str) -> Media:
     """Write base64 as all but Gemini want it, and text files as text for Chat. Source: RFC 4648 5.
 
     OpenAI's Chat takes no file but PDF: "got unsupported MIME type 'text/plain'".
     """
-    media = part.media
-    if media is not None and not case.own:
-        refuse("media", media, case)
-    if media is None or case.own or media.source != "base64":
-        return fit_text(part, case)
-    data = media.data.translate(PLAIN_BASE64)
-    if data != media.data:
-        data += "=" * (-len(data) % 4)
-        part = part._replace(media=media._replace(data=data))
-    if case.dialect == "chat" and media.kind == "document" and media.mime.startswith("text/"):
+    if media.source != "base64":
+        return media
+    if "-" in media.data or "_" in media.data:
+        data = media.data.translate(PLAIN_BASE64)
+        media = media._replace(data=data + "=" * (-len(data) % 4))
+    if dialect == "chat" and media.kind == "document" and media.mime.startswith("text/"):
         with contextlib.suppress(ValueError):
-            text = base64.b64decode(data).decode()
-            part = part._replace(media=media._replace(source="text", data=text))
-    return fit_text(part, case)
+            return media._replace(source="text", data=base64.b64decode(media.data).decode())
+    return media
 
 
 def fit_call(part: Part, case: Case) -> Iterable[Part]:
@@ -6066,18 +6060,18 @@ def fit_call(part: Part, case: Case) -> Iterable[Part]:
 
     Chat and Gemini have proofs on calls: Responses gets them back as thinking before the call.
     """
+    if case.own:
+        return fit_text(part, case)
     space, name = case.names[call_key(part, case.declared)]
-    proof, id, text, custom = own_proof(part, case), part.id, part.text, part.custom
-    if not case.own:
-        made = case.calls.setdefault(id, [])
-        id = legal_id(f"{id}_{len(made) + 1}" if made else id, case.id_limit)
-        made.append(id)
+    made = case.calls.setdefault(part.id, [])
+    made.append(legal_id(f"{part.id}_{len(made) + 1}" if made else part.id, case.id_limit))
+    proof, text, custom = own_proof(part, case), part.text, part.custom
     if custom and not case.custom:
         text, custom = dumps_text({"input": text}), False
     before = (Part("thinking", proof=proof),) if proof and case.dialect == "responses" else ()
+    part = part._replace(namespace=space, name=name, id=made[-1], text=text, custom=custom)
     proof = "" if before else proof
-    fitted = part._replace(namespace=space, name=name, id=id, text=text, custom=custom, proof=proof)
-    return (*before, part if fitted == part else fitted)
+    return (*before, part._replace(proof=proof) if part.proof else part)
 
 
 def fit_result(part: Part, case: Case) -> Iterable[Part]:
@@ -6085,15 +6079,14 @@ def fit_result(part: Part, case: Case) -> Iterable[Part]:
 
     A second result of one call is dropped: gemini-cli repeats them after a resume.
     """
-    name = plain_name(part.name, case)
     if case.own:
-        return (part if name == part.name else part._replace(name=name),)
+        return (part,)
     inner = tuple(new for old in part.parts for new in fit_media(old, case))
     made, at = case.calls.get(part.id, ()), case.results[part.id]
     case.results[part.id] += 1
     if at >= len(made):
         return () if made else (Part("text", text_of(part.parts)),)
-    custom = part.custom and case.custom
+    name, custom = plain_name(part.name, case), part.custom and case.custom
     return (part._replace(id=made[at], name=name, parts=inner, custom=custom),)
 
 
@@ -6108,9 +6101,8 @@ def fit_messages(request: Request, case: Case) -> Request:
     joins = not case.own and case.dialect == "chat"  # its results come right after all of the calls
     messages: list[Message] = []
     for message in request.messages:
-        kept = tuple(
-            new for part in message.parts for new in FIT_PARTS.get(part.kind, fit_text)(part, case)
-        )
+        pairs = ((FIT_PARTS.get(part.kind, fit_text), part) for part in message.parts)
+        kept = tuple(new for fit, part in pairs for new in fit(part, case))
         if message.parts and not kept:
             continue
         last = messages[-1] if messages else None
@@ -6135,25 +6127,23 @@ def fit_message(message: Message, parts: tuple[Part, ...], case: Case) -> Messag
 
 
 BILLING = "x-anthropic-billing-header:"  # Claude Code's first system text
+OPENING, CLOSING = (Message("user", (Part("text", text),)) for text in (".", "Continue."))
 
 
 def fit_system(request: Request, case: Case) -> Request:
     """Put system texts where the target takes them. Claude begins and ends with the user. Source: 2.2."""
     if case.own:
         return request
-    system, messages, model = request.system, request.messages, case.target.model
+    system, messages, claude = request.system, request.messages, case.dialect == "claude"
     if case.client == "claude":
         system = tuple(part for part in system if not part.text.startswith(BILLING))
     said = any(part.kind != "text" or part.text.strip() for m in messages for part in m.parts)
     if system and not said and case.dialect in {"claude", "responses"}:
         messages, system = (Message("user", system),), ()
-    if case.dialect == "claude" and messages and messages[0].role == "assistant":
-        messages = (Message("user", (Part("text", "."),)), *messages)
-    if case.dialect == "claude" and messages and messages[-1].role == "assistant" and model.levels:
-        messages = (
-            *messages,
-            Message("user", (Part("text", "Continue."),)),
-        )  # no prefill from 4.6 on
+    if claude and messages and messages[0].role == "assistant":
+        messages = (OPENING, *messages)
+    if claude and messages and messages[-1].role == "assistant" and case.target.model.levels:
+        messages = (*messages, CLOSING)  # from 4.6 on it takes no prefill
     if messages is request.messages and system == request.system:
         return request
     return request._replace(system=system, messages=messages)
@@ -6162,16 +6152,14 @@ def fit_system(request: Request, case: Case) -> Request:
 # --- tools ------------------------------------------------------------------------------------------
 def fit_tools(request: Request, case: Case) -> Request:
     """Leave the tools and the choice of them that the target knows. Source: 2.4, 2.5."""
-    choice, only = fit_choice(request, case)
-    hosted = {tool.name for tool in request.tools} if case.own else case.takes["hosted"]
-    left = (tool for tool in request.tools if tool.kind != "hosted" or tool.name in hosted)
-    tools = tuple(fit_tool(tool, case) for tool in left if not only or tool.name in only)
-    if not case.own:
-        tools = tuple({(tool.namespace, tool.name): tool for tool in tools}.values())
-    if (tools, choice) == (request.tools, request.choice) and (tools or case.own):
+    if case.own or not (request.tools or request.choice or request.params):
         return request
-    if tools or case.own:
-        return request._replace(tools=tools, choice=choice)
+    choice, only = fit_choice(request, case)
+    able = [t for t in request.tools if t.kind != "hosted" or t.name in case.takes["hosted"]]
+    tools = {(t.namespace, t.name): t for t in able if not only or t.name in only}
+    if tools:
+        fitted = tuple(fit_tool(tool, case) for tool in tools.values())
+        return request._replace(tools=fitted, choice=choice)
     params = without(request.params, frozenset({"parallel"}))
     return request._replace(tools=(), choice=None, params=params)
 
@@ -6181,27 +6169,24 @@ def fit_choice(request: Request, case: Case) -> tuple[ToolChoice | None, tuple[s
     choice = request.choice
     if choice is None or not choice.names:
         return choice, ()
-    mode, names = choice.mode, tuple(plain_name(name, case) for name in choice.names)
+    mode, names = choice
     tools = {tool.name for tool in request.tools}
-    every = tools.issubset(choice.names) and all(tool.kind != "hosted" for tool in request.tools)
+    every = tools.issubset(names) and all(tool.kind != "hosted" for tool in request.tools)
     one = len(tools) == 1 if every else mode == "required" and len(names) == 1
-    if case.own or (mode != "none" and (one or (mode in case.takes["subset"] and not every))):
-        return ToolChoice(mode, names), ()
-    return ToolChoice(mode), () if every or mode == "none" else choice.names
+    if mode != "none" and (one or (mode in case.takes["subset"] and not every)):
+        return ToolChoice(mode, tuple(plain_name(name, case) for name in names)), ()
+    return ToolChoice(mode), () if every or mode == "none" else names
 
 
 def fit_tool(tool: Tool, case: Case) -> Tool:
     """Write a tool's name and schema as the target takes them."""
     if tool.kind == "hosted":
         return tool
+    space, name = case.names[tool.namespace, tool.name]
     if tool.kind == "custom" and not case.custom:
         tool = emulated(tool)
-    key, schema = (tool.namespace, tool.name), tool.schema
-    if case.own and case.names[key] == key:
-        return tool
-    if tool.kind == "function" and not case.own:
-        schema = case.schemas[0](schema or {})
-    return tool._replace(namespace=case.names[key][0], name=case.names[key][1], schema=schema)
+    schema = case.schemas[0](tool.schema or {}) if tool.kind == "function" else None
+    return tool._replace(namespace=space, name=name, schema=schema)
 
 
 INPUT_SCHEMA: Json = {
@@ -6212,14 +6197,10 @@ INPUT_SCHEMA: Json = {
 def emulated(tool: Tool) -> Tool:
     """Make a freeform tool a function of one text."""
     grammar, texts = tool.grammar or {}, [tool.description]
-    if grammar.get("definition"):
-        texts.append(
-            f"The input must match this {grammar.get('syntax', '')} grammar:\n{grammar['definition']}"
-        )
-    description = "\n\n".join(filter(None, texts))
-    return tool._replace(
-        kind="function", schema=INPUT_SCHEMA, grammar=None, description=description
-    )
+    if rule := grammar.get("definition"):
+        texts.append(f"The input must match this {grammar.get('syntax', '')} grammar:\n{rule}")
+    tool = tool._replace(kind="function", schema=INPUT_SCHEMA, grammar=None)
+    return tool._replace(description="\n\n".join(filter(None, texts)))
 
 
 def fit_format(request: Request, case: Case) -> Request:
@@ -6460,13 +6441,12 @@ def sealed(event: PartDelta | PartEnd, seals: dict[int, str], client: str) -> It
     Thinking without one gets an empty one: such a block would be refused by Claude and OpenAI, and
     PROOF_MARK makes us look at whatever goes back to them.
     """
-    proof = isinstance(event, PartDelta) and event.field == "proof"
-    provider = seals.pop(event.at, "") if proof or isinstance(event, PartEnd) else ""
-    if provider and (proof or client in {"claude", "responses"}):
-        yield PartDelta(
-            event.at, "proof", seal(event.value if isinstance(event, PartDelta) else "", provider)
-        )
-    if not proof:
+    proof = event.value if isinstance(event, PartDelta) and event.field == "proof" else None
+    ends = isinstance(event, PartEnd)
+    provider = seals.pop(event.at, "") if ends or proof is not None else ""
+    if provider and (not ends or client in {"claude", "responses"}):
+        yield PartDelta(event.at, "proof", seal(proof or "", provider))
+    if proof is None:
         yield event
 
 

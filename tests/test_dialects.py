@@ -375,6 +375,22 @@ def test_namespaces() -> None:
     ]
 
 
+@pytest.mark.parametrize("dialect", NAMES)
+def test_names_stay_within_one_dialect(dialect: str) -> None:
+    tools = (Tool("a b", namespace="n s"), Tool(LONG))
+    history = (user("q"), assistant(call("a b", namespace="n s")), results(("c1", "r")))
+    request = ask(*history, dialect=dialect, tools=tools, choice=ToolChoice("required", (LONG,)))
+    fitted = fit(request, dialect)
+    assert (fitted.tools, fitted.choice) == (request.tools, request.choice)
+    assert fitted.messages is request.messages
+
+
+@pytest.mark.parametrize("dialect", NAMES)
+def test_what_fits_is_not_copied(dialect: str) -> None:
+    request = ask(user("q"), assistant("a"), user("go"), dialect="gemini")
+    assert fit(request, dialect).messages is request.messages
+
+
 def test_unknown_names_come_back_as_they_are() -> None:
     events = back(list(cp.part_events(0, call("made_up"))), ask(tools=(Tool("f"),)), "claude")
     assert isinstance(events[0], PartStart)
@@ -452,6 +468,14 @@ def test_text_files_are_text_for_chat(mime: str, source: str, data: str) -> None
     assert part.media
     assert (part.media.source, part.media.data) == (source, data)
     assert fit(request, "responses").messages == request.messages
+
+
+def test_signed_media_of_gemini() -> None:
+    picture = media("image", "base64", "a-_x_w", "image/png").parts[0]._replace(proof="U0lH")
+    history = (user("q"), assistant(picture), user("go"))
+    made = fit(ask(*history, dialect="gemini"), "claude").messages[1].parts[0]
+    assert made.media
+    assert (made.media.data, made.proof) == ("a+/x/w==", "")
 
 
 def test_ids_of_third_parties_are_made_legal_for_claude_clients() -> None:
@@ -830,6 +854,11 @@ CLEANED = [  # the schema of a property, and what becomes of it
                  {"anyOf": [{"type": "STRING", "format": "enum"}, {"type": "STRING", "enum": ["b"]}]}, id="siblings"),
     pytest.param({"properties": {"a": {}, "b": {}}, "anyOf": [{"required": ["a"]}, {"required": ["b"]}]},
                  {"type": "OBJECT", "properties": {"a": ANY, "b": ANY}}, id="one of them required"),
+    pytest.param({"type": "object", "anyOf": [{"anyOf": [{}, {}]}]},
+                 {"anyOf": [{"type": "OBJECT"}, {"type": "OBJECT"}]}, id="alternatives in the only one"),
+    pytest.param({"type": "string", "anyOf": [{"anyOf": [{"format": "enum"}, {"pattern": "x"}]}, {"enum": ["b"]}]},
+                 {"anyOf": [{"anyOf": [{"type": "STRING", "format": "enum"}, {"type": "STRING", "pattern": "x"}]},
+                            {"type": "STRING", "enum": ["b"]}]}, id="alternatives in one of them"),
     pytest.param({"type": "integer", "exclusiveMinimum": 0, "exclusiveMaximum": 9},
                  {"type": "INTEGER", "minimum": 1, "maximum": 8}, id="exclusive"),
     pytest.param({"type": "number", "exclusiveMinimum": 0},
