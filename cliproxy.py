@@ -1553,32 +1553,7 @@ def estimate_tokens(request: Request) -> int:
     return (size + 3) // 4 + media * IMAGE_TOKENS
 
 
-NO_RESULT = Part("result", parts=(Part("text", "[no result]"),), error=True)
-
-
-def answered(messages: Iterable[Message]) -> list[Message]:
-    """Put one result for each call right behind it: the first; a missing one is made up.
-
-    Results of calls that are nowhere are dropped. Other parts keep their order.
-    """
-    messages = list(messages)
-    results: dict[str, Part] = {}
-    for part in (part for message in messages for part in message.parts if part.kind == "result"):
-        results.setdefault(part.id, part)
-    ordered: list[Message] = []
-    for message in messages:
-        kept = tuple(part for part in message.parts if part.kind != "result")
-        calls = [part for part in kept if part.kind == "call"]
-        found = ((call, results.get(call.id, NO_RESULT)) for call in calls)
-        paired = tuple(part._replace(id=call.id, custom=call.custom) for call, part in found)
-        ordered += [message._replace(parts=kept)] if kept else []
-        ordered += [Message("tool", paired)] if paired else []
-    return ordered
-
-
-WRAPPERS = frozenset(
-    {"parallel", "multi_tool_use.parallel"}
-)  # that some of OpenAI's models make up
+WRAPPERS = frozenset({"parallel", "multi_tool_use.parallel"})  # made up by OpenAI's models
 
 
 def is_wrapper(call: Part, declared: Collection[str]) -> bool:
@@ -1589,12 +1564,12 @@ def is_wrapper(call: Part, declared: Collection[str]) -> bool:
 def unwrapped(call: Part) -> list[Part]:
     """Split the call of a wrapper: {tool_uses: [{recipient_name, parameters}]}."""
     try:
-        uses = json.loads(call.text)["tool_uses"]
+        uses = arguments_of(call.text)["tool_uses"]
         names = [use["recipient_name"].rpartition(".")[2] for use in uses]
         texts = [dumps_text(use["parameters"]) for use in uses]
         pairs = enumerate(zip(texts, names))
         return [Part("call", text, f"{call.id}_{n}", name) for n, (text, name) in pairs]
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (KeyError, TypeError, AttributeError):
         return [call]
 
 
@@ -1725,30 +1700,35 @@ class Lanes:
 NO_RESULT = Part("result", parts=(Part("text", "[no result]"),), error=True)
 
 
-def answered_turns(messages: Iterable[Message]) -> list[Turn]:
-    """Join messages into turns with the results of all calls of one turn in the next.
+def answered(messages: Iterable[Message]) -> list[Message]:
+    """Put the results of all calls of one message behind it.
 
     A result may have stood anywhere after its call, and the last of several counts. A call
     without a result gets an error; a result without a call becomes what it holds.
     """
     arranged: list[tuple[Message, dict[str, Part]]] = []  # with the results of its calls
     pending: dict[str, dict[str, Part]] = {}  # call id -> the same
-    for turn in turns(messages):
+    for message in messages:
         kept: list[Part] = []
-        for part in turn.parts:
+        for part in message.parts:
             if part.kind != "result":
                 kept.append(part)
             elif part.id in pending:
-                results = pending[part.id]
-                results[part.id] = part._replace(name=results[part.id].name)
+                missing = pending[part.id][part.id]
+                pending[part.id][part.id] = part._replace(name=missing.name, custom=missing.custom)
             else:
                 kept.extend(part.parts)
         calls = [part for part in kept if part.kind == "call"]
-        missing = {call.id: NO_RESULT._replace(id=call.id, name=call.name) for call in calls}
-        pending.update(dict.fromkeys(missing, missing))
-        arranged.append((Message(turn.role, tuple(kept)), missing))
+        results = {c.id: NO_RESULT._replace(id=c.id, name=c.name, custom=c.custom) for c in calls}
+        pending.update(dict.fromkeys(results, results))
+        arranged.append((message._replace(parts=tuple(kept)), results))
     pairs = ((message, Message("tool", tuple(results.values()))) for message, results in arranged)
-    return turns(m for pair in pairs for m in pair if m.parts)
+    return [message for pair in pairs for message in pair if message.parts]
+
+
+def answered_turns(messages: Iterable[Message]) -> list[Turn]:
+    """Join messages into turns with the results of all calls of one turn in the next."""
+    return turns(answered(Message(*turn) for turn in turns(messages)))
 
 
 def json_of(text: str) -> Any:
@@ -3845,20 +3825,10 @@ RESPONSES_SHAPES = (
     Shape("function_call",    "call",     "response.function_call_arguments", "arguments", "",                                ""),
     Shape("custom_tool_call", "call",     "response.custom_tool_call_input",  "input",     "",                                ""),
 )
-RESPONSES_ITEMS: dict[str, tuple[str, tuple[str, ...]]] = {
-    # type                  how its id begins, and the events between its beginning and its end
-    "message":               ("msg_", ()),
-    "reasoning":             ("rs_",  ()),
-    "function_call":         ("fc_",  ()),
-    "custom_tool_call":      ("ctc_", ()),
-    "web_search_call":       ("ws_",  ("in_progress", "searching", "completed")),
-    "image_generation_call": ("ig_",  ("in_progress", "generating", "completed")),
-}
-RESPONSES_UNTOLD: dict[str, Json] = {  # item type -> what its beginning cannot tell yet, made up
-    "message":          {"role": "assistant", "content": [{"type": "output_text", "text": "..."}]},
-    "reasoning":        {"summary": []},
-    "function_call":    {"arguments": "{}"},
-    "custom_tool_call": {"input": ""},
+RESPONSES_ITEMS = {  # type -> how its id begins, and the events between its beginning and its end
+    "message": ("msg_",), "reasoning": ("rs_",), "function_call": ("fc_",), "custom_tool_call": ("ctc_",),
+    "web_search_call": ("ws_", "in_progress", "searching", "completed"),
+    "image_generation_call": ("ig_", "in_progress", "generating", "completed"),
 }
 RESPONSES_OUTPUTS = {"function_call": "function_call_output", "custom_tool_call": "custom_tool_call_output"}
 RESPONSES_SHELL: Json = {  # what the official client expects of a response, where the request says nothing
@@ -3887,7 +3857,7 @@ RESPONSES_COUNTS = (  # where the counts of a Usage are, in its order
     "output_tokens", "output_tokens_details.reasoning_tokens",
 )
 # fmt: on
-RESPONSES_PARAMS_READ = words_read(PARAMS, "responses")
+RESPONSES_PARAMS_READ = {**words_read(PARAMS, "responses"), "verbosity": "verbosity"}
 RESPONSES_PARAMS_WRITE = words_write(PARAMS, "responses")
 RESPONSES_EFFORTS = {"ultra": "max"}  # of Codex alone
 RESPONSES_STATUSES = words_write(FINISH_REASONS, "responses")
@@ -3933,7 +3903,7 @@ def responses_read_result(item: Json) -> Part:
 
 def responses_read_call(item: Json) -> Part:
     custom = item["type"] == "custom_tool_call"
-    text = item["input"] if custom else item["arguments"] or "{}"
+    text = item.get("input") or "" if custom else item.get("arguments") or "{}"
     space = item.get("namespace") or ""
     return Part("call", text, item["call_id"], item["name"], custom=custom, namespace=space)
 
@@ -3997,11 +3967,6 @@ def responses_type(item: Json) -> str:
     return str(item.get("type") or ("message" if "role" in item else "item_reference"))
 
 
-def responses_read_item(item: Json) -> list[Part]:
-    is_message = responses_type(item) == "message"
-    return responses_read_message(item) if is_message else [responses_read_part(item)]
-
-
 def responses_write_text(part: Part, role: str) -> Json:
     return {"type": "output_text" if role == "assistant" else "input_text", "text": part.text}
 
@@ -4009,17 +3974,17 @@ def responses_write_text(part: Part, role: str) -> Json:
 def responses_write_media(part: Part, _role: str) -> Json:
     """Part -> input_image, input_file, or the text of a text document."""
     media = part.media or Media("", "", "")
-    if (media.kind, media.source) == ("document", "text"):
+    if media.source == "text":
         return {"type": "input_text", "text": f"{media.name}\n{media.data}".lstrip("\n")}
-    if (media.kind, media.source) not in RESPONSES_MEDIA:
+    kind, key = RESPONSES_MEDIA.get((media.kind, media.source), ("", ""))
+    if not kind:
         message = f"the Responses API takes no {media.kind or 'media'} in a message"
         raise ProxyError("invalid_request", message, param="input")
-    kind, key = RESPONSES_MEDIA[media.kind, media.source]
-    body = f"data:{media.mime};base64,{media.data}" if media.source == "base64" else media.data
-    if media.kind == "image":
-        return {"type": kind, key: body, "detail": media.detail or "auto"}
-    name = {"filename": media.name or "document.pdf"} if media.source == "base64" else EMPTY
-    return {"type": kind, key: body, **name}
+    inline = media.source == "base64"
+    body = f"data:{media.mime};base64,{media.data}" if inline else media.data
+    name = {"filename": media.name or "document.pdf"} if inline else EMPTY
+    more = {"detail": media.detail or "auto"} if media.kind == "image" else name
+    return {"type": kind, key: body, **more}
 
 
 def responses_write_thinking(part: Part, _role: str) -> Json:
@@ -4036,18 +4001,15 @@ def responses_write_call(part: Part, _role: str) -> Json:
 def responses_write_result(part: Part, _role: str) -> Json:
     """Part -> *_output item: a text, or a list if there is more than text. Errors have no flag."""
     kind = RESPONSES_OUTPUTS["custom_tool_call" if part.custom else "function_call"]
-    text, others = text_of(part.parts), [piece for piece in part.parts if piece.kind != "text"]
-    pieces = part.parts
+    text, pieces = text_of(part.parts), part.parts
+    others = tuple(piece for piece in pieces if piece.kind != "text")
     if part.error and not text.startswith("Error: "):
         text = f"Error: {text}"
         pieces = (Part("text", text), *others)
-    written = [responses_write_part(piece, "tool") for piece in pieces]
-    listed = others or "_list" in responses_own(part)
-    return {
-        "type": kind,
-        "call_id": part.id,
-        "output": [*filter(None, written)] if listed else text,
-    }
+    if others or "_list" in responses_own(part):
+        listed = filter(None, (responses_write_part(piece, "tool") for piece in pieces))
+        return {"type": kind, "call_id": part.id, "output": [*listed]}
+    return {"type": kind, "call_id": part.id, "output": text}
 
 
 RESPONSES_WRITERS: dict[str, Callable[[Part, str], Json]] = {  # of others, `extra` is all there is
@@ -4096,40 +4058,36 @@ def responses_read_items(items: Iterable[Json]) -> tuple[list[Part], list[Messag
     runs: list[tuple[str, list[Part]]] = []
     leading = True  # until somebody else speaks; opaque items do not
     for at, item in enumerate(items):
-        parts, side = responses_read_item(item), responses_side(item)
-        leading = leading and (side == "system" or parts[0].kind == "opaque")
-        if leading and side == "system":
+        role = responses_role(item)
+        said = responses_type(item) == "message"
+        parts = responses_read_message(item) if said else [responses_read_part(item)]
+        ruled = role in {"system", "developer"}
+        leading = leading and (ruled or parts[0].kind == "opaque")
+        if leading and ruled:
             system += [responses_noted(part, _at=at) for part in parts]
-        elif runs and runs[-1][0] == side and side in {"assistant", "tool"}:
+        elif runs and runs[-1][0] == role and role in {"assistant", "tool"}:
             runs[-1][1].extend(parts)
         else:
-            runs.append((side if side != "system" else item["role"], parts))
+            runs.append((role, parts))
     return system, [Message(role, tuple(parts)) for role, parts in runs]
 
 
-def responses_side(item: Json) -> str:
-    """Return who an item is from: user, assistant, tool, or system (also developer)."""
-    kind = responses_type(item)
-    if kind == "message":
-        return "system" if item["role"] in {"system", "developer"} else str(item["role"])
-    return "tool" if kind in RESPONSES_OUTPUTS.values() else "assistant"
+def responses_role(item: Json) -> str:
+    """Return who an item is from; only messages say it."""
+    if responses_type(item) == "message":
+        return str(item["role"])
+    return "tool" if item.get("type") in RESPONSES_OUTPUTS.values() else "assistant"
 
 
 def responses_read_tool(tool: Json, **notes: Any) -> Tool:
-    kind = tool["type"]
+    kind, description = tool["type"], tool.get("description") or ""
     if kind not in {"function", "custom"}:
         return Tool(responses_hosted(kind), kind="hosted", extra={"responses": {**tool, **notes}})
-    form = tool.get("format") or EMPTY
-    read = Tool(
-        tool["name"],
-        tool.get("description") or "",
-        tool.get("parameters"),
-        kind,
-        tool.get("strict"),
-        {k: form[k] for k in ("syntax", "definition")} if "definition" in form else None,
-    )
+    schema, strict, form = tool.get("parameters"), tool.get("strict"), tool.get("format") or EMPTY
+    grammar = {k: form[k] for k in ("syntax", "definition")} if "definition" in form else None
+    read = Tool(tool["name"], description, schema, kind, strict, grammar)
     rest = {**rest_of(tool, responses_write_tool(read)), **notes}
-    return read._replace(extra={"responses": rest}) if rest else read
+    return read._replace(extra=extra_of("responses", rest))
 
 
 def responses_read_tools(tools: Iterable[Json] | None, **notes: Any) -> Iterator[Tool]:
@@ -4153,22 +4111,6 @@ def responses_read_choice(choice: Any) -> ToolChoice | None:
     return ToolChoice(choice.get("mode") or "required", tuple(names))
 
 
-def responses_read_format(form: Mapping[str, Any]) -> Format | None:
-    if form.get("type") == "json_object":
-        return Format("json")
-    if form.get("type") != "json_schema":
-        return None
-    description = form.get("description") or ""
-    return Format("schema", form["name"], form["schema"], form.get("strict"), description)
-
-
-def responses_read_params(body: Json) -> Json:
-    words = RESPONSES_PARAMS_READ.items()
-    params = {ours: body[name] for name, ours in words if body.get(name) is not None}
-    verbosity = (body.get("text") or EMPTY).get("verbosity")
-    return {**params, "verbosity": verbosity} if verbosity else params
-
-
 def responses_read_thinking(reasoning: Mapping[str, Any]) -> Thinking:
     effort = reasoning.get("effort") or ""
     effort = RESPONSES_EFFORTS.get(effort, effort)
@@ -4177,27 +4119,28 @@ def responses_read_thinking(reasoning: Mapping[str, Any]) -> Thinking:
 
 def responses_read_request(body: Json) -> Request:
     """POST /v1/responses body -> Request. Codex lists its tools in an item of the input."""
-    given = body.get("input") or []
+    given, lead = body.get("input") or [], body.get("instructions")
     items: list[Json] = [{"role": "user", "content": given}] if isinstance(given, str) else given
+    text, reasoning = body.get("text") or EMPTY, body.get("reasoning") or EMPTY
+    form = text.get("format") or EMPTY
     system, messages = responses_read_items(items)
-    instructions = body.get("instructions")
-    if instructions and isinstance(instructions, str):
-        system.insert(0, Part("text", instructions))
     tools = [*responses_read_tools(body.get("tools"))]
     for item in items:
         if item.get("type") == "additional_tools":
             tools += responses_read_tools(item.get("tools"), _listed=True)
+    said = {**body, "verbosity": text.get("verbosity")}
+    names = RESPONSES_PARAMS_READ.items()
     request = Request(
         "responses",
         body["model"],
         tuple(messages),
-        tuple(system),
+        (*([Part("text", lead)] if lead and isinstance(lead, str) else ()), *system),
         tuple(tools),
-        choice=responses_read_choice(body.get("tool_choice")),
-        params=responses_read_params(body),
-        thinking=responses_read_thinking(body.get("reasoning") or EMPTY),
-        format=responses_read_format((body.get("text") or EMPTY).get("format") or EMPTY),
-        stream=bool(body.get("stream")),
+        responses_read_choice(body.get("tool_choice")),
+        {ours: said[name] for name, ours in names if said.get(name) is not None},
+        responses_read_thinking(reasoning),
+        chat_read_format({**form, "json_schema": form}),  # not nested here
+        bool(body.get("stream")),
     )
     rest = rest_of(body, {**responses_write_settings(request), "input": body.get("input")})
     note = {"_string": True} if isinstance(given, str) else {}
@@ -4245,13 +4188,6 @@ def responses_write_choice(choice: ToolChoice, tools: Iterable[Tool]) -> Any:
     return allowed if named else choice.mode
 
 
-def responses_write_format(form: Format) -> Json:
-    if form.kind == "json":
-        return {"type": "json_object"}
-    wire = {"type": "json_schema", "name": form.name or "response", "schema": form.schema}
-    return {**wire, **filled(strict=form.strict, description=form.description)}
-
-
 def responses_write_reasoning(request: Request) -> Json:
     """Thinking -> `reasoning`. No summary is sent unless asked for, so foreign clients ask."""
     effort, _, summary, adaptive = request.thinking
@@ -4278,7 +4214,8 @@ def responses_write_params(request: Request) -> Json:
 def responses_write_settings(request: Request) -> Json:
     """Write all but the input."""
     choice = request.choice if request.tools or request.dialect == "responses" else None
-    form = responses_write_format(request.format) if request.format else None
+    nested = chat_write_format(request.format) if request.format else EMPTY
+    form = {**without(nested, frozenset({"json_schema"})), **nested.get("json_schema", EMPTY)}
     told = filled(
         text=filled(format=form, verbosity=request.params.get("verbosity")),
         reasoning=responses_write_reasoning(request),
@@ -4347,16 +4284,14 @@ def responses_read_output(item: Json) -> list[tuple[Part, Json]]:
         mime, rest = item.get("output_format") or "png", without(item, frozenset({"result"}))
         media = Media("image", "base64", item["result"], f"image/{mime}")
         return [(Part("media", media=media, extra={"responses": rest}), EMPTY)]
-    if kind not in RESPONSES_READERS and kind != "message":
-        return [(responses_read_hosted(item), EMPTY)]
-    if item.get("status") in RESPONSES_RUNNING:
+    if kind in {"message", *RESPONSES_READERS} and item.get("status") in RESPONSES_RUNNING:
         item = without(item, frozenset({"status"}))
     if kind == "message":
         contents = [c for c in item.get("content") or () if c.get("text") or c.get("refusal")]
         bare = [without(c, frozenset({"annotations", "logprobs"})) for c in contents]
         return list(zip(responses_read_message({**item, "content": bare}), contents))
     if kind == "function_call":
-        item = {**item, "arguments": item["arguments"] or "{}"}
+        item = {**item, "arguments": item.get("arguments") or "{}"}
     part = responses_read_part(item)
     if part.kind == "thinking":  # its texts are one text from here on
         rest = without(item, frozenset({"type", "summary", "content", "encrypted_content"}))
@@ -4368,9 +4303,9 @@ def responses_error(body: Json, status: int = 0) -> ProxyError:
     """Return the error in a body or payload; `status` 0: it came with a 200."""
     made, said = chat_error(body, status), body.get("error") or body
     said = said if isinstance(said, dict) else EMPTY
-    words = [str(said.get(key)) for key in ("code", "type")]
-    kind = next((RESPONSES_KINDS[word] for word in words if word in RESPONSES_KINDS), made.kind)
-    made.kind, made.status = kind, status or KINDS[kind].status
+    kinds = (RESPONSES_KINDS.get(str(said.get(key))) for key in ("code", "type"))
+    made.kind = next(filter(None, kinds), made.kind)
+    made.status = status or KINDS[made.kind].status
     made.retry_after = said.get("resets_in_seconds") or made.retry_after
     return made
 
@@ -4386,9 +4321,10 @@ class ResponsesReader:
         self.ended = False
         self.reset()
 
-    def reset(self, at: int | None = None, first: Part | None = None) -> None:
-        """Forget the current item, and begin another one, with what its first part is known to be."""
-        self.item_at, self.first = at, first or Part("")
+    def reset(self, at: int | None = None) -> None:
+        """Forget the current item, and begin another one."""
+        self.item_at = at
+        self.first = Part("")  # what its first part is known to be
         self.told = 0  # how many of its parts were begun
         self.part: Part | None = None  # the open one
         self.plain = False  # is it text?
@@ -4423,12 +4359,12 @@ class ResponsesReader:
     def read_added(self, payload: Json) -> Events:
         """Begin an item. A call begins with its name, other parts with their first delta."""
         yield from self.close()
-        item, kind = payload["item"], responses_type(payload["item"])
         self.reset(payload.get("output_index"))
+        item, kind = payload["item"], responses_type(payload["item"])
+        if kind == "message":  # its content is yet to come
+            item = {**item, "content": [{"type": "output_text", "text": "..."}]}
         if kind not in RESPONSES_OUTPUTS or (item.get("name") and item.get("call_id")):
-            (self.first, _), *_ = responses_read_output(
-                {**item, **RESPONSES_UNTOLD.get(kind, EMPTY)}
-            )
+            (self.first, _), *_ = responses_read_output(item)
         if self.first.kind == "call" and not is_wrapper(self.first, self.tools):
             yield self.open(self.first)
 
@@ -4439,10 +4375,10 @@ class ResponsesReader:
         text, logprobs = payload.get("delta") or "", payload.get("logprobs") or []
         if step == "done":  # its logprobs follow with the item
             text, logprobs = "" if self.texts else payload.get(row.key) or "", []
-        place = (event, payload.get(row.place))
-        moved = place != self.place
         if not text and not logprobs:
             return
+        place = (event, payload.get(row.place))
+        moved, self.place = place != self.place, place
         if not self.part or self.part.kind != row.kind or (moved and row.kind in RESPONSES_SPOKEN):
             if row.kind == "call":
                 return  # one without a name waits for its end
@@ -4450,7 +4386,6 @@ class ResponsesReader:
             yield self.open(Part(row.kind, extra=EMPTY if self.told else self.first.extra))
         elif moved and self.texts:
             yield from self.say("\n\n", [])
-        self.place = place
         yield from self.say(text, logprobs)
 
     def read_citation(self, payload: Json) -> Events:
@@ -4551,22 +4486,6 @@ def responses_in_order(payloads: Iterable[Json]) -> Iterator[Json]:
         live = None if done else live
 
 
-def responses_read_response(body: Json, request: Request) -> Events:
-    """Full answer -> Events, as a stream that holds nothing but its end."""
-    if body.get("error") or "output" not in body:
-        raise responses_error(body)
-    yield from responses_read_stream([{"type": "response.completed", "response": body}], request)
-
-
-def responses_write_response(response: Response, request: Request) -> Json:
-    """Response -> full answer, which is what the last frame of its stream would hold."""
-    writer = ResponsesWriter(request)
-    for event in response_events(response._replace(choices=response.choices[:1])):
-        for _ in RESPONSES_WRITE[type(event)](writer, event):
-            pass
-    return writer.last()
-
-
 def responses_write_whole(part: Part) -> Json:
     """Part -> item that comes without deltas; empty for what this dialect cannot say."""
     own, media = responses_own(part), part.media
@@ -4575,8 +4494,7 @@ def responses_write_whole(part: Part) -> Json:
         made = {"type": "image_generation_call", "status": "completed", **mime}
         return {**(own or made), "result": media.data}
     if part.kind == "hosted" and part.name == "web_search" and not own:
-        query = arguments_of(part.text).get("query", part.text)
-        action = {"type": "search", "query": query}
+        action = {"type": "search", "query": arguments_of(part.text).get("query", part.text)}
         return {"type": "web_search_call", "status": "completed", "action": action}
     return dict(own) if part.kind in {"hosted", "opaque"} else {}
 
@@ -4593,12 +4511,6 @@ class ResponsesWriter:
         self.number = 0  # of the next frame
         self.items: list[Json] = []  # the complete ones
         self.item: Json = EMPTY  # the open one, as it was added
-        self.part = Part("")  # the open one
-        self.row: Shape | None = None  # how it streams; None: it comes whole
-        self.texts: list[str] = []  # its deltas
-        self.logprobs: list[Json] = []
-        self.place: Json = EMPTY  # the number of its segment
-        self.head = self.middle = self.tail = ""  # of a delta's frame, around its number and text
         self.usage = Usage()
         self.end: MessageEnd | None = None
 
@@ -4612,17 +4524,21 @@ class ResponsesWriter:
         return self.frame(kind, item_id=self.item["id"], output_index=len(self.items), **fields)
 
     def write_start(self, event: MessageStart) -> Frames:
-        ours = event.id.startswith("resp_")
-        self.response.update(filled(id=event.id if ours else "", model=event.model))
-        self.response["created_at"] = event.created or self.response["created_at"]
+        given = event.id if event.id.startswith("resp_") else ""
+        told = filled(id=given, model=event.model, created_at=event.created or None)
+        self.response.update(told)
         yield self.frame("response.created", response=self.response)
         yield self.frame("response.in_progress", response=self.response)
 
     def write_begin(self, event: PartStart) -> Frames:
         """Begin a part. Adjacent texts and refusals share one message item."""
-        self.part, self.texts, self.logprobs, self.head = event.part, [], [], ""
+        self.part = event.part
+        self.texts: list[str] = []  # its deltas
+        self.logprobs: list[Json] = []
+        self.place: Json = EMPTY  # the number of its segment
+        self.head = self.middle = self.tail = ""  # of a delta's frame, around its number and text
         item, own = responses_write_part(event.part), responses_own(event.part)
-        self.row = RESPONSES_WRITTEN.get(item.get("type", ""))
+        self.row = RESPONSES_WRITTEN.get(item.get("type", ""))  # how it streams
         spoken = event.part.kind in RESPONSES_SPOKEN
         if self.item and ("_item" in own or not spoken):
             yield self.close({**self.item, "status": "completed"})
@@ -4636,7 +4552,7 @@ class ResponsesWriter:
 
     def add(self, item: Json) -> bytes:
         """Open an item. Its id stays, whatever the part learns later."""
-        at, (prefix, _) = len(self.items), RESPONSES_ITEMS.get(item["type"], ("item_", ()))
+        at, (prefix, *_) = len(self.items), RESPONSES_ITEMS.get(item["type"], ("item_",))
         self.item = {"id": f"{prefix}{digest(self.seed, at)}", **item}
         return self.frame("response.output_item.added", output_index=at, item=self.item)
 
@@ -4705,16 +4621,15 @@ class ResponsesWriter:
         if kind == "call" and not self.texts and not self.part.custom:
             yield self.text_frame("{}")
         self.part = self.part._replace(text="".join(self.texts))
-        if not row:
-            yield from self.write_whole(responses_write_whole(self.part))
-            return
-        if self.head:
+        if row and self.head:
             yield from self.end_body(row)
         if kind in RESPONSES_SPOKEN:
             self.item = {**self.item, "content": [*self.item["content"], self.segment()]}
-        else:
+        elif row:
             status = {"status": "completed"} if kind == "call" else EMPTY
             yield self.close({**status, **responses_write_part(self.part)})
+        elif item := responses_write_whole(self.part):
+            yield from self.write_whole(item)
 
     def end_body(self, row: Shape) -> Frames:
         name = self.part.name if row.key == "arguments" else None
@@ -4726,13 +4641,10 @@ class ResponsesWriter:
 
     def write_whole(self, item: Json) -> Frames:
         """Write an item that has no deltas."""
-        if not item:
-            return
         begun = {"status": "in_progress", "result": None}
         yield self.add({**item, **{key: value for key, value in begun.items() if key in item}})
-        kind = item["type"]
-        for word in RESPONSES_ITEMS.get(kind, ("", ()))[1]:
-            yield self.item_frame(f"response.{kind}.{word}")
+        for word in RESPONSES_ITEMS.get(item["type"], ())[1:]:
+            yield self.item_frame(f"response.{item['type']}.{word}")
         yield self.close(item)
 
     def write_usage(self, event: Usage) -> Frames:
@@ -4779,6 +4691,22 @@ RESPONSES_WRITE: dict[type, Callable[[ResponsesWriter, Any], Frames]] = {
 }
 
 
+def responses_read_response(body: Json, request: Request) -> Events:
+    """Full answer -> Events, as a stream that holds nothing but its end."""
+    if body.get("error") or "output" not in body:
+        raise responses_error(body)
+    yield from responses_read_stream([{"type": "response.completed", "response": body}], request)
+
+
+def responses_write_response(response: Response, request: Request) -> Json:
+    """Response -> full answer, which is what the last frame of its stream would hold."""
+    writer = ResponsesWriter(request)
+    for event in response_events(response._replace(choices=response.choices[:1])):
+        for _ in RESPONSES_WRITE[type(event)](writer, event):
+            pass
+    return writer.last()
+
+
 def responses_read_stream(payloads: Iterable[Json], request: Request) -> Events:
     """Stream payloads -> Events. Unknown ones are skipped: the service adds some every month."""
     reader, started = ResponsesReader(request), False
@@ -4823,10 +4751,7 @@ def responses_write_stream(events: Iterable[Event], request: Request) -> Frames:
 
 def responses_read_error(status: int, body: bytes) -> ProxyError:
     """HTTP status and body -> error. What is not an object is as in Chat Completions."""
-    try:
-        data = json.loads(body)
-    except ValueError:
-        data = None
+    data = json_of(body.decode("utf-8", "replace"))
     known = isinstance(data, dict) and data
     return responses_error(data, status) if known else chat_read_error(status, body)
 
