@@ -10777,6 +10777,10 @@ def endpoint_quirks(entry: Json, provider: Provider) -> list[str]:
 Pieces = Generator[bytes, None, None]
 
 
+# An id for every call without asking the system for random bytes each time, which takes 9 us.
+CALL_SEED, CALL_NUMBERS = secrets.token_hex(8), count(secrets.randbits(32))
+
+
 class Call:
     """A client's request for a model, on its way to an upstream.
 
@@ -10790,7 +10794,8 @@ class Call:
         self.query: Mapping[str, str] = {}
         self.headers: Headers = {}
         self.watcher = Watcher()
-        self.id, self.created = secrets.token_hex(12), int(time.time())
+        self.id = f"{next(CALL_NUMBERS) & 0xFFFFFFFF:08x}{CALL_SEED}"
+        self.created = int(time.time())
         self.account = ""  # who answered, for the log
         self.usage: Json = {}  # the upstream's words, for the log
         self._span: tuple[int, int] | None = None
