@@ -11947,24 +11947,26 @@ def translate(call: Call, candidate: Candidate, provider: Provider, app: App) ->
 
 
 def read_answer(exchange: Exchange, upstream: Dialect, request: Request, wrapped: bool) -> Events:
-    """Read an upstream's answer, a stream or not, as events."""
-    with contextlib.closing(exchange):
-        if exchange.headers.get("content-type", "").startswith("text/event-stream"):
-            payloads = sse_read(exchange.decoded())
-            inner = (
-                (payload.get("response", payload) for payload in payloads) if wrapped else payloads
-            )
-            yield from upstream.read_stream(inner, request)
-            return
-        try:
-            body = json.loads(exchange.body())
-            yield from upstream.read_response(
-                body.get("response", body) if wrapped else body, request
-            )
-        except (KeyError, TypeError, AttributeError, ValueError) as exc:
-            raise ProxyError(
-                "upstream_failed", f"the upstream's answer is malformed: {exc!r}"
-            ) from exc
+    """Read an upstream's answer, a stream or not, as events.
+
+    Readers index freely; what is malformed is the upstream's failure, not a bug of ours.
+    """
+
+    def unwrap(body: Json) -> Json:
+        inner: Json = body.get("response", body) if wrapped else body
+        return inner
+
+    try:
+        with contextlib.closing(exchange):
+            if exchange.headers.get("content-type", "").startswith("text/event-stream"):
+                payloads = map(unwrap, sse_read(exchange.decoded()))
+                yield from upstream.read_stream(payloads, request)
+            else:
+                body = unwrap(json.loads(exchange.body()))
+                yield from upstream.read_response(body, request)
+    except (KeyError, TypeError, AttributeError, ValueError, IndexError) as exc:
+        message = f"the upstream's answer is malformed: {exc!r}"
+        raise ProxyError("upstream_failed", message) from exc
 
 
 ECHO = "echo"  # a model that needs no account: it repeats the last user text

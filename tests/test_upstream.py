@@ -759,3 +759,17 @@ def test_a_malformed_whole_completion_is_the_upstream_s_fault(
 ) -> None:
     upstream.reply(b"<html>", headers={"content-type": "text/html"})
     assert make_proxy().ask("/v1/completions", {"model": "up-chat", "prompt": "say"}).status == 502
+
+
+def test_a_malformed_stream_is_the_upstream_s_failure(
+    make_proxy: ProxyMaker, upstream: Upstream
+) -> None:
+    proxy = make_proxy()
+    good = b'data: {"choices":[{"index":0,"delta":{"role":"assistant","content":"x"}}]}\n\n'
+    bad = b'data: {"choices":[{"index":0,"delta":{"tool_calls":"none"}}]}\n\n'
+    upstream.reply([good, bad], headers={"content-type": "text/event-stream"})
+    ask = {"model": "up-chat", "max_tokens": 9, "messages": [{"role": "user", "content": "hi"}]}
+    got = proxy.ask("/v1/messages", {**ask, "stream": True})
+    last = got.payloads()[-1]
+    assert (got.status, last["type"]) == (200, "error")
+    assert "malformed" in last["error"]["message"]
