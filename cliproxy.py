@@ -1612,11 +1612,6 @@ def restored(written: Json, rest: Mapping[str, Any]) -> Json:
 # -- what a reader of a wire needs -----------------------------------------------------
 
 
-def said_fields(**fields: Any) -> Json:
-    """Return the fields that say something."""
-    return {key: value for key, value in fields.items() if value is not None and value != ""}
-
-
 def first_said(data: Json, *names: str) -> Any:
     """Return the first of these fields that says something, else an empty text."""
     return next((data[name] for name in names if data.get(name)), "")
@@ -2832,7 +2827,6 @@ CHAT_MODES = {  # tool_choice -> mode; any: Mistral's
 CHAT_FORMATS = {"json_object": "json", "json_schema": "schema"}
 CHAT_ROLES = ("system", "developer", "user", "assistant", "tool")
 CHAT_LATE = "See the attachment in the next message."  # a result that is all image
-CHAT_LOST = "Error: this call was not answered."  # in place of a result that is missing
 CHAT_PLAIN: Quirks = frozenset()  # the quirks of OpenAI itself
 
 
@@ -2916,7 +2910,7 @@ CHAT_PARTS = {
     "text":        ChatPart("text",                        lambda text: Part("text", text), str),
     "refusal":     ChatPart("refusal",                     lambda text: Part("refusal", text), str),
     "image_url":   ChatPart("image base64 url",            chat_read_image,
-                            lambda media: said_fields(url=chat_url(media), detail=media.detail)),
+                            lambda media: filled(url=chat_url(media), detail=media.detail)),
     "input_audio": ChatPart("audio base64",
                             lambda sound: Part("media", media=Media("audio", "base64", sound["data"], f"audio/{sound['format']}")),
                             lambda media: {"data": media.data, "format": CHAT_FORMS.get(media.mime[6:], media.mime[6:])}),
@@ -3124,32 +3118,6 @@ def chat_write_message(message: Message, quirks: Quirks) -> Iterator[Json]:
     return write(message, quirks)
 
 
-def chat_answered(messages: Iterable[Json]) -> list[Json]:
-    """Put the answers to an assistant's calls right behind it, one for each.
-
-    Answers that come late are moved up, and missing ones made up; all else keeps its order.
-    """
-    ordered: list[Json] = []
-    later: list[Json] = []
-    missing: dict[str, None] = {}  # ids of calls without an answer, in order
-    for message in (*messages, {"role": "assistant"}):  # one more, to end the last turn
-        if message["role"] == "tool":
-            missing.pop(message["tool_call_id"], None)
-            ordered.append(message)
-        elif message["role"] == "assistant":
-            made = {"role": "tool", "content": CHAT_LOST}
-            ordered += [{**made, "tool_call_id": call} for call in missing]
-            ordered += [*later, message]
-            later = []
-            missing = dict.fromkeys(call["id"] for call in message.get("tool_calls") or ())
-        else:
-            later.append(message)
-        if not missing:
-            ordered += later
-            later = []
-    return ordered[:-1]
-
-
 # -- tools and settings ----------------------------------------------------------------
 
 
@@ -3165,9 +3133,9 @@ def chat_read_tool(tool: Json) -> Tool:
 
 
 def chat_write_tool(tool: Tool) -> Json:
-    body = said_fields(name=tool.name, description=tool.description, parameters=tool.schema)
+    body = filled(name=tool.name, description=tool.description, parameters=tool.schema)
     form = tool.grammar and {"type": "grammar", "grammar": tool.grammar}
-    body.update(said_fields(strict=tool.strict, format=form))
+    body.update(filled(strict=tool.strict, format=form))
     return restored({"type": tool.kind, tool.kind: body}, chat_own(tool))
 
 
@@ -3226,9 +3194,10 @@ def chat_read_format(form: Json) -> Format | None:
 def chat_write_format(form: Format) -> Json:
     if form.kind == "json":
         return {"type": "json_object"}
-    name, said = form.name or "response", form.description
-    schema = said_fields(name=name, schema=form.schema, strict=form.strict, description=said)
-    return {"type": "json_schema", "json_schema": schema}
+    schema = {} if form.schema is None else {"schema": form.schema}
+    more = filled(strict=form.strict, description=form.description)
+    named = {"name": form.name or "response", **schema, **more}
+    return {"type": "json_schema", "json_schema": named}
 
 
 def chat_read_params(body: Json) -> Json:
@@ -3288,10 +3257,12 @@ def chat_read_request(body: Json) -> Request:
 
 def chat_write_request(request: Request, target: Target) -> Json:
     """Request -> POST /v1/chat/completions body."""
-    quirks, messages = target.quirks, (*chat_lower(request.system), *request.messages)
-    wire = (item for message in messages for item in chat_write_message(message, quirks))
+    quirks, messages = target.quirks, request.messages
+    if request.dialect != "chat":
+        messages = tuple(Message(*turn) for turn in answered_turns(messages))
     body = restored(chat_write_settings(request, quirks), chat_own(request))
-    body["messages"] = chat_answered(wire)
+    whole = (*chat_lower(request.system), *messages)
+    body["messages"] = [item for message in whole for item in chat_write_message(message, quirks)]
     if request.stream:
         options = body.pop("stream_options", None) or EMPTY
         body["stream"] = True
@@ -3521,7 +3492,7 @@ def chat_write_citation(citation: Citation, before: int, length: int) -> Json:
     """Write a citation in a text of `length`, with `before` code points of text before it."""
     start, end = before + citation.start, before + (citation.end or length)
     cited = {"url": citation.url, "title": citation.title, "start_index": start, "end_index": end}
-    cited.update(said_fields(content=citation.text))
+    cited.update(filled(content=citation.text))
     return {"type": "url_citation", "url_citation": cited}
 
 
@@ -6023,17 +5994,11 @@ FIT_PARTS = {
 
 def fit_messages(request: Request, case: Case) -> Request:
     """Leave what the target takes of every part; with its last part a message goes, too."""
-    joins = not case.own and case.dialect == "chat"  # its results come right after all of the calls
     messages: list[Message] = []
     for message in request.messages:
         pairs = ((FIT_PARTS.get(part.kind, fit_text), part) for part in message.parts)
         kept = tuple(new for fit, part in pairs for new in fit(part, case))
-        if message.parts and not kept:
-            continue
-        last = messages[-1] if messages else None
-        if joins and last and last.role == message.role == "assistant":
-            messages[-1] = Message("assistant", last.parts + kept)
-        else:
+        if kept or not message.parts:
             messages.append(fit_message(message, kept, case))
     fitted = tuple(messages)
     return request if fitted == request.messages else request._replace(messages=fitted)

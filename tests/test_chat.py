@@ -280,8 +280,8 @@ def test_a_bad_request(body: Json, error: type[Exception]) -> None:
         cp.chat_read_request(body)
 
 
-def foreign(*messages: Message, **fields: Any) -> cp.Request:
-    return cp.Request("claude", "m", messages, **fields)
+def foreign(*messages: Message, dialect: str = "claude", **fields: Any) -> cp.Request:
+    return cp.Request(dialect, "m", messages, **fields)
 
 
 def written(*messages: Message, quirks: tuple[str, ...] = (), **fields: Any) -> list[Json]:
@@ -318,7 +318,7 @@ def test_an_error_is_marked_once() -> None:
 
 
 def test_every_call_is_answered_at_once() -> None:
-    """Late results move up, even behind an image of an earlier one; missing ones are made up."""
+    """Late results move up, their images behind all of them; missing ones are made up."""
     calls = tuple(CALL._replace(id=word) for word in "abc")
     late = Message("tool", (Part("result", id="a", parts=(Part("text", "A"),)),))
     seen = Message("tool", (Part("result", id="b", parts=(IMAGE,)),))
@@ -329,16 +329,11 @@ def test_every_call_is_answered_at_once() -> None:
         late,
         Message("assistant", (Part("text", "ok"),)),
     )
-    assert [message["role"] for message in wire] == [
-        "assistant",
-        *["tool"] * 3,
-        *["user"] * 2,
-        "assistant",
-    ]
-    assert [message["tool_call_id"] for message in wire[1:4]] == ["b", "a", "c"]
-    assert wire[1]["content"]
-    assert wire[3]["content"]
-    assert wire[4]["content"][0]["type"] == "image_url"
+    roles = ["assistant", "tool", "tool", "tool", "user", "assistant"]
+    assert [message["role"] for message in wire] == roles
+    assert [message["tool_call_id"] for message in wire[1:4]] == ["a", "b", "c"]
+    assert all(message["content"] for message in wire[1:4])
+    assert [part["type"] for part in wire[4]["content"]] == ["image_url", "text"]
 
 
 def test_calls_at_the_very_end_are_answered() -> None:
@@ -384,11 +379,12 @@ def test_quirks_of_messages() -> None:
     developer = Message("developer", texts)
     empty = Message("assistant", (CALL,))
     result = Message("user", (Part("result", id="t1"),))
-    usual = written(developer, empty, result)
+    usual = written(developer, empty, result, dialect="chat")
     assert usual[0]["role"] == "developer"
     assert len(usual[0]["content"]) == 2
     assert usual[1]["content"] is None
-    odd = written(developer, empty, result, quirks=("system", "string-content", "empty-content"))
+    quirks = ("system", "string-content", "empty-content")
+    odd = written(developer, empty, result, dialect="chat", quirks=quirks)
     assert odd[0] == {"role": "system", "content": "a\n\nb"}
     assert odd[1]["content"] == ""
 
