@@ -1573,6 +1573,61 @@ def unwrapped(call: Part) -> list[Part]:
         return [call]
 
 
+# --- what readers take over as it came, and the code below counts on ----------------------
+NULL, NUMBER = type(None), (int, float)
+# fmt: off
+TYPES: dict[type, dict[str, Any]] = {  # a type, or the words that there are, or a list of such
+    Message:      {"role": "system developer user assistant tool"},
+    Part:         {"text": str, "id": str, "name": str, "proof": str, "namespace": str},
+    Media:        {"data": str, "mime": str, "name": str, "detail": str},
+    Tool:         {"name": str, "description": str, "namespace": str, "schema": (dict, NULL), "grammar": (dict, NULL)},
+    ToolChoice:   {"mode": "auto none required", "names": [str]},
+    Format:       {"name": str, "description": str, "schema": (dict, NULL)},
+    Thinking:     {"effort": str, "summary": str, "budget": (int, NULL)},
+    MessageStart: {"id": str, "model": str, "created": NUMBER},
+    Usage:        {"input": NUMBER, "cache_read": NUMBER, "cache_write": NUMBER, "output": NUMBER, "reasoning": NUMBER},
+    MessageEnd:   {"stop_sequence": str, "raw": str},
+}
+PARAM_TYPES: dict[str, Any] = {
+    "max_tokens": NUMBER, "temperature": NUMBER, "top_p": NUMBER, "top_k": NUMBER, "n": int, "stop": [str], "user": str,
+}
+TYPE_WORDS: dict[Any, str] = {str: "no text", NUMBER: "no number", int: "no whole number"}  # others: no object
+# fmt: on
+
+
+def check_type(name: str, value: Any, wanted: Any, kind: str) -> None:
+    """Raise a ProxyError of this kind if a value is not what PARAM_TYPES or TYPES wants."""
+    if isinstance(wanted, list):
+        for item in value if isinstance(value, (list, tuple)) else (None,):
+            check_type(name, item, wanted[0], kind)
+        return
+    words, types = (wanted.split(), str) if isinstance(wanted, str) else ([], wanted)
+    if not isinstance(value, types) or (words and value not in words):
+        why = f"none of {', '.join(words)}" if words else TYPE_WORDS.get(wanted, "no object")
+        raise ProxyError(kind, f"{name}: {dumps_text(value)[:80]} is {why}", param=name)
+
+
+def check_types(things: Iterable[Any], kind: str) -> None:
+    """Check the fields of things, and of what is in them."""
+    left = list(things)
+    while left:
+        thing = left.pop()
+        for name, wanted in TYPES.get(type(thing), EMPTY).items():
+            check_type(name, getattr(thing, name), wanted, kind)
+        left += thing.parts if isinstance(thing, (Part, Message)) else ()
+        left += (thing.media,) if isinstance(thing, Part) and thing.media else ()
+
+
+def checked(request: Request) -> Request:
+    """Return a request as it was read. Raises ProxyError("invalid_request") for wrong types."""
+    wrong = "invalid_request"
+    for name in PARAM_TYPES.keys() & request.params.keys():
+        check_type(name, request.params[name], PARAM_TYPES[name], wrong)
+    check_types((request.choice, request.format, request.thinking, *request.tools), wrong)
+    check_types((*request.system, *request.messages), wrong)
+    return request
+
+
 # The `extra` of what a dialect reads holds what the model has no name for, and notes on the form
 # it had: keys that begin with `_`, never written. `_gone` are keys that the writer must not add.
 
@@ -2161,8 +2216,9 @@ def claude_media(media: Media) -> Media:
     if media.source != "base64":
         return media
     if media.mime.startswith("text/") or media.mime == "application/json":
-        text = binascii.a2b_base64(media.data).decode("utf-8", "replace")
-        return media._replace(kind="document", source="text", data=text)
+        with contextlib.suppress(ValueError):
+            text = binascii.a2b_base64(media.data).decode("utf-8", "replace")
+            return media._replace(kind="document", source="text", data=text)
     return media._replace(mime="image/jpeg") if media.mime == "image/jpg" else media
 
 
@@ -2253,7 +2309,8 @@ def claude_read_choice(choice: Json | None) -> ToolChoice | None:
 def claude_read_thinking(thinking: Json, config: Json) -> Thinking:
     """Read `thinking` and the effort, which is a part of `output_config`."""
     kind = thinking.get("type")
-    effort = "none" if kind == "disabled" else config.get("effort") or ""
+    said = config.get("effort")
+    effort = "none" if kind == "disabled" else said if said in EFFORTS else ""
     summary = CLAUDE_DISPLAYS.get(thinking.get("display", ""), "")
     return Thinking(effort, thinking.get("budget_tokens"), summary, kind == "adaptive")
 
@@ -2422,7 +2479,7 @@ def claude_write_request(request: Request, target: Target) -> Json:
     fresh = {key: value for key, value in body.items() if value or value == 0 or key == "messages"}
     body = claude_merge(fresh, request.extra.get("claude", EMPTY))
     typed = ("thinking", "tool_choice")  # without a type, they are what is left of a dropped one
-    return {key: value for key, value in body.items() if key not in typed or "type" in value}
+    return {k: value for k, value in body.items() if k not in typed or (value and "type" in value)}
 
 
 # ---- answers, read
@@ -3252,7 +3309,8 @@ def chat_read_request(body: Json) -> Request:
         stream=bool(wire.get("stream")),
     )
     written, old = chat_write_settings(request, CHAT_PLAIN), bool(body.get("functions"))
-    return request._replace(extra=chat_extra(wire, written, _old=old))
+    usage = inner(wire, "stream_options").get("include_usage")
+    return request._replace(extra=chat_extra(wire, written, _old=old, _usage=usage))
 
 
 def chat_write_request(request: Request, target: Target) -> Json:
@@ -3534,7 +3592,7 @@ class ChatWriter:
     def __init__(self, request: Request) -> None:
         own = chat_own(request)
         self.request, self.old = request, "_old" in own  # a client of before November 2023
-        self.asked = bool((own.get("stream_options") or EMPTY).get("include_usage"))
+        self.asked = "_usage" in own
         self.parts: dict[int, ChatOut] = {}
         self.choices = collections.defaultdict[int, ChatTally](ChatTally)
         self.head: Json = {}
@@ -5806,8 +5864,8 @@ STATEFUL_ITEMS = frozenset({"item_reference", "compaction", "compaction_summary"
 
 def find_audio(request: Request, case: Case) -> bool:
     own = request.extra.get(case.client, EMPTY)
-    words = own.get("generationConfig", own).get("responseModalities") or ()
-    return [word.upper() for word in words] == ["AUDIO"]
+    words = (own.get("generationConfig") or own).get("responseModalities")
+    return dumps(words).upper() == '["AUDIO"]'
 
 
 def find_client_tool(request: Request, case: Case) -> str:
@@ -6282,18 +6340,20 @@ def fit_events(events: Iterable[Event], request: Request, fitted: Fitted, target
         if isinstance(event, PartDelta) and event.field == "text" and event.at not in texts:
             yield event  # the common case first
         elif isinstance(event, PartStart):
+            check_types((event.part,), "upstream_failed")
             part = own_call(event.part, client, fitted)
             if part.custom != event.part.custom:
                 texts[event.at] = Unwrapper() if part.custom else Wrapper()
             if part.kind in ABLE[client]["proofs"]:
                 seals[event.at] = target.provider
             yield event._replace(part=part)
-        elif isinstance(event, MessageStart):
-            yield event._replace(model=request.model)
         elif isinstance(event, (PartDelta, PartEnd)):
             for piece in recoded(event, texts):
                 yield from sealed(piece, seals, client) if foreign else (piece,)
         else:
+            check_types((event,), "upstream_failed")
+            if isinstance(event, MessageStart):
+                event = event._replace(model=request.model)  # noqa: PLW2901
             yield event
 
 
@@ -10834,7 +10894,7 @@ class Call:
         if self.query.get("alt"):
             extra["_alt"] = self.query["alt"]
         try:
-            request = self.dialect.read_request({**self.json, **extra})
+            request = checked(self.dialect.read_request({**self.json, **extra}))
         except (KeyError, TypeError, AttributeError, ValueError, IndexError) as exc:
             # Readers index freely; this is why.
             message = f"this is no {self.dialect.name} request: {type(exc).__name__}: {exc}"

@@ -25,7 +25,7 @@ Json = dict[str, Any]
 DATA = Path(__file__).parent / "data" / "chat"
 RECORDINGS = SHARED / "recordings"
 PIECES = pytest.mark.parametrize("piece", [1, 7, 1 << 20])
-ASKED: Json = {"chat": {"stream_options": {"include_usage": True}}}
+ASKED: Json = {"chat": {"stream_options": {"include_usage": True}, "_usage": True}}
 CLIENT = cp.Request("chat", "m-1", (), extra=ASKED, id="c0ffee", created=5)
 PLAIN = CLIENT._replace(extra={})
 
