@@ -2522,6 +2522,8 @@ class ClaudeReader:
         yield PartDelta(self.at, field, value)
 
     def message_start(self, payload: Json) -> Iterator[Event]:
+        if self.at >= 0:
+            raise ProxyError("upstream_failed", "the upstream began a second answer within one")
         message = payload["message"]
         yield MessageStart(message.get("id") or "", message.get("model") or "")
         yield from self.take_usage(message)

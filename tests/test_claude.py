@@ -828,6 +828,13 @@ def test_failures(before: tuple[Json, ...], payloads: list[Json], kind: str, wor
     assert events[-1]["error"]["type"] == cp.KINDS[kind].claude
 
 
+def test_two_answers_in_one_stream() -> None:
+    """A gateway that begins anew in mid-answer: nothing of it may pass as whole."""
+    data = sse(begun(), *WORDS, begun(), *WORDS, CLOSED, ended("end_turn"), STOP)
+    events = validate_failure(write_stream(read_stream(data)))
+    assert "second answer" in events[-1]["error"]["message"]
+
+
 def test_usage_overwrites() -> None:
     data = sse(
         begun(input_tokens=9, cache_read_input_tokens=2, output_tokens=1, service_tier="standard"),
