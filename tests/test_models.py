@@ -666,3 +666,12 @@ def test_models_on_the_command_line(
     assert said["codex-api-key[0]:"]
     assert cp.main(["models", "--config", str(proxy.path)]) == 0
     assert "new-1" in capsys.readouterr().out, "it was kept"
+
+
+def test_a_key_for_openai_has_models_before_it_is_asked_for_them(
+    make_proxy: ProxyMaker, upstream: Upstream
+) -> None:
+    proxy = make_proxy(**{"codex-api-key": [{"api-key": "k", "base-url": upstream.url}]})
+    listed = names(proxy)
+    assert {"gpt-5.5", "gpt-5.6-sol"} <= listed
+    assert "codex-auto-review" not in listed, "a ChatGPT plan's own"
