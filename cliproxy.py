@@ -6168,12 +6168,13 @@ class EffortRule(NamedTuple):
     levels: tuple[str, ...]  # the efforts that it has names for
     numbers: bool = False  # can it say tokens instead?
     least: int = 0  # of them
-    auto: int = EFFORTS["medium"]  # of them, where the model is to decide
+    auto: int = EFFORTS["medium"]  # of them, where the model is to decide; negative: it can
+    adaptive: bool = False  # as Claude: adaptive if told by name, and every model can be stopped
 
 
 LADDER = tuple(effort for effort in EFFORTS if effort != "auto")
 EFFORT_RULES = {
-    "claude": EffortRule(LADDER[2:], numbers=True, least=1_024),
+    "claude": EffortRule(LADDER[2:], numbers=True, least=1_024, adaptive=True),
     "chat": EffortRule(LADDER),
     "responses": EffortRule(LADDER),
     "gemini": EffortRule(LADDER[1:5], numbers=True, auto=-1),
@@ -6208,27 +6209,27 @@ def resolve_thinking(asked: Thinking, model: Model, dialect: str, limit: int = 0
     effort, rule = effort_of(asked), EFFORT_RULES[dialect]
     if model.thinking is False or not effort:
         return Thinking(summary="" if model.thinking is False else asked.summary)
-    if effort == "none":  # the least that the model can; Claude can always stop
-        if model.levels and not model.can_stop and dialect != "claude":
+    if effort == "none":  # the least that the model can
+        stuck = not model.can_stop and not rule.adaptive
+        if stuck and model.levels:
             return Thinking(nearest_level("none", model.levels))
-        stuck = dialect == "gemini" and not model.can_stop
-        return Thinking(budget=model.budget[0]) if stuck else Thinking("none")
-    if by_name(asked, model, dialect):
+        return Thinking(budget=model.budget[0]) if stuck and rule.numbers else Thinking("none")
+    if by_name(asked, model, rule):
         level = "" if effort == "auto" else nearest_level(effort, model.levels or rule.levels)
-        return Thinking(level, None, asked.summary, adaptive=dialect == "claude")
+        return Thinking(level, None, asked.summary, adaptive=rule.adaptive)
     if 0 < limit <= rule.least:
         return Thinking("none")
     return Thinking("", resolve_budget(asked, effort, model, rule, limit), asked.summary)
 
 
-def by_name(asked: Thinking, model: Model, dialect: str) -> bool:
+def by_name(asked: Thinking, model: Model, rule: EffortRule) -> bool:
     """Tell whether the target wants an effort by name, rather than a number of tokens."""
     numbered = asked.budget is not None and not asked.effort
-    if not EFFORT_RULES[dialect].numbers:
+    if not rule.numbers:
         return True
     if model.levels:  # a model with both keeps Claude's own form
-        return not (numbered and model.budget[1] and dialect == "claude")
-    adaptive = dialect == "gemini" or asked.adaptive or model.id.startswith("claude-")
+        return not (numbered and model.budget[1] and rule.adaptive)
+    adaptive = rule.auto < 0 or asked.adaptive or model.id.startswith("claude-")
     return not model.budget[1] and not numbered and adaptive  # unknown: passed on as it was said
 
 
@@ -6460,6 +6461,7 @@ class Dialect(NamedTuple):
     write_error: Callable[[ProxyError], Json]
     keepalive: bytes  # between two frames of a stream
     error_event: str = ""  # the `event:` line of a mid-stream error
+    in_path: frozenset[str] = frozenset()  # fields of a request that the path holds, not the body
 
 
 KEEP_ALIVE = b": keep-alive\n\n"  # a comment, except where the clients cannot read one
@@ -6501,6 +6503,7 @@ DIALECTS = {
         Dialect(
             "gemini", gemini_read_request, gemini_write_request, gemini_read_response, gemini_write_response,
             gemini_read_stream, gemini_write_stream, gemini_read_error, gemini_write_error, b"\r\n",
+            in_path=frozenset({"model", "stream"}),
         ),
     )
 }  # fmt: skip
@@ -11955,9 +11958,7 @@ def translate(call: Call, candidate: Candidate, provider: Provider, app: App) ->
     )
     wanted = request._replace(model=candidate.model, stream=stream, thinking=thinking)
     fitted = fit_request(wanted, target, upstream.name)
-    body = upstream.write_request(fitted.request, target)
-    if upstream.name == "gemini":
-        body = {key: value for key, value in body.items() if key not in {"model", "stream"}}
+    body = without(upstream.write_request(fitted.request, target), upstream.in_path)
     body = shape(body, call, candidate, provider, app)
     path = (provider.stream if stream else "") or provider.generate
     path = path.replace("{model}", urlquote(candidate.model, safe=""))
