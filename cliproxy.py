@@ -8091,6 +8091,7 @@ def fetch(
 Stamp = tuple[int, int, int]  # mtime in ns, size, inode: a file with the same stamp is unchanged
 RACY = 2_000_000_000  # ns: the file system's clock may be this coarse, and writers this slow
 NOT_CREDENTIALS = frozenset(["config.json"])  # it may live in the same folder
+SAME_TYPES = {"gemini-cli": "gemini"}  # what later versions of CLIProxyAPI call a type -> ours
 EXPIRY_KEYS = ("expired", "expire", "expires_at", "expiresAt", "expiry", "expires")
 REFRESH_KEYS = ("last_refresh", "lastRefresh", "last_refreshed_at", "lastRefreshedAt")
 TIME = re.compile(
@@ -8169,14 +8170,12 @@ def overlaid(old: Json, changes: Json) -> Json:
     """Return `old` with `changes` laid over it, key order kept; None removes a key."""
     new = dict(old)
     for key, value in changes.items():
-        if value is None:
-            new.pop(key, None)
-        elif isinstance(value, dict):
+        if isinstance(value, dict):
             inner = overlaid(new[key] if isinstance(new.get(key), dict) else {}, value)
             new.update({key: inner} if inner or key in new or not value else {})
         else:
             new[key] = value
-    return new
+    return {key: value for key, value in new.items() if value is not None or key not in changes}
 
 
 def dump_like(data: Json, old: bytes) -> bytes:
@@ -8266,13 +8265,17 @@ class Credential(NamedTuple):
 
     name: str  # file name
     path: Path
-    type: str  # claude, codex, ...
+    type: str  # claude, codex, ...: the file's, as we call it
     data: Json  # the file, whole
     stamp: Stamp
 
 
 def stamp_of(status: os.stat_result) -> Stamp:
     return status.st_mtime_ns, status.st_size, status.st_ino
+
+
+def credential_of(path: Path, data: Json, stamp: Stamp) -> Credential:
+    return Credential(path.name, path, SAME_TYPES.get(data["type"], str(data["type"])), data, stamp)
 
 
 def read_credential(path: Path) -> tuple[Credential, bytes]:
@@ -8289,7 +8292,7 @@ def read_credential(path: Path) -> tuple[Credential, bytes]:
         raise ProxyError("internal", f"{path} is damaged, and left as it is: {exc}") from exc
     if not isinstance(data, dict) or not isinstance(data.get("type"), str) or not data["type"]:
         raise ProxyError("internal", f"{path} is no credential: it has no `type`")
-    return Credential(path.name, path, data["type"], data, stamp), raw
+    return credential_of(path, data, stamp), raw
 
 
 class Store:
@@ -8351,9 +8354,8 @@ class Store:
     def create(self, name: str, data: Json) -> Credential:
         """Write a new file; of one that is there already, the keys not in `data` stay."""
         with self._writing():
-            old: Json = {}
+            path, old = self._path(name), Json()
             raw = b"\n"  # a new file is laid out as CLIProxyAPI does: compact, with a newline
-            path = self._path(name)
             try:
                 credential, raw = read_credential(path)
                 old = credential.data
@@ -8426,7 +8428,7 @@ class Store:
     def _write(self, name: str, data: Json, old: bytes) -> Credential:
         path = self._path(name)
         write_atomic(path, dump_like(data, old))
-        self._known[name] = Credential(name, path, data["type"], data, stamp_of(path.stat()))
+        self._known[name] = credential_of(path, data, stamp_of(path.stat()))
         self._publish()
         self._changed = True
         return self._known[name]
@@ -9585,7 +9587,7 @@ def login(
     now: Callable[[], float] = time.time,
 ) -> Credential:
     """Log in at a provider; return the saved credential. Raises ProxyError, having saved nothing."""
-    row = LOGINS.get(provider)
+    row = LOGINS.get(SAME_TYPES.get(provider, provider))
     if not row:
         there = ", ".join(LOGINS)
         raise ProxyError("invalid_request", f"no login for {provider!r}; there are {there}")
@@ -9598,7 +9600,7 @@ def login(
         answer = device_login(flow, row.device)
     else:
         answer = browser_login(flow)
-    data = {**row.fields(flow, answer), **answer.get("_file", {}), "type": provider}
+    data = {**row.fields(flow, answer), **answer.get("_file", {}), "type": row.provider}
     data = overlaid(data, row.finish(flow, data) if row.finish else {})
     data["cliproxy"] = {**data.get("cliproxy", {}), "refused": None}
     store.scan()
@@ -10667,8 +10669,7 @@ KEY_VARIABLES = (
 )
 FILE_PROVIDERS = {  # type of a credential file -> provider, and the one for clients of another dialect
     "claude": ("claude", ""), "codex": ("codex", ""), "kimi": ("kimi", "kimi-claude"), "qwen": ("qwen", ""), "xai": ("xai", ""),
-    "gemini": ("gemini-cli", ""), "gemini-cli": ("gemini-cli", ""), "antigravity": ("antigravity", ""),
-    "iflow": ("iflow", ""),
+    "gemini": ("gemini-cli", ""), "antigravity": ("antigravity", ""), "iflow": ("iflow", ""),
 }  # fmt: skip
 UNUSABLE = {  # type of a credential file -> why it is not used
     "vertex": "it is a Google service account, for which Python's standard library cannot sign; set vertex-api-key instead",

@@ -915,13 +915,16 @@ def test_code_assist(make_proxy: ProxyMaker, upstream: Upstream, type: str, stre
         assert body.get("userAgent", "cliproxy") == "cliproxy"
 
 
+@pytest.mark.parametrize("type", ["gemini", "gemini-cli"])
 @pytest.mark.parametrize("switch", [False, True])
 def test_the_projects_of_one_login(
-    make_proxy: ProxyMaker, upstream: Upstream, switch: bool
+    make_proxy: ProxyMaker, upstream: Upstream, switch: bool, type: str
 ) -> None:
     google = CodeAssist(
-        make_proxy, upstream, "gemini", "one, two", quota_exceeded={"switch-project": switch}
+        make_proxy, upstream, type, "one, two", quota_exceeded={"switch-project": switch}
     )
+    logins = [a for a in google.proxy.app.router.accounts() if a.credential]
+    assert [account.renewable for account in logins] == [True, True]
     path = "/v1beta/models/gemini-2.5-pro:generateContent"
     assert [google.proxy.ask(path, GEMINI_ASK).status for _ in range(2)] == [200, 200]
     assert [seen.json()["project"] for seen in upstream.seen] == ["one", "two"]

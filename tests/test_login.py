@@ -715,6 +715,21 @@ def test_refresh(world: World, store: cp.Store, provider: str) -> None:
         assert renewed.data["token"]["access_token"] == renewed.data["access_token"]
 
 
+def test_a_file_of_type_gemini_cli_is_gemini_s(world: World, store: cp.Store) -> None:
+    credential = sign_in(world, store, "gemini")
+    store.merge(credential.name, {"type": "gemini-cli", "note": "mine"})
+    world.clock.advance(4000)
+    for known in (store.get(credential.name), store.credentials()[0]):
+        assert cp.due(known, world.clock())
+        renewed = cp.refresh(known, store, world.config(), world.clock)
+        assert cp.expires_at(renewed.data) == world.clock() + 3600
+    assert renewed.data["type"] == "gemini-cli", "as the other program wrote it"
+    again = Attempt(world, store, "gemini-cli")
+    again.paste(consent(again.url()))
+    assert again.result().name == credential.name, "no second file"
+    assert store.get(credential.name).data["note"] == "mine"
+
+
 def test_refresh_fields(world: World, store: cp.Store) -> None:
     for provider, fields in {
         "claude": {"grant_type", "client_id", "refresh_token"},
