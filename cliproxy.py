@@ -8774,6 +8774,7 @@ class Options(NamedTuple):
     port: int = 0  # to listen on; 0: the provider's own
     project: str = ""  # Google: one id, several with commas, or ALL
     source: str = ""  # take over this file, `auto` for where the vendor keeps it
+    prefix: str = ""  # for the names of its models
 
 
 def base64url(data: bytes) -> str:
@@ -8805,6 +8806,59 @@ def jwt_claims(token: object) -> Json:
     return {}
 
 
+# RSA signatures, which Python's standard library does not make. Source: RFC 8017 8.2.1, A.1.2
+
+PEM = re.compile(r"-----BEGIN ([A-Z ]*)PRIVATE KEY-----(.*?)-----END \1PRIVATE KEY-----", re.DOTALL)
+RSA_OID = bytes.fromhex("06092a864886f70d010101")
+SHA256_INFO = bytes.fromhex("3031300d060960864801650304020105000420")  # stands before the digest
+
+
+def der_values(data: bytes) -> list[bytes]:
+    """Return the contents of the values in DER that stand one after the other.
+
+    Raises IndexError or ValueError if the last is cut. Source: X.690 8.1.
+    """
+    found, end = [], 0
+    while end < len(data):
+        length, start = data[end + 1], end + 2
+        if length > 127:  # it stands in so many bytes
+            start += length - 128
+            length = int.from_bytes(data[end + 2 : start], "big")
+        end = start + length
+        found.append(data[start:end])
+    if end > len(data):
+        raise ValueError("cut short")
+    return found
+
+
+def read_rsa_key(pem: str) -> tuple[int, int]:
+    """Return the modulus and the private exponent of a key in PKCS#8 or PKCS#1. Raises ProxyError."""
+    match, why = PEM.search(pem), "is no PEM"
+    if match:
+        why = "is damaged" if match[1] in {"", "RSA "} else "is not of RSA"
+        why = "is encrypted" if "ENCRYPTED" in match[0] else why
+        with contextlib.suppress(ValueError, IndexError):
+            [key] = der_values(base64.b64decode(re.sub(r"\\n|\s", "", match[2]), validate=True))
+            if not match[1]:  # PKCS#8: of which kind it is, and the key
+                _, kind, inner = der_values(key)[:3]
+                why = why if kind.startswith(RSA_OID) else "is not of RSA"
+                [key] = der_values(inner)
+            _, modulus, public, private = (int.from_bytes(v, "big") for v in der_values(key)[:4])
+            if pow(pow(2, public, modulus), private, modulus) == 2:
+                return modulus, private
+    advice = "download a new JSON key of the service account"
+    raise ProxyError("unauthorized", f"the private key {why}: {advice}")
+
+
+def rs256(text: str, pem: str) -> str:
+    """Return a JWS of `text`, its header and payload, signed with a key. Source: RFC 7515 A.2."""
+    modulus, private = read_rsa_key(pem)
+    size, told = -(-modulus.bit_length() // 8), SHA256_INFO + hashlib.sha256(text.encode()).digest()
+    block = b"\0\1" + b"\xff" * (size - len(told) - 3) + b"\0" + told
+    signature = pow(int.from_bytes(block, "big"), private, modulus).to_bytes(size, "big")
+    return f"{text}.{base64url(signature)}"
+
+
 def error_code(answer: Json) -> str:
     """Return the code of a refusal, in any of the places where providers put it."""
     error = answer.get("error")
@@ -8828,6 +8882,32 @@ def token_refusal(title: str, reply: Reply, answer: Json) -> ProxyError:
 
 
 # Files: from the answer of a token URL to what is stored
+
+
+def service_account(data: Json) -> Json:
+    """Return the key of a service account that a file holds; an empty one if it holds none."""
+    account = data.get("service_account")
+    return account if isinstance(account, dict) else {}
+
+
+def renewer(data: Json) -> str:
+    """Return what gets new tokens: a refresh token, or the private key of a service account."""
+    key = field_of(data, "refresh_token") or service_account(data).get("private_key")
+    return str(key or "")
+
+
+def refresh_request(flow: Flow, token: str) -> dict[str, str]:
+    return {"kind": "refresh_token", "refresh_token": token}
+
+
+def service_request(flow: Flow, key: str) -> dict[str, str]:
+    """Return a claim that the service account itself signs. Source: RFC 7523 2.1, 3."""
+    account, now = service_account(flow.data), int(flow.now()) - 10  # clocks differ a little
+    claims = {"iss": account.get("client_email"), "scope": flow.row.scope, "exp": now + 3600}
+    claims.update(aud=account.get("token_uri") or flow.row.token_url, iat=now)
+    head = {"alg": "RS256", "typ": "JWT", "kid": account.get("private_key_id")}
+    text = ".".join(base64url(dumps(part).encode()) for part in (head, claims))
+    return {"kind": "urn:ietf:params:oauth:grant-type:jwt-bearer", "assertion": rs256(text, key)}
 
 
 def token_fields(flow: Flow, answer: Json) -> Json:
@@ -8917,6 +8997,7 @@ class Login(NamedTuple):
     basic: bool = False  # the secret goes into a header as well
     terms: str = ""  # what the user should know before
     fields: Callable[[Flow, Json], Json] = token_fields  # token answer -> file; asks nobody
+    request: Callable[[Flow, str], dict[str, str]] = refresh_request  # for new tokens
     finish: Callable[[Flow, Json], Json] | None = None  # file so far -> more of it; may ask
     again: bool = False  # finish after each refresh too
     device: Callable[[Flow], Device] | None = None
@@ -8937,7 +9018,8 @@ class Flow:
         now: Callable[[], float] = time.time,
         terminal: Terminal | None = None,
     ) -> None:
-        cells = {"token_url": data.get("token_endpoint"), "client_id": data.get("client_id")}
+        token_url = data.get("token_endpoint") or service_account(data).get("token_uri")
+        cells = {"token_url": token_url, "client_id": data.get("client_id")}
         for key, value in config["providers"].get(row.provider, {}).items():
             if value and isinstance(value, (str, int)):
                 cells[key.replace("-", "_")] = value
@@ -8973,7 +9055,8 @@ class Flow:
         """Ask the token URL; return its answer. Raises ProxyError, with the answer as `body`."""
         row = self.row
         headers = row.knock(self.data)
-        body = {"grant_type": kind, "client_id": row.client_id, **fields}
+        client = {"client_id": row.client_id} if row.client_id else {}
+        body = {"grant_type": kind, **client, **fields}
         if row.lacking:
             body["client_secret"] = self.secret()
         if row.basic:
@@ -9405,6 +9488,10 @@ LOGINS = {row.provider: row for row in (
         terms=f"Antigravity is known to refuse programs that say who they are, as this one does. {GOOGLE_TERMS}",
     ),
     Login(
+        "vertex", "Vertex", "", "https://oauth2.googleapis.com/token", scope=f"{GOOGLE}cloud-platform", rotates=False,
+        keep="access_token", same="project_id", file=lambda data: f"vertex-{data['project_id']}.json", request=service_request,
+    ),
+    Login(
         "kimi", "Kimi", "17e5f671-d194-4dfb-9706-5516cb48c098", "https://auth.kimi.com/api/oauth/token",
         device_url="https://auth.kimi.com/api/oauth/device_authorization", pkce=False, utc=True, dead=(401, 403),
         keep="access_token refresh_token token_type scope", same="device_id", file=lambda data: f"kimi-{data['timestamp']}.json",
@@ -9598,11 +9685,15 @@ def login(
         answer = read_vendor(flow, options.source)
     elif row.device and (options.device or not row.redirect_path):
         answer = device_login(flow, row.device)
+    elif not row.redirect_path:
+        advice = f"cliproxy login {row.provider} --import FILE takes the key of a service account"
+        raise ProxyError("invalid_request", f"{row.title} has no page to log in: {advice}")
     else:
         answer = browser_login(flow)
     data = {**row.fields(flow, answer), **answer.get("_file", {}), "type": row.provider}
     data = overlaid(data, row.finish(flow, data) if row.finish else {})
     data["cliproxy"] = {**data.get("cliproxy", {}), "refused": None}
+    data.update({"prefix": options.prefix} if options.prefix else {})
     store.scan()
     return store.create(file_for(store, row, data), data)
 
@@ -9644,7 +9735,7 @@ def refused(data: Json) -> str:
     """Return why the provider will never renew these tokens; empty as long as it may."""
     own = data.get("cliproxy")
     last = own.get("refused") if isinstance(own, dict) else None
-    if not isinstance(last, dict) or last.get("token") != digest(field_of(data, "refresh_token")):
+    if not isinstance(last, dict) or last.get("token") != digest(renewer(data)):
         return ""  # never, or another program has logged in since
     return str(last.get("message") or "refused")
 
@@ -9660,7 +9751,7 @@ def due(credential: Credential, now: float) -> bool:
     """Tell whether to renew the tokens ahead of need. Source: spec/providers.md 1."""
     data = credential.data
     since, ends = last_refresh(data), expires_at(data)
-    if data.get("disabled") or refused(data) or not field_of(data, "refresh_token"):
+    if data.get("disabled") or refused(data) or not renewer(data):
         return False
     every = read_time(field_of(data, "refresh_interval", "refresh_interval_seconds"))
     if every and since:
@@ -9682,7 +9773,7 @@ def refresh(
         fresh = store.get(credential.name)
         if is_newer(fresh.data, credential.data, now()):
             return fresh
-        token, why = str(field_of(fresh.data, "refresh_token") or ""), refused(fresh.data)
+        token, why = renewer(fresh.data), refused(fresh.data)
         if not token or why or fresh.type not in LOGINS:
             raise need_login(fresh, why or "there is no refresh token")
         flow = Flow(LOGINS[fresh.type], config, fresh.data, now=now)
@@ -9690,7 +9781,7 @@ def refresh(
             answer = renew(flow, token)
         except ProxyError as error:
             if not is_final(flow.row, error):
-                raise
+                raise not_the_client_s(error) from error.__cause__
             note = {
                 "message": str(error),
                 "token": digest(token),
@@ -9703,6 +9794,13 @@ def refresh(
         if flow.row.again and flow.row.finish:
             return store.merge(fresh.name, flow.row.finish(flow, renewed.data))
         return renewed
+
+
+def not_the_client_s(error: ProxyError) -> ProxyError:
+    """Return the error of a refresh for those who wait for it: their requests are not at fault."""
+    if error.kind == "invalid_request":
+        error.kind, error.status = "upstream_failed", KINDS["upstream_failed"].status
+    return error
 
 
 def is_newer(fresh: Json, known: Json, now: float) -> bool:
@@ -9721,14 +9819,17 @@ def is_final(row: Login, error: ProxyError) -> bool:
     answer = read_object(error.body)
     code = error_code(answer)
     theirs = bool(answer) and error.status in row.dead and code not in OUR_FAULT
-    return theirs or code in DEAD_CODES
+    late = b"reasonable timeframe" in error.body  # what Google says when our clock is wrong
+    unfit = error.kind == "unauthorized" and not error.headers  # a key that cannot even sign
+    return theirs or unfit or (code in DEAD_CODES and not late)
 
 
 def renew(flow: Flow, token: str) -> Json:
     """Ask for new tokens. Asked again only if the token cannot have been used up."""
+    request = flow.row.request(flow, token)
     for wait in (*RETRY_WAITS, None):
         try:
-            return flow.grant("refresh_token", refresh_token=token)
+            return flow.grant(**request)
         except ProxyError as error:
             if error.status == 429:
                 error.retry_after = min(max(error.retry_after or 60.0, 5.0), 300.0)
@@ -9800,6 +9901,20 @@ def vendor_plain(held: Json, _path: Path) -> Json:
     }
 
 
+def vendor_service(held: Json, path: Path) -> Json:
+    """Read the key of a service account, as Google hands it out or in a file of CLIProxyAPI."""
+    key = service_account(held) or held
+    project, email = held.get("project_id"), key.get("client_email")
+    if not project or not email:
+        advice = "create one in the Google Cloud console, as JSON"
+        raise ProxyError("invalid_request", f"no key of a service account is in {path}: {advice}")
+    read_rsa_key(str(key.get("private_key")))
+    file = dict.fromkeys(["access_token", "expired", "last_refresh"])  # of an older key
+    file.update(service_account=key, project_id=project, email=email)
+    file["label"] = f"{project} ({email})"
+    return {"_file": {**file, **({"location": held["location"]} if held.get("location") else {})}}
+
+
 def vendor_grok(held: Json, _path: Path) -> Json:
     entry = next((value for value in held.values() if isinstance(value, dict)), {})
     return {**entry, "access_token": entry.get("key")}
@@ -9811,7 +9926,7 @@ class Vendor(NamedTuple):
     program: str
     variable: str  # of the environment, names the folder
     folder: str  # below the home folder, if the variable is not set
-    file: str
+    file: str  # empty: the folder is the file
     read: Callable[[Json, Path], Json]  # -> as a token answer; `_file` in it: more for our file
 
 
@@ -9821,6 +9936,7 @@ VENDOR_FILES = {
                Vendor("ant",           "ANTHROPIC_CONFIG_DIR", ".config/anthropic", "credentials/default.json", vendor_ant)),
     "codex":  (Vendor("the Codex CLI", "CODEX_HOME",           ".codex",            "auth.json",                vendor_codex),),
     "gemini": (Vendor("the Gemini CLI", "",                    ".gemini",           "oauth_creds.json",         vendor_plain),),
+    "vertex": (Vendor("gcloud", "GOOGLE_APPLICATION_CREDENTIALS", ".config/gcloud/application_default_credentials.json", "", vendor_service),),
     "qwen":   (Vendor("Qwen Code",     "",                     ".qwen",             "oauth_creds.json",         vendor_plain),),
     "kimi":   (Vendor("the Kimi CLI",  "",                     ".kimi",             "credentials/kimi-code.json", vendor_plain),),
     "xai":    (Vendor("Grok",          "",                     ".grok",             "auth.json",                vendor_grok),),
@@ -9844,7 +9960,7 @@ def read_vendor(flow: Flow, source: str) -> Json:
         path = folder / vendor.file if source == "auto" else Path(source).expanduser()
         tried.append(str(path))
         answer = vendor.read(read_object_file(path), path)
-        if answer.get("access_token"):
+        if answer.get("access_token") or service_account(answer.get("_file", {})):
             shared, ends = answer.get("refresh_token"), read_time(answer.get("expires_at")) or 0.0
             if shared and flow.row.rotates:
                 flow.terminal.say(SHARED.format(vendor.program, flow.row.provider))
@@ -9965,13 +10081,14 @@ class Account:
         self.token = str(key or "") if credential else self.key
         self.mark = digest(self.token)[:12]  # tells tokens apart, and tells nothing of them
         self.refused = refused(data)
-        renews = bool(credential and credential.type in LOGINS and field_of(data, "refresh_token"))
+        renews = bool(credential and credential.type in LOGINS and renewer(data))
         self.renewable = renews and not self.refused
         self.ends = expires_at(data)
 
     def expired(self, now: float) -> bool:
-        """Tell whether the token is of no more use at `now`, in Unix time."""
-        return self.ends is not None and self.ends <= now + EXPIRY_MARGIN
+        """Tell whether the token is of no more use at `now`, in Unix time, or still to be got."""
+        absent = self.credential is not None and not self.token
+        return absent or (self.ends is not None and self.ends <= now + EXPIRY_MARGIN)
 
     def lost(self, now: float) -> bool:
         """Tell whether only a new login helps."""
@@ -10118,6 +10235,7 @@ HINTS = (  # what some refusals mean for the owner
         "Google wants the account to be verified: follow the link in a browser",
     ),
     ("SERVICE_DISABLED", "enable the Gemini for Google Cloud API in this project"),
+    ("reasonable timeframe", "the clock of this machine is wrong"),
 )
 
 
@@ -10670,9 +10788,10 @@ KEY_VARIABLES = (
 FILE_PROVIDERS = {  # type of a credential file -> provider, and the one for clients of another dialect
     "claude": ("claude", ""), "codex": ("codex", ""), "kimi": ("kimi", "kimi-claude"), "qwen": ("qwen", ""), "xai": ("xai", ""),
     "gemini": ("gemini-cli", ""), "antigravity": ("antigravity", ""), "iflow": ("iflow", ""),
+    "vertex": ("vertex", ""),
 }  # fmt: skip
 UNUSABLE = {  # type of a credential file -> why it is not used
-    "vertex": "it is a Google service account, for which Python's standard library cannot sign; set vertex-api-key instead",
+    "service_account": "it is a key as Google hands it out; run `cliproxy login vertex --import` with its name",
     "antigravity": "Antigravity is known to refuse programs that say who they are, as this one does, and to restrict "
     "accounts; to try it all the same, set providers.antigravity.enabled to true",
 }
@@ -10757,6 +10876,16 @@ def accounts_of_endpoints(config: Config, environ: Mapping[str, str]) -> Iterato
             )
 
 
+def service_provider(provider: Provider, entry: Json) -> Provider:
+    """Return Vertex's row for a service account, whose project and place its paths name."""
+    place = str(entry.get("location") or "us-central1")
+    base = provider.base.replace("//", f"//{place}-") if place != "global" else provider.base
+    home = f"/v1/projects/{urlquote(entry['project-id'], safe=':')}/locations/{place}/"
+    keys = ("generate", "stream", "counting")
+    paths = {key: getattr(provider, key).replace("/v1/", home) for key in keys}
+    return provider._replace(base=base, auth="bearer", **paths)
+
+
 def accounts_of_files(config: Config, credentials: Iterable[Credential]) -> Iterator[Account]:
     for credential in credentials:
         name, also = FILE_PROVIDERS.get(credential.type, ("", ""))
@@ -10775,8 +10904,9 @@ def accounts_of_files(config: Config, credentials: Iterable[Credential]) -> Iter
         projects = str(data.get("project-id") or "").replace(" ", "").strip(",").split(",")
         for project in projects:  # each has a quota of its own
             account_name = f"{credential.name}::{project}" if len(projects) > 1 else credential.name
-            entry = with_overrides(config, provider, {**data, "project-id": project})
-            yield Account(account_name, provider, entry, credential)
+            entry = {**data, "project-id": project}
+            row = service_provider(provider, entry) if name == "vertex" else provider
+            yield Account(account_name, row, with_overrides(config, row, entry), credential)
 
 
 def accounts_of_environ(config: Config, environ: Mapping[str, str]) -> Iterator[Account]:
@@ -12044,6 +12174,7 @@ COUNT_KEYS = {  # dialect -> what of a request its counting call takes. Source: 
     "claude": "model messages system tools tool_choice thinking output_config".split(),
     "responses": "model input instructions tools tool_choice text reasoning parallel_tool_calls".split(),
     "gemini": "contents tools systemInstruction toolConfig".split(),
+    "vertex": "contents tools systemInstruction".split(),  # a provider that knows less
 }
 COUNT_WORDS = {
     "claude": "input_tokens",
@@ -12076,8 +12207,9 @@ def translated_count(call: Call, candidate: Candidate, provider: Provider, app: 
     target = Target(provider.name, candidate.account.fact(model), candidate.account.quirks)
     fitted = fit_request(call.request._replace(model=model, stream=False), target, upstream.name)
     written = upstream.write_request(fitted.request, target)
-    body = {key: written[key] for key in COUNT_KEYS[upstream.name] if key in written}
-    if upstream.name == "gemini":
+    keys = COUNT_KEYS.get(provider.name) or COUNT_KEYS[upstream.name]
+    body = {key: written[key] for key in keys if key in written}
+    if upstream.name == "gemini" and provider.name != "vertex":
         body = {"generateContentRequest": {"model": f"models/{model}", **body}}
     if provider.wrapped:
         body = PREPARE[provider.name](body, call, candidate)
@@ -13256,6 +13388,7 @@ def cmd_login(options: argparse.Namespace) -> int:
         port=options.oauth_callback_port,
         project=options.project_id,
         source=options.source,
+        prefix=options.vertex_import_prefix,
     )
     try:
         credential = login(options.provider, wanted, config, store, make_terminal())
@@ -13269,8 +13402,10 @@ def cmd_login(options: argparse.Namespace) -> int:
 def cmd_flags(options: argparse.Namespace) -> int:
     """Do what the flags say: log in, or serve."""
     for flag, provider, device in LOGIN_FLAGS:
-        if getattr(options, flag.replace("-", "_")):
-            options.provider, options.device, options.source = provider, device, ""
+        given = getattr(options, flag.replace("-", "_"))
+        if given:
+            options.provider, options.device = provider, device
+            options.source = given if isinstance(given, str) else ""
             return cmd_login(options)
     return cmd_serve(options)
 
@@ -13463,8 +13598,13 @@ LOGIN_OPTIONS: tuple[tuple[str, Json], ...] = (
         "--project_id",
         {"default": "", "metavar": "ID", "help": "Google's project; several with commas; ALL"},
     ),
+    (
+        "--vertex-import-prefix",
+        {"default": "", "metavar": "PREFIX", "help": "for the models of an imported account"},
+    ),
 )
 LOGIN_FLAGS = (  # of CLIProxyAPI: flag, provider, whether by device. The first that is given counts
+    ("vertex-import", "vertex", False),
     ("login", "gemini", False),
     ("antigravity-login", "antigravity", False),
     ("codex-login", "codex", False),
@@ -13528,7 +13668,8 @@ def make_flag_parser() -> argparse.ArgumentParser:
     Both take one dash or two. Source: spec/config.md 10.
     """
     parser = argparse.ArgumentParser(prog="cliproxy", allow_abbrev=False)
-    logins = [(name, {"action": "store_true", "help": f"login {p}"}) for name, p, _ in LOGIN_FLAGS]
+    kinds: dict[bool, Json] = {False: {"action": "store_true"}, True: {"metavar": "FILE"}}
+    logins = [(n, {**kinds["import" in n], "help": f"login {p}"}) for n, p, _ in LOGIN_FLAGS]
     others = [
         ("config", {"help": "config file"}),
         ("debug", {"action": "store_true", "help": "log more"}),

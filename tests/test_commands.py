@@ -20,7 +20,9 @@ from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 from conftest import DEADLINE, ROOT, Seen, Upstream, make_reply
+from cryptography.hazmat.primitives.asymmetric import rsa
 from test_login import consent, visit
+from test_vertex import pem_of
 from world import World
 
 import cliproxy as cp
@@ -254,6 +256,39 @@ def test_imports(home: Home, world: World) -> None:
     assert "log in instead" in text
 
 
+VERTEX = [
+    pytest.param(["login", "vertex", "--import", "key.json"], None, id="login vertex"),
+    pytest.param(["-vertex-import", "key.json"], None, id="-vertex-import"),
+    pytest.param(["--vertex-import=key.json", "-vertex-import-prefix", "team", "-login"], "team", id="with a prefix, before -login"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("words", "prefix"), VERTEX)
+def test_imports_of_service_accounts(home: Home, words: list[str], prefix: str | None) -> None:
+    pem = pem_of(rsa.generate_private_key(65537, 2048))
+    key = {
+        "type": "service_account",
+        "project_id": "proj-1",
+        "client_email": "r@x",
+        "private_key": pem,
+    }
+    (home.folder / "key.json").write_text(json.dumps(key))
+    status, text = home.run(*words)
+    assert (status, home.files()) == (0, ["vertex-proj-1.json"]), text
+    data = json.loads((home.auth / "vertex-proj-1.json").read_text())
+    assert (data["type"], data["service_account"], data.get("prefix")) == ("vertex", key, prefix)
+    assert re.search(
+        r"^vertex +vertex-proj-1.json +- +expired, renewed on use ",
+        home.run("accounts")[1],
+        re.MULTILINE,
+    )
+    (home.folder / "key.json").write_text(json.dumps({**key, "private_key": pem[:99]}))
+    status, text = home.run(*words)
+    assert status == 1
+    says = "cliproxy: the private key is no PEM: download a new JSON key of the service account"
+    assert text.split("\n") == ["Vertex", "", says, ""]
+
+
 def test_accounts(home: Home, world: World, tmp_path: Path) -> None:
     home.write({**home.settings, "claude-api-key": [{"api-key": "sk-ant-0123456789"}]})
     log_in(home, "login", "codex")
@@ -317,6 +352,8 @@ USAGE = [
     pytest.param(["frob"], 2, "invalid choice: 'frob'", id="unknown command"),
     pytest.param(["logout"], 2, "required: name", id="no name"),
     pytest.param(["login"], 2, "which provider?", id="no provider"),
+    pytest.param(["login", "vertex"], 1, "login vertex --import FILE", id="no page to log in"),
+    pytest.param(["-vertex-import"], 2, "expected one argument", id="no file"),
     pytest.param(["login", "codecs"], 1, "no login for 'codecs'", id="unknown provider"),
     pytest.param(["accounts"], 0, "no account yet", id="no accounts"),
     pytest.param(["--version"], 0, f"cliproxy {cp.__version__}", id="version"),

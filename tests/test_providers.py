@@ -165,7 +165,10 @@ def test_errors_of_code_assist_pass(make_proxy: ProxyMaker, upstream: Upstream) 
 
 @pytest.mark.parametrize(
     ("type", "says"),
-    [("antigravity", "providers.antigravity.enabled"), ("vertex", "vertex-api-key")],
+    [
+        ("antigravity", "providers.antigravity.enabled"),
+        ("service_account", "cliproxy login vertex --import"),  # as Google hands it out
+    ],
 )
 def test_what_is_not_used_is_said(
     make_proxy: ProxyMaker,
