@@ -541,7 +541,8 @@ class Provider(NamedTuple):
     `auth` names the header that carries the credential. `family` are wildcards of the model names
     that it serves though no table lists them yet. `only_streams`: it refuses other calls. `wrapped`:
     requests go in a member `request`, answers come in a member `response`.
-    `whole`: the rest of OpenAI's API, as embeddings, is under the same base URL.
+    `whole`: the rest of OpenAI's API, as embeddings, is under the same base URL. `others` are base
+    URLs to ask when the first one has no room.
     """
 
     name: str
@@ -558,6 +559,7 @@ class Provider(NamedTuple):
     quirks: frozenset[str] = frozenset()
     wrapped: bool = False
     whole: bool = False
+    others: tuple[str, ...] = ()
 
 
 # fmt: off
@@ -587,7 +589,8 @@ PROVIDERS = {row.name: row for row in (
              "bearer", {}, ("gemini-*",), wrapped=True),
     Provider("antigravity",          "gemini",    "https://daily-cloudcode-pa.googleapis.com",
              "/v1internal:generateContent", "/v1internal:streamGenerateContent?alt=sse", "/v1internal:countTokens", "",
-             "bearer", {}, (), quirks=frozenset({"stream", "openapi-schema"}), wrapped=True),
+             "bearer", {}, (), quirks=frozenset({"stream", "openapi-schema"}), wrapped=True,
+             others=("https://cloudcode-pa.googleapis.com",)),
     Provider("openai-compatibility", "chat",      "",
              "/chat/completions", "", "", "/models",
              "bearer", {}, (), whole=True),
@@ -803,6 +806,7 @@ MODEL_ROWS = (  # of several rows with one id the first counts, unless the provi
     row("gemini-2.5-flash-lite",      "antigravity", 1_048_576, 65_536, "0-24576 off auto", traits="old"),
     row("gpt-oss-120b-medium",        "antigravity", 114_000,   32_768, "-"),
     row("tab_flash_lite_preview",     "antigravity", 0,         0,      "-", traits="old"),
+    row("rev19-uic3-1p",              "antigravity", traits="old"),
     row("coder-model",       "qwen", 1_048_576, 65_536, "-", name="Qwen 3.6 Plus"),
     row("qwen3-coder-plus",  "qwen", 32_768,    8_192,  "-", traits="old"),
     row("qwen3-coder-flash", "qwen", 8_192,     2_048,  "-", traits="old"),
@@ -10053,7 +10057,9 @@ class Account:
         self.also = PROVIDERS.get(entry.get("also", ""))
         self.key = entry.get("api-key") or ""
         self.base, self.proxy = entry.get("base-url") or provider.base, entry.get("proxy-url") or ""
-        self.origin, self.path = split_url(self.base, self.proxy)
+        others = provider.others if self.base == provider.base else ()
+        self.places = [split_url(base, self.proxy) for base in (self.base, *others)]
+        self.origin, self.path = self.places[0]
         self.project = str(entry.get("project-id") or "")  # Google's
         self.prefix = (entry.get("prefix") or "").strip(" /")
         self.priority = whole_number(entry.get("priority"), 0)
@@ -10196,6 +10202,7 @@ class Verdict(NamedTuple):
 REFUSALS = (  # the first row that fits counts; an empty pattern fits. Source: spec/providers.md 11.2 and each provider's errors
     #  status               what the body says                                                   what it means
     ("400 404 422", r"\bmodel['\"]? (['\"`][^'\"`]+['\"`] )?is not (supported|available)|unsupported model|model_not_supported", Verdict(43_200.0)),
+    ("400 403 503", r"version of antigravity is no longer supported",                            Verdict(1_800.0, whole=True, hard=True)),
     ("403",         r"bad-credentials|access token could not be validated",                      Verdict(1_800.0, whole=True, token=True, hard=True)),
     ("403",         r"cf-chl|challenge-platform|<title>just a moment|cloudflare",                Verdict(10.0, backoff=True, whole=True, hard=True)),
     ("401",         r"",                                                                         Verdict(1_800.0, whole=True, token=True, hard=True)),
@@ -10210,6 +10217,11 @@ REFUSALS = (  # the first row that fits counts; an empty pattern fits. Source: s
 # fmt: on
 BACKOFF_LIMIT = 1_800.0  # seconds
 STALE = re.compile(r"bad-credentials|access token could not be validated|token_(expired|invalid)")
+DEFAULT_ALIASES: Mapping[str, Mapping[str, str]] = {"antigravity": {  # of CLIProxyAPI: what clients ask for -> the service's name
+    "gemini-2.5-computer-use-preview-10-2025": "rev19-uic3-1p", "gemini-3-pro-image-preview": "gemini-3-pro-image",
+    "gemini-3-pro-preview": "gemini-3-pro-high", "gemini-3-flash-preview": "gemini-3-flash",
+    **{f"gemini-claude-{name}": f"claude-{name}" for name in "sonnet-4-5 sonnet-4-5-thinking opus-4-5-thinking opus-4-6-thinking".split()},
+}}  # fmt: skip
 CURSORS = 4_096  # models, or sessions, that are remembered
 
 
@@ -10519,8 +10531,9 @@ class Router:
         for account in self._accounts:
             owned = model.removeprefix(f"{account.prefix}/") if account.prefix else model
             bare = owned == model and account.prefix and self._config["force-model-prefix"]
-            if not bare and account.serves_unlisted(owned):
-                found.append(Candidate(account, owned))
+            own = DEFAULT_ALIASES.get(account.provider.name, EMPTY).get(owned, owned)
+            if not bare and account.serves_unlisted(own):
+                found.append(Candidate(account, own))
         return found
 
     def _rest(self, candidate: Candidate) -> Cooldown | None:
@@ -10787,8 +10800,7 @@ KEY_VARIABLES = (
 )
 FILE_PROVIDERS = {  # type of a credential file -> provider, and the one for clients of another dialect
     "claude": ("claude", ""), "codex": ("codex", ""), "kimi": ("kimi", "kimi-claude"), "qwen": ("qwen", ""), "xai": ("xai", ""),
-    "gemini": ("gemini-cli", ""), "antigravity": ("antigravity", ""), "iflow": ("iflow", ""),
-    "vertex": ("vertex", ""),
+    "gemini": ("gemini-cli", ""), "antigravity": ("antigravity", ""), "iflow": ("iflow", ""), "vertex": ("vertex", ""),
 }  # fmt: skip
 UNUSABLE = {  # type of a credential file -> why it is not used
     "service_account": "it is a key as Google hands it out; run `cliproxy login vertex --import` with its name",
@@ -10881,8 +10893,9 @@ def service_provider(provider: Provider, entry: Json) -> Provider:
     place = str(entry.get("location") or "us-central1")
     base = provider.base.replace("//", f"//{place}-") if place != "global" else provider.base
     home = f"/v1/projects/{urlquote(entry['project-id'], safe=':')}/locations/{place}/"
-    keys = ("generate", "stream", "counting")
-    paths = {key: getattr(provider, key).replace("/v1/", home) for key in keys}
+    paths = {
+        k: getattr(provider, k).replace("/v1/", home) for k in ("generate", "stream", "counting")
+    }
     return provider._replace(base=base, auth="bearer", **paths)
 
 
@@ -11876,13 +11889,17 @@ def open_exchange(
     same = provider.dialect == call.dialect.name
     headers = upstream_headers(call, account, provider, same)
     length = sum(map(len, body))
-    head = request_head("POST", account.path + path, account.origin, headers, length)
-    exchange = app.pool.open(account.origin, head, body, call.watcher)
-    app.router.learn(account, exchange.headers)
-    if exchange.status >= 400:
+    for origin, base in account.places:
+        head = request_head("POST", base + path, origin, headers, length)
+        exchange = app.pool.open(origin, head, body, call.watcher)
+        app.router.learn(account, exchange.headers)
+        if exchange.status < 400:
+            return exchange
         with contextlib.closing(exchange):
-            raise refusal(exchange, DIALECTS[provider.dialect], app.config)
-    return exchange
+            error = refusal(exchange, DIALECTS[provider.dialect], app.config)
+        if error.status != 429 and b"no capacity available" not in error.body.lower():
+            break  # spec/providers.md 5
+    raise error
 
 
 def refusal(exchange: Exchange, dialect: Dialect, config: Config) -> ProxyError:

@@ -217,6 +217,91 @@ def test_antigravity_under_our_own_name(make_proxy: ProxyMaker, upstream: Upstre
     assert google["request"]["sessionId"] == claude["request"]["sessionId"]
 
 
+def google_error(code: int, message: str, *details: dict[str, Any]) -> bytes:
+    words = {429: "RESOURCE_EXHAUSTED", 503: "UNAVAILABLE", 403: "PERMISSION_DENIED"}
+    status = words.get(code, "FAILED_PRECONDITION")
+    error = {"code": code, "status": status, "message": message, "details": details}
+    return json.dumps({"error": error}).encode()
+
+
+RETRY = {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "600s"}
+FULL = google_error(429, "quota", RETRY)
+TOO_OLD = "This version of Antigravity is no longer supported. Please update."
+CROWDED = google_error(503, "No capacity available for model x on the server")
+BASES = [  # what is answered; the client's status, who is asked, whether the account rests
+    pytest.param([200],                               (200, ["one"],        False), id="the first answers"),
+    pytest.param([FULL, 200],                         (200, ["one", "two"], False), id="429"),
+    pytest.param([CROWDED, 200],                      (200, ["one", "two"], False), id="503, no capacity"),
+    pytest.param([FULL, FULL],                        (429, ["one", "two"], True),  id="429 from both"),
+    pytest.param([CROWDED, FULL],                     (429, ["one", "two"], True),  id="503, then 429"),
+    pytest.param([CROWDED, CROWDED],                  (503, ["one", "two"], False), id="503 from both: tried for want of another"),
+    pytest.param([google_error(503, "down for now")], (503, ["one"],        False), id="503 for another reason"),
+    pytest.param([google_error(500, "oh")],           (500, ["one"],        False), id="500"),
+    pytest.param([google_error(403, "no")],           (403, ["one"],        True),  id="403"),
+    pytest.param([google_error(400, TOO_OLD)],        (400, ["one"],        True),  id="400, this program"),
+    pytest.param([google_error(503, TOO_OLD)],        (503, ["one"],        True),  id="503, this program"),
+]  # fmt: skip
+
+
+def antigravity(
+    make_proxy: ProxyMaker, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> Proxy:
+    """A proxy with one login, whose provider has two addresses."""
+    row = cp.PROVIDERS["antigravity"]
+    assert row.others == ("https://cloudcode-pa.googleapis.com",)
+    row = row._replace(base=f"{upstream.url}/one", others=(f"{upstream.url}/two",))
+    monkeypatch.setitem(cp.PROVIDERS, "antigravity", row)
+    proxy = alone(make_proxy, upstream, "antigravity", override={"enabled": True, "base-url": ""})
+    log_in(proxy, "antigravity", project_id="proj")
+    return proxy
+
+
+@pytest.mark.parametrize(("answers", "expected"), BASES)
+def test_antigravity_has_two_addresses(
+    make_proxy: ProxyMaker,
+    upstream: Upstream,
+    monkeypatch: pytest.MonkeyPatch,
+    answers: list[Any],
+    expected: tuple[int, list[str], bool],
+) -> None:
+    proxy = antigravity(make_proxy, upstream, monkeypatch)
+    for answer in [*answers, 200]:
+        if answer == 200:
+            upstream.reply([cp.sse_frame({"response": ANSWER})], headers=SSE)
+        else:
+            upstream.reply(answer, json.loads(answer)["error"]["code"])
+    status = chat(proxy, "claude-sonnet-4-6").status
+    asked = [seen.path.split("/")[1] for seen in upstream.seen]
+    rests = chat(proxy, "claude-sonnet-4-6").status != 200
+    assert (status, asked, rests) == expected
+
+
+@pytest.mark.parametrize(("asked", "own"), cp.DEFAULT_ALIASES["antigravity"].items())
+def test_names_that_cliproxyapi_gave_antigravity_s_models(
+    make_proxy: ProxyMaker,
+    upstream: Upstream,
+    monkeypatch: pytest.MonkeyPatch,
+    asked: str,
+    own: str,
+) -> None:
+    proxy = antigravity(make_proxy, upstream, monkeypatch)
+    upstream.reply([cp.sse_frame({"response": ANSWER})], headers=SSE)
+    assert chat(proxy, asked).status == 200
+    assert upstream.seen[0].json()["model"] == own
+    assert asked not in proxy.app.router.models(), "lists have the service's own names"
+
+
+def test_an_address_of_the_owner_is_the_only_one(
+    make_proxy: ProxyMaker, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    antigravity(make_proxy, upstream, monkeypatch)
+    proxy = alone(make_proxy, upstream, "antigravity", override={"enabled": True})
+    log_in(proxy, "antigravity", project_id="proj")
+    upstream.reply(FULL, 429)
+    assert chat(proxy, "claude-sonnet-4-6").status == 429
+    assert len(upstream.seen) == 1
+
+
 @pytest.mark.parametrize(
     ("action", "query"),
     [("generateContent", ""), ("streamGenerateContent", "?alt=sse"), ("countTokens", "")],
