@@ -11166,6 +11166,20 @@ class Answer(NamedTuple):
     length: int | None = None
 
 
+def enveloped(answer: Answer) -> Pieces:
+    """Put an answer of Gemini, or each event of its stream, into the envelope of Code Assist."""
+
+    def wrapped(data: bytes) -> bytes:
+        return b'{"response":' + data + b"}"
+
+    with contextlib.closing(answer.pieces) as pieces:
+        if answer.headers.get("content-type", "").startswith("text/event-stream"):
+            for event in sse_split(pieces):
+                yield edited_event(event, wrapped)
+        else:
+            yield wrapped(b"".join(pieces))
+
+
 class Tap:
     """Reads usage and the end of a passing stream from the few pieces that can hold them."""
 
@@ -12876,6 +12890,26 @@ class Handler(socketserver.BaseRequestHandler, Watcher):
         call.rewrite(chat_of_completion(call.json))
         self.send_answer(completion_answer(dispatch(call, self.server.app)))
 
+    def assist(self, route: Route) -> None:
+        """Serve a gemini-cli that takes us for Code Assist. Source: spec/clients.md 4, config.md 12."""
+        if not is_loopback(self.client_address[0].removeprefix("::ffff:")):
+            raise ProxyError("forbidden", "this route is for clients on the same machine")
+        if self.argument in CODE_ASSIST_ANSWERS:
+            return self.send_json(200, CODE_ASSIST_ANSWERS[self.argument])
+        call = self.read_call(route)
+        inner = call.json.get("request")
+        if not isinstance(inner, dict):
+            raise ProxyError(
+                "invalid_request", "'request' is missing or no object", param="request"
+            )
+        call.path_model = str(call.json.get("model") or inner.get("model") or "")
+        call.query = {"alt": "sse"} if call.path_stream else {}
+        call.rewrite(without(inner, frozenset(["model", "session_id"])))
+        answer = dispatch(call, self.server.app)
+        if call.action != "count":
+            answer = answer._replace(pieces=enveloped(answer), length=None)
+        return self.send_answer(answer)
+
     def read_call(self, route: Route) -> Call:
         """Read the request's body, and what its path says."""
         self.dialect = DIALECTS[route.dialect]
@@ -13106,6 +13140,12 @@ GEMINI_VERBS: dict[str, tuple[str, bool | None]] = {  # verb -> action, stream
     "countTokens": ("count", False),
 }
 # fmt: off
+CODE_ASSIST_ANSWERS: dict[str, Json] = {  # what gemini-cli asks before it talks: of a user who is known, without limits
+    "loadCodeAssist": {"currentTier": {"id": "standard-tier", "name": "cliproxy"}, "cloudaicompanionProject": "cliproxy"},
+    "onboardUser": {"name": "operations/cliproxy", "done": True, "response": {"cloudaicompanionProject": {"id": "cliproxy"}}},
+    "retrieveUserQuota": {"buckets": []},
+    "listExperiments": {"experimentIds": [], "flags": []},
+}
 ROUTE_ROWS = (
     Route("POST", "/v1/messages",               Handler.generate,       "claude"),
     Route("POST", "/v1/messages/count_tokens",  Handler.generate,       "claude", "count"),
@@ -13129,6 +13169,7 @@ ROUTE_ROWS = (
     Route("GET",  "/v1beta/models",             Handler.list_models,    "gemini"),
     Route("GET",  "/v1beta/models/*",           Handler.show_model,     "gemini"),
     Route("POST", "/v1beta/models/*",           Handler.generate,       "gemini"),
+    Route("POST", "/v1internal:*",              Handler.assist,         "gemini"),
     Route("GET",  "/health",                    Handler.show_health,    admit=False),
     Route("GET",  "/healthz",                   Handler.show_health,    admit=False),
     Route("GET",  "/",                          Handler.show_root,      admit=False),
@@ -13146,7 +13187,13 @@ def tidy_path(path: str) -> str:
     words = [word for word in path.split("/") if word]
     while words[:2] == ["v1", "v1"] or words[:2] == ["v1", "v1beta"]:
         del words[0]
-    if words and words[0] not in {"v1", "v1beta", "health", "healthz"}:
+    if words and words[0].partition(":")[0] not in {
+        "v1",
+        "v1beta",
+        "v1internal",
+        "health",
+        "healthz",
+    }:
         words.insert(0, "v1")
     return "/" + "/".join(words)
 
@@ -13183,6 +13230,7 @@ def dialect_of(path: str, headers: Headers) -> Dialect:
         return DIALECTS["claude"]
     if (
         "/v1beta" in path
+        or "/v1internal" in path
         or "Content" in path
         or "countTokens" in path
         or "x-goog-api-key" in headers

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import logging
+import socket
+from contextlib import closing
 from typing import Any
 
 import pytest
 from conftest import Got, Proxy, ProxyMaker, Upstream, make_reply
+from dialogue import Said, claude_answer, claude_stream
 
 import cliproxy as cp
 
@@ -158,6 +162,122 @@ def test_errors_of_code_assist_pass(make_proxy: ProxyMaker, upstream: Upstream) 
     upstream.reply(error, 400)
     got = proxy.ask(f"{GEMINI}:generateContent", {"contents": CONTENTS})
     assert (got.status, got.json()) == (400, error)
+
+
+# --- Code Assist, as a client wants it -----------------------------------------------------
+
+ASSIST = {"model": "gemini-2.5-pro", "project": "p", "user_prompt_id": "u"}
+INNER = {
+    "contents": CONTENTS,
+    "systemInstruction": {"parts": [{"text": "Be brief."}]},
+    "session_id": "s",
+}
+
+
+@pytest.mark.parametrize("provider", ["gemini", "gemini-cli", "claude"])
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_of_code_assist(
+    make_proxy: ProxyMaker, upstream: Upstream, provider: str, stream: bool
+) -> None:
+    keyed = {"api-key": "k", "base-url": upstream.url, "models": [{"name": "gemini-2.5-pro"}]}
+    lists = {
+        f"{name}_api_key": [keyed] if name == provider else [] for name in ("gemini", "claude")
+    }
+    proxy = alone(make_proxy, upstream, "gemini-cli", **lists)
+    if provider == "gemini-cli":
+        log_in(proxy, "gemini", project_id="proj")
+    said = {"response": ANSWER} if provider == "gemini-cli" else ANSWER
+    whole, frames = said, [cp.sse_frame(said)] * 2
+    if provider == "claude":
+        whole, frames = claude_answer(Said(text="Hello")), claude_stream(Said(text="Hello"))
+    upstream.reply(frames if stream else whole, headers=SSE if stream else {})
+    verb = "streamGenerateContent?alt=sse" if stream else "generateContent"
+    got = proxy.ask(f"/v1internal:{verb}", {**ASSIST, "request": INNER})
+    assert got.status == 200, got.body
+    answers = got.payloads() if stream else [got.json()]
+    assert {frozenset(answer) for answer in answers} == {frozenset({"response"})}
+    if provider != "claude":
+        assert answers == [{"response": ANSWER}] * len(answers)
+    text = "".join(
+        part.get("text", "")
+        for a in answers
+        for part in a["response"]["candidates"][0]["content"]["parts"]
+    )
+    assert text == "Hello" * (2 if stream and provider != "claude" else 1)
+    sent = upstream.seen[0].json()
+    sent = sent["request"] if provider == "gemini-cli" else sent
+    assert "session_id" not in sent, "the Gemini API refuses it"
+    assert "Be brief." in json.dumps(sent)
+
+
+def test_code_assist_counts_for_a_client(make_proxy: ProxyMaker, upstream: Upstream) -> None:
+    models = [{"name": "gemini-2.5-pro"}]
+    proxy = make_proxy(
+        gemini_api_key=[{"api-key": "k", "base-url": upstream.url, "models": models}]
+    )
+    upstream.reply({"totalTokens": 7})
+    body = {"request": {"model": "models/gemini-2.5-pro", "contents": CONTENTS}}
+    assert proxy.ask("/v1internal:countTokens", body).json() == {"totalTokens": 7}
+    assert upstream.seen[0].path == "/v1beta/models/gemini-2.5-pro:countTokens"
+    assert upstream.seen[0].json() == {"contents": CONTENTS}
+
+
+SETUP = [
+    ("loadCodeAssist",    lambda said: said["currentTier"]["id"] and said["cloudaicompanionProject"]),
+    ("onboardUser",       lambda said: said["done"] and said["response"]["cloudaicompanionProject"]["id"]),
+    ("retrieveUserQuota", lambda said: said["buckets"] == []),
+    ("listExperiments",   lambda said: said["experimentIds"] == said["flags"] == []),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("method", "right"), SETUP)
+def test_what_code_assist_is_asked_first(proxy: Proxy, method: str, right: Any) -> None:
+    got = proxy.ask(f"/v1internal:{method}", {"metadata": {}})
+    assert got.status == 200
+    assert right(got.json())
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status"),
+    [
+        ("frob", {}, 404),
+        ("generateContent", {**ASSIST}, 400),
+        ("generateContent", {**ASSIST, "request": []}, 400),
+        ("generateContent", {"request": INNER}, 400),
+        ("generateContent", b"{", 400),
+        ("generateContent", {**ASSIST, "model": "nobody-has-it", "request": INNER}, 404),
+    ],
+)
+def test_bad_calls_of_code_assist(proxy: Proxy, path: str, body: Any, status: int) -> None:
+    got = proxy.ask(f"/v1internal:{path}", body)
+    assert (got.status, got.json()["error"]["code"]) == (status, status), "in Google's words"
+
+
+def test_code_assist_wants_a_key_too(make_proxy: ProxyMaker) -> None:
+    proxy = make_proxy(api_keys=["secret"])
+    for key, status in (("", 401), ("google-token", 401), ("secret", 200)):
+        got = proxy.ask("/v1internal:loadCodeAssist", {}, {"authorization": f"Bearer {key}"})
+        assert got.status == status
+    assert "error" in proxy.ask("/v1internal:loadCodeAssist", {}).json()
+
+
+def own_address() -> str:
+    """An address of this machine that is not its loopback; nothing is sent to find it."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))
+        except OSError:
+            pytest.skip("there is only the loopback")
+        return str(probe.getsockname()[0])
+
+
+def test_code_assist_is_for_this_machine(make_proxy: ProxyMaker) -> None:
+    proxy = make_proxy(host="0.0.0.0", api_keys=["secret"])
+    for host, status in (("127.0.0.1", 200), (own_address(), 403)):
+        with closing(http.client.HTTPConnection(host, proxy.port, timeout=5)) as client:
+            headers = {"authorization": "Bearer secret"}
+            client.request("POST", "/v1internal:loadCodeAssist", b"{}", headers)
+            assert client.getresponse().status == status
 
 
 # --- Antigravity, Vertex ------------------------------------------------------------------
