@@ -3152,7 +3152,6 @@ def chat_write_turn(message: Message, quirks: Quirks) -> Iterator[Json]:
             rest += [item for item in moved if item.media and item.media.source != "text"]
     rest += [part for part in message.parts if part.kind != "result"]
     role, own = ("user", EMPTY) if role == "tool" else (role, own)
-    role = "system" if role == "developer" and "system" in quirks else role
     content = chat_write_content(rest, own, quirks)
     if content or "content" in own:
         yield restored({"role": role, **({"content": content} if content else {})}, own)
@@ -3274,10 +3273,9 @@ def chat_read_params(body: Json) -> Json:
     return params
 
 
-def chat_write_params(request: Request, quirks: Quirks) -> Json:
-    odd = {"max_tokens": "max_tokens"} if "max-tokens" in quirks else {}
-    names = {**CHAT_WRITE_PARAMS, **odd}
-    written = {names[key]: value for key, value in request.params.items() if key in names}
+def chat_write_params(request: Request) -> Json:
+    named = ((CHAT_WRITE_PARAMS.get(key), value) for key, value in request.params.items())
+    written = {name: value for name, value in named if name}
     if all(tool.kind == "hosted" for tool in request.tools):
         written.pop("parallel_tool_calls", None)  # a 400 without tools
     if request.thinking.effort not in {"", "auto"}:
@@ -3285,9 +3283,9 @@ def chat_write_params(request: Request, quirks: Quirks) -> Json:
     return written
 
 
-def chat_write_settings(request: Request, quirks: Quirks) -> Json:
+def chat_write_settings(request: Request) -> Json:
     """Write all of a body but its messages and the form of the answer."""
-    body = {**chat_write_params(request, quirks), **chat_write_tools(request)}
+    body = {**chat_write_params(request), **chat_write_tools(request)}
     body["model"] = request.model
     if request.choice and "tools" in body:
         body["tool_choice"] = chat_write_choice(request.choice, request)
@@ -3314,7 +3312,7 @@ def chat_read_request(body: Json) -> Request:
         format=chat_read_format(wire.get("response_format") or EMPTY),
         stream=bool(wire.get("stream")),
     )
-    written, old = chat_write_settings(request, CHAT_PLAIN), bool(body.get("functions"))
+    written, old = chat_write_settings(request), bool(body.get("functions"))
     usage = inner(wire, "stream_options").get("include_usage")
     return request._replace(extra=chat_extra(wire, written, _old=old, _usage=usage))
 
@@ -3324,15 +3322,41 @@ def chat_write_request(request: Request, target: Target) -> Json:
     quirks, messages = target.quirks, request.messages
     if request.dialect != "chat":
         messages = tuple(Message(*turn) for turn in answered_turns(messages))
-    body = restored(chat_write_settings(request, quirks), chat_own(request))
+    body = restored(chat_write_settings(request), chat_own(request))
     whole = (*chat_lower(request.system), *messages)
     body["messages"] = [item for message in whole for item in chat_write_message(message, quirks)]
     if request.stream:
         options = body.pop("stream_options", None) or EMPTY
-        body["stream"] = True
-        if "no-stream-options" not in quirks:
-            body["stream_options"] = {**options, "include_usage": True}
-    return body
+        body.update(stream=True, stream_options={**options, "include_usage": True})
+    return chat_fitted(body, quirks)
+
+
+CHAT_REFUSED = {  # quirk -> words that hosts with it refuse: fields, and a role. Reports of 2026-04 name Mistral and Gemini
+    "max-tokens": frozenset(["max_completion_tokens"]), "system": frozenset(["store", "developer"]),
+    "no-stream-options": frozenset("stream_options prompt_cache_key safety_identifier service_tier verbosity".split()),
+}  # fmt: skip
+
+
+def chat_odd(raw: bytes | bytearray, quirks: Quirks) -> bool:
+    """Tell whether a body, not decoded, may hold what a host with such quirks refuses."""
+    words = (word for quirk in CHAT_REFUSED if quirk in quirks for word in CHAT_REFUSED[quirk])
+    return any(f'"{word}"'.encode() in raw for word in words)
+
+
+def chat_fitted(body: Json, quirks: Quirks) -> Json:
+    """Return a body as a host with such quirks takes it; `body` itself if it does so already."""
+    fitted = body
+    for refused in (CHAT_REFUSED[quirk] for quirk in CHAT_REFUSED if quirk in quirks):
+        fitted = fitted if refused.isdisjoint(fitted) else without(fitted, refused)
+    if "max-tokens" in quirks and "max_completion_tokens" in body:
+        fitted["max_tokens"] = body["max_completion_tokens"]
+    if "system" in quirks and any(m["role"] == "developer" for m in body.get("messages") or ()):
+        fitted = {**fitted, "messages": list(map(chat_plain_role, body["messages"]))}
+    return fitted
+
+
+def chat_plain_role(message: Json) -> Json:
+    return {**message, "role": "system"} if message["role"] == "developer" else message
 
 
 # -- reading answers -------------------------------------------------------------------
@@ -10949,6 +10973,7 @@ def endpoint_quirks(entry: Json, provider: Provider) -> list[str]:
 # another name are edited as bytes: what was signed, or written with care, stays as it is.
 
 Pieces = Generator[bytes, None, None]
+MALFORMED = (KeyError, TypeError, AttributeError, ValueError, IndexError)  # readers index freely
 
 
 # An id for every call without asking the system for random bytes each time, which takes 9 us.
@@ -11044,11 +11069,14 @@ class Call:
             extra["_alt"] = self.query["alt"]
         try:
             request = checked(self.dialect.read_request({**self.json, **extra}))
-        except (KeyError, TypeError, AttributeError, ValueError, IndexError) as exc:
-            # Readers index freely; this is why.
-            message = f"this is no {self.dialect.name} request: {type(exc).__name__}: {exc}"
-            raise ProxyError("invalid_request", message) from exc
+        except MALFORMED as exc:
+            raise self.malformed(exc) from exc
         return request._replace(id=self.id, created=self.created)
+
+    def malformed(self, exc: Exception) -> ProxyError:
+        """Return the error of a body that is no request of its dialect."""
+        message = f"this is no {self.dialect.name} request: {type(exc).__name__}: {exc}"
+        return ProxyError("invalid_request", message)
 
     def with_model(self, model: str) -> list[Bytes]:
         """Return the body as it came, in pieces, but for another name of the model."""
@@ -11491,7 +11519,8 @@ PROTOCOLS = {  # dialect -> what payload rules call it: as an upstream, as a cli
 def shape(body: Json, call: Call, candidate: Candidate, provider: Provider, app: App) -> Json:
     """Fit a body to its provider and to the owner's payload rules; `body` itself if it fits."""
     prepare, rules = PREPARE.get(provider.name), app.config["payload"]
-    shaped = prepare(body, call, candidate) if prepare else body
+    shaped = chat_fitted(body, candidate.account.quirks) if provider.dialect == "chat" else body
+    shaped = prepare(shaped, call, candidate) if prepare else shaped
     if any(rules.values()):
         upstream = PROTOCOLS.get(provider.name) or PROTOCOLS[provider.dialect]
         names, root = (
@@ -11976,9 +12005,13 @@ def relay(call: Call, candidate: Candidate, provider: Provider, app: App) -> Ans
     account, model = candidate.account, candidate.model
     body = call.with_model(model)
     talks = not call.action.startswith("/")
-    if talks and (provider.name in PREPARE or any(app.config["payload"].values())):
+    odd = provider.dialect == "chat" and chat_odd(call.body, account.quirks)
+    if talks and (odd or provider.name in PREPARE or any(app.config["payload"].values())):
         before = call.json if call.path_model else {**call.json, "model": model}
-        after = shape(before, call, candidate, provider, app)
+        try:
+            after = shape(before, call, candidate, provider, app)
+        except MALFORMED as exc:
+            raise call.malformed(exc) from exc
         body = body if after is before else [dumps(after).encode("ascii")]
     path = path_of(call, provider).replace("{model}", urlquote(model, safe=""))
     exchange = open_exchange(call, account, provider, path + call.passed_query(path), body, app)
@@ -12154,7 +12187,7 @@ def read_answer(exchange: Exchange, upstream: Dialect, request: Request, wrapped
             else:
                 body = unwrap(json.loads(exchange.body()))
                 yield from upstream.read_response(body, request)
-    except (KeyError, TypeError, AttributeError, ValueError, IndexError) as exc:
+    except MALFORMED as exc:
         message = f"the upstream's answer is malformed: {exc!r}"
         raise ProxyError("upstream_failed", message) from exc
 

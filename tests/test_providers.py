@@ -549,6 +549,69 @@ def test_iflow_s_switches(
     )
 
 
+# --- what is none, what is odd --------------------------------------------------------------
+
+NO_REQUESTS: list[tuple[str, str, dict[str, Any]]] = [
+    ("codex", "/v1/responses", {"model": "gpt-5.5", "input": [1]}),
+    ("codex", "/v1/responses", {"model": "gpt-5.5", "input": "x", "reasoning": 3}),
+    ("kimi", "/v1/chat/completions", {"model": "kimi-k2.5", "messages": 5}),
+    ("qwen", "/v1/chat/completions", {"model": "coder-model", "messages": ["developer"]}),
+]
+
+
+@pytest.mark.parametrize(("type", "path", "body"), NO_REQUESTS)
+def test_what_is_no_request_is_the_client_s_fault(
+    make_proxy: ProxyMaker, upstream: Upstream, type: str, path: str, body: dict[str, Any]
+) -> None:
+    proxy = alone(make_proxy, upstream, type)
+    log_in(proxy, type)
+    got = proxy.ask(path, body)
+    assert (got.status, got.json()["error"]["type"]) == (400, "invalid_request_error")
+    assert upstream.seen == []
+
+
+ODD: dict[str, tuple[set[str], dict[str, Any]]] = {  # preset -> fields that are left out, that are changed
+    "deepseek": ({"max_completion_tokens", "store"}, {"max_tokens": 9}),
+    "groq": ({"store"}, {}),
+    "mistral": ({"max_completion_tokens", "store", "stream_options", "prompt_cache_key", "verbosity"}, {"max_tokens": 9}),
+    "openai": (set(), {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_what_a_host_does_not_know_is_said_otherwise(
+    make_proxy: ProxyMaker, upstream: Upstream, name: str
+) -> None:
+    entry = {"name": name, "api-key-entries": [{"api-key": "k"}]}
+    proxy = alone(make_proxy, upstream, name, openai_compatibility=[entry])
+    body: dict[str, Any] = {
+        "model": "m",
+        "max_completion_tokens": 9,
+        "future": 1.50,
+        "stream": True,
+    }
+    body.update(
+        stream_options={"include_usage": True}, store=False, prompt_cache_key="k", verbosity="low"
+    )
+    body["messages"] = [{"role": "developer", "content": "x", "future": 1}, *TALK]
+    upstream.reply({"choices": []})
+    assert proxy.ask("/v1/chat/completions", body).status == 200
+    gone, changed = ODD[name]
+    role = "developer" if name == "openai" else "system"
+    messages = [{**body["messages"][0], "role": role}, *TALK]
+    kept = {key: value for key, value in body.items() if key not in gone}
+    assert upstream.seen[0].json() == {**kept, "messages": messages, **changed}
+
+
+def test_what_a_host_knows_passes_as_it_came(make_proxy: ProxyMaker, upstream: Upstream) -> None:
+    entry = {"name": "deepseek", "api-key-entries": [{"api-key": "k"}]}
+    proxy = alone(make_proxy, upstream, "deepseek", openai_compatibility=[entry])
+    sent = b'{ "messages": [{"role":"user","content":"hi"}], "model": "m", "x":1.50}'
+    upstream.reply({"choices": []})
+    proxy.ask("/v1/chat/completions", sent)
+    assert upstream.seen[0].body == sent
+
+
 # --- headers ------------------------------------------------------------------------------
 
 
