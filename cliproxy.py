@@ -11373,12 +11373,18 @@ def prepare_codex(body: Json, call: Call, candidate: Candidate) -> Json:
     if isinstance(body.get("input"), str):
         fitted["input"] = [{"role": "user", "content": body["input"]}]
     else:
-        fitted["input"] = [codex_item(item) for item in body.get("input") or ()]
+        fitted["input"] = [codex_item(i) for i in body.get("input") or () if codex_takes(i)]
     include = body.get("include") or []
     if "reasoning.encrypted_content" not in include:
         fitted["include"] = [*include, "reasoning.encrypted_content"]
     if not fitted.get("tools"):
         fitted.pop("parallel_tool_calls", None)
+    elif b'"web_search_preview' in call.body:  # its former name
+        search = {"type": "web_search"}
+        fitted["tools"] = [
+            {**tool, **search} if tool["type"].startswith("web_search") else tool
+            for tool in body["tools"]
+        ]
     fitted.pop("service_tier", None)
     if body.get("service_tier") in CODEX_TIERS:
         fitted["service_tier"] = CODEX_TIERS[body["service_tier"]]
@@ -11391,9 +11397,22 @@ def prepare_codex(body: Json, call: Call, candidate: Candidate) -> Json:
 CODEX_EFFORTS = {"minimal": "low", "ultra": "max"}
 
 
+def codex_takes(item: Json) -> bool:
+    """Tell whether an input item is of use: reasoning is not, without its proof."""
+    return item.get("type") != "reasoning" or bool(item.get("encrypted_content"))
+
+
 def codex_item(item: Json) -> Json:
-    """Fit one input item: the backend knows no system role."""
-    return {**item, "role": "developer"} if item.get("role") == "system" else item
+    """Fit one input item: the backend stores none under an id, and knows no system role."""
+    fitted = item
+    if "id" in item and item.get("type") != "item_reference":
+        fitted = without(item, frozenset(["id"]))
+    if item.get("role") == "system":
+        fitted = {**fitted, "role": "developer"}
+    parts, mark = item.get("content"), "prompt_cache_breakpoint"
+    if isinstance(parts, list) and any(mark in part for part in parts):
+        fitted = {**fitted, "content": [without(part, frozenset([mark])) for part in parts]}
+    return fitted
 
 
 def prepare_kimi_claude(body: Json, call: Call, candidate: Candidate) -> Json:

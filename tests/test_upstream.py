@@ -95,6 +95,8 @@ FORCED = {
     "store": False,
     "include": ["reasoning.encrypted_content"],
 }
+THOUGHT = {"type": "reasoning", "summary": [], "encrypted_content": "gAAAAA"}
+TEXT = {"type": "input_text", "text": "hi"}
 BODIES = [
     pytest.param({"input": [HELLO]}, FORCED, id="forced"),
     pytest.param({"input": "hello"}, FORCED, id="a text is an item"),
@@ -122,6 +124,14 @@ BODIES = [
         {**FORCED, "reasoning": {"effort": "low", "summary": "auto"}}, id="effort",
     ),
     pytest.param({"input": [HELLO], "reasoning": {"effort": "high"}}, {**FORCED, "reasoning": {"effort": "high"}}, id="effort kept"),
+    pytest.param({"input": [{**HELLO, "id": "msg_1", "status": "x"}]}, {**FORCED, "input": [{**HELLO, "status": "x"}]}, id="ids of what is not stored"),
+    pytest.param({"input": [{"type": "item_reference", "id": "m"}]}, {**FORCED, "input": [{"type": "item_reference", "id": "m"}]}, id="a reference"),
+    pytest.param({"input": [{**THOUGHT, "id": "rs_1"}, {**THOUGHT, "encrypted_content": ""}, HELLO]}, {**FORCED, "input": [THOUGHT, HELLO]},
+                 id="reasoning without its proof"),
+    pytest.param({"input": [{"role": "user", "content": [{**TEXT, "prompt_cache_breakpoint": {"mode": "explicit"}}]}]},
+                 {**FORCED, "input": [{"role": "user", "content": [TEXT]}]}, id="cache breakpoints"),
+    pytest.param({"input": [HELLO], "tools": [{"type": "web_search_preview_2025_03_11", "x": 1}, {"type": "function", "name": "f"}]},
+                 {**FORCED, "tools": [{"type": "web_search", "x": 1}, {"type": "function", "name": "f"}]}, id="an old name of a tool"),
 ]  # fmt: skip
 
 
