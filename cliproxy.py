@@ -11923,6 +11923,8 @@ def must_fit(call: Call, candidate: Candidate) -> bool:
         return True
     if "stream" in provider.quirks and call.path_stream is False and call.action == "generate":
         return True
+    if "openapi-schema" in provider.quirks and call.json.get("tools"):
+        return True
     renamed = candidate.model != call.model and call.dialect.name == "claude"
     return (
         renamed

@@ -286,10 +286,13 @@ SSE = {"content-type": "text/event-stream"}
 
 
 class Client:
-    """A conversation through one vendor's SDK: `say` asks and returns (text, calls) of the answer."""
+    """A conversation through one vendor's SDK: `say` asks and returns (text, calls) of the answer.
 
-    def __init__(self, url: str, *, stream: bool) -> None:
-        self.url, self.stream = url, stream
+    `system` and `limit`, of its answers in tokens, are sent if they are given.
+    """
+
+    def __init__(self, url: str, *, stream: bool, system: str = "", limit: int = 0) -> None:
+        self.url, self.stream, self.system, self.limit = url, stream, system, limit
         self.history: list[Any] = []
 
     def say(self, model: str) -> tuple[str, list[tuple[str, Json]]]:
@@ -317,6 +320,7 @@ class ClaudeClient(Client):
     def say(self, model: str) -> tuple[str, list[tuple[str, Json]]]:
         tool = {"name": "look", "description": "Looks.", "input_schema": SCHEMA}
         body: Json = {"model": model, "max_tokens": 4096, "messages": self.history, "tools": [tool]}
+        body.update({"system": self.system} if self.system else {})
         with anthropic.Anthropic(base_url=self.url, api_key="k", max_retries=0) as client:
             if self.stream:
                 with client.messages.stream(**body) as stream:
@@ -346,6 +350,9 @@ class ChatClient(Client):
             "messages": self.history,
             "tools": [{"type": "function", "function": function}],
         }
+        if self.system:
+            body["messages"] = [{"role": "developer", "content": self.system}, *self.history]
+        body.update({"max_completion_tokens": self.limit} if self.limit else {})
         with openai.OpenAI(base_url=f"{self.url}/v1", api_key="k", max_retries=0) as client:
             if self.stream:
                 with client.chat.completions.stream(
@@ -392,6 +399,8 @@ class ResponsesClient(Client):
         }
         body: Json = {"model": model, "input": self.history, "tools": [tool], "store": False}
         body["include"] = ["reasoning.encrypted_content"]
+        body.update({"instructions": self.system} if self.system else {})
+        body.update({"max_output_tokens": self.limit} if self.limit else {})
         with openai.OpenAI(base_url=f"{self.url}/v1", api_key="k", max_retries=0) as client:
             if self.stream:
                 with client.responses.stream(**body) as stream:
@@ -438,7 +447,10 @@ class GeminiClient(Client):
         automatic = genai.types.AutomaticFunctionCallingConfig(disable=True)
         tools = [genai.types.Tool(function_declarations=[declared])]
         config = genai.types.GenerateContentConfig(
-            tools=tools, automatic_function_calling=automatic
+            tools=tools,
+            automatic_function_calling=automatic,
+            system_instruction=self.system or None,
+            max_output_tokens=self.limit or None,
         )
         options = genai.types.HttpOptions(base_url=self.url)
         with closing(genai.Client(api_key="k", http_options=options)) as client:

@@ -1,0 +1,218 @@
+"""Every row of PROVIDERS and of PRESETS, as its user has it, asked by the four vendors' SDKs.
+
+The upstreams are the strict ones of strict.py, the token services those of world.py. What each
+provider must be sent stands in strict.TERMS; what it takes to have an account, and what its
+refusals come to, stands in the tables here.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import pytest
+from conftest import Proxy, ProxyMaker, Upstream
+from dialogue import CLIENTS, NAMES, PROOFS
+from strict import FIRST, LAST, NEXT, OUR_AGENT, TERMS, StandIn, all_faults
+from world import World
+
+import cliproxy as cp
+
+Json = dict[str, Any]
+LISTS: Json = {
+    name: []
+    for name in ("claude-api-key", "codex-api-key", "gemini-api-key", "openai-compatibility")
+}
+
+
+class Case(NamedTuple):
+    """A way to have an account. `UP` in `config` is the upstream's address.
+
+    `rows` maps a client's dialect to the row of PROVIDERS that serves it, "" all others; `terms`
+    names those of strict.TERMS that hold, if they are not called as the row is.
+    """
+
+    rows: dict[str, str]
+    model: str
+    config: Json
+    environ: dict[str, str] = {}  # noqa: RUF012 -- never written to
+    login: str = ""  # a key of cp.LOGINS: there is a credential file of it
+    terms: str = ""
+    base: str = ""  # the part of the upstream's address that is a path
+
+
+def key(**more: Any) -> list[Json]:
+    return [{"api-key": "sk-real", "base-url": "UP", **more}]
+
+
+def at(*names: str, base: str = "", **more: Any) -> Json:
+    """Override addresses."""
+    return {"providers": {name: {"base-url": f"UP{base}", **more} for name in names}}
+
+
+# fmt: off
+CASES = {
+    "claude-api-key":       Case({"": "claude"}, "claude-sonnet-4-6", {"claude-api-key": key()}),
+    "ANTHROPIC_API_KEY":    Case({"": "claude"}, "claude-sonnet-4-6", at("claude"), {"ANTHROPIC_API_KEY": "sk-real"}),
+    "login claude":         Case({"": "claude"}, "claude-sonnet-4-6", at("claude"), login="claude", terms="claude login"),
+    "login codex":          Case({"": "codex"}, "gpt-5.5", at("codex"), login="codex"),
+    "codex-api-key":        Case({"": "openai"}, "gpt-5.5", {"codex-api-key": key(**{"base-url": "UP/v1"})}, base="/v1"),
+    "OPENAI_API_KEY":       Case({"": "openai", "chat": "openai-chat"}, "gpt-5.5", at("openai", "openai-chat", base="/v1"),
+                                 {"OPENAI_API_KEY": "sk-real"}, base="/v1"),
+    "gemini-api-key":       Case({"": "gemini"}, "gemini-2.5-pro", {"gemini-api-key": key()}),
+    "GEMINI_API_KEY":       Case({"": "gemini"}, "gemini-2.5-pro", at("gemini"), {"GEMINI_API_KEY": "sk-real"}),
+    "GOOGLE_API_KEY":       Case({"": "gemini"}, "gemini-2.5-pro", at("gemini"), {"GOOGLE_API_KEY": "sk-real"}),
+    "vertex-api-key":       Case({"": "vertex"}, "gemini-2.5-pro", {"vertex-api-key": key()}),
+    "login gemini":         Case({"": "gemini-cli"}, "gemini-2.5-pro", at("gemini-cli"), login="gemini"),
+    "login antigravity":    Case({"": "antigravity"}, "gemini-3-flash", at("antigravity", enabled=True), login="antigravity"),
+    "antigravity's Claude": Case({"": "antigravity"}, "claude-sonnet-4-6", at("antigravity", enabled=True), login="antigravity"),
+    "login kimi":           Case({"": "kimi", "claude": "kimi-claude"}, "kimi-k2.5", at("kimi", "kimi-claude"), login="kimi"),
+    "login qwen":           Case({"": "qwen"}, "coder-model", at("qwen", base="/v1"), login="qwen", base="/v1"),
+    "login iflow":          Case({"": "iflow"}, "glm-4.6", at("iflow", base="/v1"), login="iflow", base="/v1"),
+    "login xai":            Case({"": "xai"}, "grok-4.5", at("xai", base="/v1"), login="xai", base="/v1"),
+    "openai-compatibility": Case({"": "openai-compatibility"}, "llama-4", {"openai-compatibility": [
+                                 {"name": "mine", "base-url": "UP/v1", "models": [{"name": "llama-4"}], "api-key-entries": [{"api-key": "sk-real"}]}]},
+                                 base="/v1"),
+    "OPENROUTER_API_KEY":   Case({"": "openai-compatibility"}, "vendor/llama-4", at("openrouter", base="/api/v1"),
+                                 {"OPENROUTER_API_KEY": "sk-real"}, base="/api/v1"),
+}
+# fmt: on
+
+
+def test_every_row_has_a_case() -> None:
+    rows = {row for case in CASES.values() for row in case.rows.values()}
+    assert rows == set(cp.PROVIDERS)
+    entries = {case.login for case in CASES.values()} | set(CASES)
+    assert entries >= {row.source for row in (*cp.KEY_LISTS, *cp.KEY_VARIABLES)} | set(cp.LOGINS)
+
+
+def moment(seconds: float, *, utc: bool = False) -> str:
+    """Write a time from now as credential files do."""
+    form = time.gmtime if utc else time.localtime
+    text = time.strftime("%Y-%m-%dT%H:%M:%S%z", form(time.time() + seconds))
+    return f"{text[:-5]}Z" if utc else f"{text[:-2]}:{text[-2:]}"
+
+
+def file_of(login: str, world: World, ends: float) -> tuple[str, Json]:
+    """Return a credential file in the form of CLIProxyAPI, its token ending `ends` seconds from now."""
+    got = world.tokens(login)
+    access, renew = got["access_token"], got["refresh_token"]
+    pair = {"access_token": access, "refresh_token": renew}
+    last = {"last_refresh": moment(-600), "expired": moment(ends), "email": "ann@example.com"}
+    token = {**pair, "token_type": "Bearer", "expiry": moment(ends), "token_uri": "https://oauth2.googleapis.com/token",
+             "client_id": cp.LOGINS["gemini"].client_id, "scopes": [], "universe_domain": "googleapis.com"}  # fmt: skip
+    issued = {
+        "token_type": "Bearer",
+        "scope": "kimi-code",
+        "device_id": "d" * 32,
+        "timestamp": 1_770_000_000_000,
+    }
+    # fmt: off
+    files: dict[str, tuple[str, Json]] = {
+        "claude":      ("claude-ann@example.com.json", {"id_token": "", **pair, **last}),
+        "codex":       ("codex-ann@example.com-plus.json", {"id_token": world.id_token(), **pair, "account_id": "acc-1", **last}),
+        "gemini":      ("ann@example.com-proj-1.json", {"token": token, "project_id": "proj-1", "email": "ann@example.com",
+                                                        "auto": False, "checked": True}),
+        "antigravity": ("antigravity-ann@example.com.json", {**pair, "expires_in": 3599, "timestamp": 1_770_000_000_000,
+                                                            "expired": moment(ends), "email": "ann@example.com", "project_id": "proj-1"}),
+        "kimi":        ("kimi-1770000000000.json", {**pair, **issued, "expired": moment(ends, utc=True)}),
+        "qwen":        ("qwen-ann@example.com.json", {**pair, **last, "resource_url": "portal.qwen.ai"}),
+        "iflow":       ("iflow-ann@example.com-1770000000.json", {**pair, **last, "api_key": f"key-of-{access}", "token_type": "bearer",
+                                                                 "scope": "s", "cookie": ""}),
+        "xai":         ("xai-ann@example.com.json", {**pair, "id_token": world.id_token(), "token_type": "Bearer", "expires_in": 21_600,
+                        "expired": moment(ends, utc=True), "last_refresh": moment(-600, utc=True), "email": "ann@example.com", "sub": "sub-1",
+                        "base_url": "", "redirect_uri": "", "token_endpoint": f"{world.url}/xai/token", "auth_kind": "oauth"}),
+    }
+    # fmt: on
+    name, data = files[login]
+    return name, {**data, "type": login}
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    monkeypatch.setattr(cp, "RETRY_WAITS", (0.0, 0.0))
+    with World() as world:
+        thread = threading.Thread(target=world.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield world
+        world.shutdown()
+        thread.join()
+
+
+class Rig:
+    """A proxy with the account of a case, and its strict upstream."""
+
+    def __init__(
+        self, case: Case, make_proxy: ProxyMaker, upstream: Upstream, world: World, **more: Any
+    ) -> None:
+        config = json.loads(json.dumps({**LISTS, **case.config}).replace('"UP', f'"{upstream.url}'))
+        providers = world.config().data["providers"] if case.login else {}
+        for name, section in config.pop("providers", {}).items():
+            providers[name] = {**providers.get(name, {}), **section}
+        settings = {name.replace("-", "_"): value for name, value in {**config, **more}.items()}
+        self.case, self.upstream, self.world = case, upstream, world
+        self.proxy: Proxy = make_proxy(case.environ, providers=providers, **settings)
+        self.stand_ins = {client: self.stand_in(row) for client, row in case.rows.items()}
+
+    def stand_in(self, row: str) -> StandIn:
+        stand_in = StandIn(
+            self.upstream, TERMS[self.case.terms or row], self.accepts, self.case.base
+        )
+        stand_in.open(self.case.model)
+        return stand_in
+
+    def accepts(self, token: str) -> bool:
+        login = self.case.login
+        token = token.replace("key-of-", "") if login == "iflow" else token
+        return self.world.access.get(token) == login if login else token == "sk-real"
+
+    def serving(self, client: str) -> StandIn:
+        return self.stand_ins.get(client) or self.stand_ins[""]
+
+    def log_in(self, ends: float = 3_000.0, name: str = "", **more: Any) -> str:
+        """Put the case's credential file there; return its name."""
+        own, data = file_of(self.case.login, self.world, ends)
+        (self.proxy.auth_dir / (name or own)).write_text(
+            json.dumps({**data, **more}), encoding="utf-8"
+        )
+        self.proxy.app.poll()
+        return name or own
+
+
+def converse(rig: Rig, client: str, *, stream: bool) -> None:
+    """Hold a conversation of two questions, the first of which takes a tool."""
+    talk = CLIENTS[client](rig.proxy.url, stream=stream, system="Be brief.", limit=4096)
+    talk.ask("How is the weather?")
+    said, stand_in = talk.say(rig.case.model), rig.serving(client)
+    assert said == (FIRST.text, [("look", {"city": FIRST.input})]), all_faults(
+        rig.stand_ins.values()
+    )
+    talk.give("22 degrees")
+    assert talk.say(rig.case.model) == (LAST.text, []), stand_in.refused
+    talk.ask("And tomorrow?")
+    assert talk.say(rig.case.model) == (NEXT.text, []), stand_in.refused
+    assert [len(stand_in.bodies), all_faults(rig.stand_ins.values())] == [3, []]
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
+@pytest.mark.parametrize("client", NAMES)
+@pytest.mark.parametrize("name", CASES)
+def test_every_provider_by_every_sdk(
+    make_proxy: ProxyMaker, upstream: Upstream, world: World, name: str, client: str, stream: bool
+) -> None:
+    case = CASES[name]
+    rig = Rig(case, make_proxy, upstream, world)
+    if case.login:
+        rig.log_in()
+    converse(rig, client, stream=stream)
+    terms = rig.serving(client).terms
+    for seen in upstream.seen:
+        sent = seen.body.decode()
+        assert "Be brief." in sent
+        assert cp.PROOF_MARK.decode() not in sent
+        assert terms.dialect == client or OUR_AGENT.fullmatch(seen.headers["user-agent"])
+    if (client, terms.dialect) != ("chat", "claude"):  # which has no place for it
+        assert PROOFS[terms.dialect] in upstream.seen[1].body.decode()
