@@ -9049,8 +9049,9 @@ class Flow:
         token_url = data.get("token_endpoint") or service_account(data).get("token_uri")
         cells = {"token_url": token_url, "client_id": data.get("client_id")}
         for key, value in config["providers"].get(row.provider, {}).items():
-            if value and isinstance(value, (str, int)):
-                cells[key.replace("-", "_")] = value
+            name = key.replace("-", "_")
+            if value and name in Login._fields and isinstance(value, (str, int)):
+                cells[name] = value
         self.row = row._replace(**{key: value for key, value in cells.items() if value})
         self.data, self.now = data, now
         self.terminal = terminal or Terminal(lambda text: None)
