@@ -3332,7 +3332,7 @@ def chat_write_request(request: Request, target: Target) -> Json:
 
 
 CHAT_REFUSED = {  # quirk -> words that hosts with it refuse: fields, and a role. Reports of 2026-04 name Mistral and Gemini
-    "max-tokens": frozenset(["max_completion_tokens"]), "system": frozenset(["store", "developer"]),
+    "max-tokens": frozenset(["max_completion_tokens", "store"]), "system": frozenset(["store", "developer"]),
     "no-stream-options": frozenset("stream_options prompt_cache_key safety_identifier service_tier verbosity".split()),
 }  # fmt: skip
 

@@ -470,3 +470,14 @@ UNAUTHORIZED: dict[str, Json] = {
 
 def all_faults(stand_ins: Iterable[StandIn]) -> list[str]:
     return [fault for stand_in in stand_ins for fault in stand_in.refused]
+
+
+# --- services of openai-compatibility that are known by name
+
+THINKERS = (*THIRD_PARTY, reasoning_with_calls)
+PRESET_CHECKS: dict[str, tuple[Callable[[Json], Faults], ...]] = {  # what they refuse; the others: THIRD_PARTY
+    "openai": (only_max_completion_tokens,), "litellm": (), "cohere": (only_max_tokens,),
+    "mistral": (*THIRD_PARTY, no_stream_options),
+    **dict.fromkeys(["groq", "cerebras", "xai", "gemini", "vllm", "sglang"], (no_developer,)),
+    **dict.fromkeys(["deepseek", "zai", "zai-coding", "glm", "moonshot", "moonshot-cn"], THINKERS),
+}  # fmt: skip

@@ -12,11 +12,23 @@ import threading
 import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 import pytest
 from conftest import Proxy, ProxyMaker, Upstream
 from dialogue import CLIENTS, NAMES, PROOFS
-from strict import FIRST, LAST, NEXT, OUR_AGENT, TERMS, StandIn, all_faults
+from strict import (
+    FIRST,
+    LAST,
+    NEXT,
+    OUR_AGENT,
+    PRESET_CHECKS,
+    TERMS,
+    THIRD_PARTY,
+    StandIn,
+    Terms,
+    all_faults,
+)  # fmt: skip
 from world import World
 
 import cliproxy as cp
@@ -158,16 +170,18 @@ class Rig:
         self.stand_ins = {client: self.stand_in(row) for client, row in case.rows.items()}
 
     def stand_in(self, row: str) -> StandIn:
-        stand_in = StandIn(
-            self.upstream, TERMS[self.case.terms or row], self.accepts, self.case.base
-        )
+        known = "openai-compatibility" not in self.case.config or row == "openai-compatibility"
+        terms = TERMS[self.case.terms or row] if known else preset_terms(row)
+        stand_in = StandIn(self.upstream, terms, self.accepts, self.case.base)
         stand_in.open(self.case.model)
         return stand_in
 
     def accepts(self, token: str) -> bool:
         login = self.case.login
         token = token.replace("key-of-", "") if login == "iflow" else token
-        return self.world.access.get(token) == login if login else token == "sk-real"
+        keyed = self.case.environ or self.case.config
+        known = "sk-real" if "sk-real" in json.dumps(keyed) else ""
+        return self.world.access.get(token) == login if login else token == known
 
     def serving(self, client: str) -> StandIn:
         return self.stand_ins.get(client) or self.stand_ins[""]
@@ -216,3 +230,92 @@ def test_every_provider_by_every_sdk(
         assert terms.dialect == client or OUR_AGENT.fullmatch(seen.headers["user-agent"])
     if (client, terms.dialect) != ("chat", "claude"):  # which has no place for it
         assert PROOFS[terms.dialect] in upstream.seen[1].body.decode()
+
+
+# --- services of openai-compatibility that are known by name
+
+
+def preset_terms(name: str) -> Terms:
+    checks = PRESET_CHECKS.get(name, THIRD_PARTY)
+    own = frozenset(["store"] if name in {"openai", "litellm"} else ())
+    return TERMS["openai-compatibility"]._replace(checks=checks, own=own)
+
+
+def preset_case(name: str) -> Case:
+    """Return the case of a user who gives no more than its name, and its key in the environment."""
+    preset = cp.PRESETS[name]
+    base = urlsplit(preset.base).path
+    config = {"openai-compatibility": [{"name": name}], **at(name, base=base)}
+    return Case(
+        {"": name}, "some-model", config, dict.fromkeys(preset.keys[-1:], "sk-real"), base=base
+    )
+
+
+@pytest.mark.parametrize("client", NAMES)
+@pytest.mark.parametrize("name", cp.PRESETS)
+def test_every_preset_by_every_sdk(
+    make_proxy: ProxyMaker, upstream: Upstream, world: World, name: str, client: str
+) -> None:
+    rig = Rig(preset_case(name), make_proxy, upstream, world)
+    stream = (list(cp.PRESETS).index(name) + NAMES.index(client)) % 2 == 0  # each four have both
+    converse(rig, client, stream=stream)
+    sent = {seen.headers.get("authorization") for seen in upstream.seen}
+    assert sent == ({"Bearer sk-real"} if cp.PRESETS[name].keys else {None})
+
+
+def test_every_peculiar_preset_is_one() -> None:
+    assert PRESET_CHECKS.keys() <= cp.PRESETS.keys()
+
+
+# --- tokens that have ended
+
+
+def say_hi(rig: Rig) -> None:
+    talk = CLIENTS["chat"](rig.proxy.url, stream=False)
+    talk.ask("How is the weather?")
+    assert talk.say(rig.case.model)[0] == FIRST.text, all_faults(rig.stand_ins.values())
+
+
+CHANGING = {  # what a new token brings with it
+    "access_token", "refresh_token", "api_key", "expired", "last_refresh", "timestamp", "expires_in", "expiry", "token",
+}  # fmt: skip
+LOGGED_IN = {case.login: case for case in CASES.values() if case.login}
+ROTATES = set(LOGGED_IN) - {"gemini", "antigravity"}  # Google's refresh tokens stay
+
+
+@pytest.mark.parametrize("ends", [-60.0, 3_000.0], ids=["expired", "refused"])
+@pytest.mark.parametrize("login", LOGGED_IN)
+def test_a_token_that_has_ended_is_renewed(
+    make_proxy: ProxyMaker, upstream: Upstream, world: World, login: str, ends: float
+) -> None:
+    rig = Rig(LOGGED_IN[login], make_proxy, upstream, world)
+    file = rig.proxy.auth_dir / rig.log_in(ends, note="kept")
+    old = json.loads(file.read_text())
+    world.access.clear()  # of either it is told only when it is used, or not even then
+    say_hi(rig)
+    new = json.loads(file.read_text())
+    renewals = [ask for ask in world.asks if "refresh_token" in ask.body]
+    assert (len(renewals), len(upstream.seen)) == (1, 1 if ends < 0 else 2)
+    inner = new.get("token", new)
+    assert world.access[inner["access_token"]] == login
+    held = old.get("token", old)["refresh_token"]
+    assert (inner["refresh_token"] != held) is (login in ROTATES)
+    kept = old.keys() - cp.LOGINS[login].keep.split() - CHANGING
+    assert {key: new[key] for key in kept} == {key: old[key] for key in kept}
+    assert kept >= {"note", "type"}
+    say_hi(rig)
+    assert len([ask for ask in world.asks if "refresh_token" in ask.body]) == 1
+
+
+@pytest.mark.parametrize("login", LOGGED_IN)
+def test_a_login_that_has_ended_is_told_with_what_to_run(
+    make_proxy: ProxyMaker, upstream: Upstream, world: World, login: str
+) -> None:
+    rig = Rig(LOGGED_IN[login], make_proxy, upstream, world)
+    rig.log_in(-60)
+    world.live.clear()
+    body = {"model": rig.case.model, "messages": [{"role": "user", "content": "hi"}]}
+    got = rig.proxy.ask("/v1/chat/completions", body)
+    assert (got.status, got.json()["error"]["type"]) == (401, "authentication_error")
+    assert f"run `cliproxy login {login}`" in got.json()["error"]["message"]
+    assert upstream.seen == []
