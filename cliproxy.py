@@ -421,6 +421,7 @@ KINDS = {
 }
 # fmt: on
 KIND_BY_STATUS = {kind.status: name for name, kind in reversed(KINDS.items())} | {
+    499: "upstream_failed",
     500: "upstream_error",
     529: "overloaded",
 }
@@ -10228,14 +10229,15 @@ REFUSALS = (  # the first row that fits counts; an empty pattern fits. Source: s
     #  status               what the body says                                                   what it means
     ("400 404 422", r"\bmodel['\"]? (['\"`][^'\"`]+['\"`] )?is not (supported|available)|unsupported model|model_not_supported", Verdict(43_200.0)),
     ("400 403 503", r"version of antigravity is no longer supported",                            Verdict(1_800.0, whole=True, hard=True)),
-    ("403",         r"bad-credentials|access token could not be validated",                      Verdict(1_800.0, whole=True, token=True, hard=True)),
+    ("400 403",     r"bad-credentials|access token could not be validated|api_key_invalid",      Verdict(1_800.0, whole=True, token=True, hard=True)),
+    ("403 429",     r"insufficient_quota|usage_not_included|quota_exceeded|free allocated quota", Verdict(120.0, whole=True)),
+    ("400 503",     r"model is at capacity",                                                     Verdict(1.0, backoff=True)),
     ("403",         r"cf-chl|challenge-platform|<title>just a moment|cloudflare",                Verdict(10.0, backoff=True, whole=True, hard=True)),
     ("401",         r"",                                                                         Verdict(1_800.0, whole=True, token=True, hard=True)),
     ("402 403",     r"",                                                                         Verdict(1_800.0, hard=True)),
     ("404",         r"",                                                                         Verdict(43_200.0)),
     ("429",         r"fast.{0,99}usage credits",                                                 None),
     ("429",         r"free-usage-exhausted",                                                     Verdict(86_400.0, whole=True)),
-    ("429",         r"insufficient_quota|usage_not_included|quota_exceeded",                     Verdict(120.0, whole=True)),
     ("429",         r"",                                                                         Verdict(1.0, backoff=True)),
     ("408 499 500 502 503 504 520 521 522 524 529", r"",                                         Verdict(60.0, soft=True)),
 )
@@ -10324,7 +10326,11 @@ def told_wait(error: ProxyError, now: float) -> float | None:
     if hint is None:
         hint = error.retry_after
     found = re.search(r'quotaResetDelay"\s*:\s*"([\d.hms]+)"|reset after ([\d.hms]*[hms])\b', said)
-    return (read_duration(found[1] or found[2]) or None) if found and hint is None else hint
+    if hint is None and found:
+        hint = read_duration(found[1] or found[2]) or None
+    found = re.search(r'quotaResetTimeStamp"\s*:\s*"([^"]+)"', said)
+    end = read_time(found[1]) if found and hint is None else None
+    return hint if end is None else max(1.0, end - now)
 
 
 def told_limits(headers: Mapping[str, str], now: float) -> list[Window]:

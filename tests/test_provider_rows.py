@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import pytest
-from conftest import Proxy, ProxyMaker, Upstream
-from dialogue import CLIENTS, NAMES, PROOFS
+from conftest import Proxy, ProxyMaker, Upstream, make_reply
+from dialogue import CLIENTS, NAMES, PROOFS, SSE, frame
 from strict import (
     FIRST,
     LAST,
@@ -319,3 +319,145 @@ def test_a_login_that_has_ended_is_told_with_what_to_run(
     assert (got.status, got.json()["error"]["type"]) == (401, "authentication_error")
     assert f"run `cliproxy login {login}`" in got.json()["error"]["message"]
     assert upstream.seen == []
+
+
+# --- what each provider says when it refuses, and what that comes to
+
+
+class Refusal(NamedTuple):
+    """An upstream's error, and what is to be seen of it by a client of Chat Completions."""
+
+    case: str
+    status: int
+    body: Any
+    got: tuple[int, str]  # the status, and the `type` of the error
+    rest: float = 0.0  # seconds, of this model; negative: of the whole account; 0: none
+    headers: dict[str, str] = {}  # noqa: RUF012 -- never written to
+
+
+def openai_error(code: str, message: str = "no", **more: Any) -> Json:
+    return {"error": {"message": message, "type": code, "code": code, **more}}
+
+
+def google_error(status: str, message: str = "no", *details: Json) -> Json:
+    return {"error": {"code": 0, "message": message, "status": status, "details": list(details)}}
+
+
+def info(reason: str, **metadata: str) -> Json:
+    return {
+        "@type": "type.googleapis.com/google.rpc.ErrorInfo",
+        "reason": reason,
+        "metadata": metadata,
+    }
+
+
+def in_a_minute(_: Any = None) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + 60))
+
+
+RETRY = {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "37.5s"}
+SPENT = "RESOURCE_EXHAUSTED"
+MALFORMED = (400, "invalid_request_error")
+LIMITED, BUSY = (429, "rate_limit_error"), (503, "server_error")
+CODEX, QUOTA = "login codex", "insufficient_quota"
+# fmt: off
+REFUSALS = {
+    "Codex, try again in":        Refusal(CODEX, 429, openai_error("rate_limit_exceeded", "Rate limit reached. Please try again in 1h2m3s."), LIMITED, 3_723),
+    "Codex, in milliseconds":     Refusal(CODEX, 429, openai_error("rate_limit_exceeded", "Please try again in 2500ms."), LIMITED, 2.5),
+    "Codex, usage_not_included":  Refusal(CODEX, 429, openai_error("usage_not_included"), (429, "permission_error"), -120),
+    "Codex, at capacity":         Refusal(CODEX, 400, {"detail": "Selected model is at capacity. Please try a different model."}, MALFORMED, 1),
+    "Codex, context":             Refusal(CODEX, 400, openai_error("context_length_exceeded"), MALFORMED),
+    "Codex, policy":              Refusal(CODEX, 400, openai_error("cyber_policy"), MALFORMED),
+    "Codex, prompt":              Refusal(CODEX, 400, openai_error("invalid_prompt"), MALFORMED),
+    "Codex, foreign proof":       Refusal(CODEX, 400, openai_error("invalid_encrypted_content"), MALFORMED),
+    "Codex, parameter":           Refusal(CODEX, 400, {"detail": "Unsupported parameter: temperature"}, MALFORMED),
+    "Codex, overloaded":          Refusal(CODEX, 503, openai_error("server_is_overloaded"), BUSY, 60),
+    "OpenAI, quota":              Refusal("OPENAI_API_KEY", 429, openai_error(QUOTA), (429, QUOTA), -120),
+    "OpenAI, key":                Refusal("codex-api-key", 401, openai_error("invalid_api_key"), (401, "authentication_error"), -1_800),
+    "Claude, only for its own":   Refusal("login claude", 400, {"type": "error", "error": {"type": "invalid_request_error",
+                                          "message": "This credential is only authorized for use with Claude Code and cannot be used"}}, MALFORMED),
+    "Claude, extra usage":        Refusal("login claude", 400, {"type": "error", "error": {"type": "invalid_request_error",
+                                          "message": "Third-party apps now draw from your extra usage, not your plan limits."}}, MALFORMED),
+    "Gemini, RetryInfo":          Refusal("gemini-api-key", 429, google_error(SPENT, "no", RETRY), LIMITED, 37.5),
+    "Gemini, quotaResetDelay":    Refusal("gemini-api-key", 429, google_error(SPENT, "no", info("QUOTA_EXHAUSTED", quotaResetDelay="1h16m0.6s")), LIMITED, 4_560),
+    "Gemini, in its words":       Refusal("gemini-api-key", 429, google_error(SPENT, "Your quota will reset after 12s."), LIMITED, 12),
+    "Gemini, no hint":            Refusal("gemini-api-key", 429, google_error(SPENT), LIMITED, 1),
+    "Gemini, key":                Refusal("GEMINI_API_KEY", 400, google_error("INVALID_ARGUMENT", "API key not valid. Please pass a valid API key.",
+                                          info("API_KEY_INVALID")), (400, "authentication_error"), -1_800),
+    "Gemini, argument":           Refusal("gemini-api-key", 400, google_error("INVALID_ARGUMENT"), MALFORMED),
+    "Vertex, overloaded":         Refusal("vertex-api-key", 503, google_error("UNAVAILABLE", "The model is overloaded."), BUSY, 60),
+    "Gemini CLI, capacity":       Refusal("login gemini", 429, google_error(SPENT, "no", info("MODEL_CAPACITY_EXHAUSTED"), RETRY), LIMITED, 37.5),
+    "Gemini CLI, time of reset":  Refusal("login gemini", 429, google_error(SPENT, "no", info("QUOTA_EXHAUSTED", quotaResetTimeStamp="MINUTE")), LIMITED, 60),
+    "Gemini CLI, verify":         Refusal("login gemini", 403, google_error("PERMISSION_DENIED", "verify", info("VALIDATION_REQUIRED")),
+                                          (403, "permission_error"), 1_800),
+    "Gemini CLI, cancelled":      Refusal("login gemini", 499, google_error("CANCELLED"), (499, "server_error"), 60),
+    "Antigravity, forbidden":     Refusal("login antigravity", 403, google_error("PERMISSION_DENIED", "no", info("SERVICE_DISABLED")),
+                                          (403, "permission_error"), 1_800),
+    "Kimi, coding agents only":   Refusal("login kimi", 403, {"error": {"type": "access_terminated_error",
+                                          "message": "Kimi For Coding is currently only available for Coding Agents"}}, (403, "access_terminated_error"), 1_800),
+    "Kimi, 429":                  Refusal("login kimi", 429, openai_error("rate_limit_reached_error"), (429, "rate_limit_reached_error"), 9, {"retry-after": "9"}),
+    "Qwen, quota as 403":         Refusal("login qwen", 403, openai_error(QUOTA, "Free allocated quota exceeded."), (403, QUOTA), -120),
+    "Qwen, quota, retry-after":   Refusal("login qwen", 403, openai_error("quota_exceeded"), (403, "quota_exceeded"), -55, {"retry-after": "55"}),
+    "Qwen, quota in words":       Refusal("login qwen", 429, openai_error("x", "Free allocated quota exceeded."), (429, "x"), -120),
+    "xAI, spending limit":        Refusal("login xai", 402, openai_error("personal-team-blocked:spending-limit"), (402, QUOTA), 1_800),
+    "xAI, free usage":            Refusal("login xai", 429, openai_error("free-usage-exhausted"), LIMITED, -86_400),
+}
+# fmt: on
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_a_refusal_in_the_provider_s_words(
+    make_proxy: ProxyMaker, upstream: Upstream, world: World, name: str
+) -> None:
+    refusal = REFUSALS[name]
+    rig = Rig(CASES[refusal.case], make_proxy, upstream, world, request_retry=0)
+    if rig.case.login:
+        rig.log_in()
+    body = json.dumps(refusal.body).replace("MINUTE", in_a_minute())
+    headers = {"content-type": "application/json", **refusal.headers}
+    answer = make_reply(body, refusal.status, headers)
+    rig.serving("chat").refusal = lambda _: answer
+    ask = {"model": rig.case.model, "messages": [{"role": "user", "content": "hi"}]}
+    got = rig.proxy.ask("/v1/chat/completions", ask)
+    assert (got.status, got.json()["error"]["type"]) == refusal.got
+    rests = (rig.proxy.app.router.state() or {"cooldowns": []})["cooldowns"]
+    told = [(row["model"] == "", row["end"] - time.time()) for row in rests]
+    if not refusal.rest:
+        assert told == []
+        return
+    ((whole, left),) = told
+    assert whole is (refusal.rest < 0)
+    assert abs(refusal.rest) - 3 <= left <= abs(refusal.rest) + 1
+
+
+@pytest.mark.parametrize("words", ["bad-credentials", "The access token could not be validated."])
+def test_xai_says_forbidden_for_a_token_that_has_ended(
+    make_proxy: ProxyMaker, upstream: Upstream, world: World, words: str
+) -> None:
+    rig = Rig(LOGGED_IN["xai"], make_proxy, upstream, world)
+    rig.log_in()
+    (ended,) = world.access
+    refused = make_reply({"code": words, "error": words}, 403)
+    rig.serving("chat").refusal = lambda seen: refused if ended in str(seen.headers) else None
+    say_hi(rig)
+    assert len(upstream.seen) == 2
+
+
+OVERLOADED = {"code": "server_is_overloaded", "message": "Our servers are currently overloaded."}
+
+
+def test_codex_is_overloaded_after_it_has_begun(
+    make_proxy: ProxyMaker, upstream: Upstream, world: World
+) -> None:
+    """A whole answer is not begun yet: the next account is asked."""
+    rig = Rig(LOGGED_IN["codex"], make_proxy, upstream, world)
+    rig.log_in()
+    rig.log_in(name="codex-bob@example.com-plus.json")
+    first = frame(
+        {"type": "response.created", "response": {"id": "r", "status": "in_progress", "output": []}}
+    )
+    failed = {"id": "r", "status": "failed", "output": [], "error": OVERLOADED}
+    busy = make_reply([first, frame({"type": "response.failed", "response": failed})], headers=SSE)
+    rig.serving("chat").refusal = lambda _: busy if len(upstream.seen) == 1 else None
+    say_hi(rig)
+    assert len(upstream.seen) == 2
