@@ -652,6 +652,7 @@ TRAITS = {
     "text": "reads text only",
     "image": "answers with images too",
     "media": "makes images or videos, and holds no conversation",
+    "mid-system": "takes system messages anywhere in a conversation, in Claude's dialect",
     "old": "no longer listed by its provider; tried when somebody asks for it",
 }
 # fmt: off
@@ -717,10 +718,10 @@ def row(  # noqa: PLR0913 -- an argument a column
 ANY = "none auto minimal low medium high xhigh"  # of iFlow: all but the first two mean the same
 MODEL_ROWS = (  # of several rows with one id the first counts, unless the provider is known. Source: spec/providers.md 14
     #   id, providers, context, output, thinking, levels
-    row("claude-fable-5",             "claude", 1_000_000, 128_000, "1024-128000 off", "low medium high xhigh max"),
-    row("claude-opus-5",              "claude", 1_000_000, 128_000, "off auto",        "low medium high xhigh max"),
-    row("claude-sonnet-5",            "claude", 1_000_000, 128_000, "off auto",        "low medium high xhigh max"),
-    row("claude-opus-4-8",            "claude", 1_000_000, 128_000, "1024-128000 off", "low medium high xhigh max"),
+    row("claude-fable-5",             "claude", 1_000_000, 128_000, "1024-128000 off", "low medium high xhigh max", traits="mid-system"),
+    row("claude-opus-5",              "claude", 1_000_000, 128_000, "off auto",        "low medium high xhigh max", traits="mid-system"),
+    row("claude-sonnet-5",            "claude", 1_000_000, 128_000, "off auto",        "low medium high xhigh max", traits="mid-system"),
+    row("claude-opus-4-8",            "claude", 1_000_000, 128_000, "1024-128000 off", "low medium high xhigh max", traits="mid-system"),
     row("claude-opus-4-7",            "claude", 1_000_000, 128_000, "1024-128000 off", "low medium high xhigh max"),
     row("claude-opus-4-6",            "claude", 1_000_000, 128_000, "1024-128000 off", "low medium high max"),
     row("claude-sonnet-4-6",          "claude", 200_000,   64_000,  "1024-128000 off", "low medium high max"),
@@ -867,7 +868,7 @@ FAMILIES = (  # what to assume of an id that has no row: the first match counts;
     row("claude-3-7-*",      "claude",                   0, 0, "1024-128000 off", traits="old"),
     row("claude-3-*",        "claude",                   0, 0, "-", traits="old"),
     row("claude-*-4-0",      "claude",                   0, 0, "1024-128000 off"),
-    row("claude-*",          "claude",                   0, 0, "off auto",           "low medium high xhigh max"),
+    row("claude-*",          "claude",                   0, 0, "off auto",           "low medium high xhigh max", traits="mid-system"),
     row("gpt-3*",            "openai",                   0, 0, "-"),
     row("gpt-4*",            "openai",                   0, 0, "-"),
     row("gpt-5*-chat*",      "codex",                    0, 0, "-"),
@@ -1000,7 +1001,6 @@ QUIRKS = {  # what a service does unlike the others of its dialect; most are of 
     "minimal-to-low": "has no effort below low",
     "openapi-schema": "takes the schema of a tool in Gemini's older form only",
     "stream": "answers with streams only",
-    "mid-system": "takes system messages anywhere in a conversation, though it speaks Claude's dialect",
 }
 # fmt: off
 PRESET_ROWS = {  # `unverified` stands where we know no more than that such services usually are so
@@ -5801,8 +5801,8 @@ class Case:
         self.asks, self.takes = ABLE[self.client], ABLE["others" if others else dialect]
         # QUIRKS custom-tools: this Chat host knows freeform tools
         self.custom = self.own or "custom" in self.takes["tools"] or "custom-tools" in quirks
-        # QUIRKS mid-system: this Claude model takes system messages anywhere
-        self.late = bool(self.takes["late"]) or "mid-system" in quirks
+        claude = dialect == "claude"
+        self.late = bool(self.takes["late"]) or (claude and "mid-system" in target.model.traits)
         # QUIRKS openapi-schema: only Gemini's older form is known
         self.schemas = SCHEMA_RULES["openapi-schema" if "openapi-schema" in quirks else dialect]
         self.names = {} if self.own else name_tools(request, dialect)  # as they came -> as written
@@ -11318,14 +11318,16 @@ def is_anthropic_key(account: Account) -> bool:
     return official and not account.credential and not account.token.startswith("sk-ant-oat")
 
 
+def add_beta(headers: Headers, beta: str) -> None:
+    """Add a word to the features of Claude's API that a call asks for."""
+    betas = headers.get("anthropic-beta", "").replace(" ", "").split(",")
+    headers["anthropic-beta"] = ",".join(dict.fromkeys([*filter(None, betas), beta]))
+
+
 def claude_oauth_headers(headers: Headers, call: Call, account: Account) -> None:
     """Add the beta that a bearer token of a log-in needs. Source: spec/providers.md 2.3."""
     if account.credential or account.token.startswith("sk-ant-oat"):
-        betas = [
-            beta for beta in headers.get("anthropic-beta", "").replace(" ", "").split(",") if beta
-        ]
-        if "oauth-2025-04-20" not in betas:
-            headers["anthropic-beta"] = ",".join([*betas, "oauth-2025-04-20"])
+        add_beta(headers, "oauth-2025-04-20")
 
 
 def conversation_of(call: Call) -> str:
@@ -11932,12 +11934,14 @@ def must_fit(call: Call, candidate: Candidate) -> bool:
         return True
     if "openapi-schema" in provider.quirks and call.json.get("tools"):
         return True
-    renamed = candidate.model != call.model and call.dialect.name == "claude"
-    return (
-        renamed
-        and b'"adaptive"' in call.body
-        and not candidate.account.fact(candidate.model).levels
-    )
+    if candidate.model == call.model or call.dialect.name != "claude":
+        return False
+    fact = candidate.account.fact(candidate.model)
+    late = "mid-system" not in fact.traits and LATE_SYSTEM.search(call.body)
+    return bool(late) or (b'"adaptive"' in call.body and not fact.levels)
+
+
+LATE_SYSTEM = re.compile(rb'"role"\s*:\s*"system"')
 
 
 def path_of(call: Call, provider: Provider) -> str:
@@ -11959,6 +11963,8 @@ def open_exchange(
     """Send a call to an account. Raises ProxyError for a refusal, with the upstream's own words."""
     same = provider.dialect == call.dialect.name
     headers = upstream_headers(call, account, provider, same)
+    if provider.name == "claude" and not same and LATE_SYSTEM.search(body[0]):
+        add_beta(headers, "mid-conversation-system-2026-04-07")
     length = sum(map(len, body))
     for origin, base in account.places:
         head = request_head("POST", base + path, origin, headers, length)
