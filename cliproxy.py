@@ -962,15 +962,16 @@ VARIANTS = {  # endings that people put on a model's name; some real names end s
 
 
 def effort_variant(name: str, known: Collection[str]) -> tuple[str, Effort | None]:
-    """Take `gpt-5-high` apart, if `gpt-5` is among the `known` models and the whole is not.
+    """Take `gpt-5-high` apart, if `gpt-5` is in a table or `known`, and the whole is not `known`.
 
     Source: spec/providers.md 13.
     """
     ending = next((ending for ending in VARIANTS if name.endswith(ending)), "")
     base = name[: len(name) - len(ending)]
-    if not ending or name in known or name in MODELS:
+    if not ending or name in known:
         return name, None
-    if base in known or base in {undated(model) for model in known}:
+    in_table = ("", base.rpartition("/")[2]) in MODEL_INDEX
+    if in_table or base in known or base in {undated(model) for model in known}:
         return base, Effort(VARIANTS[ending])
     return name, None
 
@@ -10547,14 +10548,29 @@ class Router:
         """Yield what a name may mean, the most likely first."""
         name, effort = split_suffix(model.removeprefix("models/"))
         name = name.removesuffix("[1m]")  # Claude Code's mark for a long context
-        yield name, effort
+        base, variant = effort_variant(name, self._offers)
+        if variant and not any((a.provider.name, name) in MODEL_INDEX for a in self._accounts):
+            yield base, effort or variant
         yield self._folded.get(name.lower(), name), effort
-        yield effort_variant(name, self._offers)
-        if name == "auto" and self._offers:
-            yield max(self._offers, key=by_version), effort
+        if name == "auto":
+            usable = {name: self._age(name) for name in self._offers if self._usable(name)}
+            yield max(usable, key=usable.__getitem__, default=name), effort
         instead = fallback_for(name, self._offers, self._fallbacks)
         if instead:
             yield instead, effort
+
+    def _usable(self, name: str) -> bool:
+        """Tell whether somebody can be asked for a model of the list now, and it can talk."""
+        with contextlib.suppress(ProxyError):
+            ready = self._ready(self._offers[name])
+            return any("media" not in c.account.fact(c.model).traits for c in ready)
+        return False
+
+    def _age(self, name: str) -> tuple[float, int, list[Any]]:
+        """Return a key that sorts the newest last: its date, else its place in the table."""
+        first = self._offers[name][0]
+        place = list(MODELS).index(first.model) if first.model in MODELS else len(MODELS)
+        return first.account.fact(first.model).created, -place, by_version(name)
 
     def _unlisted(self, model: str) -> list[Candidate]:
         """Find the accounts that likely serve a model which no list has."""

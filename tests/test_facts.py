@@ -232,7 +232,9 @@ EFFORT_NAMES = [
     ("odd-high", "odd-high", ""),  # exact ids
     ("gpt-oss-120b-medium", "gpt-oss-120b-medium", ""),
     ("gpt-5.1-codex-max", "gpt-5.1-codex-max", ""),
-    ("claude-sonnet-4-5-thinking", "claude-sonnet-4-5-thinking", ""),
+    ("claude-sonnet-4-5-thinking", "claude-sonnet-4-5", "high"),  # of others than Antigravity
+    ("gpt-5.5-high", "gpt-5.5", "high"),  # in the table
+    ("team/gpt-5.5-high", "team/gpt-5.5", "high"),
     ("gpt-9-high", "gpt-9-high", ""),  # no such base
     ("gpt-5-turbo", "gpt-5-turbo", ""),
     ("-high", "-high", ""),
