@@ -6806,8 +6806,8 @@ SETTINGS = (
     Setting("ampcode.upstream-api-key", str, "", "Amp's key", clean=str.strip, status="later"),
     Setting("ampcode.upstream-api-keys", Items(AMP_KEY), [], "Amp's keys by client key", status="later"),
     Setting("ampcode.restrict-management-to-localhost", bool, False, "its management routes are for this machine only", status="later"),
-    Setting("ampcode.model-mappings", Items(AMP_MODEL, "from to"), [], "models to use instead of those Amp asks for", status="later"),
-    Setting("ampcode.force-model-mappings", bool, False, "apply them even to models that are served here", status="later"),
+    Setting("ampcode.model-mappings", Items(AMP_MODEL, "from to"), [], "models to use instead of those Amp asks for, on /api/provider"),
+    Setting("ampcode.force-model-mappings", bool, False, "apply them even to models that are served here"),
     *unused("""
         antigravity antigravity-signature-bypass-strict antigravity-signature-cache-enabled auth-auto-refresh-workers claude-code
         claude-header-defaults codex codex-header-defaults commercial-mode credential-concurrency credential-in-flight
@@ -7000,6 +7000,17 @@ def migrate(data: Json, notes: list[str]) -> None:
         row["api-key-entries"] = keys_added(row["api-key-entries"], old_keys, KEY_ENTRY)
 
 
+def drop_bad_patterns(mappings: list[Json], notes: list[str]) -> None:
+    """Leave out the model mappings whose regular expression is none."""
+    for row in [row for row in mappings if row["regex"]]:
+        try:
+            re.compile(row["from"])
+        except re.error as exc:
+            mappings.remove(row)
+            message = "ampcode.model-mappings: {!r} is ignored: no regular expression: {}"
+            notes.append(message.format(row["from"], exc))
+
+
 def no_duplicates(pairs: list[tuple[str, Any]]) -> Json:
     data = dict(pairs)
     if len(data) < len(pairs):
@@ -7073,6 +7084,7 @@ def parse_config(path: Path | None, text: str) -> Config:
         raw = yaml_read(text) if is_yaml else json.loads(text, object_pairs_hook=no_duplicates)
         data = read_section(read_plain(raw, dict, "the file"), SETTINGS, "", notes)
         migrate(data, notes)
+        drop_bad_patterns(data["ampcode"]["model-mappings"], notes)
     except (ProxyError, ValueError, RecursionError) as exc:
         param = getattr(exc, "param", "")
         raise ProxyError("invalid_request", f"{path}: {exc}", param=param) from exc
@@ -10402,6 +10414,15 @@ def session_of(headers: Mapping[str, str], body: Json) -> str:
     return ""
 
 
+def mapping_targets(model: str, mappings: Iterable[Json]) -> Iterator[str]:
+    """Yield what a model is mapped to: by its name, then by patterns. Its effort stays."""
+    base, _ = split_suffix(model)
+    for row in sorted(mappings, key=lambda row: bool(row["regex"])):
+        same = row["from"].lower() == base.lower()
+        if re.search(row["from"], base, re.IGNORECASE) if row["regex"] else same:
+            yield row["to"] if split_suffix(row["to"])[1] else row["to"] + model[len(base) :]
+
+
 class Router:
     """Chooses accounts. Owns cooldowns, turns, sessions and what is known of limits.
 
@@ -10536,15 +10557,25 @@ class Router:
                     return self._in_order(name, self._ready(self._offers[name]))
         return []
 
-    def _read(self, model: str) -> list[Candidate]:
+    def mapped(self, model: str) -> str:
+        """Return the model to ask for where Amp asks for this one. Source: spec/providers.md 15.4."""
+        amp = self._config["ampcode"]
+        with self._lock:
+            names = [*mapping_targets(model, amp["model-mappings"]), model]
+            if not amp["force-model-mappings"]:
+                names.insert(0, model)
+            served = (n for n in names if self._offers.get(n) or self._read(n, stand_ins=False))
+            return next(served, model)
+
+    def _read(self, model: str, stand_ins: bool = True) -> list[Candidate]:
         """Find who serves a name that is in no list: a new model, or one with an effort in it."""
-        for base, effort in self._readings(model):
+        for base, effort in self._readings(model, stand_ins):
             found = self._offers.get(base) or self._unlisted(base)
             if found:
                 return [c._replace(effort=c.effort or effort) for c in found]
         return []
 
-    def _readings(self, model: str) -> Iterator[tuple[str, Effort | None]]:
+    def _readings(self, model: str, stand_ins: bool) -> Iterator[tuple[str, Effort | None]]:
         """Yield what a name may mean, the most likely first."""
         name, effort = split_suffix(model.removeprefix("models/"))
         name = name.removesuffix("[1m]")  # Claude Code's mark for a long context
@@ -10555,7 +10586,7 @@ class Router:
         if name == "auto":
             usable = {name: self._age(name) for name in self._offers if self._usable(name)}
             yield max(usable, key=usable.__getitem__, default=name), effort
-        instead = fallback_for(name, self._offers, self._fallbacks)
+        instead = stand_ins and fallback_for(name, self._offers, self._fallbacks)
         if instead:
             yield instead, effort
 
@@ -11025,6 +11056,8 @@ class Call:
         self._json: Json | None = None
         self._quote = quote  # how a name is written in the body
         self.type = "application/json"  # of the body
+        self.instead = ""  # the model to look for, if it is not the client's
+        self.forced = False  # must the answer carry the name that the client used?
         self.path_model = ""  # Gemini's requests have the model in their path,
         self.path_stream: bool | None = None  # and whether to stream
 
@@ -11852,7 +11885,8 @@ def dispatch(call: Call, app: App) -> Answer:
             return ask_all(call, app)
         except ProxyError as error:
             again = judge(error) is not None
-            wait = app.router.wait_before(call.model, turn, error.retry_after) if again else None
+            model = call.instead or call.model
+            wait = app.router.wait_before(model, turn, error.retry_after) if again else None
             if wait is None:
                 raise
             pause(call, wait)
@@ -11884,7 +11918,10 @@ def ask_all(call: Call, app: App) -> Answer:
     config, session = app.config, ""
     if config["routing.session-affinity"]:
         session = session_of(call.headers, call.json)
-    candidates = able(call, app.router.candidates(call.model, session))
+    model = call.instead or call.model
+    candidates = able(call, app.router.candidates(model, session))
+    if call.forced:
+        candidates = [candidate._replace(forced=True) for candidate in candidates]
     for candidate in candidates[: config["max-retry-credentials"] or None]:
         if failure and app.router.rests(candidate):
             continue
@@ -11896,7 +11933,7 @@ def ask_all(call: Call, app: App) -> Answer:
                 raise
             failure = error
         else:
-            app.router.reward(candidate, call.model, session)
+            app.router.reward(candidate, model, session)
             call.account = candidate.account.name
             return answer
     raise failure or ProxyError("internal", "no candidate")
@@ -13011,8 +13048,18 @@ class Handler(socketserver.BaseRequestHandler, Watcher):
                 )
             call.action, call.path_stream = GEMINI_VERBS[verb]
             call.path_model = model
+        if amp_provider(self.path):
+            self.read_amp(call)
         self.waited = 0.0
         return call
+
+    def read_amp(self, call: Call) -> None:
+        """Choose the model for Amp, which wants to hear of the one that it asked for."""
+        call.forced, call.instead = True, self.server.app.router.mapped(call.model)
+        betas = call.headers.pop("anthropic-beta", "").replace(" ", "").split(",")
+        for beta in betas:
+            if beta not in {"", "context-1m-2025-08-07"}:  # it asks everybody for a long context
+                add_beta(call.headers, beta)
 
     def list_models(self, route: Route) -> None:
         router = self.server.app.router
@@ -13031,12 +13078,13 @@ class Handler(socketserver.BaseRequestHandler, Watcher):
         self.send_json(200, self.lister(route)[1](known_model(router, name)))
 
     def lister(self, route: Route) -> tuple[Callable[[list[Json]], Json], Callable[[Model], Json]]:
-        """Return the shape of model lists that this client reads; its headers tell."""
-        if route.dialect == "gemini" or "x-goog-api-key" in self.headers:
+        """Return the shape of model lists that this client reads; its headers tell, or Amp's path."""
+        agent, amp = self.headers.get("user-agent", ""), amp_provider(self.path)
+        google = route.dialect == "gemini" or "x-goog-api-key" in self.headers
+        if amp == "google" or (google and not amp):
             return gemini_models, gemini_model
-        if "anthropic-version" in self.headers or self.headers.get("user-agent", "").startswith(
-            "claude-cli"
-        ):
+        claude = "anthropic-version" in self.headers or agent.startswith("claude-cli")
+        if amp == "anthropic" or (claude and not amp):
             return claude_models, claude_model
         return openai_models, openai_model
 
@@ -13262,12 +13310,22 @@ ROUTES = {(row.method, row.path): row for row in ROUTE_ROWS}
 OPTIONS = Route("OPTIONS", "*", Handler.show_options, admit=False)
 
 
+def amp_provider(path: str) -> str:
+    """Return the provider that Amp names in a path; empty for other paths."""
+    return path.split("/")[3] if path.startswith("/api/provider/") else ""
+
+
 def tidy_path(path: str) -> str:
     """Return the path that a client meant: with /v1 once, without doubled or final slashes.
 
-    Clients append /v1 to base URLs that have one already, or do not (spec/clients.md).
+    Clients append /v1 to base URLs that have one already, or do not (spec/clients.md). Amp puts
+    a provider in front, and Google's name in the middle (spec/providers.md 15.1).
     """
     words = [word for word in path.split("/") if word]
+    if amp_provider(path):
+        del words[:3]
+        if words[:1] == ["v1beta1"] and "models" in words:
+            words[: words.index("models")] = ["v1beta"]
     while words[:2] == ["v1", "v1"] or words[:2] == ["v1", "v1beta"]:
         del words[0]
     if words and words[0].partition(":")[0] not in {
