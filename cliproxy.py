@@ -1026,11 +1026,13 @@ PRESET_ROWS = {  # `unverified` stands where we know no more than that such serv
     "siliconflow-cn":   ("https://api.siliconflow.cn/v1",                     "SILICONFLOW_API_KEY",           "max-tokens system"),
     "dashscope":        ("https://dashscope-intl.aliyuncs.com/compatible-mode/v1", "DASHSCOPE_API_KEY",        "max-tokens system"),
     "dashscope-cn":     ("https://dashscope.aliyuncs.com/compatible-mode/v1", "DASHSCOPE_API_KEY",             "max-tokens system"),
-    "minimax":          ("https://api.minimax.io/v1",                         "MINIMAX_API_KEY",               "max-tokens system"),  # unverified: quirks
+    "minimax":          ("https://api.minimax.io/v1",                         "MINIMAX_API_KEY",               "system"),
+    "minimax-cn":       ("https://api.minimaxi.com/v1",                       "MINIMAX_API_KEY",               "system"),
+    "github":           ("https://models.github.ai/inference",                "GITHUB_TOKEN",                  "max-tokens system"),  # unverified: quirks
     "novita":           ("https://api.novita.ai/openai/v1",                   "NOVITA_API_KEY",                "max-tokens system"),  # unverified: quirks
     "deepinfra":        ("https://api.deepinfra.com/v1/openai",               "DEEPINFRA_API_KEY",             "max-tokens system"),  # unverified: quirks
     "huggingface":      ("https://router.huggingface.co/v1",                  "HF_TOKEN",                      "max-tokens system"),  # unverified: quirks
-    "sambanova":        ("https://api.sambanova.ai/v1",                       "SAMBANOVA_API_KEY",             "max-tokens system"),  # unverified
+    "sambanova":        ("https://api.sambanova.ai/v1",                       "SAMBANOVA_API_KEY",             "max-tokens system"),  # unverified: quirks
     "cohere":           ("https://api.cohere.ai/compatibility/v1",            "COHERE_API_KEY CO_API_KEY",     "max-tokens"),  # unverified: quirks
     "gemini":           ("https://generativelanguage.googleapis.com/v1beta/openai", "GEMINI_API_KEY",          "system"),  # unverified: quirks
     "ollama":           ("http://127.0.0.1:11434/v1",                         "",                              "max-tokens system"),
@@ -1041,9 +1043,14 @@ PRESET_ROWS = {  # `unverified` stands where we know no more than that such serv
     "llamacpp":         ("http://127.0.0.1:8080/v1",                          "LLAMA_API_KEY",                 "max-tokens system"),
     "litellm":          ("http://127.0.0.1:4000/v1",                          "LITELLM_API_KEY LITELLM_MASTER_KEY", ""),
 }
+PRESET_NAMES = {  # other names of these
+    "kimi": "moonshot", "zhipu": "glm", "z.ai": "zai", "qwen": "dashscope", "github-models": "github", "grok": "xai",
+    "lm-studio": "lmstudio", "llama.cpp": "llamacpp",
+}
 PRESETS = {
     name: Preset(base, tuple(keys.split()), frozenset(quirks.split())) for name, (base, keys, quirks) in PRESET_ROWS.items()
 }
+PRESETS.update({name: PRESETS[same] for name, same in PRESET_NAMES.items()})
 LARGE = (
     "claude-opus-* gpt-5.6-sol gpt-5.5 gemini-pro-agent gemini-3.1-pro* gemini-3-pro-preview gemini-3-pro gemini-2.5-pro"
     " kimi-k3 grok-4.6 grok-4.5"
@@ -6593,6 +6600,17 @@ def clean_url(text: str) -> str:
     return text.strip().rstrip("/")
 
 
+def clean_endpoint(text: str) -> str:
+    """Check that `provider://NAME` is one that we know."""
+    url = clean_url(text)
+    name = url.lower().partition("provider://")[2]
+    if name and name not in PRESETS:
+        guess = nearest(name, PRESETS)
+        hint = f"; did you mean {guess}?" if guess else ""
+        raise ValueError(f"provider:// and one of {', '.join(sorted(PRESETS))}{hint}")
+    return f"provider://{name}" if name else url
+
+
 def clean_prefix(text: str) -> str:
     """Trim spaces and outer slashes; a prefix with a slash inside is none."""
     prefix = text.strip().strip("/")
@@ -6695,7 +6713,8 @@ COMPATIBLE = (
     Setting("api-key-entries", Items(KEY_ENTRY), [], "its keys, one account each; none: one account without a key"),
     Setting("disabled",        bool,  False, "do not use it"),
     Setting("api-keys", Items(str), None, status="old"),
-    *KEY_COMMON,
+    Setting("base-url",        str,   "",    "root of the upstream, or `provider://NAME` of one we know", clean=clean_endpoint),
+    *KEY_COMMON[1:],
     *unused("support-prompt-cache-key"),
 )
 ALIAS = (
@@ -10938,28 +10957,32 @@ def accounts_of_lists(config: Config) -> Iterator[Account]:
             yield Account(name, provider, with_overrides(config, provider, entry))
 
 
-def endpoint_provider(name: str) -> Provider:
-    """Return the row of an OpenAI-compatible service; one we know by name needs no base URL."""
-    provider, preset = PROVIDERS["openai-compatibility"]._replace(name=name), PRESETS.get(name)
+def endpoint_provider(name: str, known: str) -> Provider:
+    """Return the row of an OpenAI-compatible service; `known` may name a row of PRESETS."""
+    provider, preset = PROVIDERS["openai-compatibility"]._replace(name=name), PRESETS.get(known)
     if preset:
         provider = provider._replace(base=preset.base, quirks=preset.quirks, family=("*",))
     return provider
 
 
-def preset_key(name: str, environ: Mapping[str, str]) -> str:
-    """Return the key that the environment holds for a service we know by name."""
-    variables = PRESETS[name].keys if name in PRESETS else ()
-    return next((environ[variable] for variable in variables if environ.get(variable)), "")
+def preset_key(known: str, base: str, environ: Mapping[str, str]) -> str:
+    """Return the key that the environment holds for a service we know, if it is who is asked."""
+    preset = PRESETS.get(known) or Preset("", (), frozenset())
+    host, own = urlsplit(base).hostname, urlsplit(preset.base).hostname
+    keys = preset.keys if not base or own in {host, "127.0.0.1"} else ()
+    return next((environ[variable] for variable in keys if environ.get(variable)), "")
 
 
 def accounts_of_endpoints(config: Config, environ: Mapping[str, str]) -> Iterator[Account]:
     entries = [entry for entry in config["openai-compatibility"] if not entry.get("disabled")]
     for number, entry in enumerate(entries):
         name = (entry.get("name") or f"openai-compatibility[{number}]").strip().lower()
-        provider = endpoint_provider(name)
-        keys = entry.get("api-key-entries") or [{"api-key": preset_key(name, environ)}]
+        base, _, known = entry["base-url"].partition("provider://")
+        provider = endpoint_provider(name, known or name)
+        keys = entry["api-key-entries"] or [{"api-key": preset_key(known or name, base, environ)}]
         for key_number, key in enumerate(keys):
-            merged = {**entry, **{k: v for k, v in key.items() if v not in {None, ""}}}
+            merged = {**entry, "base-url": base}
+            merged.update({k: v for k, v in key.items() if v not in {None, ""}})
             merged["quirks"] = endpoint_quirks(merged, provider)
             yield Account(
                 f"{name}[{key_number}]", provider, with_overrides(config, provider, merged)
@@ -11005,9 +11028,9 @@ def accounts_of_environ(config: Config, environ: Mapping[str, str]) -> Iterator[
         key = environ.get(row.source, "").strip()
         if not key:
             continue
-        provider = PROVIDERS.get(row.provider) or endpoint_provider(row.provider)._replace(
-            family=("*/*",)
-        )
+        provider = PROVIDERS.get(row.provider) or endpoint_provider(row.provider, row.provider)
+        if row.provider not in PROVIDERS:
+            provider = provider._replace(family=("*/*",))
         entry = {"api-key": key, "also": row.also}
         yield Account(row.source, provider, with_overrides(config, provider, entry))
 
@@ -11015,7 +11038,7 @@ def accounts_of_environ(config: Config, environ: Mapping[str, str]) -> Iterator[
 def endpoint_quirks(entry: Json, provider: Provider) -> list[str]:
     """Return what an OpenAI-compatible endpoint needs otherwise than OpenAI itself."""
     host = urlsplit(entry.get("base-url") or provider.base).hostname or ""
-    if provider.quirks or host == "api.openai.com":
+    if provider.base or host == "api.openai.com":  # a row of PRESETS says all
         return []
     return ["max-tokens", "system"]
 

@@ -266,7 +266,7 @@ def test_nearest_names() -> None:
 @pytest.mark.parametrize("name", cp.PRESETS)
 def test_preset(name: str) -> None:
     preset = cp.PRESETS[name]
-    assert re.fullmatch("[a-z0-9-]+", name)
+    assert re.fullmatch("[a-z0-9.-]+", name)
     assert re.fullmatch(
         r"https://[a-z0-9.-]+(/[a-z0-9/-]+)?|http://127\.0\.0\.1:\d+/v1", preset.base
     )
