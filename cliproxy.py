@@ -446,6 +446,7 @@ class ProxyError(Exception):
         self.body = b""
         self.dialect = ""  # of `body`
         self.sent = True  # may the upstream have received the request?
+        self.final = False  # is nobody else to be asked?
 
 
 def error_of_status(status: int, message: str) -> ProxyError:
@@ -6637,6 +6638,20 @@ def clean_proxy(text: str) -> str:
     return proxy
 
 
+def clean_pattern(text: str) -> str:
+    try:
+        re.compile(text)
+    except re.error as exc:
+        raise ValueError(f"a regular expression ({exc})") from exc
+    return text
+
+
+def clean_pairs(cell: Any) -> Any:
+    if not all(isinstance(each, dict) for each in (cell if isinstance(cell, list) else [cell])):
+        raise ValueError("a mapping, or a list of mappings")
+    return cell
+
+
 def clean_duration(text: str) -> str:
     if not read_duration(text):
         raise ValueError("a time such as 90s, 30m or 1h30m")
@@ -6672,6 +6687,9 @@ STRATEGIES = {
     **dict.fromkeys(("fill-first", "fillfirst", "ff"), "fill-first"),
 }
 PORTS = range(65_536)
+ACTIONS = {
+    word: word for word in ("stop", "stop-and-cooldown", "continue", "continue-and-cooldown")
+}
 
 # fmt: off
 NAMING = (
@@ -6684,6 +6702,12 @@ KEY_MODEL = (
     *NAMING,
     *unused("max-context-length image input-modalities is-compat thinking"),
 )
+REFUSAL = (
+    Setting("status",       int, 0,      "its HTTP status; 0: any"),
+    Setting("match",        str, "",     "what it holds; empty: anything"),
+    Setting("match-regexr", str, "",     "the same as a regular expression", clean=clean_pattern),
+    Setting("action",       str, "stop", "stop: tell the client, continue: ask the next account; either -and-cooldown: it rests", ACTIONS),
+)
 KEY_COMMON = (
     Setting("base-url",        str,              "", "root of the upstream; empty: the provider's own", clean=clean_url),
     Setting("prefix",          str,              "", "its models are also offered as `PREFIX/MODEL`", clean=clean_prefix),
@@ -6694,7 +6718,7 @@ KEY_COMMON = (
     Setting("weight",          int,              1,  "its share under weighted-round-robin; 0: none"),
     Setting("disable-cooling", bool,             None, "overrides the global disable-cooling"),
     Setting("request-retry",   int,              None, "overrides the global request-retry"),
-    *unused("request-scoped-errors"),
+    Setting("request-scoped-errors", Items(REFUSAL), None, "what to do after certain refusals; the first that fits"),
 )
 KEY_SECRET = (
     Setting("api-key",   str, "", "the upstream's key", clean=str.strip),
@@ -6725,8 +6749,13 @@ ALIAS = (
 )
 MATCH = (
     Setting("name",     str, "", "the model; `*` stands for any text"),
-    Setting("protocol", str, "", "openai, gemini, claude or codex; empty: any", clean=str.strip),
-    *unused("from-protocol headers match not-match exist not-exist"),
+    Setting("protocol", str, "", "openai, gemini, claude, codex or antigravity; empty: any", clean=str.strip),
+    Setting("from-protocol", str,        None, "of the client: openai, responses, gemini or claude", clean=str.strip),
+    Setting("headers",       object,     None, "name: value; what the client must have sent, `*` being any text", clean=clean_pairs),
+    Setting("match",         object,     None, "path: value; what the body must hold", clean=clean_pairs),
+    Setting("not-match",     object,     None, "path: value; none of which the body may hold", clean=clean_pairs),
+    Setting("exist",         Items(str), None, "paths that the body must have"),
+    Setting("not-exist",     Items(str), None, "paths that the body may not have"),
 )
 RULE = (Setting("models", Items(MATCH), [], "where it applies"), Setting("params", dict, {}, "path: value"))
 RAW_RULE = (RULE[0], Setting("params", dict, {}, "path: value, a text of JSON", clean=clean_raw))
@@ -6802,6 +6831,7 @@ SETTINGS = (
     Setting("openai-compatibility", Items(COMPATIBLE), [], "everybody who speaks Chat Completions; needs base-url, or the name of one we know"),
     Setting("oauth-model-alias", Named(Items(ALIAS, "name alias")), {}, "by channel (claude, codex, ...): other names for the models", clean=clean_aliases),
     Setting("oauth-excluded-models", Named(Items(str)), {}, "by channel: models of logins that are not offered", clean=clean_excluded),
+    Setting("oauth-request-scoped-errors", Named(Items(REFUSAL)), {}, "by channel: what to do after certain refusals of logins"),
     Setting("payload.default", Items(RULE), [], "fields set if the client left them out"),
     Setting("payload.default-raw", Items(RAW_RULE, "params"), [], "the same, the values being JSON texts"),
     Setting("payload.override", Items(RULE), [], "fields always set"),
@@ -6831,7 +6861,7 @@ SETTINGS = (
         antigravity antigravity-signature-bypass-strict antigravity-signature-cache-enabled auth-auto-refresh-workers claude-code
         claude-header-defaults codex codex-header-defaults commercial-mode credential-concurrency credential-in-flight
         disable-claude-cloak-mode disable-image-generation gpt-image-2-base-model interactions-api-key
-        oauth-request-scoped-errors plugins pprof quota-exceeded.antigravity-credits
+        plugins pprof quota-exceeded.antigravity-credits
         redis-usage-queue-retention-seconds remote-management.disable-auto-update-panel remote-management.panel-github-repository
         save-cooldown-status video-result-auth-cache-ttl ws-auth xai xai-api-key
         allow-localhost-unauthenticated codex-instructions-enabled force-gpt-5-codex gemini-web
@@ -7190,7 +7220,7 @@ def in_effect(rows: Iterable[Setting]) -> list[Setting]:
 
 
 def reference_lines(
-    rows: Iterable[Setting], indent: str, told: list[tuple[list[Setting], str]]
+    rows: Iterable[Setting], indent: str, told: list[tuple[list[Setting], str]], at: str = ""
 ) -> Iterator[str]:
     """Yield a line a key; a record that was told of already is only referred to."""
     for row in rows:
@@ -7203,8 +7233,8 @@ def reference_lines(
         same = next((f"; keys as in `{key}`" for known, key in told if shown == known), "")
         yield f"{indent}- `{row.key}` ({shape_name(row.shape)}{default}): {row.help}{same}{mark}"
         if shown and not same:
-            told.extend([] if indent else [(shown, row.key)])
-            yield from reference_lines(shown, indent + "  ", told)
+            told.append((shown, at + row.key))
+            yield from reference_lines(shown, indent + "  ", told, f"{at}{row.key}.")
 
 
 def config_reference() -> str:
@@ -10128,6 +10158,7 @@ class Account:
         self.excluded = [pattern.lower() for pattern in entry.get("excluded-models") or ()]
         self.models = list(dict.fromkeys(map(offer_of, entry.get("models") or ()))) or None
         self.aliases: Sequence[Json] = entry.get("model-aliases") or ()
+        self.rules: Sequence[Json] = entry.get("request-scoped-errors") or ()
         self.quirks = provider.quirks | frozenset(entry.get("quirks") or ())
         plan = plan_of(credential.data).lower() if credential else ""
         self.facts: Mapping[str, Model] = models_of(provider.name, plan)
@@ -10292,6 +10323,17 @@ def judge(error: ProxyError) -> Verdict | None:
             mine = pattern or verdict is None or KINDS[error.kind].retry
             return verdict if mine else None
     return Verdict(60.0, soft=True) if KINDS[error.kind].retry else None
+
+
+def wanted_action(rules: Iterable[Json], error: ProxyError) -> str:
+    """Return what the owner wants done after a refusal, a word of ACTIONS; empty: as `judge` says."""
+    said = error.body.decode("utf-8", "replace") or str(error)
+    for rule in rules:
+        with contextlib.suppress(re.error, TypeError):  # credential files are not checked
+            fits = re.search(rule.get("match-regexr") or "", said) and rule.get("match", "") in said
+            if fits and rule.get("status") in {0, None, error.status}:
+                return str(rule.get("action") or "stop")
+    return ""
 
 
 HINTS = (  # what some refusals mean for the owner
@@ -10703,8 +10745,13 @@ class Router:
         False if that is no use: the request itself is at fault, and another account would refuse it.
         """
         verdict, account = judge(error), candidate.account
+        action = wanted_action(account.rules, error)
+        if action:
+            error.final = action.startswith("stop")
+            verdict = (verdict or Verdict(60.0, soft=True)) if "cooldown" in action else None
         if verdict is None or not error.sent:
-            return verdict is not None
+            error.final = error.final or not (action or verdict)
+            return not error.final
         with self._lock:
             whole = verdict.whole or bool({"5h", "7d"}.intersection(claude_claims(error.headers)))
             key = (account.name, "" if whole else candidate.model)
@@ -10722,7 +10769,7 @@ class Router:
                 self._changed = True
                 while len(self._cooling) > CURSORS:  # clients can ask for whatever they like
                     del self._cooling[next(iter(self._cooling))]
-        return True
+        return not error.final
 
     def _siblings(self, account: Account, status: int) -> list[str]:
         """Return whose rest it is: of all projects of a login if they may not stand in for it."""
@@ -10918,6 +10965,7 @@ def unusable(credential: Credential, config: Config) -> str:
 CHANNEL_SETTINGS = {  # what credential files may hold, and the setting that adds to it by channel
     "excluded-models": "oauth-excluded-models",
     "model-aliases": "oauth-model-alias",
+    "request-scoped-errors": "oauth-request-scoped-errors",
 }
 
 
@@ -11907,12 +11955,13 @@ def dispatch(call: Call, app: App) -> Answer:
         try:
             return ask_all(call, app)
         except ProxyError as error:
-            again = judge(error) is not None
+            again = judge(error) is not None and not error.final
             model = call.instead or call.model
             wait = app.router.wait_before(model, turn, error.retry_after) if again else None
-            if wait is None:
+            boot = again and call.stream and turn < app.config["streaming.bootstrap-retries"]
+            if wait is None and not boot:
                 raise
-            pause(call, wait)
+            pause(call, wait or 0.0)
     raise AssertionError("not reached")
 
 

@@ -33,7 +33,7 @@ def sample(row: cp.Setting) -> Any:
     if row.clean is cp.clean_duration:
         return "30m"
     if row.allowed:
-        return "ff" if isinstance(row.allowed, dict) else 80
+        return next(reversed(list(row.allowed))) if isinstance(row.allowed, dict) else 80
     return sample_of(row.shape, not row.default)
 
 
