@@ -7361,6 +7361,9 @@ class Chunks:
             raise ValueError("an endless line in a chunked body")
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
+    def end(self) -> None:
+        raise ConnectionError("the last chunk is missing")
+
     def _line(self, line: bytes) -> None:
         if self._expect == "size":
             size, _, extension = line.partition(b";")
@@ -7384,6 +7387,30 @@ class Chunks:
         self._spare -= len(line)
         if self._spare < 0 or len(line.translate(None, CONTROLS + b"\r\n")) != len(line):
             raise ValueError("a bad extension or trailer in a chunked body")
+
+
+class Plain:
+    """A body of `length` bytes, fed with bytes cut anywhere; of None: until the connection ends."""
+
+    def __init__(self, length: int | None) -> None:
+        self.done = length == 0
+        self.rest = b""  # what follows the body
+        self._left = length
+
+    def feed(self, data: bytes) -> bytes:
+        """Return the payload in `data`."""
+        if self._left is None:
+            return data
+        if len(data) > self._left:
+            data, self.rest = data[: self._left], data[self._left :]
+        self._left -= len(data)
+        self.done = not self._left
+        return data
+
+    def end(self) -> None:
+        if self._left is not None:
+            raise ConnectionError(f"{self._left} bytes are missing")
+        self.done = True
 
 
 def unpacker(encoding: str) -> Any:
@@ -7463,23 +7490,22 @@ class Wire:
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, wait)
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, wait)
 
-    def wait(self, idle: Callable[[], None]) -> None:
-        self.silent += self.patience
-        idle()
+    def patiently(self, step: Callable[[Any], Any], argument: Any, idle: Callable[[], None]) -> Any:
+        """Return what a step of the socket's brings, called again until there is progress."""
+        while True:
+            try:
+                result = step(argument)
+            except TIMEOUTS:
+                self.silent += self.patience
+                idle()
+            else:
+                self.silent = 0.0
+                return result
 
     def recv(self, idle: Callable[[], None]) -> bytes:
         """Return the next bytes, b"" at the end."""
-        if self.rest:
-            data, self.rest = self.rest, b""
-            return data
-        while True:
-            try:
-                data = self.sock.recv(PIECE)
-            except TIMEOUTS:
-                self.wait(idle)
-            else:
-                self.silent = 0.0
-                return data
+        data, self.rest = self.rest, b""
+        return data or self.patiently(self.sock.recv, PIECE, idle)
 
     def peek(self) -> bytes | None:
         """Return what has come but was not asked for: None if nothing has, b"" for the end.
@@ -7526,58 +7552,50 @@ class Wire:
         self.rest = data[stop + 4 :]
         return data[:stop]
 
+    def read(self, body: Chunks | Plain, idle: Callable[[], None]) -> bytes:
+        """Return what of a body comes next, perhaps nothing. Raises ValueError, ConnectionError."""
+        data = self.recv(idle)
+        if not data:
+            body.end()
+        payload = body.feed(data)
+        if body.done:
+            self.rest = body.rest
+        return payload
+
     def read_exactly(self, length: int, idle: Callable[[], None]) -> bytes | bytearray:
-        """Return `length` bytes. Raises ConnectionError if it breaks off before, ProxyError."""
-        ahead, begun = self.rest, time.monotonic()
-        if len(ahead) >= length:
-            self.rest = ahead[length:]
-            return ahead[:length]
-        body, at, self.rest = bytearray(min(length, GROWTH)), len(ahead), b""
-        body[:at] = ahead
+        """Return `length` bytes, not copied if they are many. Raises ConnectionError, ProxyError."""
+        ahead, self.rest = self.rest[:length], self.rest[length:]
+        if len(ahead) == length:
+            return ahead
+        whole, at, begun = bytearray(min(length, GROWTH)), len(ahead), time.monotonic()
+        whole[:at] = ahead
         while at < length:
-            if at == len(body):
-                body += bytes(min(length - at, at))  # no memory for mere promises
-            try:
-                count = self.sock.recv_into(memoryview(body)[at:])
-            except TIMEOUTS:
-                self.wait(idle)
-                continue
+            if at == len(whole):
+                whole += bytes(min(length - at, at))  # no memory for mere promises
+            count = self.patiently(self.sock.recv_into, memoryview(whole)[at:], idle)
+            if not count:
+                raise ConnectionError("the connection broke off in a body")
             at += count
-            self.note_progress(count, begun, at)
-        return body
+            check_pace(begun, at)
+        return whole
 
-    def note_progress(self, count: int, begun: float, received: int) -> None:
-        """Take note of bytes of a client's body. Raises ConnectionError, ProxyError."""
-        if not count:
-            raise ConnectionError("the connection broke off in a body")
-        self.silent = 0.0
-        if time.monotonic() - begun > BODY_TIMEOUT + received / SLOWEST:
-            raise ProxyError("caller_timeout", "the body comes too slowly")
-
-    def read_chunked(self, limit: int, idle: Callable[[], None]) -> bytes:
+    def read_chunked(self, limit: int, idle: Callable[[], None]) -> bytearray:
         """Return a whole chunked body. Raises ValueError, ConnectionError, ProxyError."""
-        chunks, pieces, size, begun = Chunks(), [], 0, time.monotonic()
+        whole, chunks, begun = bytearray(), Chunks(), time.monotonic()
         while not chunks.done:
-            data = self.recv(idle)
-            pieces.append(chunks.feed(data))
-            size += len(pieces[-1])
-            self.note_progress(len(data), begun, size)
-            if size > limit:
+            whole += self.read(chunks, idle)
+            if len(whole) > limit:
                 raise ProxyError("too_large", f"the body is larger than {limit:,} bytes")
-        self.rest = chunks.rest
-        return b"".join(pieces)
+            check_pace(begun, len(whole))
+        return whole
 
     def send(self, pieces: Iterable[Bytes], idle: Callable[[], None]) -> None:
         """Send all pieces. On TLS in small ones: a large one would wait for its last byte."""
         for piece in pieces:
             view = memoryview(piece)
             while view:
-                try:
-                    count = self.sock.send(view[:PIECE] if self.tls else view)
-                except TIMEOUTS:
-                    self.wait(idle)
-                else:
-                    self.silent, view = 0.0, view[count:]
+                part = view[:PIECE] if self.tls else view
+                view = view[self.patiently(self.sock.send, part, idle) :]
 
     def close(self) -> None:
         with contextlib.suppress(OSError, ValueError):
@@ -7586,6 +7604,12 @@ class Wire:
                 self.sock.unwrap()  # type: ignore[attr-defined]  # says goodbye, and does not wait
         with contextlib.suppress(OSError):
             self.sock.close()
+
+
+def check_pace(begun: float, received: int) -> None:
+    """Refuse a body of which too little has come since `begun`, in monotonic time."""
+    if time.monotonic() - begun > BODY_TIMEOUT + received / SLOWEST:
+        raise ProxyError("caller_timeout", "the body comes too slowly")
 
 
 def few_pieces(head: bytes, body: Sequence[Bytes]) -> Sequence[Bytes]:
@@ -7872,10 +7896,8 @@ class Exchange:
     def __init__(self, pool: Pool, origin: Origin, wire: Wire, watcher: Watcher) -> None:
         self.status, self.headers = 0, Headers()
         self.length: int | None = None  # of the body as it comes, None if the head does not tell
-        self.done = False  # was the body read to its end?
         self._pool, self._origin, self._wire, self._watcher = pool, origin, wire, watcher
-        self._chunks: Chunks | None = None
-        self._left: int | None = None  # bytes of the body to come; None: chunked, or until close
+        self._body: Chunks | Plain = Plain(None)
         self._keep = True  # may the connection be used again?
         self._closed = False
 
@@ -7894,19 +7916,15 @@ class Exchange:
         self.status = status
         close = "close" in self.headers.get("connection", "").lower()
         self._keep = self._keep and version == "HTTP/1.1" and not close
-        self._frame(method)
-        return True
-
-    def _frame(self, method: str) -> None:
-        """Learn from the head how the body ends. Source: RFC 9112 6.3."""
-        if method == "HEAD" or self.status in {204, 304}:
-            self._left = 0
+        if method == "HEAD" or status in {204, 304}:  # how the body ends: RFC 9112 6.3
+            self.length = 0
         elif "transfer-encoding" in self.headers or "content-length" in self.headers:
-            self._left = body_length(self.headers)
-            self._chunks = Chunks() if self._left is None else None
+            self.length = body_length(self.headers)
         else:
             self._keep = False
-        self.length, self.done = self._left, self._left == 0
+            return True
+        self._body = Chunks() if self.length is None else Plain(self.length)
+        return True
 
     def send(self, pieces: Iterable[Bytes]) -> None:
         """Send the request; stop if the answer comes before all of it is sent."""
@@ -7936,34 +7954,14 @@ class Exchange:
         Raises ProxyError("upstream_failed") if the body breaks off or is malformed.
         """
         payload = b""
-        while not payload and not self.done:
+        while not payload and not self._body.done:
             if not self._wire.rest:
                 self._watcher.flush()
             try:
-                payload = self._take(self._wire.recv(self._idle))
+                payload = self._wire.read(self._body, self._idle)
             except (OSError, ValueError) as exc:
                 message = f"{self._origin.host} broke off its answer: {exc}"
                 raise ProxyError("upstream_failed", message) from exc
-        return payload
-
-    def _take(self, data: bytes) -> bytes:
-        """Return the payload in `data`, noticing the end of the body."""
-        chunks = self._chunks
-        if chunks is not None:
-            if not data:
-                raise ValueError("the last chunk is missing")
-            payload = chunks.feed(data)
-            if chunks.done:
-                self.done, self._wire.rest = True, chunks.rest
-            return payload
-        if self._left is None:
-            self.done = not data
-            return data
-        if not data:
-            raise ValueError(f"{self._left} bytes are missing")
-        payload, self._wire.rest = data[: self._left], data[self._left :]
-        self._left -= len(payload)
-        self.done = not self._left
         return payload
 
     def pieces(self) -> Generator[bytes, None, None]:
@@ -8006,11 +8004,10 @@ class Exchange:
         if self._closed:
             return
         self._closed = True
-        if not self.done and self._keep and (data := self._wire.peek()):
-            self._wire.rest = b""  # the reader may have stopped just before the end of the body
-            with contextlib.suppress(ValueError):
-                self._take(data)
-        if self.done and self._keep and not self._wire.rest:
+        if not self._body.done and self._keep and self._wire.peek():
+            with contextlib.suppress(ValueError):  # a reader may stop just before the body's end
+                self._wire.read(self._body, self._idle)
+        if self._body.done and self._keep and not self._wire.rest:
             self._pool.put(self._origin, self._wire)
         else:
             self._wire.close()
