@@ -7427,35 +7427,44 @@ def unpacker(encoding: str) -> Any:
     raise ValueError(f"content-encoding {encoding!r} is not supported by this Python")
 
 
-def unpack(data: bytes, encoding: str, limit: int = BODY_LIMIT) -> bytes:
-    """Undo the content encoding of a whole body.
+def inflated(pieces: Iterable[bytes], encoding: str, limit: int) -> Iterator[bytes]:
+    """Undo one content encoding of a body that comes in pieces.
 
-    Raises ValueError if it is damaged or cut, ProxyError("too_large") beyond `limit` bytes.
+    Raises ValueError if it is damaged or cut, ProxyError("too_large") if one piece becomes larger
+    than `limit` bytes.
     """
-    for name in reversed([word.strip().lower() for word in encoding.split(",")]):
-        if name in {"", "identity"}:
-            continue
-        unpacking = unpacker(name)
+    unpacking, piece = unpacker(encoding), None
+    for piece in pieces:
         try:
-            data = unpacking.decompress(data, limit + 1)
+            data = unpacking.decompress(piece, limit + 1)
         except Exception as exc:  # zlib.error and ZstdError share no base
-            raise ValueError(f"the {name} body is damaged: {exc}") from exc
+            raise ValueError(f"the {encoding} body is damaged: {exc}") from exc
         if len(data) > limit:
             raise ProxyError("too_large", f"the unpacked body is larger than {limit:,} bytes")
-        if not unpacking.eof:
-            raise ValueError(f"the {name} body is cut off")
-    return data
+        if data:
+            yield data
+    if piece is not None and not unpacking.eof:
+        raise ValueError(f"the {encoding} body is cut off")
+
+
+def unpacked(pieces: Iterable[bytes], encoding: str, limit: int = BODY_LIMIT) -> Iterable[bytes]:
+    """Undo the content encodings that a header names. Raises as `inflated` does."""
+    for name in reversed(encoding.lower().split(",")):
+        if name.strip() not in {"", "identity"}:
+            pieces = inflated(pieces, name.strip(), limit)
+    return pieces
+
+
+def unpack(data: bytes, encoding: str, limit: int = BODY_LIMIT) -> bytes:
+    """Undo the content encodings of a whole body. Raises as `inflated` does."""
+    return b"".join(unpacked([data], encoding, limit))
 
 
 TIMEOUTS = (BlockingIOError, socket.timeout)
 
 
-class HeadError(ValueError):
-    """A head that is not even taken apart; `kind` is how a client hears of it."""
-
-    def __init__(self, kind: str, message: str) -> None:
-        super().__init__(message)
-        self.kind = kind
+class HeadError(ProxyError, ValueError):
+    """A head that is not even taken apart: of a client an error like others, else a mistake."""
 
 
 Bytes = Union[bytes, bytearray, memoryview]
@@ -7974,31 +7983,21 @@ class Exchange:
 
     def decoded(self) -> Generator[bytes, None, None]:
         """Yield the body as it comes, its content encoding undone."""
-        encoding = self.headers.get("content-encoding", "identity").strip().lower()
-        if encoding in {"", "identity"}:
-            yield from self.pieces()
-            return
-        try:
-            unpacking = unpacker(encoding)
-            with contextlib.closing(self.pieces()) as pieces:
-                yield from filter(None, map(unpacking.decompress, pieces))
-        except (ValueError, zlib.error) as exc:
-            raise ProxyError("upstream_failed", f"{self._origin.host}: {exc}") from exc
-        if not (unpacking.eof or self.length == 0):
-            raise ProxyError(
-                "upstream_failed", f"{self._origin.host}: its {encoding} body is cut off"
-            )
+        with contextlib.closing(self.pieces()) as pieces:
+            try:
+                yield from unpacked(pieces, self.headers.get("content-encoding", ""))
+            except ValueError as exc:
+                raise ProxyError("upstream_failed", f"{self._origin.host}: {exc}") from exc
 
     def body(self) -> bytes:
         """Return the whole decoded body."""
-        pieces, size = [], 0
+        body = bytearray()
         for piece in self.decoded():
-            pieces.append(piece)
-            size += len(piece)
-            if size > BODY_LIMIT:
+            body += piece
+            if len(body) > BODY_LIMIT:
                 message = f"{self._origin.host} sent more than {BODY_LIMIT:,} bytes"
                 raise ProxyError("upstream_failed", message)
-        return b"".join(pieces)
+        return bytes(body)
 
     def close(self) -> None:
         if self._closed:
@@ -12740,8 +12739,6 @@ class Handler(socketserver.BaseRequestHandler, Watcher):
                 self.serve_head(head)
             finally:
                 self.server.work(-1)
-        except HeadError as exc:
-            self.refuse(ProxyError(exc.kind, str(exc)))
         except ProxyError as error:
             self.refuse(error)
         return self.keep
