@@ -7491,13 +7491,12 @@ class Wire:
         A plain socket stays blocking, which saves a poll() a call; TLS knows no such options.
         """
         self.patience = seconds
-        if sys.platform == "win32" or self.tls:
-            self.sock.settimeout(seconds)
-            return
-        self.sock.settimeout(None)
-        wait = struct.pack("@ll", int(seconds), int(seconds % 1 * 1e6))
-        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, wait)
-        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, wait)
+        self.blocks = sys.platform != "win32" and not self.tls
+        self.sock.settimeout(None if self.blocks else seconds)
+        if self.blocks:
+            wait = struct.pack("@ll", int(seconds), int(seconds % 1 * 1e6))
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, wait)
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, wait)
 
     def patiently(self, step: Callable[[Any], Any], argument: Any, idle: Callable[[], None]) -> Any:
         """Return what a step of the socket's brings, called again until there is progress."""
@@ -7523,18 +7522,14 @@ class Wire:
         """
         if self.rest:
             return self.rest
+        self.sock.settimeout(0.0)
         try:
-            if sys.platform != "win32" and not self.tls:
-                self.rest = self.sock.recv(PIECE, socket.MSG_DONTWAIT)
-            else:
-                self.sock.settimeout(0.0)
-                try:
-                    self.rest = self.sock.recv(PIECE)
-                finally:
-                    self.sock.settimeout(self.patience)
+            self.rest = self.sock.recv(PIECE)
         except OSError as exc:
             nothing = isinstance(exc, BlockingIOError) or type(exc).__name__ == "SSLWantReadError"
             return None if nothing else b""
+        finally:
+            self.sock.settimeout(None if self.blocks else self.patience)
         return self.rest
 
     def read_head(self, idle: Callable[[], None]) -> bytes | None:
@@ -7583,7 +7578,7 @@ class Wire:
                 whole += bytes(min(length - at, at))  # no memory for mere promises
             count = self.patiently(self.sock.recv_into, memoryview(whole)[at:], idle)
             if not count:
-                raise ConnectionError("the connection broke off in a body")
+                raise ConnectionError("the peer closed the connection in a body")
             at += count
             check_pace(begun, at)
         return whole
@@ -7621,11 +7616,6 @@ def check_pace(begun: float, received: int) -> None:
         raise ProxyError("caller_timeout", "the body comes too slowly")
 
 
-def few_pieces(head: bytes, body: Sequence[Bytes]) -> Sequence[Bytes]:
-    """Return a message in few pieces: a small one in one, a large body without a copy."""
-    return [b"".join((head, *body))] if sum(map(len, body)) < JOIN_LIMIT else [head, *body]
-
-
 class Origin(NamedTuple):
     """Where a connection goes. `proxy` is a URL, or empty for none."""
 
@@ -7633,6 +7623,11 @@ class Origin(NamedTuple):
     host: str
     port: int
     proxy: str = ""
+
+    @property
+    def place(self) -> str:
+        """Host and port as they stand in a URL."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
 def split_url(url: str, proxy: str = "") -> tuple[Origin, str]:
@@ -7650,30 +7645,24 @@ def split_url(url: str, proxy: str = "") -> tuple[Origin, str]:
         raise ProxyError("invalid_request", f"{url!r} is not an http or https URL")
     rest = parts.path.rstrip("/") + (f"?{parts.query}" if parts.query else "")
     origin = Origin(parts.scheme, parts.hostname, port)
-    return origin._replace(proxy=choose_proxy(origin, proxy)), rest
+    return origin._replace(proxy=find_proxy(origin, proxy)), rest
 
 
-def choose_proxy(origin: Origin, proxy: str) -> str:
+def find_proxy(origin: Origin, proxy: str) -> str:
     """Return the proxy URL for an origin, empty for none; `proxy` outranks the environment.
 
-    Without a scheme it is an http proxy, as other programs read these variables.
+    Without a scheme it is an http proxy, as other programs read HTTPS_PROXY and its like.
     """
-    found = proxy or proxy_of_environment(origin)
-    if found in {"", "direct", "none"}:
-        return ""
-    return found if "://" in found else f"http://{found}"
+    named = any(key.lower().endswith("_proxy") for key in os.environ)
+    if named and not proxy and not is_loopback(origin.host):
+        from urllib import request  # noqa: PLC0415 -- slow
 
-
-def proxy_of_environment(origin: Origin) -> str:
-    """Return what HTTPS_PROXY and its like say of an origin."""
-    if is_loopback(origin.host) or not any(key.lower().endswith("_proxy") for key in os.environ):
+        found = request.getproxies_environment()
+        if not request.proxy_bypass_environment(origin.place, found):  # type: ignore[attr-defined]
+            proxy = found.get(origin.scheme) or found.get("all", "")
+    if proxy in {"", "direct", "none"}:
         return ""
-    from urllib import request  # noqa: PLC0415 -- slow
-
-    found = request.getproxies_environment()
-    if request.proxy_bypass_environment(f"{origin.host}:{origin.port}", found):  # type: ignore[attr-defined]
-        return ""
-    return found.get(origin.scheme) or found.get("all", "")
+    return proxy if "://" in proxy else f"http://{proxy}"
 
 
 def is_loopback(host: str) -> bool:
@@ -7709,12 +7698,10 @@ def connect(origin: Origin) -> Wire:
     Raises ProxyError("upstream_failed") with what failed; its `sent` is False.
     """
     try:
-        sock = dial_proxy(origin) if origin.proxy else dial(origin.host, origin.port)
-        if origin.scheme == "https":
-            sock = wrap_tls(sock, origin.host)
-        return Wire(sock, TICK)
+        return Wire(dial(origin), TICK)
     except (OSError, ValueError, OverflowError) as exc:
-        through = f" through {mask_url(origin.proxy)}" if origin.proxy else ""
+        proxy = re.sub("//[^/@]*@", "//...@", origin.proxy)
+        through = f" through {proxy}" if proxy else ""
         hint = next((hint for sign, hint in CONNECT_HINTS.items() if sign in str(exc)), "")
         message = f"cannot reach {origin.host}:{origin.port}{through}: {exc}{hint}"
         error = ProxyError("upstream_failed", message)
@@ -7730,23 +7717,34 @@ CONNECT_HINTS = {  # what a message of OpenSSL holds -> what to do about it
 }
 
 
-def dial(host: str, port: int) -> socket.socket:
+def dial(origin: Origin) -> socket.socket:
+    """Connect a socket to an origin; a proxy on the way may want TLS of its own."""
+    proxy, host, port = urlsplit(origin.proxy), origin.host, origin.port
+    if origin.proxy:
+        if proxy.scheme not in TUNNELS or not proxy.hostname:
+            raise ValueError(f"the proxy URL must start with {', '.join(TUNNELS)}")
+        host, port = proxy.hostname, proxy.port or (1080 if "socks" in proxy.scheme else 8080)
     sock = socket.create_connection((host, port), timeout=CONNECT_TIMEOUT)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return sock
-
-
-def wrap_tls(sock: socket.socket, host: str) -> socket.socket:
-    """Shake hands, verifying the certificate; the socket is closed if that fails."""
     try:
-        sock.settimeout(CONNECT_TIMEOUT)
-        if hasattr(sock, "selected_alpn_protocol"):
-            return NestedTls(sock, host)  # type: ignore[return-value]
-        wrapped: socket.socket = tls_context().wrap_socket(sock, server_hostname=host)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if proxy.scheme == "https":
+            sock = wrap_tls(sock, host)
+        if origin.proxy:
+            TUNNELS[proxy.scheme](Wire(sock, CONNECT_TIMEOUT), origin)
+        if origin.scheme == "https":
+            sock = wrap_tls(sock, origin.host)
     except BaseException:
         sock.close()
         raise
-    return wrapped
+    return sock
+
+
+def wrap_tls(sock: Any, host: str) -> Any:
+    """Shake hands, verifying the certificate."""
+    sock.settimeout(CONNECT_TIMEOUT)
+    if hasattr(sock, "selected_alpn_protocol"):
+        return NestedTls(sock, host)
+    return tls_context().wrap_socket(sock, server_hostname=host)
 
 
 class NestedTls:
@@ -7794,72 +7792,52 @@ class NestedTls:
         self._drive(self._tls.unwrap)
 
 
-def mask_url(url: str) -> str:
-    """Return a URL without its user name and password."""
-    return re.sub(r"//[^/@]*@", "//...@", url)
-
-
-def dial_proxy(origin: Origin) -> socket.socket:
-    """Connect to an origin's proxy; for https and socks5, on to the origin itself."""
-    parts = urlsplit(origin.proxy)
-    ask = PROXY_DIALS.get(parts.scheme)
-    if ask is None or not parts.hostname:
-        raise ValueError(f"the proxy URL must start with {', '.join(PROXY_DIALS)}")
-    sock = dial(parts.hostname, parts.port or (1080 if "socks" in parts.scheme else 8080))
-    try:
-        if parts.scheme == "https":
-            sock = wrap_tls(sock, parts.hostname)
-        ask(sock, origin, proxy_user(origin))
-    except BaseException:
-        sock.close()
-        raise
-    return sock
-
-
-def proxy_user(origin: Origin) -> tuple[str, str]:
+def proxy_user(origin: Origin) -> tuple[bytes, bytes]:
     """Return the user name and password in the proxy's URL, empty if there are none."""
     parts = urlsplit(origin.proxy)
-    return unquote(parts.username or ""), unquote(parts.password or "")
+    return unquote_to_bytes(parts.username or ""), unquote_to_bytes(parts.password or "")
 
 
-def basic_auth(user: tuple[str, str]) -> str:
-    """Return a `proxy-authorization` header line, empty without a user name."""
-    token = base64.b64encode(":".join(user).encode()).decode()
-    return f"proxy-authorization: Basic {token}\r\n" if user[0] else ""
+def proxy_headers(origin: Origin) -> Headers:
+    """Return what tells an http proxy who asks."""
+    name, password = proxy_user(origin)
+    token = base64.b64encode(name + b":" + password).decode("ascii")
+    return {"proxy-authorization": f"Basic {token}"} if name else {}
 
 
-def ask_http_proxy(sock: socket.socket, origin: Origin, user: tuple[str, str]) -> None:
-    """Open a tunnel to an https origin; plain http goes in absolute form instead."""
+def no_answer() -> None:
+    raise OSError(f"the proxy said nothing for {CONNECT_TIMEOUT:.0f} s")
+
+
+def tunnel_http(wire: Wire, origin: Origin) -> None:
+    """Have a tunnel opened to an https origin; plain http goes in absolute form instead."""
     if origin.scheme == "http":
         return
-    host = f"[{origin.host}]" if ":" in origin.host else origin.host
-    place = f"{host}:{origin.port}"
-    sock.sendall(f"CONNECT {place} HTTP/1.1\r\nhost: {place}\r\n{basic_auth(user)}\r\n".encode())
-    answer = b""
-    while b"\r\n\r\n" not in answer:
-        byte = sock.recv(1)  # no byte beyond the head may be taken: they belong to TLS
-        if not byte or len(answer) > HEAD_LIMIT:
-            raise ValueError("the proxy closed the connection")
-        answer += byte
-    line = answer.split(b"\r\n", 1)[0].decode("latin-1")
+    headers = {"host": origin.place, **proxy_headers(origin)}
+    lines = [f"CONNECT {origin.place} HTTP/1.1", *map(": ".join, headers.items()), "", ""]
+    wire.send(["\r\n".join(lines).encode()], no_answer)
+    head = wire.read_head(no_answer)
+    if head is None:
+        raise ValueError("the proxy closed the connection")
+    line, _ = parse_head(head)
     if line.split(" ")[1:2] != ["200"]:
         raise ValueError(f"the proxy said {line!r}")
 
 
-def ask_socks5(sock: socket.socket, origin: Origin, user: tuple[str, str]) -> None:
-    """Open a tunnel by SOCKS 5, the proxy resolving the name. Source: RFC 1928, RFC 1929."""
-    take = functools.partial(take_exactly, sock)
-    sock.sendall(b"\5\2\0\2" if user[0] else b"\5\1\0")
+def tunnel_socks(wire: Wire, origin: Origin) -> None:
+    """Have a tunnel opened by SOCKS 5, the proxy resolving the name. Source: RFC 1928, RFC 1929."""
+    name, password = proxy_user(origin)
+    take = functools.partial(wire.read_exactly, idle=no_answer)
+    wire.send([b"\5\2\0\2" if name else b"\5\1\0"], no_answer)
     version, method = take(2)
     if version != 5 or method not in {0, 2}:
         raise ValueError("the proxy speaks no SOCKS 5, or refuses the log-in")
     if method == 2:
-        name, password = (word.encode() for word in user)
-        sock.sendall(b"\1%c%b%c%b" % (len(name), name, len(password), password))
+        wire.send([b"\1%c%b%c%b" % (len(name), name, len(password), password)], no_answer)
         if take(2)[1]:
             raise ValueError("the proxy refuses its user name or password")
     host = origin.host.encode("idna")
-    sock.sendall(b"\5\1\0\3%c%b%b" % (len(host), host, origin.port.to_bytes(2, "big")))
+    wire.send([b"\5\1\0\3%c%b%b" % (len(host), host, origin.port.to_bytes(2, "big"))], no_answer)
     _, refusal, _, kind = take(4)
     if refusal:
         raise ValueError(f"the proxy cannot reach the host (SOCKS error {refusal})")
@@ -7867,23 +7845,9 @@ def ask_socks5(sock: socket.socket, origin: Origin, user: tuple[str, str]) -> No
     take(2)
 
 
-def take_exactly(sock: socket.socket, count: int) -> bytes:
-    """Read `count` bytes. Raises ValueError if the connection breaks off."""
-    data = b""
-    while len(data) < count:
-        more = sock.recv(count - len(data))
-        if not more:
-            raise ValueError("the proxy closed the connection")
-        data += more
-    return data
-
-
-PROXY_DIALS: dict[str, Callable[[socket.socket, Origin, tuple[str, str]], None]] = {
-    "http": ask_http_proxy,
-    "https": ask_http_proxy,
-    "socks5": ask_socks5,
-    "socks5h": ask_socks5,
-}
+TUNNELS: dict[str, Callable[[Wire, Origin], None]] = {
+    "http": tunnel_http, "https": tunnel_http, "socks5": tunnel_socks, "socks5h": tunnel_socks,
+}  # fmt: skip
 
 
 class Watcher:
@@ -7910,39 +7874,32 @@ class Exchange:
         self._keep = True  # may the connection be used again?
         self._closed = False
 
-    def begin(self, method: str) -> bool:
-        """Read the answer's head; False if the peer closed before its first byte."""
-        status = 100
-        while status < 200 and status != 101:  # interim answers
-            head = self._wire.read_head(self._idle)
-            if head is None:
-                return False
-            first, self.headers = parse_head(head)
-            version, _, rest = first.partition(" ")
-            if not version.startswith("HTTP/1.") or not rest[:3].isdigit():
-                raise ValueError(f"{first[:40]!r} is not an HTTP/1 answer")
-            status = int(rest[:3])
-        self.status = status
-        close = "close" in self.headers.get("connection", "").lower()
-        self._keep = self._keep and version == "HTTP/1.1" and not close
-        if method == "HEAD" or status in {204, 304}:  # how the body ends: RFC 9112 6.3
-            self.length = 0
-        elif "transfer-encoding" in self.headers or "content-length" in self.headers:
-            self.length = body_length(self.headers)
-        else:
-            self._keep = False
-            return True
-        self._body = Chunks() if self.length is None else Plain(self.length)
-        return True
-
-    def send(self, pieces: Iterable[Bytes]) -> None:
-        """Send the request; stop if the answer comes before all of it is sent."""
+    def begin(self, pieces: Sequence[Bytes]) -> None:
+        """Send a request, and read the head of the answer, which may come before all is sent."""
         try:
             self._wire.send(pieces, self._stuck)
         except OSError:
             self._keep = False
             if not self._wire.peek():
                 raise
+        while self.status < 200 and self.status != 101:  # interim answers
+            head = self._wire.read_head(self._idle)
+            if head is None:
+                raise ConnectionError("it closed the connection without an answer")
+            first, self.headers = parse_head(head)
+            version, _, rest = first.partition(" ")
+            if not version.startswith("HTTP/1.") or not rest[:3].isdigit():
+                raise ValueError(f"{first[:40]!r} is not an HTTP/1 answer")
+            self.status = int(rest[:3])
+        if bytes(pieces[0][:5]) == b"HEAD " or self.status in {204, 304}:  # RFC 9112 6.3
+            self.length = 0
+        elif "transfer-encoding" in self.headers or "content-length" in self.headers:
+            self.length = body_length(self.headers)
+        chunked = self.length is None and "transfer-encoding" in self.headers
+        self._body = Chunks() if chunked else Plain(self.length)
+        framed = chunked or self.length is not None  # else the body ends with the connection
+        close = "close" in self.headers.get("connection", "").lower()
+        self._keep = self._keep and framed and version == "HTTP/1.1" and not close
 
     def _stuck(self) -> None:
         self._watcher.tick()
@@ -8064,27 +8021,23 @@ class Pool:
         A reused connection that dies before the first byte of the answer is replaced once by a
         fresh one. Raises ProxyError, kind upstream_failed or upstream_timeout.
         """
-        method = head[: head.find(b" ")].decode("ascii")
-        wire = self.take(origin)
-        reused = wire is not None
+        pieces = [b"".join((head, *body))] if sum(map(len, body)) < JOIN_LIMIT else [head, *body]
+        wire = reused = self.take(origin)
         while True:
             wire = wire or connect(origin)
-            wire.answered, wire.silent = False, 0.0
             exchange = Exchange(self, origin, wire, watcher or Watcher())
             try:
-                exchange.send(few_pieces(head, body))
-                if exchange.begin(method):
-                    return exchange
-                failure = "it closed the connection without an answer"
+                exchange.begin(pieces)
             except (OSError, ValueError) as exc:
-                failure = str(exc)
+                exchange.close()
+                if wire is not reused or wire.answered:
+                    raise ProxyError("upstream_failed", f"{origin.host}: {exc}") from exc
+                wire = None
             except BaseException:
                 exchange.close()
                 raise
-            exchange.close()
-            if not reused or wire.answered:
-                raise ProxyError("upstream_failed", f"{origin.host}: {failure}")
-            wire, reused = None, False
+            else:
+                return exchange
 
 
 class Reply(NamedTuple):
@@ -8115,13 +8068,10 @@ def request_head(
 
     Raises ProxyError for a header value that would break out of its line.
     """
-    default = 443 if origin.scheme == "https" else 80
-    host = f"[{origin.host}]" if ":" in origin.host else origin.host
-    place = host if origin.port == default else f"{host}:{origin.port}"
-    lines = [f"{method} {path} HTTP/1.1", f"host: {place}"]
+    place = origin.place.removesuffix(":443" if origin.scheme == "https" else ":80")
     if origin.proxy.startswith("http") and origin.scheme == "http":
-        lines[0] = f"{method} http://{place}{path} HTTP/1.1"
-        lines += basic_auth(proxy_user(origin)).splitlines()
+        path, headers = f"http://{place}{path}", {**proxy_headers(origin), **headers}
+    lines = [f"{method} {path} HTTP/1.1", f"host: {place}"]
     lines += [f"{name}: {value}" for name, value in headers.items()]
     lines.append(f"content-length: {length}")
     head = "\r\n".join(lines)
