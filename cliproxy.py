@@ -12642,7 +12642,7 @@ DRAIN_LIMIT = 2**20  # bytes of a refused request's body that are read so as to 
 FULL = 64  # frames that are enough for one send
 ACCEPT_PAUSE = 0.5  # seconds before the next try when no connection can be accepted
 GRACE = 30.0  # seconds that running answers get when the server stops
-
+STOP_TICK = 0.02  # seconds between looks whether they have ended
 
 REASONS = {status.value: status.phrase for status in HTTPStatus}
 
@@ -12672,11 +12672,13 @@ class Handler(socketserver.BaseRequestHandler, Watcher):
 
     def serve_one(self) -> bool:
         """Serve one request; return whether the connection may serve another."""
-        self.method, self.path, self.headers = "", "/", Headers()
+        self.method, self.path, self.version, self.headers = "", "/", "HTTP/1.1", Headers()
         self.keep, self.waited, self.body_read, self.status = True, 0.0, True, 0
         self.call: Call | None = None
         self.dialect = DIALECTS["chat"]  # in which errors are told
-        self.started: str | None = None  # how the body goes out, once the status line has gone
+        self.started = (
+            ""  # how the body goes out, once the answer has begun: plain, chunked, pending
+        )
         self.out: list[bytes] = []  # frames that have not been sent
         self.head = b""  # the head, until it is sent with the first of them
         self.between = False  # has a whole event of a stream been sent, and nothing of the next?
@@ -12684,13 +12686,12 @@ class Handler(socketserver.BaseRequestHandler, Watcher):
             head = self.wire.read_head(self.idle)
             if head is None:
                 return False
-            self.server.work(1)
-            try:
-                self.serve_head(head)
-            finally:
-                self.server.work(-1)
+            self.server.working.add(self)
+            self.serve_head(head)
         except ProxyError as error:
             self.refuse(error)
+        finally:
+            self.server.working.discard(self)
         return self.keep
 
     def serve_head(self, head: bytes) -> None:
@@ -12731,21 +12732,16 @@ class Handler(socketserver.BaseRequestHandler, Watcher):
         self.method, target, version = words
         if not target.startswith(("/", "http://", "https://")) and target != "*":
             raise ValueError(f"{target[:60]!r} is no path")
-        path, _, query = target.partition("?")
-        if path.startswith("http"):
-            path = urlsplit(path).path or "/"
-        self.path, self.query = (
-            path,
-            dict(parse_qsl(query, keep_blank_values=True)) if query else {},
-        )
+        self.path, _, query = target.partition("?")
+        if target.startswith("http"):
+            self.path = urlsplit(self.path).path or "/"
+        self.query = dict(parse_qsl(query, keep_blank_values=True)) if query else {}
         self.version, self.length = version, body_length(self.headers)
         if self.length is None and version == "HTTP/1.0":
             raise ValueError("a chunked body in HTTP/1.0")
         self.body_read = self.length == 0
-        connection = self.headers.get("connection", "").lower()
-        self.keep = (
-            "close" not in connection if version == "HTTP/1.1" else "keep-alive" in connection
-        )
+        last, keeps = self.headers.get("connection", "").lower(), version == "HTTP/1.1"
+        self.keep = "close" not in last if keeps else "keep-alive" in last
         self.keep = self.keep and not self.server.stopping
 
     def answer(self) -> None:
@@ -12762,14 +12758,10 @@ class Handler(socketserver.BaseRequestHandler, Watcher):
         origin = self.headers.get("origin", "")
         host, origin_host = host_of("//" + self.headers.get("host", "")), host_of(origin)
         if self.server.loopback and host and not is_loopback(host) and host != self.server.host:
-            message = (
-                f"the host {host!r} is not this machine; use http://127.0.0.1:{self.server.port}"
-            )
-            raise ProxyError("forbidden", message)
-        foreign = origin == "null" or (
-            origin.startswith(("http://", "https://")) and origin_host != host
-        )
-        if foreign or self.headers.get("sec-fetch-site") == "cross-site":
+            better = f"use http://127.0.0.1:{self.server.port}"
+            raise ProxyError("forbidden", f"the host {host!r} is not this machine; {better}")
+        site = origin.startswith(("http://", "https://")) and origin_host != host
+        if site or origin == "null" or self.headers.get("sec-fetch-site") == "cross-site":
             raise ProxyError("forbidden", "a page of another web site may not use this proxy")
 
     def admit(self) -> None:
@@ -12849,7 +12841,7 @@ class Handler(socketserver.BaseRequestHandler, Watcher):
         """Answer with an error in the client's dialect, unless an answer has begun: then hang up."""
         if self.started == "pending":  # blank lines have gone out: the status is lost
             self.out.append(dumps(self.dialect.write_error(error)).encode("ascii"))
-            self.finish_body()
+            self.flush(last=True)
             return
         if self.started:
             self.keep = False
@@ -12872,10 +12864,19 @@ class Handler(socketserver.BaseRequestHandler, Watcher):
 
     def send(self, status: int, headers: Headers, body: bytes) -> None:
         """Send a whole answer."""
-        self.status = status
-        head = self.make_head(status, headers, f"content-length: {len(body)}\r\n")
-        self.started = "whole"
-        self.write(head if self.method == "HEAD" else head + body)
+        self.begin(status, headers, len(body))
+        self.out = [] if self.method == "HEAD" else [body]
+        self.flush(last=True)
+
+    def begin(self, status: int, headers: Headers, length: int | None) -> None:
+        """Hold a head ready, to go out with the first piece of its body."""
+        self.status, self.started, framing = status, "plain", f"content-length: {length}\r\n"
+        if length is None:
+            chunked = self.version == "HTTP/1.1"
+            self.keep = self.keep and chunked
+            self.started = "chunked" if chunked else "plain"
+            framing = "transfer-encoding: chunked\r\n" if chunked else ""
+        self.head = self.make_head(status, headers, framing)
 
     def make_head(self, status: int, headers: Headers, framing: str) -> bytes:
         lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
@@ -12902,7 +12903,8 @@ class Handler(socketserver.BaseRequestHandler, Watcher):
         for. A failure of a stream becomes its dialect's error frame; of anything else, a hang-up.
         """
         with contextlib.closing(answer.pieces) as pieces:
-            self.start_body(answer)
+            if self.started != "pending":
+                self.begin(answer.status, answer.headers, answer.length)
             try:
                 self.hold(pieces)
             except ProxyError as error:
@@ -12910,7 +12912,7 @@ class Handler(socketserver.BaseRequestHandler, Watcher):
                     raise ClientGone from error
                 log.warning("rid=%s broke off: %s", self.call.id[:8] if self.call else "-", error)
                 self.out.append(stream_error(self.dialect, error))
-            self.finish_body()
+            self.flush(last=True)
 
     def hold(self, pieces: Pieces) -> None:
         """Take pieces until they end; what pulls them flushes before it waits."""
@@ -12919,45 +12921,19 @@ class Handler(socketserver.BaseRequestHandler, Watcher):
             if len(self.out) > FULL:
                 self.flush()
 
-    def start_body(self, answer: Answer) -> None:
-        """Hold the head ready, to go out with the first piece."""
-        if self.started == "pending":
+    def flush(self, *, last: bool = False) -> None:
+        """Send what is ready, in one piece, and the end of the body if it is the `last`."""
+        if not self.out and not last:
             return
-        self.status = answer.status
-        if answer.length is not None:
-            framing, self.started = f"content-length: {answer.length}\r\n", "plain"
-        elif self.version == "HTTP/1.1":
-            framing, self.started = "transfer-encoding: chunked\r\n", "chunked"
-        else:
-            self.keep = False
-            framing, self.started = "", "plain"
-        self.head = self.make_head(answer.status, answer.headers, framing)
-
-    def flush(self) -> None:
-        """Send what is ready, in one piece."""
-        if not self.out:
-            return
-        data = self.out[0] if len(self.out) == 1 else b"".join(self.out)
+        data = b"".join(self.out)
         self.out.clear()
         self.between = data.endswith((b"\n\n", b"\r\n\r\n"))
         if self.started != "plain":
             data = b"%x\r\n%b\r\n" % (len(data), data) if data else b""
-        if self.head:
-            data, self.head = self.head + data, b""
+            data += b"0\r\n\r\n" if last else b""
+        data, self.head = self.head + data, b""
         self.waited = 0.0
         self.write(data)
-
-    def finish_body(self) -> None:
-        if self.started != "plain":
-            self.out = [b"".join(self.out)]
-            data = self.out[0]
-            self.out.clear()
-            last = b"%x\r\n%b\r\n0\r\n\r\n" % (len(data), data) if data else b"0\r\n\r\n"
-            head, self.head = self.head, b""
-            self.write(head + last)
-        else:
-            self.out.append(b"")
-            self.flush()
 
     def tick(self) -> None:
         """Watch the client while an upstream is silent, and keep it patient."""
@@ -12967,30 +12943,23 @@ class Handler(socketserver.BaseRequestHandler, Watcher):
         config = self.server.app.config
         if self.started == "chunked" and self.between:
             self.keep_alive(config["streaming.keepalive-seconds"], self.dialect.keepalive)
-        elif self.started == "pending":
+        elif self.started in {"", "pending"}:
             self.keep_alive(config["nonstream-keepalive-interval"], b"\n")
-        elif (
-            self.started is None
-            and self.call
-            and 0 < config["nonstream-keepalive-interval"] <= self.waited
-        ):
-            self.start_pending()
 
     def keep_alive(self, interval: float, sign: bytes) -> None:
-        """Send a sign of life if nothing has been sent for `interval` seconds; 0: never."""
-        if 0 < interval <= self.waited:
-            self.out.append(sign)
-            self.flush()
+        """Send a sign of life if nothing has been sent for `interval` seconds; 0: never.
 
-    def start_pending(self) -> None:
-        """Begin a long answer that is no stream with a blank line, so that nobody hangs up."""
-        if self.version == "HTTP/1.1" and self.call and not self.call.stream:
-            head = self.make_head(
-                200, {"content-type": "application/json"}, "transfer-encoding: chunked\r\n"
-            )
-            self.started, self.head, self.status = "pending", head, 200
-            self.out.append(b"\n")
-            self.flush()
+        A long answer that is no stream begins with it, before its status is known.
+        """
+        if not 0 < interval <= self.waited:
+            return
+        if not self.started:
+            if not self.call or self.call.stream or self.version == "HTTP/1.0":
+                return
+            self.begin(200, {"content-type": "application/json"}, None)
+            self.started = "pending"
+        self.out.append(sign)
+        self.flush()
 
     def log_request(self, begun: float) -> None:
         """Leave a line for the log; it is written within a second, off the hot path."""
@@ -13066,31 +13035,30 @@ class Handler(socketserver.BaseRequestHandler, Watcher):
                 add_beta(call.headers, beta)
 
     def list_models(self, route: Route) -> None:
-        router = self.server.app.router
-        whole, one = self.lister(route)
-        self.send_json(
-            200, whole([one(known_model(router, name)) for name in [*router.models(), ECHO]])
-        )
+        router, (one, whole) = self.server.app.router, self.lister(route)
+        names = [*router.models(), ECHO]
+        self.send_json(200, whole([one(known_model(router, name)) for name in names]))
 
     def show_model(self, route: Route) -> None:
         router, name = self.server.app.router, self.argument
-        if name != ECHO and name not in router.models():
-            close = ", ".join(map(repr, nearest_names(name, [*router.models(), ECHO], 3)))
-            raise ProxyError(
-                "model_not_found", f"no model {name!r}" + (f"; nearest: {close}" if close else "")
-            )
-        self.send_json(200, self.lister(route)[1](known_model(router, name)))
+        names = [*router.models(), ECHO]
+        if name not in names:
+            close = ", ".join(map(repr, nearest_names(name, names, 3)))
+            hint = f"; nearest: {close}" if close else ""
+            raise ProxyError("model_not_found", f"no model {name!r}{hint}")
+        self.send_json(200, self.lister(route)[0](known_model(router, name)))
 
-    def lister(self, route: Route) -> tuple[Callable[[list[Json]], Json], Callable[[Model], Json]]:
-        """Return the shape of model lists that this client reads; its headers tell, or Amp's path."""
-        agent, amp = self.headers.get("user-agent", ""), amp_provider(self.path)
-        google = route.dialect == "gemini" or "x-goog-api-key" in self.headers
-        if amp == "google" or (google and not amp):
-            return gemini_models, gemini_model
+    def lister(self, route: Route) -> tuple[Callable[[Model], Json], Callable[[list[Json]], Json]]:
+        """Return the shape of models that this client reads, and of their list.
+
+        Its headers tell, or Amp's path.
+        """
+        amp, agent = amp_provider(self.path), self.headers.get("user-agent", "")
         claude = "anthropic-version" in self.headers or agent.startswith("claude-cli")
-        if amp == "anthropic" or (claude and not amp):
-            return claude_models, claude_model
-        return openai_models, openai_model
+        shape = "claude" if claude else "chat"
+        if route.dialect == "gemini" or "x-goog-api-key" in self.headers:
+            shape = "gemini"
+        return MODEL_SHAPES[AMP_SHAPES.get(amp, "chat") if amp else shape]
 
     def show_health(self, route: Route) -> None:
         self.send_json(200, {"status": "ok"})
@@ -13115,13 +13083,10 @@ class Handler(socketserver.BaseRequestHandler, Watcher):
                 else "no WebSocket here"
             )
             raise ProxyError("upgrade_required", f"{why}; or POST to the same path")
+        lines = {"connection": "Upgrade", "upgrade": "websocket"}
+        lines["sec-websocket-accept"] = accept_of(key)
+        self.write(self.make_head(101, lines, ""))
         self.keep, self.status, self.started = False, 101, "upgraded"
-        lines = ("HTTP/1.1 101 Switching Protocols", "upgrade: websocket", "connection: Upgrade")
-        self.write(
-            "\r\n".join([*lines, f"sec-websocket-accept: {accept_of(key)}", "", ""]).encode(
-                "latin-1"
-            )
-        )
         web, memory = WebSocket(self.wire, self.write, self.idle_socket), Memory()
         try:
             while True:
@@ -13198,6 +13163,7 @@ INPUT_WORDS = ("input_tokens", "prompt_tokens", "promptTokenCount")
 OUTPUT_WORDS = ("output_tokens", "completion_tokens", "candidatesTokenCount")
 
 
+@functools.lru_cache(maxsize=64)
 def host_of(url: str) -> str:
     """Return the host name in a URL, `?` for what is no URL."""
     try:
@@ -13233,19 +13199,10 @@ def openai_model(row: Model) -> Json:
     return {**base, "display_name": row.name, **known(limits)}
 
 
-def openai_models(rows: list[Json]) -> Json:
-    return {"object": "list", "data": rows}
-
-
 def claude_model(row: Model) -> Json:
     created = write_time(row.created, utc=True) if row.created else "1970-01-01T00:00:00Z"
     base = {"type": "model", "id": row.id, "display_name": row.name, "created_at": created}
     return {**base, **known({"max_input_tokens": row.context, "max_tokens": row.output})}
-
-
-def claude_models(rows: list[Json]) -> Json:
-    ends = {"first_id": rows[0]["id"], "last_id": rows[-1]["id"]}
-    return {"data": rows, "has_more": False, **ends}
 
 
 def gemini_model(row: Model) -> Json:
@@ -13254,8 +13211,12 @@ def gemini_model(row: Model) -> Json:
     return {**base, **limits, "supportedGenerationMethods": list(GEMINI_VERBS)}
 
 
-def gemini_models(rows: list[Json]) -> Json:
-    return {"models": rows}
+MODEL_SHAPES: dict[str, tuple[Callable[[Model], Json], Callable[[list[Json]], Json]]] = {
+    "claude": (claude_model, lambda rows: {"data": rows, "has_more": False,
+                                           "first_id": rows[0]["id"], "last_id": rows[-1]["id"]}),
+    "gemini": (gemini_model, lambda rows: {"models": rows}),
+    "chat": (openai_model, lambda rows: {"object": "list", "data": rows}),
+}  # fmt: skip
 
 
 class Route(NamedTuple):
@@ -13312,6 +13273,9 @@ ROUTE_ROWS = (
 # fmt: on
 ROUTES = {(row.method, row.path): row for row in ROUTE_ROWS}
 OPTIONS = Route("OPTIONS", "*", Handler.show_options, admit=False)
+
+
+AMP_SHAPES = {"google": "gemini", "anthropic": "claude"}  # by provider; others: chat
 
 
 def amp_provider(path: str) -> str:
@@ -13399,8 +13363,8 @@ class Server(ThreadingHTTPServer):
         self.app, self.stopping = app, False
         self.host, self.port = address[0], int(self.server_address[1])
         self.loopback = is_loopback(address[0])
-        self._idle, self._full = threading.Condition(), threading.Event()  # _full is never set
-        self._working = 0  # requests being served; guarded by _idle
+        self._never = threading.Event()  # to wait on
+        self.working: set[Handler] = set()  # those that serve a request; one step changes it
         self.lines: collections.deque[LogLine] = collections.deque()
 
     def server_bind(self) -> None:
@@ -13416,7 +13380,7 @@ class Server(ThreadingHTTPServer):
             if exc.errno in {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}:
                 log.warning("cannot accept a connection: %s; raise the limit (ulimit -n)", exc)
                 self.app.pool.prune(0.0)
-                self._full.wait(ACCEPT_PAUSE)
+                self._never.wait(ACCEPT_PAUSE)
             raise
 
     def secure(self, sock: socket.socket) -> socket.socket:
@@ -13427,20 +13391,15 @@ class Server(ThreadingHTTPServer):
         wrapped: socket.socket = self._tls.wrap_socket(sock, server_side=True)
         return wrapped
 
-    def work(self, change: int) -> None:
-        """Count a request that begins (1) or ends (-1) being served."""
-        with self._idle:
-            self._working += change
-            if self.stopping:
-                self._idle.notify_all()
-
     def stop(self, grace: float = GRACE) -> bool:
         """Stop accepting, let running answers finish; False if some did not in `grace` seconds."""
         self.stopping = True
         self.shutdown()
         self.server_close()
-        with self._idle:
-            return self._idle.wait_for(lambda: not self._working, grace)
+        end = time.monotonic() + grace
+        while self.working and time.monotonic() < end:
+            self._never.wait(STOP_TICK)
+        return not self.working
 
     def handle_error(self, *_: Any) -> None:
         log.error("bug in a connection's thread: %r", sys.exc_info()[1])

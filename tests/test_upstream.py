@@ -496,9 +496,9 @@ def test_a_client_that_leaves_while_its_retry_is_waited_for(
         )
         assert upstream.asked.wait(DEADLINE)
     end = time.monotonic() + 2
-    while proxy.server._working and time.monotonic() < end:
+    while proxy.server.working and time.monotonic() < end:
         threading.Event().wait(0.02)
-    assert not proxy.server._working
+    assert not proxy.server.working
     assert len(upstream.seen) == 1
 
 
