@@ -10554,8 +10554,8 @@ class Router:
 
     def mapped(self, model: str) -> str:
         """Return the model to ask for where Amp asks for this one. Source: spec/providers.md 15.4."""
-        amp = self._config["ampcode"]
         with self._lock:
+            amp = self._config["ampcode"]
             names = [*mapping_targets(model, amp["model-mappings"]), model]
             if not amp["force-model-mappings"]:
                 names.insert(0, model)
