@@ -402,6 +402,17 @@ def test_a_clock_that_is_wrong_is_no_end(make_proxy: ProxyMaker, cloud: Cloud) -
     assert ask(proxy) == 200
 
 
+def test_others_answer_where_no_token_can_be_had(make_proxy: ProxyMaker, cloud: Cloud) -> None:
+    models = [{"name": "gemini-2.5-pro"}]
+    keyed = {"api-key": "k", "base-url": cloud.upstream.url, "models": models}
+    proxy = make_proxy(**{**NO_KEYS, "gemini_api_key": [keyed]})
+    lay(proxy, cloud.credential())
+    cloud.refusal = {"error": "invalid_request", "error_description": "try again"}
+    cloud.upstream.routes["/v1beta/models/gemini-2.5-pro:generateContent"] = make_reply(ANSWER)
+    assert [ask(proxy), ask(proxy)] == [200, 200]
+    assert cloud.asked().count("/token") == 1
+
+
 def test_a_key_that_cannot_sign(make_proxy: ProxyMaker, cloud: Cloud) -> None:
     proxy = make_proxy(**NO_KEYS)
     lay(
