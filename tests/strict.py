@@ -331,6 +331,9 @@ GOOGLE_PATHS = (
 VERTEX_PATHS = (
     "/v1/publishers/google/models/{model}:generateContent", "/v1/publishers/google/models/{model}:streamGenerateContent",
 )  # fmt: skip
+ACCOUNT_PATHS = tuple(
+    path.replace("/v1/", "/v1/projects/proj-1/locations/us-central1/") for path in VERTEX_PATHS
+)
 ASSIST_PATHS = ("/v1internal:generateContent", "/v1internal:streamGenerateContent")
 # fmt: off
 TERMS = {
@@ -342,6 +345,7 @@ TERMS = {
     "openai-chat":          Terms("chat", "/chat/completions", checks=(only_max_completion_tokens,)),
     "gemini":               Terms("gemini", *GOOGLE_PATHS, auth="x-goog-api-key"),
     "vertex":               Terms("gemini", *VERTEX_PATHS, auth="x-goog-api-key"),
+    "vertex login":         Terms("gemini", *ACCOUNT_PATHS),
     "gemini-cli":           Terms("gemini", *ASSIST_PATHS, must={"project": "proj-1"},
                                   envelope=words("model project user_prompt_id session_id enabled_credit_types")),
     "antigravity":          Terms("gemini", *ASSIST_PATHS, only_streams=True, checks=(antigravity_faults,),
@@ -478,6 +482,6 @@ THINKERS = (*THIRD_PARTY, reasoning_with_calls)
 PRESET_CHECKS: dict[str, tuple[Callable[[Json], Faults], ...]] = {  # what they refuse; the others: THIRD_PARTY
     "openai": (only_max_completion_tokens,), "litellm": (), "cohere": (only_max_tokens,),
     "mistral": (*THIRD_PARTY, no_stream_options),
-    **dict.fromkeys(["groq", "cerebras", "xai", "gemini", "vllm", "sglang"], (no_developer,)),
-    **dict.fromkeys(["deepseek", "zai", "zai-coding", "glm", "moonshot", "moonshot-cn"], THINKERS),
+    **dict.fromkeys(words("groq cerebras xai grok gemini vllm sglang minimax minimax-cn"), (no_developer,)),
+    **dict.fromkeys(words("deepseek zai zai-coding z.ai glm zhipu moonshot moonshot-cn kimi"), THINKERS),
 }  # fmt: skip

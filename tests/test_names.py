@@ -298,11 +298,13 @@ def test_auto_is_the_newest_usable_model(make_proxy: ProxyMaker, upstream: Upstr
     assert [seen.json()["model"] for seen in upstream.seen] == ["claude-tiny-1", "claude-opus-5"]
 
 
-@pytest.mark.parametrize("models", [[], [{"name": "gpt-image-2"}]])
+@pytest.mark.parametrize(
+    "only", [{"excluded-models": ["*"]}, {"models": [{"name": "gpt-image-2"}]}]
+)
 def test_auto_without_a_model_that_talks(
-    make_proxy: ProxyMaker, upstream: Upstream, models: list[Json]
+    make_proxy: ProxyMaker, upstream: Upstream, only: Json
 ) -> None:
-    entry = {"api-key": "k", "base-url": upstream.url, "models": models}
+    entry = {"api-key": "k", "base-url": upstream.url, **only}
     proxy = make_proxy(
         claude_api_key=[], gemini_api_key=[], openai_compatibility=[], codex_api_key=[entry]
     )

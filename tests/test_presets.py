@@ -60,7 +60,7 @@ def test_a_name_is_enough(make_proxy: ProxyMaker, upstream: Upstream, name: str)
     key = f"Bearer key of {preset.keys[0]}" if preset.keys else None
     assert seen.headers.get("authorization") == key
     assert ("max_tokens" in body) is ("max-tokens" in preset.quirks)
-    assert body["messages"][1]["role"] == ("system" if "system" in preset.quirks else "developer")
+    assert body["messages"][1]["role"] == "system"
 
 
 @pytest.mark.parametrize("name", cp.PRESETS)

@@ -78,6 +78,7 @@ CASES = {
     "GEMINI_API_KEY":       Case({"": "gemini"}, "gemini-2.5-pro", at("gemini"), {"GEMINI_API_KEY": "sk-real"}),
     "GOOGLE_API_KEY":       Case({"": "gemini"}, "gemini-2.5-pro", at("gemini"), {"GOOGLE_API_KEY": "sk-real"}),
     "vertex-api-key":       Case({"": "vertex"}, "gemini-2.5-pro", {"vertex-api-key": key()}),
+    "login vertex":         Case({"": "vertex"}, "gemini-2.5-pro", at("vertex"), login="vertex", terms="vertex login"),
     "login gemini":         Case({"": "gemini-cli"}, "gemini-2.5-pro", at("gemini-cli"), login="gemini"),
     "login antigravity":    Case({"": "antigravity"}, "gemini-3-flash", at("antigravity", enabled=True), login="antigravity"),
     "antigravity's Claude": Case({"": "antigravity"}, "claude-sonnet-4-6", at("antigravity", enabled=True), login="antigravity"),
@@ -126,6 +127,8 @@ def file_of(login: str, world: World, ends: float) -> tuple[str, Json]:
     files: dict[str, tuple[str, Json]] = {
         "claude":      ("claude-ann@example.com.json", {"id_token": "", **pair, **last}),
         "codex":       ("codex-ann@example.com-plus.json", {"id_token": world.id_token(), **pair, "account_id": "acc-1", **last}),
+        "vertex":      ("vertex-proj-1.json", {"service_account": {}, "project_id": "proj-1", "location": "us-central1",
+                                               "access_token": access, "expired": moment(ends), "email": "ann@example.com"}),
         "gemini":      ("ann@example.com-proj-1.json", {"token": token, "project_id": "proj-1", "email": "ann@example.com",
                                                         "auto": False, "checked": True}),
         "antigravity": ("antigravity-ann@example.com.json", {**pair, "expires_in": 3599, "timestamp": 1_770_000_000_000,
@@ -279,7 +282,9 @@ def say_hi(rig: Rig) -> None:
 CHANGING = {  # what a new token brings with it
     "access_token", "refresh_token", "api_key", "expired", "last_refresh", "timestamp", "expires_in", "expiry", "token",
 }  # fmt: skip
-LOGGED_IN = {case.login: case for case in CASES.values() if case.login}
+LOGGED_IN = {  # vertex signs for its tokens: tests/test_vertex.py
+    case.login: case for case in CASES.values() if case.login and case.login != "vertex"
+}
 ROTATES = set(LOGGED_IN) - {"gemini", "antigravity"}  # Google's refresh tokens stay
 
 
@@ -379,7 +384,8 @@ REFUSALS = {
     "Claude, extra usage":        Refusal("login claude", 400, {"type": "error", "error": {"type": "invalid_request_error",
                                           "message": "Third-party apps now draw from your extra usage, not your plan limits."}}, MALFORMED),
     "Gemini, RetryInfo":          Refusal("gemini-api-key", 429, google_error(SPENT, "no", RETRY), LIMITED, 37.5),
-    "Gemini, quotaResetDelay":    Refusal("gemini-api-key", 429, google_error(SPENT, "no", info("QUOTA_EXHAUSTED", quotaResetDelay="1h16m0.6s")), LIMITED, 4_560),
+    "Gemini, quotaResetDelay":    Refusal("gemini-api-key", 429, google_error(SPENT, "no", info("QUOTA_EXHAUSTED", quotaResetDelay="1h16m0.6s")),
+                                          LIMITED, 4_560),
     "Gemini, in its words":       Refusal("gemini-api-key", 429, google_error(SPENT, "Your quota will reset after 12s."), LIMITED, 12),
     "Gemini, no hint":            Refusal("gemini-api-key", 429, google_error(SPENT), LIMITED, 1),
     "Gemini, key":                Refusal("GEMINI_API_KEY", 400, google_error("INVALID_ARGUMENT", "API key not valid. Please pass a valid API key.",
@@ -394,8 +400,10 @@ REFUSALS = {
     "Antigravity, forbidden":     Refusal("login antigravity", 403, google_error("PERMISSION_DENIED", "no", info("SERVICE_DISABLED")),
                                           (403, "permission_error"), 1_800),
     "Kimi, coding agents only":   Refusal("login kimi", 403, {"error": {"type": "access_terminated_error",
-                                          "message": "Kimi For Coding is currently only available for Coding Agents"}}, (403, "access_terminated_error"), 1_800),
-    "Kimi, 429":                  Refusal("login kimi", 429, openai_error("rate_limit_reached_error"), (429, "rate_limit_reached_error"), 9, {"retry-after": "9"}),
+                                          "message": "Kimi For Coding is currently only available for Coding Agents"}},
+                                          (403, "access_terminated_error"), 1_800),
+    "Kimi, 429":                  Refusal("login kimi", 429, openai_error("rate_limit_reached_error"),
+                                          (429, "rate_limit_reached_error"), 9, {"retry-after": "9"}),
     "Qwen, quota as 403":         Refusal("login qwen", 403, openai_error(QUOTA, "Free allocated quota exceeded."), (403, QUOTA), -120),
     "Qwen, quota, retry-after":   Refusal("login qwen", 403, openai_error("quota_exceeded"), (403, "quota_exceeded"), -55, {"retry-after": "55"}),
     "Qwen, quota in words":       Refusal("login qwen", 429, openai_error("x", "Free allocated quota exceeded."), (429, "x"), -120),
