@@ -331,9 +331,7 @@ GOOGLE_PATHS = (
 VERTEX_PATHS = (
     "/v1/publishers/google/models/{model}:generateContent", "/v1/publishers/google/models/{model}:streamGenerateContent",
 )  # fmt: skip
-ACCOUNT_PATHS = tuple(
-    path.replace("/v1/", "/v1/projects/proj-1/locations/us-central1/") for path in VERTEX_PATHS
-)
+ACCOUNT = "/v1/projects/proj-1/locations/us-central1/publishers/google/models/{model}"
 ASSIST_PATHS = ("/v1internal:generateContent", "/v1internal:streamGenerateContent")
 # fmt: off
 TERMS = {
@@ -345,7 +343,7 @@ TERMS = {
     "openai-chat":          Terms("chat", "/chat/completions", checks=(only_max_completion_tokens,)),
     "gemini":               Terms("gemini", *GOOGLE_PATHS, auth="x-goog-api-key"),
     "vertex":               Terms("gemini", *VERTEX_PATHS, auth="x-goog-api-key"),
-    "vertex login":         Terms("gemini", *ACCOUNT_PATHS),
+    "vertex login":         Terms("gemini", f"{ACCOUNT}:generateContent", f"{ACCOUNT}:streamGenerateContent"),
     "gemini-cli":           Terms("gemini", *ASSIST_PATHS, must={"project": "proj-1"},
                                   envelope=words("model project user_prompt_id session_id enabled_credit_types")),
     "antigravity":          Terms("gemini", *ASSIST_PATHS, only_streams=True, checks=(antigravity_faults,),
