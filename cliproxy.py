@@ -12176,7 +12176,7 @@ def tapped(pieces: Pieces, tap: Tap, call: Call, streaming: bool) -> Pieces:
     ended without the end that its dialect has.
     """
     with contextlib.closing(pieces):
-        head = first_event(pieces) if streaming else b""
+        head = first_event(pieces, call) if streaming else b""
         if b'"error' in head:
             raise_first_error(head, call.dialect)
         for piece in itertools.chain([head] if head else (), pieces):
@@ -12188,17 +12188,24 @@ def tapped(pieces: Pieces, tap: Tap, call: Call, streaming: bool) -> Pieces:
         raise ProxyError("upstream_failed", "the upstream ended its stream in the middle")
 
 
-def first_event(pieces: Pieces) -> bytes:
-    """Pull the pieces of a stream until its first event is whole, or does not look like an error."""
-    head = b""
+def first_event(pieces: Pieces, call: Call) -> bytes:
+    """Pull the pieces of a stream until its first event is whole, or does not look like an error.
+
+    What only Codex knows is left out for others: OpenAI's SDK breaks if it comes first.
+    """
+    head, stranger = b"", not call.headers.get("originator", "").startswith("codex")
     for piece in pieces:
         head += piece
-        whole = b"\n\n" in head or b"\r\n\r\n" in head
-        if whole or (len(head) > ERROR_HINT and b"error" not in head and b"failed" not in head):
+        end = EVENT_END.search(head)
+        if end and stranger and b'"codex.rate_limits"' in head[: end.end()]:
+            head = head[end.end() :]
+            end = EVENT_END.search(head)
+        if end or (len(head) > ERROR_HINT and not re.search(rb"error|failed|codex\.", head)):
             break
     return head
 
 
+EVENT_END = re.compile(rb"\n\r?\n")
 ERROR_HINT = 32  # bytes, of which an error is one: `event: error`, `data: {"error"`
 
 

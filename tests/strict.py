@@ -312,6 +312,7 @@ class Terms(NamedTuple):
     envelope: frozenset[str] = NO_FIELDS  # its fields besides `request`, if there is one
     must: Mapping[str, Any] = {}
     own: frozenset[str] = NO_FIELDS  # fields that others of its dialect do not know
+    ahead: tuple[bytes, ...] = ()  # what its streams begin with
 
 
 FAULTS = {
@@ -319,6 +320,10 @@ FAULTS = {
 }  # fmt: skip
 MESSAGES = {"anthropic-version": r"20\d\d-\d\d-\d\d", "content-type": "application/json"}
 LOGIN_BETA = {**MESSAGES, "anthropic-beta": "(.*,)?oauth-2025-04-20(,.*)?"}
+CODEX_LIMITS = frame(
+    {"type": "codex.rate_limits", "rate_limits": {"primary": {"used_percent": 9}}},
+    "codex.rate_limits",
+)
 KIMI_DEVICE = {
     "x-msh-platform": "cliproxy", "x-msh-version": ".+", "x-msh-device-name": "[!-~]+", "x-msh-device-model": "[!-~]+",
     "x-msh-device-id": "[0-9a-f]{32}",
@@ -337,7 +342,7 @@ ASSIST_PATHS = ("/v1internal:generateContent", "/v1internal:streamGenerateConten
 TERMS = {
     "claude":               Terms("claude", "/v1/messages", headers=MESSAGES),
     "claude login":         Terms("claude", "/v1/messages", headers=LOGIN_BETA),
-    "codex":                Terms("responses", "/responses", only_streams=True, checks=(codex_faults,),
+    "codex":                Terms("responses", "/responses", only_streams=True, checks=(codex_faults,), ahead=(CODEX_LIMITS,),
                                   headers={"originator": "cliproxy", "chatgpt-account-id": "acc-1", "accept": "text/event-stream"}),
     "openai":               Terms("responses", "/responses"),
     "openai-chat":          Terms("chat", "/chat/completions", checks=(only_max_completion_tokens,)),
@@ -446,7 +451,7 @@ class StandIn:
         if not streams:
             whole = ANSWERS[dialect](said)
             return make_reply({"response": whole, "traceId": "t"} if self.terms.envelope else whole)
-        frames = STREAMS[dialect](said)
+        frames = [*self.terms.ahead, *STREAMS[dialect](said)]
         if self.terms.envelope:
             frames = [wrapped(data) for data in frames]
         return make_reply(frames, headers=SSE)

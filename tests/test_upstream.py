@@ -153,6 +153,19 @@ def test_bytes_that_fit_are_not_touched(codex: Proxy, upstream: Upstream) -> Non
     assert got.body == b"".join(STREAM)
 
 
+@pytest.mark.parametrize("piece", [1, 7, 65_536])
+@pytest.mark.parametrize("originator", ["codex_cli_rs", ""])
+def test_what_only_codex_knows(
+    codex: Proxy, upstream: Upstream, originator: str, piece: int
+) -> None:
+    """OpenAI's SDK raises an error if anything comes before response.created."""
+    limits = sse({"type": "codex.rate_limits", "rate_limits": {"primary": {"used_percent": 9}}})
+    upstream.piece = piece
+    upstream.reply([*limits, *STREAM], headers=SSE)
+    got = codex.ask("/v1/responses", FITTING, {"originator": originator} if originator else {})
+    assert got.body == b"".join([*(limits if originator else ()), *STREAM])
+
+
 def test_only_the_model_changes_behind_a_prefix(codex: Proxy, upstream: Upstream) -> None:
     add_codex(codex, "b", prefix="team")
     upstream.reply(STREAM, headers=SSE)
