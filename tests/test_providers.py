@@ -638,6 +638,25 @@ def test_headers_of_a_key(make_proxy: ProxyMaker, upstream: Upstream) -> None:
     assert (other["x-team"], other["user-agent"], "x-gone" in other) == ("blue", "mine/1", False)
 
 
+CLAUDE_KEYS = [  # key, base URL, the header it goes in, whether that of a login goes along
+    pytest.param("sk-ant-api03-x", "", "x-api-key", False, id="a key, at home"),
+    pytest.param("sk-ant-api03-x", "https://claude.example", "authorization", False, id="a key, elsewhere"),
+    pytest.param("sk-ant-api03-x", "http://api.anthropic.com", "authorization", False, id="a key, without TLS"),
+    pytest.param("sk-ant-oat01-x", "", "authorization", True, id="a token in the place of a key"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("key", "base", "header", "beta"), CLAUDE_KEYS)
+def test_where_anthropic_wants_a_key(key: str, base: str, header: str, beta: bool) -> None:
+    """Without a socket: its own host is not to be reached from here."""
+    account = cp.Account("a", cp.PROVIDERS["claude"], {"api-key": key, "base-url": base})
+    call = cp.Call(cp.DIALECTS["claude"], "generate", b"{}")
+    headers = cp.upstream_headers(call, account, account.provider, same=True)
+    assert headers[header].removeprefix("Bearer ") == key
+    assert len({"x-api-key", "authorization"} & headers.keys()) == 1
+    assert (headers.get("anthropic-beta") == "oauth-2025-04-20") is beta
+
+
 # --- the rest of OpenAI's API -------------------------------------------------------------
 
 FORM = (
