@@ -44,6 +44,7 @@ import errno
 import functools
 import hashlib
 import hmac
+import io
 import itertools
 import json
 import logging
@@ -8264,25 +8265,18 @@ def lock_descriptor(descriptor: int) -> None:
     return fcntl.flock(descriptor, fcntl.LOCK_EX)
 
 
-def acquire(path: Path) -> int:
-    """Return a descriptor that holds the lock of a file."""
+def locked(path: Path) -> io.FileIO:
+    """Keep other threads and processes out of a file until the one that is returned is closed.
+
+    The lock dies with its holder: it is never stale.
+    """
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-        lock_descriptor(descriptor)
+        file = io.FileIO(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+        lock_descriptor(file.fileno())
         with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(descriptor), path.stat()):
-                return descriptor
-        os.close(descriptor)  # the file was deleted while we waited
-
-
-@contextlib.contextmanager
-def locked(path: Path) -> Generator[None, None, None]:
-    """Keep other threads and processes out. The lock dies with its holder: it is never stale."""
-    descriptor = acquire(path)
-    try:
-        yield
-    finally:
-        os.close(descriptor)
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file
+        file.close()  # it was deleted while we waited
 
 
 class Credential(NamedTuple):
@@ -8331,10 +8325,9 @@ class Store:
         self.folder, self._report = Path(folder).expanduser(), report
         self._lock = threading.Lock()
         self._known: dict[str, Credential] = {}  # guarded by Store._lock, as all below
-        self._changed = False  # by us, since the last scan
+        self._seen: list[Credential] = []  # by the last scan
         self._bad: dict[str, Stamp] = {}
         self.problems: dict[str, str] = {}
-        self._snapshot: tuple[Credential, ...] = ()  # replaced whole: read without the lock
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             mode = self.folder.stat().st_mode
@@ -8345,7 +8338,7 @@ class Store:
 
     def credentials(self) -> list[Credential]:
         """Return what there is, sorted by name."""
-        return list(self._snapshot)
+        return sorted([*self._known.values()], key=lambda found: found.name)  # copied in one step
 
     def get(self, name: str) -> Credential:
         """Read one file again, now. Raises ProxyError if it is gone, damaged or foreign."""
@@ -8357,18 +8350,14 @@ class Store:
         Costs a stat for each file, so it may run every second.
         """
         with self._lock:
-            before, now = self._snapshot, time.time_ns()
-            found, drafts = self._files()
-            for draft in drafts:
-                self._recover(draft)
+            found, now = self._files(), time.time_ns()
             for name in [*self._known, *self._bad]:
                 if name not in found:
                     self._forget(name)
             for name, status in found.items():
                 self._look(name, stamp_of(status), abs(now - status.st_mtime_ns) < RACY)
-            self._publish()
-            changed, self._changed = self._changed or before != self._snapshot, False
-            return changed
+            before, self._seen = self._seen, self.credentials()
+            return before != self._seen
 
     def merge(self, name: str, changes: Json) -> Credential:
         """Lay `changes` over what the file says now; None removes a key. Raises ProxyError."""
@@ -8379,8 +8368,8 @@ class Store:
     def create(self, name: str, data: Json) -> Credential:
         """Write a new file; of one that is there already, the keys not in `data` stay."""
         with self._writing():
-            path, old = self._path(name), Json()
-            raw = b"\n"  # a new file is laid out as CLIProxyAPI does: compact, with a newline
+            path = self._path(name)
+            old, raw = Json(), b"\n"  # a new file is laid out as CLIProxyAPI does: compact, with LF
             try:
                 credential, raw = read_credential(path)
                 old = credential.data
@@ -8400,21 +8389,14 @@ class Store:
             with contextlib.suppress(OSError):
                 self._lock_of(name).unlink()
             self._forget(name)
-            self._publish()
-            self._changed = True
 
-    @contextlib.contextmanager
-    def refreshing(self, name: str) -> Generator[None, None, None]:
+    def refreshing(self, name: str) -> io.FileIO:
         """Hold the lock under which one of all processes renews the tokens of a file."""
         path = self._lock_of(name)
         try:
-            descriptor = acquire(path)
+            return locked(path)
         except OSError as exc:
             raise ProxyError("internal", f"cannot write {path}: {exc.strerror}") from exc
-        try:
-            yield
-        finally:
-            os.close(descriptor)
 
     @contextlib.contextmanager
     def _writing(self) -> Generator[None, None, None]:
@@ -8426,17 +8408,20 @@ class Store:
             message = f"cannot write in {self.folder}: {exc.strerror or exc}"
             raise ProxyError("internal", message) from exc
 
-    def _files(self) -> tuple[dict[str, os.stat_result], list[str]]:
-        """Return the status of each credential file, and the names of unfinished writes."""
+    def _files(self) -> dict[str, os.stat_result]:
+        """Return the status of each credential file; finish, or drop, what was being written."""
         try:
             names = [path.name for path in self.folder.iterdir()]
         except OSError as exc:
             raise ProxyError("internal", f"cannot read {self.folder}: {exc.strerror}") from exc
+        for name in names:
+            if name.endswith(".new"):
+                self._recover(name)
         found = {}
         for name in filter(self._is_ours, names):
             with contextlib.suppress(OSError):  # gone, or a dangling link
                 found[name] = (self.folder / name).stat()
-        return found, [name for name in names if name.endswith(".new")]
+        return found
 
     def _path(self, name: str) -> Path:
         if not self._is_ours(name) or Path(name).name != name or "\\" in name or ":" in name:
@@ -8454,12 +8439,7 @@ class Store:
         path = self._path(name)
         write_atomic(path, dump_like(data, old))
         self._known[name] = credential_of(path, data, stamp_of(path.stat()))
-        self._publish()
-        self._changed = True
         return self._known[name]
-
-    def _publish(self) -> None:
-        self._snapshot = tuple(self._known[name] for name in sorted(self._known))
 
     def _forget(self, name: str) -> None:
         self._known.pop(name, None)
@@ -8479,14 +8459,15 @@ class Store:
                 self._bad[name], self.problems[name] = stamp, str(error)
                 self._report(str(error))
         else:
-            self._forget(name)
-            self._known[name] = credential
+            self._known[name] = credential  # no instant without it: `credentials` takes no lock
+            self._bad.pop(name, None)
+            self.problems.pop(name, None)
 
     def _recover(self, draft: str) -> None:
         """Finish, or drop, a write whose writer was killed: new tokens may be in it."""
         name = draft[1:].rsplit(".", 2)[0]
         path, old = self.folder / draft, self.folder / name
-        if not name or not self._is_ours(name):
+        if not self._is_ours(name):
             return
         with contextlib.suppress(OSError), locked(self.folder / ".lock"):
             if old.exists() and path.stat().st_mtime_ns >= old.stat().st_mtime_ns:
