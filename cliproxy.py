@@ -7111,10 +7111,13 @@ class Config:
 
     def __init__(self, path: Path | None, data: Json, warnings: tuple[str, ...]) -> None:
         self.path, self.data, self.warnings = path, data, warnings
+        self._found: Json = {}  # by dotted key: each request asks for the same few
 
     def __getitem__(self, key: str) -> Any:
         """Return a setting by its dotted key, or a whole section."""
-        return reduce(operator.getitem, key.split("."), self.data)
+        if key not in self._found:
+            self._found[key] = reduce(operator.getitem, key.split("."), self.data)
+        return self._found[key]
 
 
 def find_config(argument: str | None) -> Path | None:
