@@ -12607,14 +12607,18 @@ def warmed_up(call: Call, body: Json) -> Iterator[Json]:
     yield {"type": "response.completed", "sequence_number": 1, "response": done}
 
 
+def retry_header(error: ProxyError) -> Headers:
+    """Tell when to come again, if that is known."""
+    return {} if error.retry_after is None else {"retry-after": f"{math.ceil(error.retry_after)}"}
+
+
 def error_message(error: ProxyError) -> Json:
     """Tell a failure as a message; a POST would have had its status."""
-    after = {} if error.retry_after is None else {"retry-after": f"{math.ceil(error.retry_after)}"}
     return {
         "type": "error",
         "status": error.status,
         "error": DIALECTS["responses"].write_error(error)["error"],
-        "headers": after,
+        "headers": retry_header(error),
     }
 
 
@@ -12664,47 +12668,37 @@ class Handler(socketserver.BaseRequestHandler, Watcher):
     def serve_one(self) -> bool:
         """Serve one request; return whether the connection may serve another."""
         self.method, self.path, self.version, self.headers = "", "/", "HTTP/1.1", Headers()
-        self.keep, self.waited, self.body_read, self.status = True, 0.0, True, 0
+        self.length: int | None = None  # of the request's body; None: chunked, or not known
+        self.keep, self.waited, self.body_read, self.status = True, 0.0, False, 0
         self.call: Call | None = None
         self.dialect = DIALECTS["chat"]  # in which errors are told
-        self.started = (
-            ""  # how the body goes out, once the answer has begun: plain, chunked, pending
-        )
+        self.started = ""  # once the answer has begun, how its body goes: plain, chunked, pending
         self.out: list[bytes] = []  # frames that have not been sent
         self.head = b""  # the head, until it is sent with the first of them
         self.between = False  # has a whole event of a stream been sent, and nothing of the next?
+        begun = 0.0
         try:
             head = self.wire.read_head(self.idle)
             if head is None:
                 return False
+            begun = time.monotonic()
             self.server.working.add(self)
-            self.serve_head(head)
-        except ProxyError as error:
-            self.refuse(error)
-        finally:
-            self.server.working.discard(self)
-        return self.keep
-
-    def serve_head(self, head: bytes) -> None:
-        try:
-            self.read_request_line(head)
-        except ValueError as exc:
-            self.keep = False
-            raise ProxyError("invalid_request", f"malformed request: {exc}") from exc
-        begun = time.monotonic()
-        try:
-            self.answer()
+            self.answer(head)
             self.drop_body()
         except ProxyError as error:
             self.fail(error)
-        except ClientGone:
+        except (ClientGone, ConnectionError):
             self.keep, self.status = False, 499
         except Exception:
             log.exception("bug: %s %s", self.method, escaped(self.path))
             self.fail(ProxyError("internal", "internal error; the log has more"))
-        self.log_request(begun)
-        if not self.body_read:
+        finally:
+            self.server.working.discard(self)
+        if self.method:
+            self.log_request(begun)
+        if self.started and not self.body_read:
             self.linger()
+        return self.keep
 
     def idle(self) -> None:
         """Wait for a request, or for the rest of one."""
@@ -12735,8 +12729,12 @@ class Handler(socketserver.BaseRequestHandler, Watcher):
         self.keep = "close" not in last if keeps else "keep-alive" in last
         self.keep = self.keep and not self.server.stopping
 
-    def answer(self) -> None:
+    def answer(self, head: bytes) -> None:
         """Find the row of ROUTES and do what it says."""
+        try:
+            self.read_request_line(head)
+        except ValueError as exc:
+            raise ProxyError("invalid_request", f"malformed request: {exc}") from exc
         self.dialect = dialect_of(self.path, self.headers)
         self.check_origin()
         route, self.argument = find_route(self.method, self.path)
@@ -12760,15 +12758,11 @@ class Handler(socketserver.BaseRequestHandler, Watcher):
         keys = self.server.app.config["api-keys"]
         if not keys:
             return
-        scheme, _, bearer = self.headers.get("authorization", "").partition(" ")
-        given = (
-            bearer.strip() if scheme.lower() == "bearer" else "",
-            self.headers.get("authorization", ""),
-            self.headers.get("x-api-key", ""),
-            self.headers.get("x-goog-api-key", ""),
-            self.query.get("key", ""),
-            self.query.get("auth_token", ""),
-        )
+        whole, query = self.headers.get("authorization", ""), self.query
+        scheme, _, bearer = whole.partition(" ")
+        given = [bearer.strip() if scheme.lower() == "bearer" else "", whole]
+        given += [self.headers.get(name, "") for name in ("x-api-key", "x-goog-api-key")]
+        given += [query.get(name, "") for name in ("key", "auth_token")]
         encoded = [key.encode() for key in filter(None, given)]
         valid = [hmac.compare_digest(key, known.encode()) for key in encoded for known in keys]
         if not any(valid):
@@ -12794,8 +12788,6 @@ class Handler(socketserver.BaseRequestHandler, Watcher):
             self.body_read = True
             encoding = self.headers.get("content-encoding", "")
             return unpack(bytes(body), encoding) if encoding else body
-        except ConnectionError as exc:
-            raise ClientGone from exc
         except ValueError as exc:
             self.keep = self.body_read and self.keep
             raise ProxyError("invalid_request", f"the body cannot be read: {exc}") from exc
@@ -12809,15 +12801,6 @@ class Handler(socketserver.BaseRequestHandler, Watcher):
             self.read_body()
         else:
             self.keep = False
-
-    def refuse(self, error: ProxyError) -> None:
-        """Answer what is not even a request, and close."""
-        self.keep = False
-        with contextlib.suppress(ClientGone):
-            self.send_json(
-                error.status, {"error": {"message": str(error), "type": "invalid_request_error"}}
-            )
-            self.linger()
 
     def linger(self) -> None:
         """Let the client read the answer before the connection is reset by what it still sends."""
@@ -12838,11 +12821,9 @@ class Handler(socketserver.BaseRequestHandler, Watcher):
             self.keep = False
             return
         dialect = self.dialect
-        with contextlib.suppress(ClientGone):
+        with contextlib.suppress(ClientGone, ConnectionError):
             self.drop_body()
-        headers = (
-            {} if error.retry_after is None else {"retry-after": f"{math.ceil(error.retry_after)}"}
-        )
+        headers = retry_header(error)
         if error.body and error.dialect == dialect.name:
             self.send(error.status, {**headers, **error.headers}, error.body)
         else:
@@ -13007,9 +12988,8 @@ class Handler(socketserver.BaseRequestHandler, Watcher):
         if self.argument:
             model, _, verb = self.argument.rpartition(":")
             if verb not in GEMINI_VERBS:
-                raise ProxyError(
-                    "not_found", f"unknown method {verb!r}; known: {', '.join(GEMINI_VERBS)}"
-                )
+                known = ", ".join(GEMINI_VERBS)
+                raise ProxyError("not_found", f"unknown method {verb!r}; known: {known}")
             call.action, call.path_stream = GEMINI_VERBS[verb]
             call.path_model = model
         if amp_provider(self.path):
@@ -13068,11 +13048,8 @@ class Handler(socketserver.BaseRequestHandler, Watcher):
             self.headers.get(f"sec-websocket-{name}", "") for name in ("key", "version")
         )
         if not (asked and key and version == "13" and self.server.app.config["ws"]):
-            why = (
-                "send a WebSocket handshake"
-                if self.server.app.config["ws"]
-                else "no WebSocket here"
-            )
+            ours = self.server.app.config["ws"]
+            why = "send a WebSocket handshake" if ours else "no WebSocket here"
             raise ProxyError("upgrade_required", f"{why}; or POST to the same path")
         lines = {"connection": "Upgrade", "upgrade": "websocket"}
         lines["sec-websocket-accept"] = accept_of(key)
@@ -13086,8 +13063,6 @@ class Handler(socketserver.BaseRequestHandler, Watcher):
         except SocketClosed as closed:
             if closed.code != 1006:
                 web.close(closed.code)
-        except ConnectionError as exc:
-            raise ClientGone from exc
 
     def idle_socket(self) -> None:
         """Wait for a message, or for the rest of one."""
@@ -13134,11 +13109,8 @@ def write_lines(lines: collections.deque[LogLine]) -> None:
         line = f"{stamp},{int(now % 1 * 1000):03} INFO rid={rid} {method} {escaped(path)}"
         line += f" {escaped(model)} account={account or '-'}" if about else ""
         line += f" status={status} total={seconds:.3f}s"
-        line += (
-            f" in={tokens_in(usage, INPUT_WORDS)} out={tokens_in(usage, OUTPUT_WORDS)}"
-            if usage
-            else ""
-        )
+        words = f" in={tokens_in(usage, INPUT_WORDS)} out={tokens_in(usage, OUTPUT_WORDS)}"
+        line += words if usage else ""
         text.append(line + "\n")
     if text:
         sys.stderr.write("".join(text))
@@ -13328,13 +13300,8 @@ def dialect_of(path: str, headers: Headers) -> Dialect:
     """Return the dialect in which a client of this path wants to hear of errors."""
     if "/messages" in path or "anthropic-version" in headers:
         return DIALECTS["claude"]
-    if (
-        "/v1beta" in path
-        or "/v1internal" in path
-        or "Content" in path
-        or "countTokens" in path
-        or "x-goog-api-key" in headers
-    ):
+    words = ("/v1beta", "/v1internal", "Content", "countTokens")
+    if "x-goog-api-key" in headers or any(word in path for word in words):
         return DIALECTS["gemini"]
     return DIALECTS["responses" if "/responses" in path else "chat"]
 
@@ -13417,10 +13384,10 @@ def make_server(app: App) -> Server:
     try:
         return Server((host, port), app)
     except OSError as exc:
-        message = (
-            f"cannot listen on {host}:{port}: {exc}; set another `port` in the config, or --port"
-        )
-        raise ProxyError("invalid_request", message) from exc
+        hint = "set another `port` in the config, or --port"
+        raise ProxyError(
+            "invalid_request", f"cannot listen on {host}:{port}: {exc}; {hint}"
+        ) from exc
 
 
 ########################################################################################
