@@ -12452,7 +12452,7 @@ def completion_frames(pieces: Pieces) -> Pieces:
 # is new. Source: spec/clients.md 3.
 
 MAGIC = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455 1.3
-OP_TEXT, OP_BINARY, OP_CLOSE, OP_PING, OP_PONG = 1, 2, 8, 9, 10  # opcodes; 0 continues a message
+OPCODES = OP_MORE, OP_TEXT, OP_BINARY, OP_CLOSE, OP_PING, OP_PONG = 0, 1, 2, 8, 9, 10
 REMEMBERED = 16  # answers of a connection that a request may go on from
 
 
@@ -12483,9 +12483,8 @@ def unmasked(data: bytes | bytearray, mask: bytes | bytearray) -> bytes:
     """Undo a client's mask, as one long number: a loop would cost a second for 10 MB."""
     length = len(data)
     key = (bytes(mask) * (length // 4 + 1))[:length]
-    return (int.from_bytes(data, "little") ^ int.from_bytes(key, "little")).to_bytes(
-        length, "little"
-    )
+    number = int.from_bytes(data, "little") ^ int.from_bytes(key, "little")
+    return number.to_bytes(length, "little")
 
 
 class WebSocket:
@@ -12514,9 +12513,7 @@ class WebSocket:
             elif opcode == OP_BINARY:
                 raise SocketClosed(1003)
             elif opcode != OP_PONG:
-                if (opcode == OP_TEXT) is bool(
-                    pieces
-                ):  # a message begins with its kind, and only so
+                if (opcode == OP_MORE) is not bool(pieces):  # a message has one beginning
                     raise SocketClosed(1002)
                 pieces.append(payload)
                 if final:
@@ -12524,21 +12521,13 @@ class WebSocket:
 
     def _frame(self, limit: int) -> tuple[bool, int, bytes]:
         """Read a frame: is it the last of its message, its opcode and its payload."""
-        self._wire.rest = self._wire.recv(
-            self._idle
-        )  # a peer may be silent for long, between frames
+        self._wire.rest = self._wire.recv(self._idle)  # the silence between frames may be long
         if not self._wire.rest:
             raise SocketClosed(1006)
         first, second = self._wire.read_exactly(2, self._idle)
-        opcode, length = first & 0x0F, second & 0x7F
-        control = opcode >= OP_CLOSE
-        known = opcode in {0, OP_TEXT, OP_BINARY, OP_CLOSE, OP_PING, OP_PONG}
-        if (
-            first & 0x70
-            or not second & 0x80
-            or not known
-            or (control and (length > 125 or first < 0x80))
-        ):
+        final, opcode, length = first >= 0x80, first & 0x0F, second & 0x7F
+        long = opcode >= OP_CLOSE and (length > 125 or not final)  # for control
+        if long or opcode not in OPCODES or first & 0x70 or second < 0x80:
             raise SocketClosed(1002)
         if length > 125:
             size = 2 if length == 126 else 8
@@ -12546,7 +12535,7 @@ class WebSocket:
         if length > limit:
             raise SocketClosed(1009)
         mask = self._wire.read_exactly(4, self._idle)
-        return first >= 0x80, opcode, unmasked(self._wire.read_exactly(length, self._idle), mask)
+        return final, opcode, unmasked(self._wire.read_exactly(length, self._idle), mask)
 
 
 class Memory:
@@ -12561,29 +12550,21 @@ class Memory:
         if kind != "response.create" or not isinstance(said, (str, list)):
             message = f"a message is a response.create with an input, not {kind!r}"
             raise ProxyError("invalid_request", message, param="type")
-        items = (
-            [{"type": "message", "role": "user", "content": said}]
-            if isinstance(said, str)
-            else said
-        )
+        text = [{"type": "message", "role": "user", "content": said}]
+        items = text if isinstance(said, str) else said
         previous = body.get("previous_response_id")
         if previous:
             if previous not in self._items:
                 message = f"the response {previous!r} is not of this connection, or too long ago"
                 raise ProxyError("invalid_request", message, param="previous_response_id")
             items = [*self._items[previous], *items]
-        return {
-            **without(body, frozenset(["type", "generate", "previous_response_id"])),
-            "input": items,
-            "stream": True,
-        }
+        kept = without(body, frozenset(["type", "generate", "previous_response_id"]))
+        return {**kept, "input": items, "stream": True}
 
     def keep(self, body: Json, response: Json, output: list[Json]) -> None:
         """Remember an answer, and forget the oldest."""
-        self._items[str(response.get("id"))] = [
-            *body["input"],
-            *(output or response.get("output") or ()),
-        ]
+        output = output or response.get("output") or []
+        self._items[str(response.get("id"))] = [*body["input"], *output]
         while len(self._items) > REMEMBERED:
             del self._items[next(iter(self._items))]
 
@@ -12591,17 +12572,11 @@ class Memory:
 def warmed_up(call: Call, body: Json) -> Iterator[Json]:
     """Answer a request that is only to be remembered: with no output, and without any upstream."""
     response: Json = {
-        "id": f"resp_{call.id}",
-        "object": "response",
-        "created_at": call.created,
-        "model": body.get("model"),
-        "output": [],
-    }
-    yield {
-        "type": "response.created",
-        "sequence_number": 0,
-        "response": {**response, "status": "in_progress"},
-    }
+        "id": f"resp_{call.id}", "object": "response", "created_at": call.created,
+        "model": body.get("model"), "output": [],
+    }  # fmt: skip
+    begun = {**response, "status": "in_progress"}
+    yield {"type": "response.created", "sequence_number": 0, "response": begun}
     zero = {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0}
     done = {**response, "status": "completed", "usage": zero}
     yield {"type": "response.completed", "sequence_number": 1, "response": done}
@@ -12614,12 +12589,8 @@ def retry_header(error: ProxyError) -> Headers:
 
 def error_message(error: ProxyError) -> Json:
     """Tell a failure as a message; a POST would have had its status."""
-    return {
-        "type": "error",
-        "status": error.status,
-        "error": DIALECTS["responses"].write_error(error)["error"],
-        "headers": retry_header(error),
-    }
+    told = {"status": error.status, "headers": retry_header(error)}
+    return {"type": "error", **told, "error": DIALECTS["responses"].write_error(error)["error"]}
 
 
 ########################################################################################
