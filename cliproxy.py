@@ -1077,6 +1077,7 @@ FALLBACK_ROWS = (  # for models that no account serves: those to try, best first
     ("gemini-*-flash*",        SMALL),
     ("gemini-3-pro-preview",   "gemini-3.1-pro-preview gemini-3-pro gemini-3.1-pro"),
     ("gemini-3.1-pro-preview", "gemini-3-pro-preview gemini-3.1-pro gemini-pro-agent"),
+    ("gemini-*-pro*",          f"{LARGE} {OTHERS}"),
 )
 FALLBACKS = tuple((name, tuple(cell.split())) for name, cell in FALLBACK_ROWS)
 # fmt: on

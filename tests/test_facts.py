@@ -300,6 +300,8 @@ STANDINS = [
     ("gpt-5.4-nano",              "claude",      "claude-haiku-4-5-20251001"),
     ("gemini-3.8-flash",          "codex",       "gpt-5.6-luna"),
     ("gemini-3-pro-preview",      "vertex",      "gemini-3-pro"),
+    ("gemini-3.1-pro-preview",    "codex",       "gpt-5.6-sol"),
+    ("gemini-2.5-pro",            "claude",      "claude-opus-5"),
     ("gpt-5.9",                   "claude",      None),
     ("llama3",                    "claude",      None),
 ]  # fmt: skip
