@@ -13211,6 +13211,8 @@ OPTIONS = Route("OPTIONS", "*", Handler.show_options, admit=False)
 
 
 AMP_SHAPES = {"google": "gemini", "anthropic": "claude"}  # by provider; others: chat
+VERSIONS = frozenset({"v1", "v1beta"})
+ROOTS = VERSIONS | {"v1internal", "health", "healthz"}  # first words of our paths
 
 
 def amp_provider(path: str) -> str:
@@ -13229,15 +13231,9 @@ def tidy_path(path: str) -> str:
         del words[:3]
         if words[:1] == ["v1beta1"] and "models" in words:
             words[: words.index("models")] = ["v1beta"]
-    while words[:2] == ["v1", "v1"] or words[:2] == ["v1", "v1beta"]:
+    while len(words) > 1 and {*words[:2]} <= VERSIONS:
         del words[0]
-    if words and words[0].partition(":")[0] not in {
-        "v1",
-        "v1beta",
-        "v1internal",
-        "health",
-        "healthz",
-    }:
+    if words and words[0].partition(":")[0] not in ROOTS:
         words.insert(0, "v1")
     return "/" + "/".join(words)
 

@@ -552,7 +552,7 @@ def test_no_keys_and_an_open_address_are_refused(make_proxy: ProxyMaker) -> None
     [
         ("/messages", "claude"), ("/v1/v1/messages", "claude"), ("/v1/messages?beta=true", "claude"), ("/v1/messages/", "claude"),
         ("/chat/completions", "chat"), ("/v1/v1/chat/completions", "chat"), ("//v1/chat/completions", "chat"),
-        ("/responses", "responses"), ("/v1/v1/responses", "responses"),
+        ("/responses", "responses"), ("/v1/v1/responses", "responses"), ("/v1beta/v1beta/models/up-gemini:generateContent", "gemini"),
         ("/v1/models/up-gemini:generateContent", "gemini"), ("/v1/v1beta/models/up-gemini:generateContent", "gemini"),
         ("/v1beta/models/models%2Fup-gemini:generateContent", "gemini"),
     ],
