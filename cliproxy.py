@@ -11159,7 +11159,7 @@ def find_model(body: bytes | bytearray) -> tuple[tuple[int, int], str] | None:
     if len(found) != 1 or body[found[0].start() - 1] == 0x5C:  # a backslash: inside of a string
         return None
     try:
-        return found[0].span(1), json.loads(found[0][1])
+        return found[0].span(1), read_json(found[0][1].decode())[0]
     except ValueError:
         return None
 
