@@ -10680,6 +10680,8 @@ class Router:
             off = self._config["disable-cooling"]
             off = off if account.disable_cooling is None else account.disable_cooling
             if wait > 0 and (verdict.hard or not off):
+                if error.status == 429 and error.retry_after is None:
+                    error.retry_after = wait  # without it Codex gives up at once
                 mark = account.mark if verdict.token else ""
                 end = self._now() + wait
                 rest = Cooldown(end, level, verdict.soft, mark, error.status, explained(error))
