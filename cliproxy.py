@@ -1700,6 +1700,7 @@ class Lane:
         self.part = part
         self.at = -1  # its number, once it has begun
         self.empty = not part.text
+        self.tail = part.text  # the last piece of its text
 
 
 class Lanes:
@@ -1739,7 +1740,8 @@ class Lanes:
         yield from self.begin(self.row[-1])
 
     def add(self, lane: Lane, field: str, value: Any) -> Iterator[Event]:
-        lane.empty = lane.empty and not (value and field == "text")
+        if value and field == "text":
+            lane.empty, lane.tail = False, value
         if value and lane.at >= 0:
             yield PartDelta(lane.at, field, value)
         elif value:
@@ -3417,6 +3419,9 @@ class ChatChoice:
         return self.lanes.say(Part(kind, text, citations=early))
 
     def end(self) -> Iterator[Event]:
+        calls = [lane for lane in self.lanes.row if lane.part.kind == "call"]
+        if not self.finish and any(lane.tail.rstrip()[-1:] not in {"", "}"} for lane in calls):
+            raise ProxyError("upstream_failed", "the upstream ended its stream in the middle")
         if self.audio:
             form = inner(chat_own(self.answer.request), "audio").get("format", "wav")
             media = Media("audio", "base64", first_said(self.audio, "data"), f"audio/{form}")

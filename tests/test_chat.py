@@ -622,13 +622,13 @@ def test_tool_deltas(deltas: list[Json], calls: list[tuple[str | None, str, str]
 def test_text_between_calls_waits() -> None:
     found = parts_of(
         chunks(
-            call(index=0, id="a", function=named("f", "1")),
+            call(index=0, id="a", function=named("f", "{")),
             {"content": "hm"},
-            call(index=0, function={"arguments": "2"}),
+            call(index=0, function={"arguments": "}"}),
             {"content": "!"},
         )
     )
-    assert [(part.kind, part.text) for part in found] == [("call", "12"), ("text", "hm!")]
+    assert [(part.kind, part.text) for part in found] == [("call", "{}"), ("text", "hm!")]
 
 
 SAID = [
@@ -857,6 +857,21 @@ def test_an_error_in_mid_stream() -> None:
     assert b"DONE" not in data
     stream = b"".join(cp.chat_write_stream(read((DATA / "error.sse").read_bytes()), CLIENT))
     assert validate_stream(stream, usage=True)["error"]["message"] == "busy"
+
+
+HALF_A_CALL = {"index": 0, "id": "i", "function": {"name": "f", "arguments": '{"a": {"b": 1}, "c'}}
+
+
+@pytest.mark.parametrize("after", [{}, {**HALF_A_CALL, "index": 1, "id": "j"}], ids=["one", "two"])
+def test_an_end_in_the_middle_of_a_call(after: Json) -> None:
+    """Some end without a finish (4.4), but what has been cut off is no call."""
+    first = {**HALF_A_CALL, "function": {"name": "f", "arguments": "{}"}} if after else HALF_A_CALL
+    rows = chunks({"tool_calls": [first]}, *([{"tool_calls": [after]}] if after else []))[:-1]
+    with pytest.raises(cp.ProxyError, match="middle"):
+        list(cp.chat_read_stream(rows, CLIENT))
+    whole_call = {"index": 0, "function": {"arguments": '": 2}'}}
+    if not after:
+        assert list(cp.chat_read_stream([*rows, *chunks({"tool_calls": [whole_call]})], CLIENT))
 
 
 def test_an_error_before_anything_is_shown() -> None:
