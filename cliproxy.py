@@ -12171,13 +12171,31 @@ def tapped(pieces: Pieces, tap: Tap, call: Call, streaming: bool) -> Pieces:
         head = first_event(pieces, call) if streaming else b""
         if b'"error' in head:
             raise_first_error(head, call.dialect)
+        rest = b""  # half an event waits for its end, so that an error may stand in its place
         for piece in itertools.chain([head] if head else (), pieces):
             tap.feed(piece)
-            error = streaming and b'"error"' in piece and ERROR_OBJECT.search(piece)
-            yield completed_frames(piece, call.dialect) if error else piece
+            out = piece
+            if streaming and (rest or not piece.endswith(EVENT_ENDS)):
+                out, rest = cut_event(rest + piece)
+            error = streaming and b'"error"' in out and ERROR_OBJECT.search(out)
+            if out:
+                yield completed_frames(out, call.dialect) if error else out
     call.usage = tap.usage()
     if streaming and not tap.finished:
         raise ProxyError("upstream_failed", "the upstream ended its stream in the middle")
+    if rest:
+        yield rest
+
+
+EVENT_ENDS = (b"\n\n", b"\r\n\r\n")
+LARGE_EVENT = 2**20  # bytes that are not held back
+
+
+def cut_event(data: bytes) -> tuple[bytes, bytes]:
+    """Cut the bytes of a stream at the end of their last whole event."""
+    ends = [at + len(mark) for mark in EVENT_ENDS if (at := data.rfind(mark)) >= 0]
+    end = len(data) if len(data) > LARGE_EVENT else max(ends, default=0)
+    return data[:end], data[end:]
 
 
 def first_event(pieces: Pieces, call: Call) -> bytes:

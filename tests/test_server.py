@@ -263,6 +263,34 @@ def test_a_broken_stream_ends_in_an_error_frame(
     assert (last["type"], last["error"]["type"]) == ("error", "api_error")
 
 
+@pytest.mark.parametrize("piece", [1, 7, 65_536])
+@pytest.mark.parametrize("dialect", DIALECT_NAMES)
+def test_an_error_frame_is_not_glued_to_half_an_event(
+    proxy: Proxy, upstream: Upstream, dialect: str, piece: int
+) -> None:
+    """gemini-cli gives up at what is no JSON, and repeats after an error."""
+    event = STREAMS[dialect].partition(b"data: ")[2].partition(b"\n")[0]
+    upstream.piece = piece
+    upstream.reply(
+        [STREAMS[dialect].replace(b"stop", b"_"), b"data: " + event[:9], CLOSE], headers=SSE
+    )
+    lines = ask(proxy, dialect).body.splitlines()
+    payloads = [line[6:] for line in lines if line.startswith(b"data: {")]
+    assert b'"error"' in payloads[-1]
+    assert all(map(json.loads, payloads))
+
+
+def test_an_event_of_any_size_passes(proxy: Proxy, upstream: Upstream) -> None:
+    stream = STREAMS["claude"].replace(b"{}", b'{"x":"' + b"y" * 3_000_000 + b'"}')
+    upstream.reply([stream], headers=SSE)
+    assert ask(proxy).body == stream
+
+
+def test_a_last_event_without_its_blank_line_passes(proxy: Proxy, upstream: Upstream) -> None:
+    upstream.reply([STREAMS["claude"].rstrip()], headers=SSE)
+    assert ask(proxy).body == STREAMS["claude"].rstrip()
+
+
 def test_a_broken_body_is_never_a_success(proxy: Proxy, upstream: Upstream) -> None:
     upstream.reply([b'HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n{"half"', CLOSE], framing="raw")
     reply = proxy.raw(wire("claude"))
@@ -432,7 +460,7 @@ def test_an_unreachable_upstream(make_proxy: ProxyMaker) -> None:
 
 
 @pytest.mark.parametrize(
-    "steps", [[SILENCE], [STREAMS["claude"][:60], SILENCE]], ids=["before", "after the first byte"]
+    "steps", [[SILENCE], [STREAMS["claude"][:70], SILENCE]], ids=["before", "after the first event"]
 )
 def test_a_client_that_hangs_up_ends_the_exchange(
     proxy: Proxy, upstream: Upstream, steps: list[Any]
