@@ -22,14 +22,16 @@ Contents (each room uses only rooms above it; [pure] ones touch no clock, socket
    13. STORE         credential files
    14. TERMINAL      prompts, the browser's way back, QR codes
    15. LOGIN         logins and token refresh
-   16. ROUTING       which account serves which model
-   17. CALLS         a client's call and its answer, edited as bytes
-   18. PROVIDERS     the headers and bodies that each provider wants
-   19. CATALOG       the models that upstreams list
-   20. UPSTREAM      asking a provider
-   21. WEBSOCKET     RFC 6455, and the conversation that a connection remembers
-   22. SERVER        the listening side
-   23. COMMANDS      the command line
+   16. ACCOUNTS      credentials as accounts, and the models they offer
+   17. REFUSALS      what a refusal means                                [pure]
+   18. ROUTING       which account serves which model, and which rests
+   19. CALLS         a client's call and its answer, edited as bytes
+   20. PROVIDERS     the headers and bodies that each provider wants
+   21. CATALOG       the models that upstreams list
+   22. UPSTREAM      asking a provider
+   23. WEBSOCKET     RFC 6455, and the conversation that a connection remembers
+   24. SERVER        the listening side
+   25. COMMANDS      the command line
 """
 
 from __future__ import annotations
@@ -9994,11 +9996,10 @@ SHARED = (
 
 
 ########################################################################################
-# 16. ROUTING
+# 16. ACCOUNTS
 ########################################################################################
-# An account is one credential and where it may be used; the router knows which models they offer,
-# who is next, and who must rest. Its lock is never held across I/O.
-
+# An account is one credential and where it may be used: of the config, of the environment, or of a
+# file in the auth dir. It knows which models it offers, under which names.
 
 EXPIRY_MARGIN = 15.0  # seconds: a token this close to its end is not sent any more
 
@@ -10179,25 +10180,183 @@ def whole_number(value: object, default: int) -> int:
         return default
 
 
-class Candidate(NamedTuple):
-    """One way to serve a model: by this account, under this name, thinking so much."""
+class KeyList(NamedTuple):
+    """A config list of API keys, or an environment variable, and the provider it is for.
 
-    account: Account
-    model: str
-    effort: Effort | None = None  # said in the name that the client used
-    forced: bool = False  # the answer carries the name that the client used
-    display: str = ""  # what lists of models call it
+    `also` is the row for clients of another dialect that the same key and base URL serve.
+    """
+
+    source: str
+    provider: str
+    also: str = ""
 
 
-class Cooldown(NamedTuple):
-    """An account's rest, for one model or for all, until `end` in monotonic seconds."""
+KEY_LISTS = (
+    KeyList("claude-api-key", "claude"),
+    KeyList("codex-api-key", "openai"),
+    KeyList("gemini-api-key", "gemini"),
+    KeyList("vertex-api-key", "vertex"),
+)
+KEY_VARIABLES = (
+    KeyList("ANTHROPIC_API_KEY", "claude"),
+    KeyList("OPENAI_API_KEY", "openai", "openai-chat"),
+    KeyList("GEMINI_API_KEY", "gemini"),
+    KeyList("GOOGLE_API_KEY", "gemini"),
+    KeyList("OPENROUTER_API_KEY", "openrouter"),
+)
+FILE_PROVIDERS = {  # type of a credential file -> provider, and the one for clients of another dialect
+    "claude": ("claude", ""), "codex": ("codex", ""), "kimi": ("kimi", "kimi-claude"), "qwen": ("qwen", ""), "xai": ("xai", ""),
+    "gemini": ("gemini-cli", ""), "antigravity": ("antigravity", ""), "iflow": ("iflow", ""), "vertex": ("vertex", ""),
+}  # fmt: skip
+UNUSABLE = {  # type of a credential file -> why it is not used
+    "service_account": "it is a key as Google hands it out; run `cliproxy login vertex --import` with its name",
+    "antigravity": "Antigravity is known to refuse programs that say who they are, as this one does, and to restrict "
+    "accounts; to try it all the same, set providers.antigravity.enabled to true",
+}
 
-    end: float
-    level: int = 0  # refusals without a hint in a row
-    soft: bool = False  # the fault may be passing: try it when there is nobody else
-    mark: str = ""  # of the token that was refused: with another one the rest is over
-    status: int = 429  # the upstream's
-    why: str = ""
+
+def unusable(credential: Credential, config: Config) -> str:
+    """Say why a credential file is not used; empty if it is, or if its owner disabled it."""
+    if credential.data.get("disabled") or config["providers"].get(credential.type, {}).get(
+        "enabled"
+    ):
+        return ""
+    return UNUSABLE.get(credential.type, "")
+
+
+CHANNEL_SETTINGS = {  # what credential files may hold, and the setting that adds to it by channel
+    "excluded-models": "oauth-excluded-models",
+    "model-aliases": "oauth-model-alias",
+    "request-scoped-errors": "oauth-request-scoped-errors",
+}
+
+
+def find_accounts(
+    config: Config,
+    credentials: Iterable[Credential],
+    environ: Mapping[str, str],
+    listed: Callable[[Account], Mapping[str, Json]] = lambda _: EMPTY,
+) -> list[Account]:
+    """Return all accounts that the owner has, each named after where it stands.
+
+    `listed` returns the models that an account's upstream says it has.
+    """
+    accounts = [
+        *accounts_of_lists(config),
+        *accounts_of_endpoints(config, environ),
+        *accounts_of_files(config, credentials),
+        *accounts_of_environ(config, environ),
+    ]
+    for account in accounts:
+        account.learn(listed(account), config["models"])
+    return accounts
+
+
+def with_overrides(config: Config, provider: Provider, entry: Json) -> Json:
+    """Fill an entry's base and proxy URL from `providers.<name>` and the global setting."""
+    override = config["providers"].get(provider.name, {})
+    entry = {**entry, "proxy-url": entry.get("proxy-url") or config["proxy-url"]}
+    return {**entry, "base-url": entry.get("base-url") or override.get("base-url") or provider.base}
+
+
+def accounts_of_lists(config: Config) -> Iterator[Account]:
+    for row in KEY_LISTS:
+        provider = PROVIDERS[row.provider]
+        for number, entry in enumerate(config[row.source]):
+            name = f"{row.source}[{number}]"
+            yield Account(name, provider, with_overrides(config, provider, entry))
+
+
+def endpoint_provider(name: str, known: str) -> Provider:
+    """Return the row of an OpenAI-compatible service; `known` may name a row of PRESETS."""
+    provider, preset = PROVIDERS["openai-compatibility"]._replace(name=name), PRESETS.get(known)
+    if preset:
+        provider = provider._replace(base=preset.base, quirks=preset.quirks, family=("*",))
+    return provider
+
+
+def preset_key(known: str, base: str, environ: Mapping[str, str]) -> str:
+    """Return the key that the environment holds for a service we know, if it is who is asked."""
+    preset = PRESETS.get(known) or Preset("", (), frozenset())
+    host, own = urlsplit(base).hostname, urlsplit(preset.base).hostname
+    keys = preset.keys if not base or own in {host, "127.0.0.1"} else ()
+    return next((environ[variable] for variable in keys if environ.get(variable)), "")
+
+
+def accounts_of_endpoints(config: Config, environ: Mapping[str, str]) -> Iterator[Account]:
+    entries = [entry for entry in config["openai-compatibility"] if not entry.get("disabled")]
+    for number, entry in enumerate(entries):
+        name = (entry.get("name") or f"openai-compatibility[{number}]").strip().lower()
+        base, _, known = entry["base-url"].partition("provider://")
+        provider = endpoint_provider(name, known or name)
+        keys = entry["api-key-entries"] or [{"api-key": preset_key(known or name, base, environ)}]
+        for key_number, key in enumerate(keys):
+            merged = {**entry, "base-url": base}
+            merged.update({k: v for k, v in key.items() if v not in {None, ""}})
+            merged["quirks"] = endpoint_quirks(merged, provider)
+            yield Account(
+                f"{name}[{key_number}]", provider, with_overrides(config, provider, merged)
+            )
+
+
+def service_provider(provider: Provider, entry: Json) -> Provider:
+    """Return Vertex's row for a service account, whose project and place its paths name."""
+    place = str(entry.get("location") or "us-central1")
+    base = provider.base.replace("//", f"//{place}-") if place != "global" else provider.base
+    home = f"/v1/projects/{urlquote(entry['project-id'], safe=':')}/locations/{place}/"
+    paths = {
+        k: getattr(provider, k).replace("/v1/", home) for k in ("generate", "stream", "counting")
+    }
+    return provider._replace(base=base, auth="bearer", **paths)
+
+
+def accounts_of_files(config: Config, credentials: Iterable[Credential]) -> Iterator[Account]:
+    for credential in credentials:
+        name, also = FILE_PROVIDERS.get(credential.type, ("", ""))
+        provider = PROVIDERS.get(name)
+        if provider is None or credential.data.get("disabled") or unusable(credential, config):
+            continue
+        underscores_last = sorted(credential.data.items(), key=lambda pair: "_" in pair[0])
+        data = {key.replace("_", "-"): value for key, value in underscores_last}
+        for key, setting in CHANNEL_SETTINGS.items():
+            data[key] = [*(data.get(key) or ()), *config[setting].get(provider.name, ())]
+        data["also"] = also
+        host = str(data.get("resource-url") or "")  # Qwen tells each account where to go
+        if host and not config["providers"].get(name, {}).get("base-url"):
+            base = host if "://" in host else f"https://{host}"
+            data["base-url"] = base if base.endswith("/v1") else f"{base.rstrip('/')}/v1"
+        projects = str(data.get("project-id") or "").replace(" ", "").strip(",").split(",")
+        for project in projects:  # each has a quota of its own
+            account_name = f"{credential.name}::{project}" if len(projects) > 1 else credential.name
+            entry = {**data, "project-id": project}
+            row = service_provider(provider, entry) if name == "vertex" else provider
+            yield Account(account_name, row, with_overrides(config, row, entry), credential)
+
+
+def accounts_of_environ(config: Config, environ: Mapping[str, str]) -> Iterator[Account]:
+    for row in KEY_VARIABLES:
+        key = environ.get(row.source, "").strip()
+        if not key:
+            continue
+        provider = PROVIDERS.get(row.provider) or endpoint_provider(row.provider, row.provider)
+        if row.provider not in PROVIDERS:
+            provider = provider._replace(family=("*/*",))
+        entry = {"api-key": key, "also": row.also}
+        yield Account(row.source, provider, with_overrides(config, provider, entry))
+
+
+def endpoint_quirks(entry: Json, provider: Provider) -> list[str]:
+    """Return what an OpenAI-compatible endpoint needs otherwise than OpenAI itself."""
+    host = urlsplit(entry.get("base-url") or provider.base).hostname or ""
+    if provider.base or host == "api.openai.com":  # a row of PRESETS says all
+        return []
+    return ["max-tokens", "system"]
+
+
+########################################################################################
+# 17. REFUSALS                                                                    [pure]
+########################################################################################
+# What an upstream's refusal means for the account that was asked, and what its headers tell of limits.
 
 
 class Verdict(NamedTuple):
@@ -10231,12 +10390,6 @@ REFUSALS = (  # the first row that fits counts; an empty pattern fits. Source: s
 # fmt: on
 BACKOFF_LIMIT = 1_800.0  # seconds
 STALE = re.compile(r"bad-credentials|access token could not be validated|token_(expired|invalid)")
-DEFAULT_ALIASES: Mapping[str, Mapping[str, str]] = {"antigravity": {  # of CLIProxyAPI: what clients ask for -> the service's name
-    "gemini-2.5-computer-use-preview-10-2025": "rev19-uic3-1p", "gemini-3-pro-image-preview": "gemini-3-pro-image",
-    "gemini-3-pro-preview": "gemini-3-pro-high", "gemini-3-flash-preview": "gemini-3-flash",
-    **{f"gemini-claude-{name}": f"claude-{name}" for name in "sonnet-4-5 sonnet-4-5-thinking opus-4-5-thinking opus-4-6-thinking".split()},
-}}  # fmt: skip
-CURSORS = 4_096  # models, or sessions, that are remembered
 
 
 def judge(error: ProxyError) -> Verdict | None:
@@ -10352,6 +10505,42 @@ def told_limits(headers: Mapping[str, str], now: float) -> list[Window]:
 
 CODEX_CELLS = ("used-percent", "window-minutes", "reset-at", "reset-after-seconds")
 TELLS_LIMITS = frozenset(["x-codex-primary-used-percent", "anthropic-ratelimit-unified-status"])
+
+
+########################################################################################
+# 18. ROUTING
+########################################################################################
+# The router knows who offers which model, who is next, and who must rest. Its lock is never held
+# across I/O.
+
+
+class Candidate(NamedTuple):
+    """One way to serve a model: by this account, under this name, thinking so much."""
+
+    account: Account
+    model: str
+    effort: Effort | None = None  # said in the name that the client used
+    forced: bool = False  # the answer carries the name that the client used
+    display: str = ""  # what lists of models call it
+
+
+class Cooldown(NamedTuple):
+    """An account's rest, for one model or for all, until `end` in monotonic seconds."""
+
+    end: float
+    level: int = 0  # refusals without a hint in a row
+    soft: bool = False  # the fault may be passing: try it when there is nobody else
+    mark: str = ""  # of the token that was refused: with another one the rest is over
+    status: int = 429  # the upstream's
+    why: str = ""
+
+
+DEFAULT_ALIASES: Mapping[str, Mapping[str, str]] = {"antigravity": {  # of CLIProxyAPI: what clients ask for -> the service's name
+    "gemini-2.5-computer-use-preview-10-2025": "rev19-uic3-1p", "gemini-3-pro-image-preview": "gemini-3-pro-image",
+    "gemini-3-pro-preview": "gemini-3-pro-high", "gemini-3-flash-preview": "gemini-3-flash",
+    **{f"gemini-claude-{name}": f"claude-{name}" for name in "sonnet-4-5 sonnet-4-5-thinking opus-4-5-thinking opus-4-6-thinking".split()},
+}}  # fmt: skip
+CURSORS = 4_096  # models, or sessions, that are remembered
 
 # fmt: off
 SESSION_KEYS: tuple[tuple[str, Callable[[Mapping[str, str], Json], Any]], ...] = (
@@ -10844,181 +11033,8 @@ STRATEGY_ORDERS: dict[str, Callable[[list[Candidate], int, dict[str, int]], list
 }  # fmt: skip
 
 
-class KeyList(NamedTuple):
-    """A config list of API keys, or an environment variable, and the provider it is for.
-
-    `also` is the row for clients of another dialect that the same key and base URL serve.
-    """
-
-    source: str
-    provider: str
-    also: str = ""
-
-
-KEY_LISTS = (
-    KeyList("claude-api-key", "claude"),
-    KeyList("codex-api-key", "openai"),
-    KeyList("gemini-api-key", "gemini"),
-    KeyList("vertex-api-key", "vertex"),
-)
-KEY_VARIABLES = (
-    KeyList("ANTHROPIC_API_KEY", "claude"),
-    KeyList("OPENAI_API_KEY", "openai", "openai-chat"),
-    KeyList("GEMINI_API_KEY", "gemini"),
-    KeyList("GOOGLE_API_KEY", "gemini"),
-    KeyList("OPENROUTER_API_KEY", "openrouter"),
-)
-FILE_PROVIDERS = {  # type of a credential file -> provider, and the one for clients of another dialect
-    "claude": ("claude", ""), "codex": ("codex", ""), "kimi": ("kimi", "kimi-claude"), "qwen": ("qwen", ""), "xai": ("xai", ""),
-    "gemini": ("gemini-cli", ""), "antigravity": ("antigravity", ""), "iflow": ("iflow", ""), "vertex": ("vertex", ""),
-}  # fmt: skip
-UNUSABLE = {  # type of a credential file -> why it is not used
-    "service_account": "it is a key as Google hands it out; run `cliproxy login vertex --import` with its name",
-    "antigravity": "Antigravity is known to refuse programs that say who they are, as this one does, and to restrict "
-    "accounts; to try it all the same, set providers.antigravity.enabled to true",
-}
-
-
-def unusable(credential: Credential, config: Config) -> str:
-    """Say why a credential file is not used; empty if it is, or if its owner disabled it."""
-    if credential.data.get("disabled") or config["providers"].get(credential.type, {}).get(
-        "enabled"
-    ):
-        return ""
-    return UNUSABLE.get(credential.type, "")
-
-
-CHANNEL_SETTINGS = {  # what credential files may hold, and the setting that adds to it by channel
-    "excluded-models": "oauth-excluded-models",
-    "model-aliases": "oauth-model-alias",
-    "request-scoped-errors": "oauth-request-scoped-errors",
-}
-
-
-def find_accounts(
-    config: Config,
-    credentials: Iterable[Credential],
-    environ: Mapping[str, str],
-    listed: Callable[[Account], Mapping[str, Json]] = lambda _: EMPTY,
-) -> list[Account]:
-    """Return all accounts that the owner has, each named after where it stands.
-
-    `listed` returns the models that an account's upstream says it has.
-    """
-    accounts = [
-        *accounts_of_lists(config),
-        *accounts_of_endpoints(config, environ),
-        *accounts_of_files(config, credentials),
-        *accounts_of_environ(config, environ),
-    ]
-    for account in accounts:
-        account.learn(listed(account), config["models"])
-    return accounts
-
-
-def with_overrides(config: Config, provider: Provider, entry: Json) -> Json:
-    """Fill an entry's base and proxy URL from `providers.<name>` and the global setting."""
-    override = config["providers"].get(provider.name, {})
-    entry = {**entry, "proxy-url": entry.get("proxy-url") or config["proxy-url"]}
-    return {**entry, "base-url": entry.get("base-url") or override.get("base-url") or provider.base}
-
-
-def accounts_of_lists(config: Config) -> Iterator[Account]:
-    for row in KEY_LISTS:
-        provider = PROVIDERS[row.provider]
-        for number, entry in enumerate(config[row.source]):
-            name = f"{row.source}[{number}]"
-            yield Account(name, provider, with_overrides(config, provider, entry))
-
-
-def endpoint_provider(name: str, known: str) -> Provider:
-    """Return the row of an OpenAI-compatible service; `known` may name a row of PRESETS."""
-    provider, preset = PROVIDERS["openai-compatibility"]._replace(name=name), PRESETS.get(known)
-    if preset:
-        provider = provider._replace(base=preset.base, quirks=preset.quirks, family=("*",))
-    return provider
-
-
-def preset_key(known: str, base: str, environ: Mapping[str, str]) -> str:
-    """Return the key that the environment holds for a service we know, if it is who is asked."""
-    preset = PRESETS.get(known) or Preset("", (), frozenset())
-    host, own = urlsplit(base).hostname, urlsplit(preset.base).hostname
-    keys = preset.keys if not base or own in {host, "127.0.0.1"} else ()
-    return next((environ[variable] for variable in keys if environ.get(variable)), "")
-
-
-def accounts_of_endpoints(config: Config, environ: Mapping[str, str]) -> Iterator[Account]:
-    entries = [entry for entry in config["openai-compatibility"] if not entry.get("disabled")]
-    for number, entry in enumerate(entries):
-        name = (entry.get("name") or f"openai-compatibility[{number}]").strip().lower()
-        base, _, known = entry["base-url"].partition("provider://")
-        provider = endpoint_provider(name, known or name)
-        keys = entry["api-key-entries"] or [{"api-key": preset_key(known or name, base, environ)}]
-        for key_number, key in enumerate(keys):
-            merged = {**entry, "base-url": base}
-            merged.update({k: v for k, v in key.items() if v not in {None, ""}})
-            merged["quirks"] = endpoint_quirks(merged, provider)
-            yield Account(
-                f"{name}[{key_number}]", provider, with_overrides(config, provider, merged)
-            )
-
-
-def service_provider(provider: Provider, entry: Json) -> Provider:
-    """Return Vertex's row for a service account, whose project and place its paths name."""
-    place = str(entry.get("location") or "us-central1")
-    base = provider.base.replace("//", f"//{place}-") if place != "global" else provider.base
-    home = f"/v1/projects/{urlquote(entry['project-id'], safe=':')}/locations/{place}/"
-    paths = {
-        k: getattr(provider, k).replace("/v1/", home) for k in ("generate", "stream", "counting")
-    }
-    return provider._replace(base=base, auth="bearer", **paths)
-
-
-def accounts_of_files(config: Config, credentials: Iterable[Credential]) -> Iterator[Account]:
-    for credential in credentials:
-        name, also = FILE_PROVIDERS.get(credential.type, ("", ""))
-        provider = PROVIDERS.get(name)
-        if provider is None or credential.data.get("disabled") or unusable(credential, config):
-            continue
-        underscores_last = sorted(credential.data.items(), key=lambda pair: "_" in pair[0])
-        data = {key.replace("_", "-"): value for key, value in underscores_last}
-        for key, setting in CHANNEL_SETTINGS.items():
-            data[key] = [*(data.get(key) or ()), *config[setting].get(provider.name, ())]
-        data["also"] = also
-        host = str(data.get("resource-url") or "")  # Qwen tells each account where to go
-        if host and not config["providers"].get(name, {}).get("base-url"):
-            base = host if "://" in host else f"https://{host}"
-            data["base-url"] = base if base.endswith("/v1") else f"{base.rstrip('/')}/v1"
-        projects = str(data.get("project-id") or "").replace(" ", "").strip(",").split(",")
-        for project in projects:  # each has a quota of its own
-            account_name = f"{credential.name}::{project}" if len(projects) > 1 else credential.name
-            entry = {**data, "project-id": project}
-            row = service_provider(provider, entry) if name == "vertex" else provider
-            yield Account(account_name, row, with_overrides(config, row, entry), credential)
-
-
-def accounts_of_environ(config: Config, environ: Mapping[str, str]) -> Iterator[Account]:
-    for row in KEY_VARIABLES:
-        key = environ.get(row.source, "").strip()
-        if not key:
-            continue
-        provider = PROVIDERS.get(row.provider) or endpoint_provider(row.provider, row.provider)
-        if row.provider not in PROVIDERS:
-            provider = provider._replace(family=("*/*",))
-        entry = {"api-key": key, "also": row.also}
-        yield Account(row.source, provider, with_overrides(config, provider, entry))
-
-
-def endpoint_quirks(entry: Json, provider: Provider) -> list[str]:
-    """Return what an OpenAI-compatible endpoint needs otherwise than OpenAI itself."""
-    host = urlsplit(entry.get("base-url") or provider.base).hostname or ""
-    if provider.base or host == "api.openai.com":  # a row of PRESETS says all
-        return []
-    return ["max-tokens", "system"]
-
-
 ########################################################################################
-# 17. CALLS
+# 19. CALLS
 ########################################################################################
 # What a client wants, on its way through, and what it gets back. Bodies and answers that only need
 # another name are edited as bytes: what was signed, or written with care, stays as it is.
@@ -11303,8 +11319,219 @@ STREAM_ENDS = {  # how a complete stream of each dialect ends; chat endpoints ma
 }
 USAGE_KEY = re.compile(r'"usage(?:Metadata)?"\s*:\s*(?={)')
 
+
+ERROR_FIELDS = {  # what a client needs in `error`; third parties leave some out
+    "claude": ("type", "message"), "chat": ("message", "type"), "responses": ("message", "type"),
+    "gemini": ("code", "message", "status"),
+}  # fmt: skip
+
+
+def completed_error(body: bytes, error: ProxyError, dialect: Dialect) -> bytes:
+    """Return an error as it came, with the fields that its dialect wants of every error."""
+    with contextlib.suppress(ValueError):
+        said = json.loads(body)
+        told = said.get("error") if isinstance(said, dict) else None
+        if isinstance(told, dict) and not told.keys() >= set(ERROR_FIELDS[dialect.name]):
+            ours = dialect.write_error(error)
+            return dumps({**ours, **said, "error": {**ours["error"], **told}}).encode("ascii")
+    return body
+
+
+ERROR_OBJECT = re.compile(rb'"error"\s*:\s*\{')
+
+
+def completed_frames(piece: bytes, dialect: Dialect) -> bytes:
+    """Complete the errors among the frames of a stream that are whole in this piece of it."""
+    frames = piece.split(b"\n\n")
+    for number, frame in enumerate(frames):
+        head, mark, data = frame.partition(b"data: ")
+        if ERROR_OBJECT.search(data):
+            error = dialect.read_error(502, data)
+            frames[number] = head + mark + completed_error(data, error, dialect)
+    return b"\n\n".join(frames)
+
+
+def edited(
+    call: Call, exchange: Exchange, headers: Headers, edit: Callable[[bytes], bytes]
+) -> Answer:
+    """Let an answer pass with its JSON edited: a stream event by event, anything else whole."""
+    if not headers.get("content-type", "").startswith("text/event-stream"):
+        body = edit(exchange.body())
+        return begin(
+            exchange.status,
+            headers,
+            tapped(iter_once(body), Tap(call.dialect), call, False),
+            len(body),
+        )
+    events = edited_events(exchange, edit)
+    return begin(exchange.status, headers, tapped(events, Tap(call.dialect), call, True))
+
+
+def edited_events(exchange: Exchange, edit: Callable[[bytes], bytes]) -> Pieces:
+    with contextlib.closing(exchange):
+        for event in sse_split(exchange.decoded()):
+            yield edited_event(event, edit)
+
+
+def iter_once(data: bytes) -> Pieces:
+    yield data
+
+
+def begin(status: int, headers: Headers, pieces: Pieces, length: int | None = None) -> Answer:
+    """Pull the first piece, so that a failure before it can still be an HTTP error."""
+    first = next(pieces, b"")
+    return Answer(status, headers, resumed(first, pieces), length)
+
+
+def resumed(first: bytes, pieces: Pieces) -> Pieces:
+    with contextlib.closing(pieces):
+        yield first
+        yield from pieces
+
+
+def tapped(pieces: Pieces, tap: Tap, call: Call, streaming: bool) -> Pieces:
+    """Yield the pieces of a passing answer as they come, reading usage on the side.
+
+    Raises ProxyError for an error that is the first event of a stream, and after a stream that
+    ended without the end that its dialect has.
+    """
+    with contextlib.closing(pieces):
+        head = first_event(pieces, call) if streaming else b""
+        if b'"error' in head:
+            raise_first_error(head, call.dialect)
+        rest = b""  # half an event waits for its end, so that an error may stand in its place
+        for piece in itertools.chain([head] if head else (), pieces):
+            tap.feed(piece)
+            out = piece
+            if streaming and (rest or not piece.endswith(EVENT_ENDS)):
+                out, rest = cut_event(rest + piece)
+            error = streaming and b'"error"' in out and ERROR_OBJECT.search(out)
+            if out:
+                yield completed_frames(out, call.dialect) if error else out
+    call.usage = tap.usage()
+    if streaming and not tap.finished:
+        raise ProxyError("upstream_failed", "the upstream ended its stream in the middle")
+    if rest:
+        yield rest
+
+
+EVENT_ENDS = (b"\n\n", b"\r\n\r\n")
+LARGE_EVENT = 2**16  # bytes: not held back, since every piece is added to what there is
+
+
+def cut_event(data: bytes) -> tuple[bytes, bytes]:
+    """Cut the bytes of a stream at the end of their last whole event."""
+    ends = [at + len(mark) for mark in EVENT_ENDS if (at := data.rfind(mark)) >= 0]
+    end = len(data) if len(data) > LARGE_EVENT else max(ends, default=0)
+    return data[:end], data[end:]
+
+
+def first_event(pieces: Pieces, call: Call) -> bytes:
+    """Pull the pieces of a stream until its first event is whole, or does not look like an error.
+
+    What only Codex knows is left out for others: OpenAI's SDK breaks if it comes first.
+    """
+    head, stranger = b"", not call.headers.get("originator", "").startswith("codex")
+    for piece in pieces:
+        head += piece
+        end = EVENT_END.search(head)
+        if end and stranger and b'"codex.rate_limits"' in head[: end.end()]:
+            head = head[end.end() :]
+            end = EVENT_END.search(head)
+        if end or (len(head) > ERROR_HINT and not re.search(rb"error|failed|codex\.", head)):
+            break
+    return head
+
+
+EVENT_END = re.compile(rb"\n\r?\n")
+ERROR_HINT = 32  # bytes, of which an error is one: `event: error`, `data: {"error"`
+
+
+def raise_first_error(head: bytes, dialect: Dialect) -> None:
+    """Raise the error that a stream begins with, if it does. What is no JSON is the client's."""
+    payload: Json = {}
+    with contextlib.suppress(ProxyError):
+        payload = next(sse_read([head]), payload)
+    error = payload.get("error") or (payload.get("response") or {}).get("error")
+    if payload.get("type") == "error" or error:
+        for _ in dialect.read_stream(iter((payload,)), Request(dialect.name, "", ())):
+            pass  # it raises, as it would were the stream translated
+        raise dialect.read_error(502, dumps({"error": error or payload}).encode("ascii"))
+
+
+def collected_response(payloads: Iterable[Json]) -> Json:
+    """Return the response object that a Responses stream ends with, its output complete.
+
+    Raises ProxyError if the stream failed or broke off. Source: spec/dialects.md 4.1.
+    """
+    items: dict[int, Json] = {}
+    for payload in payloads:
+        kind = payload.get("type")
+        if kind == "response.output_item.done":
+            items[payload.get("output_index", len(items))] = payload["item"]
+        elif kind in {"response.completed", "response.incomplete"}:
+            response = payload["response"]
+            output = response.get("output") or [item for _, item in sorted(items.items())]
+            return {**response, "output": output}
+        elif kind in {"response.failed", "error"}:
+            error = payload.get("error") or (payload.get("response") or {}).get("error") or payload
+            raise DIALECTS["responses"].read_error(502, dumps({"error": error}).encode("ascii"))
+    raise ProxyError("upstream_failed", "the upstream closed the stream before response.completed")
+
+
+COMPLETION_DROPPED = frozenset("prompt suffix echo best_of logprobs".split())
+
+
+def chat_of_completion(body: Json) -> Json:
+    """Return a body of the old completions API as a chat of one message.
+
+    Raises ProxyError for tokens and batches. Source: platform.openai.com/docs/api-reference/completions.
+    """
+    prompt = body.get("prompt", "")
+    if isinstance(prompt, list) and len(prompt) == 1:
+        prompt = prompt[0]
+    if not isinstance(prompt, str):
+        message = "'prompt' is no text; token numbers and several prompts at once are not supported"
+        raise ProxyError("invalid_request", message, param="prompt")
+    kept = {key: value for key, value in body.items() if key not in COMPLETION_DROPPED}
+    return {**kept, "messages": [{"role": "user", "content": prompt}]}
+
+
+def completion_of_chat(chat: Json) -> Json:
+    """Return a chat answer, or a chunk of its stream, in the shape of the old completions API."""
+    choices = [
+        {
+            "index": row.get("index", 0),
+            "text": (row.get("delta") or row.get("message") or EMPTY).get("content") or "",
+            "logprobs": None,
+            "finish_reason": row.get("finish_reason"),
+        }
+        for row in chat.get("choices") or ()
+    ]
+    id = str(chat.get("id", "")).replace("chatcmpl-", "cmpl-", 1)
+    return {**chat, "id": id, "object": "text_completion", "choices": choices}
+
+
+def completion_answer(answer: Answer) -> Answer:
+    """Return a chat's answer as one of the old completions API."""
+    if answer.headers.get("content-type", "").startswith("text/event-stream"):
+        return answer._replace(pieces=completion_frames(answer.pieces), length=None)
+    try:
+        whole = dumps(completion_of_chat(json.loads(b"".join(answer.pieces)))).encode("ascii")
+    except (ValueError, AttributeError) as exc:
+        raise ProxyError("upstream_failed", f"the upstream's answer is malformed: {exc}") from exc
+    return Answer(answer.status, answer.headers, iter_once(whole), len(whole))
+
+
+def completion_frames(pieces: Pieces) -> Pieces:
+    with contextlib.closing(pieces):
+        for chunk in sse_read(pieces):
+            yield sse_frame(completion_of_chat(chunk))
+    yield b"data: [DONE]\n\n"
+
+
 ########################################################################################
-# 18. PROVIDERS
+# 20. PROVIDERS
 ########################################################################################
 # What a row of PROVIDERS cannot say: a function for the headers of a provider, and one for bodies.
 
@@ -11607,7 +11834,7 @@ def shape(body: Json, call: Call, candidate: Candidate, provider: Provider, app:
 
 
 ########################################################################################
-# 19. CATALOG
+# 21. CATALOG
 ########################################################################################
 # The models that each account's upstream says it has, for lists and limits. Kept on disk for a day.
 
@@ -11754,7 +11981,7 @@ def ask_for_list(account: Account) -> Listed:
 
 
 ########################################################################################
-# 20. UPSTREAM
+# 22. UPSTREAM
 ########################################################################################
 # One request of a client, asked of one account after the other until one begins to answer. Two
 # lanes: the bytes pass through when both sides speak one dialect, else they are translated by
@@ -12041,37 +12268,6 @@ def refusal(exchange: Exchange, dialect: Dialect, config: Config) -> ProxyError:
     return error
 
 
-ERROR_FIELDS = {  # what a client needs in `error`; third parties leave some out
-    "claude": ("type", "message"), "chat": ("message", "type"), "responses": ("message", "type"),
-    "gemini": ("code", "message", "status"),
-}  # fmt: skip
-
-
-def completed_error(body: bytes, error: ProxyError, dialect: Dialect) -> bytes:
-    """Return an error as it came, with the fields that its dialect wants of every error."""
-    with contextlib.suppress(ValueError):
-        said = json.loads(body)
-        told = said.get("error") if isinstance(said, dict) else None
-        if isinstance(told, dict) and not told.keys() >= set(ERROR_FIELDS[dialect.name]):
-            ours = dialect.write_error(error)
-            return dumps({**ours, **said, "error": {**ours["error"], **told}}).encode("ascii")
-    return body
-
-
-ERROR_OBJECT = re.compile(rb'"error"\s*:\s*\{')
-
-
-def completed_frames(piece: bytes, dialect: Dialect) -> bytes:
-    """Complete the errors among the frames of a stream that are whole in this piece of it."""
-    frames = piece.split(b"\n\n")
-    for number, frame in enumerate(frames):
-        head, mark, data = frame.partition(b"data: ")
-        if ERROR_OBJECT.search(data):
-            error = dialect.read_error(502, data)
-            frames[number] = head + mark + completed_error(data, error, dialect)
-    return b"\n\n".join(frames)
-
-
 def passed_headers(exchange: Exchange, config: Config) -> Headers:
     """Return the headers of an upstream's answer that are worth a client's while, or all."""
     found = exchange.headers.items()
@@ -12121,134 +12317,6 @@ def relay(call: Call, candidate: Candidate, provider: Provider, app: App) -> Ans
     tap = Tap(call.dialect)
     pieces = tapped(exchange.decoded() if encoding else exchange.pieces(), tap, call, streaming)
     return begin(exchange.status, headers, pieces, None if encoding else exchange.length)
-
-
-def edited(
-    call: Call, exchange: Exchange, headers: Headers, edit: Callable[[bytes], bytes]
-) -> Answer:
-    """Let an answer pass with its JSON edited: a stream event by event, anything else whole."""
-    if not headers.get("content-type", "").startswith("text/event-stream"):
-        body = edit(exchange.body())
-        return begin(
-            exchange.status,
-            headers,
-            tapped(iter_once(body), Tap(call.dialect), call, False),
-            len(body),
-        )
-    events = edited_events(exchange, edit)
-    return begin(exchange.status, headers, tapped(events, Tap(call.dialect), call, True))
-
-
-def edited_events(exchange: Exchange, edit: Callable[[bytes], bytes]) -> Pieces:
-    with contextlib.closing(exchange):
-        for event in sse_split(exchange.decoded()):
-            yield edited_event(event, edit)
-
-
-def iter_once(data: bytes) -> Pieces:
-    yield data
-
-
-def begin(status: int, headers: Headers, pieces: Pieces, length: int | None = None) -> Answer:
-    """Pull the first piece, so that a failure before it can still be an HTTP error."""
-    first = next(pieces, b"")
-    return Answer(status, headers, resumed(first, pieces), length)
-
-
-def resumed(first: bytes, pieces: Pieces) -> Pieces:
-    with contextlib.closing(pieces):
-        yield first
-        yield from pieces
-
-
-def tapped(pieces: Pieces, tap: Tap, call: Call, streaming: bool) -> Pieces:
-    """Yield the pieces of a passing answer as they come, reading usage on the side.
-
-    Raises ProxyError for an error that is the first event of a stream, and after a stream that
-    ended without the end that its dialect has.
-    """
-    with contextlib.closing(pieces):
-        head = first_event(pieces, call) if streaming else b""
-        if b'"error' in head:
-            raise_first_error(head, call.dialect)
-        rest = b""  # half an event waits for its end, so that an error may stand in its place
-        for piece in itertools.chain([head] if head else (), pieces):
-            tap.feed(piece)
-            out = piece
-            if streaming and (rest or not piece.endswith(EVENT_ENDS)):
-                out, rest = cut_event(rest + piece)
-            error = streaming and b'"error"' in out and ERROR_OBJECT.search(out)
-            if out:
-                yield completed_frames(out, call.dialect) if error else out
-    call.usage = tap.usage()
-    if streaming and not tap.finished:
-        raise ProxyError("upstream_failed", "the upstream ended its stream in the middle")
-    if rest:
-        yield rest
-
-
-EVENT_ENDS = (b"\n\n", b"\r\n\r\n")
-LARGE_EVENT = 2**20  # bytes that are not held back
-
-
-def cut_event(data: bytes) -> tuple[bytes, bytes]:
-    """Cut the bytes of a stream at the end of their last whole event."""
-    ends = [at + len(mark) for mark in EVENT_ENDS if (at := data.rfind(mark)) >= 0]
-    end = len(data) if len(data) > LARGE_EVENT else max(ends, default=0)
-    return data[:end], data[end:]
-
-
-def first_event(pieces: Pieces, call: Call) -> bytes:
-    """Pull the pieces of a stream until its first event is whole, or does not look like an error.
-
-    What only Codex knows is left out for others: OpenAI's SDK breaks if it comes first.
-    """
-    head, stranger = b"", not call.headers.get("originator", "").startswith("codex")
-    for piece in pieces:
-        head += piece
-        end = EVENT_END.search(head)
-        if end and stranger and b'"codex.rate_limits"' in head[: end.end()]:
-            head = head[end.end() :]
-            end = EVENT_END.search(head)
-        if end or (len(head) > ERROR_HINT and not re.search(rb"error|failed|codex\.", head)):
-            break
-    return head
-
-
-EVENT_END = re.compile(rb"\n\r?\n")
-ERROR_HINT = 32  # bytes, of which an error is one: `event: error`, `data: {"error"`
-
-
-def raise_first_error(head: bytes, dialect: Dialect) -> None:
-    """Raise the error that a stream begins with, if it does. What is no JSON is the client's."""
-    payload: Json = {}
-    with contextlib.suppress(ProxyError):
-        payload = next(sse_read([head]), payload)
-    error = payload.get("error") or (payload.get("response") or {}).get("error")
-    if payload.get("type") == "error" or error:
-        for _ in dialect.read_stream(iter((payload,)), Request(dialect.name, "", ())):
-            pass  # it raises, as it would were the stream translated
-        raise dialect.read_error(502, dumps({"error": error or payload}).encode("ascii"))
-
-
-def collected_response(payloads: Iterable[Json]) -> Json:
-    """Return the response object that a Responses stream ends with, its output complete.
-
-    Raises ProxyError if the stream failed or broke off. Source: spec/dialects.md 4.1.
-    """
-    items: dict[int, Json] = {}
-    for payload in payloads:
-        kind = payload.get("type")
-        if kind == "response.output_item.done":
-            items[payload.get("output_index", len(items))] = payload["item"]
-        elif kind in {"response.completed", "response.incomplete"}:
-            response = payload["response"]
-            output = response.get("output") or [item for _, item in sorted(items.items())]
-            return {**response, "output": output}
-        elif kind in {"response.failed", "error"}:
-            error = payload.get("error") or (payload.get("response") or {}).get("error") or payload
-            raise DIALECTS["responses"].read_error(502, dumps({"error": error}).encode("ascii"))
-    raise ProxyError("upstream_failed", "the upstream closed the stream before response.completed")
 
 
 def translate(call: Call, candidate: Candidate, provider: Provider, app: App) -> Answer:
@@ -12419,59 +12487,8 @@ def answer_locally(call: Call) -> Answer:
     return counted(call, estimate_tokens(call.request), {"x-cliproxy-estimate": "bytes/4"})
 
 
-COMPLETION_DROPPED = frozenset("prompt suffix echo best_of logprobs".split())
-
-
-def chat_of_completion(body: Json) -> Json:
-    """Return a body of the old completions API as a chat of one message.
-
-    Raises ProxyError for tokens and batches. Source: platform.openai.com/docs/api-reference/completions.
-    """
-    prompt = body.get("prompt", "")
-    if isinstance(prompt, list) and len(prompt) == 1:
-        prompt = prompt[0]
-    if not isinstance(prompt, str):
-        message = "'prompt' is no text; token numbers and several prompts at once are not supported"
-        raise ProxyError("invalid_request", message, param="prompt")
-    kept = {key: value for key, value in body.items() if key not in COMPLETION_DROPPED}
-    return {**kept, "messages": [{"role": "user", "content": prompt}]}
-
-
-def completion_of_chat(chat: Json) -> Json:
-    """Return a chat answer, or a chunk of its stream, in the shape of the old completions API."""
-    choices = [
-        {
-            "index": row.get("index", 0),
-            "text": (row.get("delta") or row.get("message") or EMPTY).get("content") or "",
-            "logprobs": None,
-            "finish_reason": row.get("finish_reason"),
-        }
-        for row in chat.get("choices") or ()
-    ]
-    id = str(chat.get("id", "")).replace("chatcmpl-", "cmpl-", 1)
-    return {**chat, "id": id, "object": "text_completion", "choices": choices}
-
-
-def completion_answer(answer: Answer) -> Answer:
-    """Return a chat's answer as one of the old completions API."""
-    if answer.headers.get("content-type", "").startswith("text/event-stream"):
-        return answer._replace(pieces=completion_frames(answer.pieces), length=None)
-    try:
-        whole = dumps(completion_of_chat(json.loads(b"".join(answer.pieces)))).encode("ascii")
-    except (ValueError, AttributeError) as exc:
-        raise ProxyError("upstream_failed", f"the upstream's answer is malformed: {exc}") from exc
-    return Answer(answer.status, answer.headers, iter_once(whole), len(whole))
-
-
-def completion_frames(pieces: Pieces) -> Pieces:
-    with contextlib.closing(pieces):
-        for chunk in sse_read(pieces):
-            yield sse_frame(completion_of_chat(chunk))
-    yield b"data: [DONE]\n\n"
-
-
 ########################################################################################
-# 21. WEBSOCKET
+# 23. WEBSOCKET
 ########################################################################################
 # The server's side of RFC 6455 for /v1/responses: a text message is a request, a text message each
 # event of its answer. A connection remembers its last answers, so that a client need only send what
@@ -12620,7 +12637,7 @@ def error_message(error: ProxyError) -> Json:
 
 
 ########################################################################################
-# 22. SERVER
+# 24. SERVER
 ########################################################################################
 # A ThreadingHTTPServer whose handler reads heads with NETWORK's strict parser. A thread serves one
 # client connection and is the only one that writes its socket. Here, and nowhere else, an
@@ -13384,7 +13401,7 @@ def make_server(app: App) -> Server:
 
 
 ########################################################################################
-# 23. COMMANDS
+# 25. COMMANDS
 ########################################################################################
 # argparse rows. Whatever goes wrong is one sentence on stderr and exit status 1; usage errors are 2.
 
