@@ -16,22 +16,24 @@ Contents (each room uses only rooms above it; [pure] ones touch no clock, socket
     7. CHAT          OpenAI Chat Completions                            [pure]
     8. RESPONSES     OpenAI Responses, also of Codex                    [pure]
     9. GEMINI        Google generateContent                             [pure]
-   10. DIALECTS      the dialects as rows; fitting a request to its target [pure]
-   11. CONFIG        the settings file: load, check, watch
-   12. NETWORK       HTTP/1.1 over sockets, both sides
-   13. STORE         credential files
-   14. TERMINAL      prompts, the browser's way back, QR codes
-   15. LOGIN         logins and token refresh
-   16. ACCOUNTS      credentials as accounts, and the models they offer
-   17. REFUSALS      what a refusal means                                [pure]
-   18. ROUTING       which account serves which model, and which rests
-   19. CALLS         a client's call and its answer, edited as bytes
-   20. PROVIDERS     the headers and bodies that each provider wants
-   21. CATALOG       the models that upstreams list
-   22. UPSTREAM      asking a provider
-   23. WEBSOCKET     RFC 6455, and the conversation that a connection remembers
-   24. SERVER        the listening side
-   25. COMMANDS      the command line
+   10. THINKING      how much a model is asked to think                  [pure]
+   11. NAMES         names and ids of tools, and proofs in transit       [pure]
+   12. DIALECTS      the dialects as rows; fitting a request to a target [pure]
+   13. CONFIG        the settings file: load, check, watch
+   14. NETWORK       HTTP/1.1 over sockets, both sides
+   15. STORE         credential files
+   16. TERMINAL      prompts, the browser's way back, QR codes
+   17. LOGIN         logins and token refresh
+   18. ACCOUNTS      credentials as accounts, and the models they offer
+   19. REFUSALS      what a refusal means                                [pure]
+   20. ROUTING       which account serves which model, and which rests
+   21. CALLS         a client's call and its answer, edited as bytes
+   22. PROVIDERS     the headers and bodies that each provider wants
+   23. CATALOG       the models that upstreams list
+   24. UPSTREAM      asking a provider
+   25. WEBSOCKET     RFC 6455, and the conversation that a connection remembers
+   26. SERVER        the listening side
+   27. COMMANDS      the command line
 """
 
 from __future__ import annotations
@@ -5757,80 +5759,122 @@ def gemini_write_error(error: ProxyError) -> Json:
 
 
 ########################################################################################
-# 10. DIALECTS                                                                    [pure]
+# 10. THINKING                                                                    [pure]
 ########################################################################################
-# The dialects as rows, and every decision that depends on the target: `fit_request` makes a
-# request one that the target can take, so that the writers above write what they are given;
-# `fit_events` undoes on the answer what must be undone. What is kept as it is where client and
-# upstream speak one dialect: the upstream would have got it untouched. Source: spec/dialects.md.
+# How much a model is asked to think, settled for a target from what the client said and what the model
+# can: an effort by name, a budget in tokens, or nothing. Source: spec/dialects.md 2.8, providers.md 13.
 
-# fmt: off
-ABILITIES = (  # what a dialect has room for
-    #     in a client's request  claude              chat                    responses           gemini
-    Words("content",             "messages",         "messages",             "input",            "contents"),  # the field with it
-    Words("vendor",              "anthropic",        "openai",               "openai",           "google"),  # whose files
-    Words("minted",              "anthropic",        "google",               "openai",           "google"),  # whose proofs
-    Words("proofs",              "thinking",         "thinking call",        "thinking",         "thinking call text"),  # on parts
-    Words("state",               "",                 "",                     # history that only their own service has
-          "previous_response_id conversation prompt background",             "cachedContent"),
-    #     from a target's        claude              chat                    responses           gemini
-    Words("media",               "image document",   "image document audio", "image document",   "image document audio video"),
-    Words("urls",                "image document",   "image audio",          "image document",   "image document audio video"),
-    Words("image",               "image/jpeg image/jpg image/png image/gif image/webp", "", "",  ""),  # types; empty: any
-    Words("audio",               "",                 "audio/wav audio/x-wav audio/wave audio/mp3 audio/mpeg", "", ""),
-    Words("hosted",              "web_search web_fetch code_execution", "",  "web_search code_execution",
-          "web_search web_fetch code_execution"),
-    Words("forced",              "web_search web_fetch code_execution", "",  "web_search code_execution", ""),  # of these
-    Words("subset",              "",                 "auto required",        "auto required",    "required"),  # choices of some
-    Words("tools",               "function",         "function custom",      "function custom",  "function"),
-    Words("late",                "",                 "system",               "system",           ""),  # in mid-conversation
-    Words("many",                "",                 "n",                    "",                 "n"),  # answers to one request
-)
-ABLE = {
-    dialect: {row.canonical: tuple(getattr(row, dialect).split()) for row in ABILITIES} for dialect in Words._fields[1:]
+
+class EffortRule(NamedTuple):
+    """How a dialect says how much to think, where the model does not tell."""
+
+    levels: tuple[str, ...]  # the efforts that it has names for
+    numbers: bool = False  # can it say tokens instead?
+    least: int = 0  # of them
+    auto: int = EFFORTS["medium"]  # of them, where the model is to decide; negative: it can
+    adaptive: bool = False  # as Claude: adaptive if told by name, and every model can be stopped
+
+
+LADDER = tuple(effort for effort in EFFORTS if effort != "auto")
+EFFORT_RULES = {
+    "claude": EffortRule(LADDER[2:], numbers=True, least=1_024, adaptive=True),
+    "chat": EffortRule(LADDER),
+    "responses": EffortRule(LADDER),
+    "gemini": EffortRule(LADDER[1:5], numbers=True, auto=-1),
 }
-ABLE["others"] = {**ABLE["chat"], "subset": (), "tools": ("function",)}  # Chat of any vendor but OpenAI
-VENDORS = {  # provider -> whose proofs and files it takes; any other provider is its own vendor
-    "claude": "anthropic", "codex": "openai", "openai": "openai", "openai-chat": "openai",
-    "gemini": "google", "gemini-cli": "google", "vertex": "google", "aistudio": "google",
-}
-# fmt: on
-Rewrite = Callable[[Json], Any]
-SCHEMA_RULES: dict[
-    str, tuple[Rewrite, Rewrite]
-] = {  # dialect or quirk -> for arguments, for answers
-    "claude": (plain_root, partial(walk_schema, change=claude_node)),
-    "chat": (plain_root, dict),  # OpenAI wants the same kind of root
-    "responses": (plain_root, dict),
-    "gemini": (partial(walk_schema, change=gemini_node), partial(walk_schema, change=gemini_node)),
-    "openapi-schema": (openapi_schema, openapi_schema),
-}
+
+
+def effort_of(thinking: Thinking) -> str:
+    """Return how much to think by name; empty if that was not said."""
+    budget = thinking.budget
+    if thinking.effort or budget is None:
+        return thinking.effort or ("auto" if thinking.adaptive else "")
+    names = (name for name in LADDER[:5] if budget <= EFFORTS[name])
+    return "auto" if budget < 0 else next(names, "xhigh")
+
+
+def nearest_level(effort: str, levels: Iterable[str]) -> str:
+    """Return the supported effort that is nearest; of two, the lower. "none" is for "none" only."""
+    rank = LADDER.index(effort)
+    known = [level for level in LADDER if level in levels and (level != "none" or not rank)]
+    return min(known, key=lambda level: abs(LADDER.index(level) - rank), default=effort)
+
+
+def resolve_thinking(asked: Thinking, model: Model, dialect: str, limit: int = 0) -> Thinking:
+    """Return what to write: an effort by name, or a budget, or neither. Source: 2.8, providers.md 13.
+
+    `limit` is that of the answer in tokens, 0 if there is none.
+    """
+    effort, rule = effort_of(asked), EFFORT_RULES[dialect]
+    if model.thinking is False or not effort:
+        return Thinking(summary="" if model.thinking is False else asked.summary)
+    if effort == "none":  # the least that the model can
+        stuck = not model.can_stop and not rule.adaptive
+        if stuck and model.levels:
+            return Thinking(nearest_level("none", model.levels))
+        return Thinking(budget=model.budget[0]) if stuck and rule.numbers else Thinking("none")
+    if by_name(asked, model, rule):
+        level = "" if effort == "auto" else nearest_level(effort, model.levels or rule.levels)
+        return Thinking(level, None, asked.summary, adaptive=rule.adaptive)
+    if 0 < limit <= rule.least:
+        return Thinking("none")
+    return Thinking("", resolve_budget(asked, effort, model, rule, limit), asked.summary)
+
+
+def by_name(asked: Thinking, model: Model, rule: EffortRule) -> bool:
+    """Tell whether the target wants an effort by name, rather than a number of tokens."""
+    numbered = asked.budget is not None and not asked.effort
+    if not rule.numbers:
+        return True
+    if model.levels:  # a model with both keeps Claude's own form
+        return not (numbered and model.budget[1] and rule.adaptive)
+    adaptive = rule.auto < 0 or asked.adaptive or model.id.startswith("claude-")
+    return not model.budget[1] and not numbered and adaptive  # unknown: passed on as it was said
+
+
+def resolve_budget(asked: Thinking, effort: str, model: Model, rule: EffortRule, limit: int) -> int:
+    """Return a budget that the model takes and, of Claude, that leaves room for the answer."""
+    if effort == "auto" and rule.auto < 0:
+        return rule.auto
+    said, (least, most) = max(asked.budget or 0, 0), model.budget
+    budget = said or (rule.auto if effort == "auto" else EFFORTS[effort])
+    budget = max(least, rule.least, min(budget, most or sys.maxsize))
+    if rule.least and limit and (asked.budget is None or budget >= limit):
+        return min(budget, max(rule.least, limit * 4 // 5))
+    return budget
+
+
+def cannot_think(request: Request, thinking: Thinking, model: Model) -> bool:
+    """Tell whether Claude would refuse to think: under a forced call, or when its thinking is lost."""
+    unasked = model.levels and not model.budget[1]  # such a model thinks unless told not to
+    if not (thinking.effort or thinking.budget or thinking.adaptive or unasked):
+        return False
+    forced = request.choice is not None and request.choice.mode == "required"
+    return forced or bool(thinking.budget and lost_thinking(request.messages))
+
+
+def lost_thinking(messages: Iterable[Message]) -> bool:
+    """Tell whether a loop of calls is under way without the thinking it began with. Source: 4.2."""
+    loop: list[Turn] = []
+    for turn in turns(messages):
+        if turn.role == "user" and any(part.kind != "result" for part in turn.parts):
+            loop = []
+        loop.append(turn)
+    steps = [turn.parts for turn in loop if turn.role == "assistant"]
+    called = any(part.kind == "call" for parts in steps for part in parts)
+    return called and not any(parts[0].kind == "thinking" for parts in steps)
+
+
+########################################################################################
+# 11. NAMES                                                                       [pure]
+########################################################################################
+# What names and ids of tools a dialect takes, and how a proof of one provider's thinking travels through
+# the client of another. Source: spec/dialects.md 2.6, 4.6.
+
+
 ToolKey = tuple[str, str]  # namespace, name
 
 
-class Case:
-    """One request on its way to one target: what the steps look at, and what they remember."""
-
-    def __init__(self, request: Request, target: Target, dialect: str) -> None:
-        self.client, self.dialect, self.target = request.dialect, dialect, target
-        self.own, quirks = request.dialect == dialect, target.quirks
-        self.vendor = VENDORS.get(target.provider, target.provider)
-        others = dialect == "chat" and self.vendor != "openai"
-        self.asks, self.takes = ABLE[self.client], ABLE["others" if others else dialect]
-        # QUIRKS custom-tools: this Chat host knows freeform tools
-        self.custom = self.own or "custom" in self.takes["tools"] or "custom-tools" in quirks
-        claude = dialect == "claude"
-        self.late = bool(self.takes["late"]) or (claude and "mid-system" in target.model.traits)
-        # QUIRKS openapi-schema: only Gemini's older form is known
-        self.schemas = SCHEMA_RULES["openapi-schema" if "openapi-schema" in quirks else dialect]
-        self.names = {} if self.own else name_tools(request, dialect)  # as they came -> as written
-        self.declared = declared_names(request)
-        self.id_limit = 40 if others else 64
-        self.calls: dict[str, list[str]] = {}  # id of a call, as it came -> ids as written
-        self.results = collections.Counter[str]()  # of results so far, by the id that came
-
-
-# --- names and ids ------------------------------------------------------------------------
 class NameRule(NamedTuple):
     """The names of tools that a dialect takes."""
 
@@ -5898,6 +5942,106 @@ def legal_id(word: str, limit: int) -> str:
     if re.fullmatch(r"[a-zA-Z0-9_-]+", word) and len(word) <= limit:
         return word
     return f"{re.sub(r'[^a-zA-Z0-9_-]', '_', word)[: limit - 17]}_{digest(word)[:16]}"
+
+
+# The first bytes of every proof that we sealed. Valid base64; long, and of letters that bodies
+# seldom hold, so that a megabyte that has none is searched in 0.07 ms.
+PROOF_MARK = b"CLIPROXYSEALEDPROOFOFANOTHERPROVIDER"
+PLAIN_BASE64 = str.maketrans("-_", "+/")  # Gemini and google-genai say it in the URL-safe form
+
+
+def seal(proof: str, provider: str) -> str:
+    """Tag a proof with who minted it, in base64 as Gemini's clients want. Source: 4.6."""
+    return PROOF_MARK.decode() + base64.b64encode(f"{provider}:{proof}".encode()).decode()
+
+
+def unseal(proof: str) -> tuple[str, str]:
+    """Return who minted a proof, empty if it is not ours to know, and the proof as minted.
+
+    google-genai gives back URL-safe base64 for the standard form that it got.
+    """
+    if not proof.startswith(PROOF_MARK.decode()):
+        return "", proof
+    padded = proof[len(PROOF_MARK) :].translate(PLAIN_BASE64).rstrip("=")
+    try:
+        plain = base64.b64decode(padded + "=" * (-len(padded) % 4)).decode()
+        provider, minted = plain.split(":", 1)
+    except ValueError:
+        return "", proof
+    return provider, minted
+
+
+########################################################################################
+# 12. DIALECTS                                                                    [pure]
+########################################################################################
+# The dialects as rows, and every decision that depends on the target: `fit_request` makes a
+# request one that the target can take, so that the writers above write what they are given;
+# `fit_events` undoes on the answer what must be undone. What is kept as it is where client and
+# upstream speak one dialect: the upstream would have got it untouched. Source: spec/dialects.md.
+
+# fmt: off
+ABILITIES = (  # what a dialect has room for
+    #     in a client's request  claude              chat                    responses           gemini
+    Words("content",             "messages",         "messages",             "input",            "contents"),  # the field with it
+    Words("vendor",              "anthropic",        "openai",               "openai",           "google"),  # whose files
+    Words("minted",              "anthropic",        "google",               "openai",           "google"),  # whose proofs
+    Words("proofs",              "thinking",         "thinking call",        "thinking",         "thinking call text"),  # on parts
+    Words("state",               "",                 "",                     # history that only their own service has
+          "previous_response_id conversation prompt background",             "cachedContent"),
+    #     from a target's        claude              chat                    responses           gemini
+    Words("media",               "image document",   "image document audio", "image document",   "image document audio video"),
+    Words("urls",                "image document",   "image audio",          "image document",   "image document audio video"),
+    Words("image",               "image/jpeg image/jpg image/png image/gif image/webp", "", "",  ""),  # types; empty: any
+    Words("audio",               "",                 "audio/wav audio/x-wav audio/wave audio/mp3 audio/mpeg", "", ""),
+    Words("hosted",              "web_search web_fetch code_execution", "",  "web_search code_execution",
+          "web_search web_fetch code_execution"),
+    Words("forced",              "web_search web_fetch code_execution", "",  "web_search code_execution", ""),  # of these
+    Words("subset",              "",                 "auto required",        "auto required",    "required"),  # choices of some
+    Words("tools",               "function",         "function custom",      "function custom",  "function"),
+    Words("late",                "",                 "system",               "system",           ""),  # in mid-conversation
+    Words("many",                "",                 "n",                    "",                 "n"),  # answers to one request
+)
+ABLE = {
+    dialect: {row.canonical: tuple(getattr(row, dialect).split()) for row in ABILITIES} for dialect in Words._fields[1:]
+}
+ABLE["others"] = {**ABLE["chat"], "subset": (), "tools": ("function",)}  # Chat of any vendor but OpenAI
+VENDORS = {  # provider -> whose proofs and files it takes; any other provider is its own vendor
+    "claude": "anthropic", "codex": "openai", "openai": "openai", "openai-chat": "openai",
+    "gemini": "google", "gemini-cli": "google", "vertex": "google", "aistudio": "google",
+}
+# fmt: on
+Rewrite = Callable[[Json], Any]
+SCHEMA_RULES: dict[
+    str, tuple[Rewrite, Rewrite]
+] = {  # dialect or quirk -> for arguments, for answers
+    "claude": (plain_root, partial(walk_schema, change=claude_node)),
+    "chat": (plain_root, dict),  # OpenAI wants the same kind of root
+    "responses": (plain_root, dict),
+    "gemini": (partial(walk_schema, change=gemini_node), partial(walk_schema, change=gemini_node)),
+    "openapi-schema": (openapi_schema, openapi_schema),
+}
+
+
+class Case:
+    """One request on its way to one target: what the steps look at, and what they remember."""
+
+    def __init__(self, request: Request, target: Target, dialect: str) -> None:
+        self.client, self.dialect, self.target = request.dialect, dialect, target
+        self.own, quirks = request.dialect == dialect, target.quirks
+        self.vendor = VENDORS.get(target.provider, target.provider)
+        others = dialect == "chat" and self.vendor != "openai"
+        self.asks, self.takes = ABLE[self.client], ABLE["others" if others else dialect]
+        # QUIRKS custom-tools: this Chat host knows freeform tools
+        self.custom = self.own or "custom" in self.takes["tools"] or "custom-tools" in quirks
+        claude = dialect == "claude"
+        self.late = bool(self.takes["late"]) or (claude and "mid-system" in target.model.traits)
+        # QUIRKS openapi-schema: only Gemini's older form is known
+        self.schemas = SCHEMA_RULES["openapi-schema" if "openapi-schema" in quirks else dialect]
+        self.names = {} if self.own else name_tools(request, dialect)  # as they came -> as written
+        self.declared = declared_names(request)
+        self.id_limit = 40 if others else 64
+        self.calls: dict[str, list[str]] = {}  # id of a call, as it came -> ids as written
+        self.results = collections.Counter[str]()  # of results so far, by the id that came
 
 
 def plain_name(name: str, case: Case) -> str:
@@ -5976,34 +6120,6 @@ def refuse(kind: str, thing: Request | Part | Media, case: Case) -> None:
             param = field.format(found=found, content=case.asks["content"][0])
             said = f"{param}: {case.target.model.id} {message.format(found=found)}"
             raise ProxyError("invalid_request", said, param=param)
-
-
-# --- proofs -----------------------------------------------------------------------------
-# The first bytes of every proof that we sealed. Valid base64; long, and of letters that bodies
-# seldom hold, so that a megabyte that has none is searched in 0.07 ms.
-PROOF_MARK = b"CLIPROXYSEALEDPROOFOFANOTHERPROVIDER"
-PLAIN_BASE64 = str.maketrans("-_", "+/")  # Gemini and google-genai say it in the URL-safe form
-
-
-def seal(proof: str, provider: str) -> str:
-    """Tag a proof with who minted it, in base64 as Gemini's clients want. Source: 4.6."""
-    return PROOF_MARK.decode() + base64.b64encode(f"{provider}:{proof}".encode()).decode()
-
-
-def unseal(proof: str) -> tuple[str, str]:
-    """Return who minted a proof, empty if it is not ours to know, and the proof as minted.
-
-    google-genai gives back URL-safe base64 for the standard form that it got.
-    """
-    if not proof.startswith(PROOF_MARK.decode()):
-        return "", proof
-    padded = proof[len(PROOF_MARK) :].translate(PLAIN_BASE64).rstrip("=")
-    try:
-        plain = base64.b64decode(padded + "=" * (-len(padded) % 4)).decode()
-        provider, minted = plain.split(":", 1)
-    except ValueError:
-        return "", proof
-    return provider, minted
 
 
 def own_proof(part: Part, case: Case) -> str:
@@ -6209,87 +6325,10 @@ def fit_format(request: Request, case: Case) -> Request:
 
 
 # --- thinking and limits ------------------------------------------------------------------------
-class EffortRule(NamedTuple):
-    """How a dialect says how much to think, where the model does not tell."""
-
-    levels: tuple[str, ...]  # the efforts that it has names for
-    numbers: bool = False  # can it say tokens instead?
-    least: int = 0  # of them
-    auto: int = EFFORTS["medium"]  # of them, where the model is to decide; negative: it can
-    adaptive: bool = False  # as Claude: adaptive if told by name, and every model can be stopped
-
-
-LADDER = tuple(effort for effort in EFFORTS if effort != "auto")
-EFFORT_RULES = {
-    "claude": EffortRule(LADDER[2:], numbers=True, least=1_024, adaptive=True),
-    "chat": EffortRule(LADDER),
-    "responses": EffortRule(LADDER),
-    "gemini": EffortRule(LADDER[1:5], numbers=True, auto=-1),
-}
 FALLBACK_OUTPUT = 32_000  # Claude's max_tokens where neither client nor model says one
 LEAST_OUTPUT = 16  # of Responses
 SAMPLING = frozenset({"temperature", "top_p", "top_k"})
 PENALTIES = frozenset({"presence_penalty", "frequency_penalty", "logit_bias"})
-
-
-def effort_of(thinking: Thinking) -> str:
-    """Return how much to think by name; empty if that was not said."""
-    budget = thinking.budget
-    if thinking.effort or budget is None:
-        return thinking.effort or ("auto" if thinking.adaptive else "")
-    names = (name for name in LADDER[:5] if budget <= EFFORTS[name])
-    return "auto" if budget < 0 else next(names, "xhigh")
-
-
-def nearest_level(effort: str, levels: Iterable[str]) -> str:
-    """Return the supported effort that is nearest; of two, the lower. "none" is for "none" only."""
-    rank = LADDER.index(effort)
-    known = [level for level in LADDER if level in levels and (level != "none" or not rank)]
-    return min(known, key=lambda level: abs(LADDER.index(level) - rank), default=effort)
-
-
-def resolve_thinking(asked: Thinking, model: Model, dialect: str, limit: int = 0) -> Thinking:
-    """Return what to write: an effort by name, or a budget, or neither. Source: 2.8, providers.md 13.
-
-    `limit` is that of the answer in tokens, 0 if there is none.
-    """
-    effort, rule = effort_of(asked), EFFORT_RULES[dialect]
-    if model.thinking is False or not effort:
-        return Thinking(summary="" if model.thinking is False else asked.summary)
-    if effort == "none":  # the least that the model can
-        stuck = not model.can_stop and not rule.adaptive
-        if stuck and model.levels:
-            return Thinking(nearest_level("none", model.levels))
-        return Thinking(budget=model.budget[0]) if stuck and rule.numbers else Thinking("none")
-    if by_name(asked, model, rule):
-        level = "" if effort == "auto" else nearest_level(effort, model.levels or rule.levels)
-        return Thinking(level, None, asked.summary, adaptive=rule.adaptive)
-    if 0 < limit <= rule.least:
-        return Thinking("none")
-    return Thinking("", resolve_budget(asked, effort, model, rule, limit), asked.summary)
-
-
-def by_name(asked: Thinking, model: Model, rule: EffortRule) -> bool:
-    """Tell whether the target wants an effort by name, rather than a number of tokens."""
-    numbered = asked.budget is not None and not asked.effort
-    if not rule.numbers:
-        return True
-    if model.levels:  # a model with both keeps Claude's own form
-        return not (numbered and model.budget[1] and rule.adaptive)
-    adaptive = rule.auto < 0 or asked.adaptive or model.id.startswith("claude-")
-    return not model.budget[1] and not numbered and adaptive  # unknown: passed on as it was said
-
-
-def resolve_budget(asked: Thinking, effort: str, model: Model, rule: EffortRule, limit: int) -> int:
-    """Return a budget that the model takes and, of Claude, that leaves room for the answer."""
-    if effort == "auto" and rule.auto < 0:
-        return rule.auto
-    said, (least, most) = max(asked.budget or 0, 0), model.budget
-    budget = said or (rule.auto if effort == "auto" else EFFORTS[effort])
-    budget = max(least, rule.least, min(budget, most or sys.maxsize))
-    if rule.least and limit and (asked.budget is None or budget >= limit):
-        return min(budget, max(rule.least, limit * 4 // 5))
-    return budget
 
 
 def fit_thinking(request: Request, case: Case) -> Request:
@@ -6313,27 +6352,6 @@ def fit_thinking(request: Request, case: Case) -> Request:
     if limit != params.get("max_tokens"):
         params = {**params, "max_tokens": limit}
     return request._replace(model=model.id or base, params=params, thinking=thinking)
-
-
-def cannot_think(request: Request, thinking: Thinking, model: Model) -> bool:
-    """Tell whether Claude would refuse to think: under a forced call, or when its thinking is lost."""
-    unasked = model.levels and not model.budget[1]  # such a model thinks unless told not to
-    if not (thinking.effort or thinking.budget or thinking.adaptive or unasked):
-        return False
-    forced = request.choice is not None and request.choice.mode == "required"
-    return forced or bool(thinking.budget and lost_thinking(request.messages))
-
-
-def lost_thinking(messages: Iterable[Message]) -> bool:
-    """Tell whether a loop of calls is under way without the thinking it began with. Source: 4.2."""
-    loop: list[Turn] = []
-    for turn in turns(messages):
-        if turn.role == "user" and any(part.kind != "result" for part in turn.parts):
-            loop = []
-        loop.append(turn)
-    steps = [turn.parts for turn in loop if turn.role == "assistant"]
-    called = any(part.kind == "call" for parts in steps for part in parts)
-    return called and not any(parts[0].kind == "thinking" for parts in steps)
 
 
 def refused_params(case: Case, thinking: Thinking) -> frozenset[str]:
@@ -6557,7 +6575,7 @@ DIALECTS = {
 
 
 ########################################################################################
-# 11. CONFIG
+# 13. CONFIG
 ########################################################################################
 # The settings file, as CLIProxyAPI writes it: every key is a row, a file is read against the rows
 # into a complete snapshot, and a snapshot is replaced whole. Old spellings are moved in memory.
@@ -7260,7 +7278,7 @@ def example_config() -> str:
 
 
 ########################################################################################
-# 12. NETWORK
+# 14. NETWORK
 ########################################################################################
 # Bytes on sockets, the same way on both sides: strict heads, bodies, a pool of idle upstream
 # connections, proxies, TLS. http.client and email would cost five times the CPU a request
@@ -8118,7 +8136,7 @@ def fetch(
 
 
 ########################################################################################
-# 13. STORE
+# 15. STORE
 ########################################################################################
 # The credential files, as CLIProxyAPI lays them out: one JSON object a file, `type` says whose.
 # Other programs write them too, so each write begins with reading. Two locks keep processes apart,
@@ -8489,7 +8507,7 @@ class Store:
 
 
 ########################################################################################
-# 14. TERMINAL
+# 16. TERMINAL
 ########################################################################################
 # What a login needs of the machine: the lines that its user types, a door for the browser that comes
 # back, and QR codes. Whatever comes back arrives in one queue, so that it does not matter which way
@@ -8768,7 +8786,7 @@ def qr_lines(text: str) -> list[str]:
 
 
 ########################################################################################
-# 15. LOGIN
+# 17. LOGIN
 ########################################################################################
 # How each provider hands out tokens, renews and revokes them: one row of LOGINS each. The program
 # says who it is. Source: spec/providers.md 1 to 9, 16.
@@ -9996,7 +10014,7 @@ SHARED = (
 
 
 ########################################################################################
-# 16. ACCOUNTS
+# 18. ACCOUNTS
 ########################################################################################
 # An account is one credential and where it may be used: of the config, of the environment, or of a
 # file in the auth dir. It knows which models it offers, under which names.
@@ -10354,7 +10372,7 @@ def endpoint_quirks(entry: Json, provider: Provider) -> list[str]:
 
 
 ########################################################################################
-# 17. REFUSALS                                                                    [pure]
+# 19. REFUSALS                                                                    [pure]
 ########################################################################################
 # What an upstream's refusal means for the account that was asked, and what its headers tell of limits.
 
@@ -10508,7 +10526,7 @@ TELLS_LIMITS = frozenset(["x-codex-primary-used-percent", "anthropic-ratelimit-u
 
 
 ########################################################################################
-# 18. ROUTING
+# 20. ROUTING
 ########################################################################################
 # The router knows who offers which model, who is next, and who must rest. Its lock is never held
 # across I/O.
@@ -11034,7 +11052,7 @@ STRATEGY_ORDERS: dict[str, Callable[[list[Candidate], int, dict[str, int]], list
 
 
 ########################################################################################
-# 19. CALLS
+# 21. CALLS
 ########################################################################################
 # What a client wants, on its way through, and what it gets back. Bodies and answers that only need
 # another name are edited as bytes: what was signed, or written with care, stays as it is.
@@ -11531,7 +11549,7 @@ def completion_frames(pieces: Pieces) -> Pieces:
 
 
 ########################################################################################
-# 20. PROVIDERS
+# 22. PROVIDERS
 ########################################################################################
 # What a row of PROVIDERS cannot say: a function for the headers of a provider, and one for bodies.
 
@@ -11834,7 +11852,7 @@ def shape(body: Json, call: Call, candidate: Candidate, provider: Provider, app:
 
 
 ########################################################################################
-# 21. CATALOG
+# 23. CATALOG
 ########################################################################################
 # The models that each account's upstream says it has, for lists and limits. Kept on disk for a day.
 
@@ -11981,7 +11999,7 @@ def ask_for_list(account: Account) -> Listed:
 
 
 ########################################################################################
-# 22. UPSTREAM
+# 24. UPSTREAM
 ########################################################################################
 # One request of a client, asked of one account after the other until one begins to answer. Two
 # lanes: the bytes pass through when both sides speak one dialect, else they are translated by
@@ -12488,7 +12506,7 @@ def answer_locally(call: Call) -> Answer:
 
 
 ########################################################################################
-# 23. WEBSOCKET
+# 25. WEBSOCKET
 ########################################################################################
 # The server's side of RFC 6455 for /v1/responses: a text message is a request, a text message each
 # event of its answer. A connection remembers its last answers, so that a client need only send what
@@ -12637,7 +12655,7 @@ def error_message(error: ProxyError) -> Json:
 
 
 ########################################################################################
-# 24. SERVER
+# 26. SERVER
 ########################################################################################
 # A ThreadingHTTPServer whose handler reads heads with NETWORK's strict parser. A thread serves one
 # client connection and is the only one that writes its socket. Here, and nowhere else, an
@@ -13401,7 +13419,7 @@ def make_server(app: App) -> Server:
 
 
 ########################################################################################
-# 25. COMMANDS
+# 27. COMMANDS
 ########################################################################################
 # argparse rows. Whatever goes wrong is one sentence on stderr and exit status 1; usage errors are 2.
 
