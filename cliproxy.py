@@ -23,17 +23,21 @@ Contents (each room uses only rooms above it; [pure] ones touch no clock, socket
    14. NETWORK       HTTP/1.1 over sockets, both sides
    15. STORE         credential files
    16. TERMINAL      prompts, the browser's way back, QR codes
-   17. LOGIN         logins and token refresh
-   18. ACCOUNTS      credentials as accounts, and the models they offer
-   19. REFUSALS      what a refusal means                                [pure]
-   20. ROUTING       which account serves which model, and which rests
-   21. CALLS         a client's call and its answer, edited as bytes
-   22. PROVIDERS     the headers and bodies that each provider wants
-   23. CATALOG       the models that upstreams list
-   24. UPSTREAM      asking a provider
-   25. WEBSOCKET     RFC 6455, and the conversation that a connection remembers
-   26. SERVER        the listening side
-   27. COMMANDS      the command line
+   17. TOKENS        what is in tokens, and how they are signed          [pure]
+   18. LOGINS        each provider's login as a row
+   19. RENEWAL       new tokens for old ones
+   20. IMPORT        logins that other programs hold
+   21. LOGIN         the way through a login, and out
+   22. ACCOUNTS      credentials as accounts, and the models they offer
+   23. REFUSALS      what a refusal means                                [pure]
+   24. ROUTING       which account serves which model, and which rests
+   25. CALLS         a client's call and its answer, edited as bytes
+   26. PROVIDERS     the headers and bodies that each provider wants
+   27. CATALOG       the models that upstreams list
+   28. UPSTREAM      asking a provider
+   29. WEBSOCKET     RFC 6455, and the conversation that a connection remembers
+   30. SERVER        the listening side
+   31. COMMANDS      the command line
 """
 
 from __future__ import annotations
@@ -8786,30 +8790,9 @@ def qr_lines(text: str) -> list[str]:
 
 
 ########################################################################################
-# 17. LOGIN
+# 17. TOKENS                                                                      [pure]
 ########################################################################################
-# How each provider hands out tokens, renews and revokes them: one row of LOGINS each. The program
-# says who it is. Source: spec/providers.md 1 to 9, 16.
-
-RETRY_WAITS = (1.0, 2.0)  # seconds between the tries of a refresh
-DEAD_CODES = frozenset([  # what says that a refresh token will never work again
-    "invalid_grant", "refresh_token_expired", "refresh_token_reused", "refresh_token_invalidated", "token_invalidated",
-    "token_expired", "app_session_terminated", "account_session_expired", "account_deactivated", "account_suspended",
-    "account_deleted", "access_denied", "expired_token",
-])  # fmt: skip
-OUR_FAULT = frozenset(["invalid_client", "unauthorized_client", "unsupported_grant_type"])
-OPENAI_AUTH = "https://api.openai.com/auth"  # the claim with the account's facts
-
-
-class Options(NamedTuple):
-    """What the user asked of a login."""
-
-    browser: bool = True  # False: print the URL only
-    device: bool = False  # by a code typed on another device, where the provider has that
-    port: int = 0  # to listen on; 0: the provider's own
-    project: str = ""  # Google: one id, several with commas, or ALL
-    source: str = ""  # take over this file, `auto` for where the vendor keeps it
-    prefix: str = ""  # for the names of its models
+# What is in tokens and keys, and how they are encoded and signed. Source: RFC 7515, 7519, 7636, 8017.
 
 
 def base64url(data: bytes) -> str:
@@ -8892,6 +8875,33 @@ def rs256(text: str, pem: str) -> str:
     block = b"\0\1" + b"\xff" * (size - len(told) - 3) + b"\0" + told
     signature = pow(int.from_bytes(block, "big"), private, modulus).to_bytes(size, "big")
     return f"{text}.{base64url(signature)}"
+
+
+########################################################################################
+# 18. LOGINS
+########################################################################################
+# How each provider hands out tokens, renews and revokes them: one row of LOGINS each. The program
+# says who it is. Source: spec/providers.md 1 to 9, 16.
+
+
+class Options(NamedTuple):
+    """What the user asked of a login."""
+
+    browser: bool = True  # False: print the URL only
+    device: bool = False  # by a code typed on another device, where the provider has that
+    port: int = 0  # to listen on; 0: the provider's own
+    project: str = ""  # Google: one id, several with commas, or ALL
+    source: str = ""  # take over this file, `auto` for where the vendor keeps it
+    prefix: str = ""  # for the names of its models
+
+
+DEAD_CODES = frozenset([  # what says that a refresh token will never work again
+    "invalid_grant", "refresh_token_expired", "refresh_token_reused", "refresh_token_invalidated", "token_invalidated",
+    "token_expired", "app_session_terminated", "account_session_expired", "account_deactivated", "account_suspended",
+    "account_deleted", "access_denied", "expired_token",
+])  # fmt: skip
+OUR_FAULT = frozenset(["invalid_client", "unauthorized_client", "unsupported_grant_type"])
+OPENAI_AUTH = "https://api.openai.com/auth"  # the claim with the account's facts
 
 
 def error_code(answer: Json) -> str:
@@ -9559,6 +9569,273 @@ LOGINS = {row.provider: row for row in (
 # Logging in
 
 
+########################################################################################
+# 19. RENEWAL
+########################################################################################
+# New tokens for old ones, once, however many want them; and what a provider says of a login's limits.
+
+RETRY_WAITS = (1.0, 2.0)  # seconds between the tries of a refresh
+
+
+def refused(data: Json) -> str:
+    """Return why the provider will never renew these tokens; empty as long as it may."""
+    own = data.get("cliproxy")
+    last = own.get("refused") if isinstance(own, dict) else None
+    if not isinstance(last, dict) or last.get("token") != digest(renewer(data)):
+        return ""  # never, or another program has logged in since
+    return str(last.get("message") or "refused")
+
+
+def refresh_lead(credential: Credential) -> float:
+    """Return how many seconds before expiry to renew; at most half of the tokens' life."""
+    lead = LOGINS[credential.type].lead if credential.type in LOGINS else 0.0
+    ends, since = expires_at(credential.data), last_refresh(credential.data)
+    return min(lead, (ends - since) / 2) if ends and since and ends > since else lead
+
+
+def due(credential: Credential, now: float) -> bool:
+    """Tell whether to renew the tokens ahead of need. Source: spec/providers.md 1."""
+    data = credential.data
+    since, ends = last_refresh(data), expires_at(data)
+    if data.get("disabled") or refused(data) or not renewer(data):
+        return False
+    every = read_time(field_of(data, "refresh_interval", "refresh_interval_seconds"))
+    if every and since:
+        return now - since >= every
+    if ends:
+        return ends - now <= refresh_lead(credential)
+    return since is None or now - since >= max(refresh_lead(credential), 60.0)
+
+
+def refresh(
+    credential: Credential, store: Store, config: Config, now: Callable[[], float] = time.time
+) -> Credential:
+    """Renew the tokens of a credential, on disk before it returns; one process at a time does.
+
+    If another one has done so meanwhile, its tokens are returned. Raises ProxyError: unauthorized
+    if only a new login helps, which is remembered in the file; else as the provider failed.
+    """
+    with store.refreshing(credential.name):
+        fresh = store.get(credential.name)
+        if is_newer(fresh.data, credential.data, now()):
+            return fresh
+        token, why = renewer(fresh.data), refused(fresh.data)
+        if not token or why or fresh.type not in LOGINS:
+            raise need_login(fresh, why or "there is no refresh token")
+        flow = Flow(LOGINS[fresh.type], config, fresh.data, now=now)
+        try:
+            answer = renew(flow, token)
+        except ProxyError as error:
+            if not is_final(flow.row, error):
+                raise not_the_client_s(error) from error.__cause__
+            note = {
+                "message": str(error),
+                "token": digest(token),
+                "at": write_time(now(), utc=True),
+            }
+            store.merge(fresh.name, {"cliproxy": {"refused": note}})
+            raise need_login(fresh, str(error)) from error
+        fields = flow.row.fields(flow, answer)
+        renewed = store.merge(fresh.name, {**fields, "cliproxy": {"refused": None}})
+        if flow.row.again and flow.row.finish:
+            return store.merge(fresh.name, flow.row.finish(flow, renewed.data))
+        return renewed
+
+
+def not_the_client_s(error: ProxyError) -> ProxyError:
+    """Return the error of a refresh for those who wait for it: their requests are not at fault."""
+    if error.kind == "invalid_request":
+        error.kind, error.status = "upstream_failed", KINDS["upstream_failed"].status
+    return error
+
+
+def is_newer(fresh: Json, known: Json, now: float) -> bool:
+    """Tell whether somebody else renewed the tokens since we read the file."""
+    same = field_of(fresh, "access_token") == field_of(known, "access_token")
+    return not same and (expires_at(fresh) or 0.0) > now
+
+
+def need_login(credential: Credential, why: str) -> ProxyError:
+    message = f"{credential.name}: {why}; run `cliproxy login {credential.type}`"
+    return ProxyError("unauthorized", message)
+
+
+def is_final(row: Login, error: ProxyError) -> bool:
+    """Tell whether a refusal is the credential's end, rather than a bad moment or a bad setting."""
+    answer = read_object(error.body)
+    code = error_code(answer)
+    theirs = bool(answer) and error.status in row.dead and code not in OUR_FAULT
+    late = b"reasonable timeframe" in error.body  # what Google says when our clock is wrong
+    unfit = error.kind == "unauthorized" and not error.headers  # a key that cannot even sign
+    return theirs or unfit or (code in DEAD_CODES and not late)
+
+
+def renew(flow: Flow, token: str) -> Json:
+    """Ask for new tokens. Asked again only if the token cannot have been used up."""
+    request = flow.row.request(flow, token)
+    for wait in (*RETRY_WAITS, None):
+        try:
+            return flow.grant(**request)
+        except ProxyError as error:
+            if error.status == 429:
+                error.retry_after = min(max(error.retry_after or 60.0, 5.0), 300.0)
+            answered = bool(error.headers)
+            again = error.status >= 500 if answered else not (error.sent and flow.row.rotates)
+            if wait is None or not again:
+                raise
+        flow.terminal.pause(wait)
+    raise AssertionError
+
+
+def usage_of(credential: Credential, config: Config) -> list[Window]:
+    """Ask how much of the account's limits is used; [] where the provider does not tell."""
+    row = LOGINS.get(credential.type)
+    if not row or not row.usage:
+        return []
+    flow = Flow(row, config, credential.data)
+    token = str(field_of(credential.data, "access_token"))
+    reply, answer = flow.call(flow.row.usage_url, None, row.headers(credential.data), token=token)
+    if reply.status >= 400:
+        raise token_refusal(row.title, reply, answer)
+    return row.usage(answer)
+
+
+# Taking over what the vendors' programs hold
+
+
+########################################################################################
+# 20. IMPORT
+########################################################################################
+# What the programs of the providers themselves hold, taken over. Source: spec/providers.md 16.
+
+
+def vendor_codex(held: Json, _path: Path) -> Json:
+    tokens = held.get("tokens") or {}
+    return {
+        key: tokens.get(key) for key in ("id_token", "access_token", "refresh_token", "account_id")
+    }
+
+
+def vendor_claude(held: Json, _path: Path) -> Json:
+    """Read Claude Code's file."""
+    held = held.get("claudeAiOauth") or {}
+    owner = read_object_file(Path.home() / ".claude.json").get("oauthAccount") or {}
+    names = {
+        "access_token": "accessToken",
+        "refresh_token": "refreshToken",
+        "expires_at": "expiresAt",
+    }
+    file = {"client_id": held["clientId"]} if held.get("clientId") else {}
+    account = {"email_address": owner.get("emailAddress"), "uuid": owner.get("accountUuid")}
+    team = {"uuid": owner.get("organizationUuid")}
+    answer = {key: held.get(name) for key, name in names.items()}
+    return {**answer, "account": account, "organization": team, "_file": file}
+
+
+def vendor_ant(held: Json, path: Path) -> Json:
+    """Read a profile of `ant auth login`, which any program may use. Source: spec/providers.md 2.6."""
+    profile = read_object_file(path.parent.parent / "configs" / path.name)
+    base = profile.get("base_url") or "https://api.anthropic.com"
+    client = (profile.get("authentication") or {}).get("client_id")
+    account = {"email_address": held.get("account_email")}
+    team = {"uuid": held.get("organization_uuid"), "name": held.get("organization_name")}
+    file = {"client_id": client, "token_endpoint": f"{base}/v1/oauth/token"} if client else {}
+    kept = held if client else without(held, frozenset(["refresh_token"]))
+    return {**kept, "account": account, "organization": team, "_file": file}
+
+
+def vendor_plain(held: Json, _path: Path) -> Json:
+    """Read a file that is a token answer as it came, but for the name of its expiry."""
+    return {
+        **held,
+        "expires_at": held.get("expiry_date") or held.get("expires_at"),
+        "expires_in": None,
+    }
+
+
+def vendor_service(held: Json, path: Path) -> Json:
+    """Read the key of a service account, as Google hands it out or in a file of CLIProxyAPI."""
+    key = service_account(held) or held
+    project, email = held.get("project_id"), key.get("client_email")
+    if not project or not email:
+        advice = "create one in the Google Cloud console, as JSON"
+        raise ProxyError("invalid_request", f"no key of a service account is in {path}: {advice}")
+    read_rsa_key(str(key.get("private_key")))
+    file = dict.fromkeys(["access_token", "expired", "last_refresh"])  # of an older key
+    file.update(service_account=key, project_id=project, email=email)
+    file["label"] = f"{project} ({email})"
+    return {"_file": {**file, **({"location": held["location"]} if held.get("location") else {})}}
+
+
+def vendor_grok(held: Json, _path: Path) -> Json:
+    entry = next((value for value in held.values() if isinstance(value, dict)), {})
+    return {**entry, "access_token": entry.get("key")}
+
+
+class Vendor(NamedTuple):
+    """Where a vendor's own program keeps its login."""
+
+    program: str
+    variable: str  # of the environment, names the folder
+    folder: str  # below the home folder, if the variable is not set
+    file: str  # empty: the folder is the file
+    read: Callable[[Json, Path], Json]  # -> as a token answer; `_file` in it: more for our file
+
+
+# fmt: off
+VENDOR_FILES = {
+    "claude": (Vendor("Claude Code",   "CLAUDE_CONFIG_DIR",    ".claude",           ".credentials.json",        vendor_claude),
+               Vendor("ant",           "ANTHROPIC_CONFIG_DIR", ".config/anthropic", "credentials/default.json", vendor_ant)),
+    "codex":  (Vendor("the Codex CLI", "CODEX_HOME",           ".codex",            "auth.json",                vendor_codex),),
+    "gemini": (Vendor("the Gemini CLI", "",                    ".gemini",           "oauth_creds.json",         vendor_plain),),
+    "vertex": (Vendor("gcloud", "GOOGLE_APPLICATION_CREDENTIALS", ".config/gcloud/application_default_credentials.json", "", vendor_service),),
+    "qwen":   (Vendor("Qwen Code",     "",                     ".qwen",             "oauth_creds.json",         vendor_plain),),
+    "kimi":   (Vendor("the Kimi CLI",  "",                     ".kimi",             "credentials/kimi-code.json", vendor_plain),),
+    "xai":    (Vendor("Grok",          "",                     ".grok",             "auth.json",                vendor_grok),),
+}
+# fmt: on
+
+
+def read_object_file(path: Path) -> Json:
+    """Return the JSON object in a file, an empty one if there is none."""
+    try:
+        return read_object(path.read_bytes())
+    except OSError:
+        return {}
+
+
+def read_vendor(flow: Flow, source: str) -> Json:
+    """Return, as a token answer, the first usable login that the vendor's program holds."""
+    tried = []
+    for vendor in VENDOR_FILES.get(flow.row.provider, ()):
+        folder = Path(os.environ.get(vendor.variable) or Path.home() / vendor.folder)
+        path = folder / vendor.file if source == "auto" else Path(source).expanduser()
+        tried.append(str(path))
+        answer = vendor.read(read_object_file(path), path)
+        if answer.get("access_token") or service_account(answer.get("_file", {})):
+            shared, ends = answer.get("refresh_token"), read_time(answer.get("expires_at")) or 0.0
+            if shared and flow.row.rotates:
+                flow.terminal.say(SHARED.format(vendor.program, flow.row.provider))
+            elif shared and ends < flow.now():
+                return {**answer, **renew(flow, shared)}
+            return answer
+    there = f"no login in {' or '.join(tried)}" if tried else "there is nothing to take over"
+    raise ProxyError("not_found", f"{there}; it may be in the system's keychain: log in instead")
+
+
+SHARED = (
+    "{} and cliproxy now share one refresh token, which works once: the first to renew it logs the "
+    "other out.\nA login of its own avoids that: cliproxy login {}\n"
+)
+
+
+########################################################################################
+# 21. LOGIN
+########################################################################################
+# The way through a login: with a browser here or elsewhere, by a short code, or by taking one over; and
+# the way out.
+
+
 def is_headless() -> bool:
     """Tell whether no browser can open here."""
     display = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
@@ -9767,254 +10044,8 @@ def logout(credential: Credential, store: Store, config: Config) -> str:
 # Staying logged in
 
 
-def refused(data: Json) -> str:
-    """Return why the provider will never renew these tokens; empty as long as it may."""
-    own = data.get("cliproxy")
-    last = own.get("refused") if isinstance(own, dict) else None
-    if not isinstance(last, dict) or last.get("token") != digest(renewer(data)):
-        return ""  # never, or another program has logged in since
-    return str(last.get("message") or "refused")
-
-
-def refresh_lead(credential: Credential) -> float:
-    """Return how many seconds before expiry to renew; at most half of the tokens' life."""
-    lead = LOGINS[credential.type].lead if credential.type in LOGINS else 0.0
-    ends, since = expires_at(credential.data), last_refresh(credential.data)
-    return min(lead, (ends - since) / 2) if ends and since and ends > since else lead
-
-
-def due(credential: Credential, now: float) -> bool:
-    """Tell whether to renew the tokens ahead of need. Source: spec/providers.md 1."""
-    data = credential.data
-    since, ends = last_refresh(data), expires_at(data)
-    if data.get("disabled") or refused(data) or not renewer(data):
-        return False
-    every = read_time(field_of(data, "refresh_interval", "refresh_interval_seconds"))
-    if every and since:
-        return now - since >= every
-    if ends:
-        return ends - now <= refresh_lead(credential)
-    return since is None or now - since >= max(refresh_lead(credential), 60.0)
-
-
-def refresh(
-    credential: Credential, store: Store, config: Config, now: Callable[[], float] = time.time
-) -> Credential:
-    """Renew the tokens of a credential, on disk before it returns; one process at a time does.
-
-    If another one has done so meanwhile, its tokens are returned. Raises ProxyError: unauthorized
-    if only a new login helps, which is remembered in the file; else as the provider failed.
-    """
-    with store.refreshing(credential.name):
-        fresh = store.get(credential.name)
-        if is_newer(fresh.data, credential.data, now()):
-            return fresh
-        token, why = renewer(fresh.data), refused(fresh.data)
-        if not token or why or fresh.type not in LOGINS:
-            raise need_login(fresh, why or "there is no refresh token")
-        flow = Flow(LOGINS[fresh.type], config, fresh.data, now=now)
-        try:
-            answer = renew(flow, token)
-        except ProxyError as error:
-            if not is_final(flow.row, error):
-                raise not_the_client_s(error) from error.__cause__
-            note = {
-                "message": str(error),
-                "token": digest(token),
-                "at": write_time(now(), utc=True),
-            }
-            store.merge(fresh.name, {"cliproxy": {"refused": note}})
-            raise need_login(fresh, str(error)) from error
-        fields = flow.row.fields(flow, answer)
-        renewed = store.merge(fresh.name, {**fields, "cliproxy": {"refused": None}})
-        if flow.row.again and flow.row.finish:
-            return store.merge(fresh.name, flow.row.finish(flow, renewed.data))
-        return renewed
-
-
-def not_the_client_s(error: ProxyError) -> ProxyError:
-    """Return the error of a refresh for those who wait for it: their requests are not at fault."""
-    if error.kind == "invalid_request":
-        error.kind, error.status = "upstream_failed", KINDS["upstream_failed"].status
-    return error
-
-
-def is_newer(fresh: Json, known: Json, now: float) -> bool:
-    """Tell whether somebody else renewed the tokens since we read the file."""
-    same = field_of(fresh, "access_token") == field_of(known, "access_token")
-    return not same and (expires_at(fresh) or 0.0) > now
-
-
-def need_login(credential: Credential, why: str) -> ProxyError:
-    message = f"{credential.name}: {why}; run `cliproxy login {credential.type}`"
-    return ProxyError("unauthorized", message)
-
-
-def is_final(row: Login, error: ProxyError) -> bool:
-    """Tell whether a refusal is the credential's end, rather than a bad moment or a bad setting."""
-    answer = read_object(error.body)
-    code = error_code(answer)
-    theirs = bool(answer) and error.status in row.dead and code not in OUR_FAULT
-    late = b"reasonable timeframe" in error.body  # what Google says when our clock is wrong
-    unfit = error.kind == "unauthorized" and not error.headers  # a key that cannot even sign
-    return theirs or unfit or (code in DEAD_CODES and not late)
-
-
-def renew(flow: Flow, token: str) -> Json:
-    """Ask for new tokens. Asked again only if the token cannot have been used up."""
-    request = flow.row.request(flow, token)
-    for wait in (*RETRY_WAITS, None):
-        try:
-            return flow.grant(**request)
-        except ProxyError as error:
-            if error.status == 429:
-                error.retry_after = min(max(error.retry_after or 60.0, 5.0), 300.0)
-            answered = bool(error.headers)
-            again = error.status >= 500 if answered else not (error.sent and flow.row.rotates)
-            if wait is None or not again:
-                raise
-        flow.terminal.pause(wait)
-    raise AssertionError
-
-
-def usage_of(credential: Credential, config: Config) -> list[Window]:
-    """Ask how much of the account's limits is used; [] where the provider does not tell."""
-    row = LOGINS.get(credential.type)
-    if not row or not row.usage:
-        return []
-    flow = Flow(row, config, credential.data)
-    token = str(field_of(credential.data, "access_token"))
-    reply, answer = flow.call(flow.row.usage_url, None, row.headers(credential.data), token=token)
-    if reply.status >= 400:
-        raise token_refusal(row.title, reply, answer)
-    return row.usage(answer)
-
-
-# Taking over what the vendors' programs hold
-
-
-def vendor_codex(held: Json, _path: Path) -> Json:
-    tokens = held.get("tokens") or {}
-    return {
-        key: tokens.get(key) for key in ("id_token", "access_token", "refresh_token", "account_id")
-    }
-
-
-def vendor_claude(held: Json, _path: Path) -> Json:
-    """Read Claude Code's file."""
-    held = held.get("claudeAiOauth") or {}
-    owner = read_object_file(Path.home() / ".claude.json").get("oauthAccount") or {}
-    names = {
-        "access_token": "accessToken",
-        "refresh_token": "refreshToken",
-        "expires_at": "expiresAt",
-    }
-    file = {"client_id": held["clientId"]} if held.get("clientId") else {}
-    account = {"email_address": owner.get("emailAddress"), "uuid": owner.get("accountUuid")}
-    team = {"uuid": owner.get("organizationUuid")}
-    answer = {key: held.get(name) for key, name in names.items()}
-    return {**answer, "account": account, "organization": team, "_file": file}
-
-
-def vendor_ant(held: Json, path: Path) -> Json:
-    """Read a profile of `ant auth login`, which any program may use. Source: spec/providers.md 2.6."""
-    profile = read_object_file(path.parent.parent / "configs" / path.name)
-    base = profile.get("base_url") or "https://api.anthropic.com"
-    client = (profile.get("authentication") or {}).get("client_id")
-    account = {"email_address": held.get("account_email")}
-    team = {"uuid": held.get("organization_uuid"), "name": held.get("organization_name")}
-    file = {"client_id": client, "token_endpoint": f"{base}/v1/oauth/token"} if client else {}
-    kept = held if client else without(held, frozenset(["refresh_token"]))
-    return {**kept, "account": account, "organization": team, "_file": file}
-
-
-def vendor_plain(held: Json, _path: Path) -> Json:
-    """Read a file that is a token answer as it came, but for the name of its expiry."""
-    return {
-        **held,
-        "expires_at": held.get("expiry_date") or held.get("expires_at"),
-        "expires_in": None,
-    }
-
-
-def vendor_service(held: Json, path: Path) -> Json:
-    """Read the key of a service account, as Google hands it out or in a file of CLIProxyAPI."""
-    key = service_account(held) or held
-    project, email = held.get("project_id"), key.get("client_email")
-    if not project or not email:
-        advice = "create one in the Google Cloud console, as JSON"
-        raise ProxyError("invalid_request", f"no key of a service account is in {path}: {advice}")
-    read_rsa_key(str(key.get("private_key")))
-    file = dict.fromkeys(["access_token", "expired", "last_refresh"])  # of an older key
-    file.update(service_account=key, project_id=project, email=email)
-    file["label"] = f"{project} ({email})"
-    return {"_file": {**file, **({"location": held["location"]} if held.get("location") else {})}}
-
-
-def vendor_grok(held: Json, _path: Path) -> Json:
-    entry = next((value for value in held.values() if isinstance(value, dict)), {})
-    return {**entry, "access_token": entry.get("key")}
-
-
-class Vendor(NamedTuple):
-    """Where a vendor's own program keeps its login."""
-
-    program: str
-    variable: str  # of the environment, names the folder
-    folder: str  # below the home folder, if the variable is not set
-    file: str  # empty: the folder is the file
-    read: Callable[[Json, Path], Json]  # -> as a token answer; `_file` in it: more for our file
-
-
-# fmt: off
-VENDOR_FILES = {
-    "claude": (Vendor("Claude Code",   "CLAUDE_CONFIG_DIR",    ".claude",           ".credentials.json",        vendor_claude),
-               Vendor("ant",           "ANTHROPIC_CONFIG_DIR", ".config/anthropic", "credentials/default.json", vendor_ant)),
-    "codex":  (Vendor("the Codex CLI", "CODEX_HOME",           ".codex",            "auth.json",                vendor_codex),),
-    "gemini": (Vendor("the Gemini CLI", "",                    ".gemini",           "oauth_creds.json",         vendor_plain),),
-    "vertex": (Vendor("gcloud", "GOOGLE_APPLICATION_CREDENTIALS", ".config/gcloud/application_default_credentials.json", "", vendor_service),),
-    "qwen":   (Vendor("Qwen Code",     "",                     ".qwen",             "oauth_creds.json",         vendor_plain),),
-    "kimi":   (Vendor("the Kimi CLI",  "",                     ".kimi",             "credentials/kimi-code.json", vendor_plain),),
-    "xai":    (Vendor("Grok",          "",                     ".grok",             "auth.json",                vendor_grok),),
-}
-# fmt: on
-
-
-def read_object_file(path: Path) -> Json:
-    """Return the JSON object in a file, an empty one if there is none."""
-    try:
-        return read_object(path.read_bytes())
-    except OSError:
-        return {}
-
-
-def read_vendor(flow: Flow, source: str) -> Json:
-    """Return, as a token answer, the first usable login that the vendor's program holds."""
-    tried = []
-    for vendor in VENDOR_FILES.get(flow.row.provider, ()):
-        folder = Path(os.environ.get(vendor.variable) or Path.home() / vendor.folder)
-        path = folder / vendor.file if source == "auto" else Path(source).expanduser()
-        tried.append(str(path))
-        answer = vendor.read(read_object_file(path), path)
-        if answer.get("access_token") or service_account(answer.get("_file", {})):
-            shared, ends = answer.get("refresh_token"), read_time(answer.get("expires_at")) or 0.0
-            if shared and flow.row.rotates:
-                flow.terminal.say(SHARED.format(vendor.program, flow.row.provider))
-            elif shared and ends < flow.now():
-                return {**answer, **renew(flow, shared)}
-            return answer
-    there = f"no login in {' or '.join(tried)}" if tried else "there is nothing to take over"
-    raise ProxyError("not_found", f"{there}; it may be in the system's keychain: log in instead")
-
-
-SHARED = (
-    "{} and cliproxy now share one refresh token, which works once: the first to renew it logs the "
-    "other out.\nA login of its own avoids that: cliproxy login {}\n"
-)
-
-
 ########################################################################################
-# 18. ACCOUNTS
+# 22. ACCOUNTS
 ########################################################################################
 # An account is one credential and where it may be used: of the config, of the environment, or of a
 # file in the auth dir. It knows which models it offers, under which names.
@@ -10372,7 +10403,7 @@ def endpoint_quirks(entry: Json, provider: Provider) -> list[str]:
 
 
 ########################################################################################
-# 19. REFUSALS                                                                    [pure]
+# 23. REFUSALS                                                                    [pure]
 ########################################################################################
 # What an upstream's refusal means for the account that was asked, and what its headers tell of limits.
 
@@ -10526,7 +10557,7 @@ TELLS_LIMITS = frozenset(["x-codex-primary-used-percent", "anthropic-ratelimit-u
 
 
 ########################################################################################
-# 20. ROUTING
+# 24. ROUTING
 ########################################################################################
 # The router knows who offers which model, who is next, and who must rest. Its lock is never held
 # across I/O.
@@ -11052,7 +11083,7 @@ STRATEGY_ORDERS: dict[str, Callable[[list[Candidate], int, dict[str, int]], list
 
 
 ########################################################################################
-# 21. CALLS
+# 25. CALLS
 ########################################################################################
 # What a client wants, on its way through, and what it gets back. Bodies and answers that only need
 # another name are edited as bytes: what was signed, or written with care, stays as it is.
@@ -11549,7 +11580,7 @@ def completion_frames(pieces: Pieces) -> Pieces:
 
 
 ########################################################################################
-# 22. PROVIDERS
+# 26. PROVIDERS
 ########################################################################################
 # What a row of PROVIDERS cannot say: a function for the headers of a provider, and one for bodies.
 
@@ -11852,7 +11883,7 @@ def shape(body: Json, call: Call, candidate: Candidate, provider: Provider, app:
 
 
 ########################################################################################
-# 23. CATALOG
+# 27. CATALOG
 ########################################################################################
 # The models that each account's upstream says it has, for lists and limits. Kept on disk for a day.
 
@@ -11999,7 +12030,7 @@ def ask_for_list(account: Account) -> Listed:
 
 
 ########################################################################################
-# 24. UPSTREAM
+# 28. UPSTREAM
 ########################################################################################
 # One request of a client, asked of one account after the other until one begins to answer. Two
 # lanes: the bytes pass through when both sides speak one dialect, else they are translated by
@@ -12506,7 +12537,7 @@ def answer_locally(call: Call) -> Answer:
 
 
 ########################################################################################
-# 25. WEBSOCKET
+# 29. WEBSOCKET
 ########################################################################################
 # The server's side of RFC 6455 for /v1/responses: a text message is a request, a text message each
 # event of its answer. A connection remembers its last answers, so that a client need only send what
@@ -12655,7 +12686,7 @@ def error_message(error: ProxyError) -> Json:
 
 
 ########################################################################################
-# 26. SERVER
+# 30. SERVER
 ########################################################################################
 # A ThreadingHTTPServer whose handler reads heads with NETWORK's strict parser. A thread serves one
 # client connection and is the only one that writes its socket. Here, and nowhere else, an
@@ -13419,7 +13450,7 @@ def make_server(app: App) -> Server:
 
 
 ########################################################################################
-# 27. COMMANDS
+# 31. COMMANDS
 ########################################################################################
 # argparse rows. Whatever goes wrong is one sentence on stderr and exit status 1; usage errors are 2.
 
