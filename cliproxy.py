@@ -47,7 +47,6 @@ import base64
 import binascii
 import collections
 import contextlib
-import difflib
 import errno
 import functools
 import hashlib
@@ -986,10 +985,14 @@ def effort_variant(name: str, known: Collection[str]) -> tuple[str, Effort | Non
     return name, None
 
 
-def nearest_names(name: str, names: Iterable[str], limit: int = 3) -> list[str]:
+def nearest_names(
+    name: str, names: Iterable[str], limit: int = 3, likeness: float = 0.5
+) -> list[str]:
     """Return those of `names` that look most like `name`, best first."""
+    from difflib import get_close_matches  # noqa: PLC0415 -- seldom needed
+
     folded = {known.lower(): known for known in names}
-    return [folded[near] for near in difflib.get_close_matches(name.lower(), folded, limit, 0.5)]
+    return [folded[near] for near in get_close_matches(name.lower(), folded, limit, likeness)]
 
 
 class Preset(NamedTuple):
@@ -6911,9 +6914,7 @@ SETTINGS = (
 
 def nearest(word: str, words: Iterable[str]) -> str:
     """Return the one of `words` that `word` is most likely a slip of; empty if none is close."""
-    import difflib  # noqa: PLC0415 -- seldom needed
-
-    return next(iter(difflib.get_close_matches(word, list(words), 1, 0.7)), "")
+    return next(iter(nearest_names(word, words, 1, 0.7)), "")
 
 
 def bad_setting(at: str, value: Any, allowed: str) -> ProxyError:
