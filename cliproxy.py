@@ -10439,6 +10439,7 @@ REFUSALS = (  # the first row that fits counts; an empty pattern fits. Source: s
 )
 # fmt: on
 BACKOFF_LIMIT = 1_800.0  # seconds
+LONG_REST = 60.0  # seconds, after a refusal that time alone seldom heals
 STALE = re.compile(r"bad-credentials|access token could not be validated|token_(expired|invalid)")
 
 
@@ -10875,6 +10876,8 @@ class Router:
             f"every account for {first.model!r} is cooling down; "
             f"{name} is free first, in {wait:.0f} s ({rest.status}: {rest.why})"
         )
+        if wait > LONG_REST and all(other.status in {401, 402, 403} for other, _ in rests):
+            return ProxyError("forbidden", message)  # Codex would wait in silence for a 429 to end
         return ProxyError("rate_limited", message, retry_after=wait)
 
     def _unknown(self, model: str) -> ProxyError:

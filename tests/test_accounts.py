@@ -168,8 +168,10 @@ def test_a_second_401_is_final(house: House) -> None:
     assert house.ask().status == 401
     assert (len(house.upstream.seen), house.refreshes) == (2, 1)
     got = house.ask()
-    assert (got.status, len(house.upstream.seen)) == (429, 2)
-    assert 1790 < float(got.headers["retry-after"]) <= 1800
+    assert (got.status, len(house.upstream.seen)) == (403, 2)
+    said = re.search(r"free first, in (\d+) s", got.body.decode())
+    assert said is not None
+    assert 1790 < int(said[1]) <= 1800
 
 
 def test_a_new_token_ends_the_rest_of_the_old_one(house: House) -> None:
@@ -305,10 +307,10 @@ REFUSED = {
     "429, resets_in_seconds":     Refusal(429, {"error": {"type": "usage_limit_reached", "resets_in_seconds": 50}}, {}, 50, "model", 429),
     "429, fast mode":             Refusal(429, claude_error("rate_limit_error", "fast mode needs usage credits"), {}, 0, "", 429),
     "429, free usage":            Refusal(429, {"error": {"code": "free-usage-exhausted", "message": "x"}}, {}, 86_400, "account", 429),
-    "402":                        Refusal(402, claude_error("billing_error"), {}, 1_800, "model", 429),
-    "403":                        Refusal(403, claude_error("permission_error"), {}, 1_800, "model", 429),
+    "402":                        Refusal(402, claude_error("billing_error"), {}, 1_800, "model", 403),
+    "403":                        Refusal(403, claude_error("permission_error"), {}, 1_800, "model", 403),
     "403, Cloudflare":            Refusal(403, "<html><title>Just a moment...</title></html>", {"content-type": "text/html"}, 10, "account", 429),
-    "401 of a key":               Refusal(401, claude_error("authentication_error"), {}, 1_800, "account", 429),
+    "401 of a key":               Refusal(401, claude_error("authentication_error"), {}, 1_800, "account", 403),
     "404":                        Refusal(404, claude_error("not_found_error"), {}, 43_200, "model", 404),
     "400, not this model":        Refusal(400, {"error": {"message":
         "The 'up' model is not supported when using Codex with a ChatGPT account."}}, {}, 43_200, "model", 404),
@@ -414,6 +416,9 @@ def test_a_refusal_of_the_only_one(name: str, make_proxy: ProxyMaker, upstream: 
     assert again.status == refusal.alone
     passing = refusal.status >= 500 or not refusal.scope
     assert pool.asked() == ("aa" if passing else "a")
+    if again.status == 403:  # Codex would wait half an hour for it, in silence
+        assert "retry-after" not in again.headers
+        assert f"({refusal.status}: " in again.json()["error"]["message"]
     if again.status == 429 and not passing:
         wait = float(again.headers["retry-after"])
         assert refusal.rest - 3 <= wait <= refusal.rest + 1
