@@ -1007,7 +1007,8 @@ class TlsUpstream(Upstream):
             return
         with self._lock:
             self._open.append(wrapped)
-        super()._serve(wrapped, connection)
+        with suppress(ValueError):  # `close` takes the TLS away from a reader
+            super()._serve(wrapped, connection)
 
 
 @pytest.fixture
