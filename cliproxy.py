@@ -7700,6 +7700,7 @@ def find_proxy(origin: Origin, proxy: str) -> str:
     return proxy if "://" in proxy else f"http://{proxy}"
 
 
+@functools.lru_cache(maxsize=64)
 def is_loopback(host: str) -> bool:
     """Tell whether a host name or address is this machine itself."""
     return host in {"localhost", "::1", "[::1]"} or bool(LOOPBACK.fullmatch(host))
@@ -8612,15 +8613,7 @@ class Door:
                 raise ProxyError("conflict", f"{what} {advice}") from exc
 
     def _listen(self, family: int, host: str, port: int) -> None:
-        listener = socket.socket(family, socket.SOCK_STREAM)
-        try:
-            if os.name == "posix":
-                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind((host, port))
-            listener.listen(8)
-        except OSError:
-            listener.close()
-            raise
+        listener = socket.create_server((host, port), family=family, backlog=8)
         self._sockets.append(listener)
         threading.Thread(target=self._accept, args=(listener,), daemon=True).start()
 
