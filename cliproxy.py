@@ -11593,18 +11593,16 @@ PASSED_HEADERS = (  # of an upstream's answer, by their beginnings
 )  # fmt: skip
 
 
-def client_headers(call: Call) -> Headers:
-    """Return those of a client's headers that may go to an upstream of its own dialect."""
-    return {
-        name: value
-        for name, value in call.headers.items()
-        if name not in DROPPED_HEADERS and not name.startswith(DROPPED_PREFIXES)
-    }
+@functools.lru_cache(maxsize=256)
+def goes_on(name: str) -> bool:
+    """Tell whether a client's header of this name may go to an upstream of its own dialect."""
+    return name not in DROPPED_HEADERS and not name.startswith(DROPPED_PREFIXES)
 
 
 def upstream_headers(call: Call, account: Account, provider: Provider, same: bool) -> Headers:
     """Return the headers of a call to an upstream: a real client's own, ours, the account's."""
-    headers = client_headers(call) if same else {}
+    given = call.headers.items() if same else ()
+    headers = {name: value for name, value in given if goes_on(name)}
     for name, value in provider.headers.items():
         headers.setdefault(name, value)
     headers.setdefault("user-agent", USER_AGENT)
