@@ -985,16 +985,6 @@ def effort_variant(name: str, known: Collection[str]) -> tuple[str, Effort | Non
     return name, None
 
 
-def nearest_names(
-    name: str, names: Iterable[str], limit: int = 3, likeness: float = 0.5
-) -> list[str]:
-    """Return those of `names` that look most like `name`, best first."""
-    from difflib import get_close_matches  # noqa: PLC0415 -- seldom needed
-
-    folded = {known.lower(): known for known in names}
-    return [folded[near] for near in get_close_matches(name.lower(), folded, limit, likeness)]
-
-
 class Preset(NamedTuple):
     """A service with an API like OpenAI's, so that its name in the config is enough."""
 
@@ -6910,6 +6900,16 @@ SETTINGS = (
     Setting("model-name-mappings", Named(Items(ALIAS, "name alias")), None, "oauth-model-alias", clean=clean_aliases, status="old"),
 )
 # fmt: on
+
+
+def nearest_names(
+    name: str, names: Iterable[str], limit: int = 3, likeness: float = 0.5
+) -> list[str]:
+    """Return those of `names` that look most like `name`, best first."""
+    from difflib import get_close_matches  # noqa: PLC0415 -- seldom needed
+
+    folded = {known.lower(): known for known in names}
+    return [folded[near] for near in get_close_matches(name.lower(), folded, limit, likeness)]
 
 
 def nearest(word: str, words: Iterable[str]) -> str:
