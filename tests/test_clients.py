@@ -438,7 +438,7 @@ def test_claude_code_s_snippet(served: Proxy, monkeypatch: pytest.MonkeyPatch) -
 
 def test_gemini_cli_s_snippet(served: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
     environ = exports("gemini-cli")
-    assert environ.pop("CODE_ASSIST_ENDPOINT") == ADDRESS  # its other mode: tests/test_server.py
+    assert environ.pop("CODE_ASSIST_ENDPOINT") == ADDRESS
     assert environ == {"GOOGLE_GEMINI_BASE_URL": ADDRESS, "GEMINI_API_KEY": KEY}
     monkeypatch.delenv("GOOGLE_API_KEY", raising=False)
     for name, value in environ.items():
