@@ -11648,8 +11648,11 @@ def claude_oauth_headers(headers: Headers, call: Call, account: Account) -> None
 
 
 def conversation_of(call: Call) -> str:
-    """Return the key by which a client's conversation is cached, empty if it gives none."""
+    """Return the key by which a conversation is cached; made up for clients that have no such field."""
     key = call.json.get("prompt_cache_key")
+    if not key and call.dialect.name != "responses":
+        session = session_of(call.headers, call.json)
+        key = session and digest(session)
     return key if isinstance(key, str) and key.isprintable() else ""
 
 
@@ -11711,6 +11714,8 @@ def prepare_codex(body: Json, call: Call, candidate: Candidate) -> Json:
             {**tool, **search} if tool["type"].startswith("web_search") else tool
             for tool in body["tools"]
         ]
+    if key := conversation_of(call):
+        fitted.setdefault("prompt_cache_key", key)
     fitted.pop("service_tier", None)
     if body.get("service_tier") in CODEX_TIERS:
         fitted["service_tier"] = CODEX_TIERS[body["service_tier"]]

@@ -192,6 +192,19 @@ def test_what_names_the_account_and_the_conversation(codex: Proxy, upstream: Ups
     assert not {"x-forwarded-for", "cf-ray", "x-api-key", "cookie"} & headers.keys()
 
 
+def test_a_conversation_of_a_client_without_cache_keys_has_one(
+    codex: Proxy, upstream: Upstream
+) -> None:
+    for session, more in (("one", []), ("one", [HELLO]), ("two", [])):
+        upstream.reply(STREAM, headers=SSE)
+        body = {"model": "gpt-test", "max_tokens": 9, "messages": [HELLO, *more]}
+        codex.ask("/v1/messages", body, {"x-claude-code-session-id": session})
+    keys = [seen.json()["prompt_cache_key"] for seen in upstream.seen]
+    assert keys == [seen.headers["session_id"] for seen in upstream.seen]
+    assert keys[0] == keys[1] != keys[2]
+    assert "one" not in keys[0]
+
+
 def test_a_real_client_speaks_for_itself(codex: Proxy, upstream: Upstream) -> None:
     upstream.reply(STREAM, headers=SSE)
     own = {
