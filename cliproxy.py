@@ -1591,57 +1591,74 @@ def unwrapped(call: Part) -> list[Part]:
 
 
 # --- what readers take over as it came, and the code below counts on ----------------------
-NULL, NUMBER = type(None), (int, float)
+TEXT, NUMBER = frozenset([str]), frozenset([int, float])
+OBJECT, WHOLE = frozenset([dict, type(None)]), frozenset([int, type(None)])
+LIST = frozenset([list])
+ROLES = frozenset(["system", "developer", "user", "assistant", "tool"])
+MODES = frozenset(["auto", "none", "required"])
+WRONG = {
+    TEXT: "no text",
+    NUMBER: "no number",
+    OBJECT: "no object",
+    WHOLE: "no whole number",
+    LIST: "no list",
+}
 # fmt: off
-TYPES: dict[type, dict[str, Any]] = {  # a type, or the words that there are, or a list of such
-    Message:      {"role": "system developer user assistant tool"},
-    Part:         {"text": str, "id": str, "name": str, "proof": str, "namespace": str},
-    Media:        {"data": str, "mime": str, "name": str, "detail": str},
-    Tool:         {"name": str, "description": str, "namespace": str, "schema": (dict, NULL), "grammar": (dict, NULL)},
-    ToolChoice:   {"mode": "auto none required", "names": [str]},
-    Format:       {"name": str, "description": str, "schema": (dict, NULL)},
-    Thinking:     {"effort": str, "summary": str, "budget": (int, NULL)},
-    MessageStart: {"id": str, "model": str, "created": NUMBER},
-    Usage:        {"input": NUMBER, "cache_read": NUMBER, "cache_write": NUMBER, "output": NUMBER, "reasoning": NUMBER},
-    MessageEnd:   {"stop_sequence": str, "raw": str},
+TYPES: dict[type, tuple[tuple[str, frozenset[Any]], ...]] = {  # field, and its types, or the words that there are
+    kind: tuple((name, wanted) for wanted, names in row for name in names.split()) for kind, row in {
+        Message:      ((ROLES, "role"),),
+        Part:         ((TEXT, "text id name proof namespace"),),
+        Media:        ((TEXT, "data mime name detail"),),
+        Tool:         ((TEXT, "name description namespace"), (OBJECT, "schema grammar")),
+        ToolChoice:   ((MODES, "mode"),),
+        Format:       ((TEXT, "name description"), (OBJECT, "schema")),
+        Thinking:     ((TEXT, "effort summary"), (WHOLE, "budget")),
+        MessageStart: ((TEXT, "id model"), (NUMBER, "created")),
+        Usage:        ((NUMBER, "input cache_read cache_write output reasoning"),),
+        MessageEnd:   ((TEXT, "stop_sequence raw"),),
+    }.items()
 }
-PARAM_TYPES: dict[str, Any] = {
-    "max_tokens": NUMBER, "temperature": NUMBER, "top_p": NUMBER, "top_k": NUMBER, "n": int, "stop": [str], "user": str,
+PARAM_TYPES = {
+    "max_tokens": NUMBER, "temperature": NUMBER, "top_p": NUMBER, "top_k": NUMBER, "n": WHOLE, "stop": LIST, "user": TEXT,
 }
-TYPE_WORDS: dict[Any, str] = {str: "no text", NUMBER: "no number", int: "no whole number"}  # others: no object
 # fmt: on
 
 
-def check_type(name: str, value: Any, wanted: Any, kind: str) -> None:
-    """Raise a ProxyError of this kind if a value is not what PARAM_TYPES or TYPES wants."""
-    if isinstance(wanted, list):
-        for item in value if isinstance(value, (list, tuple)) else (None,):
-            check_type(name, item, wanted[0], kind)
-        return
-    words, types = (wanted.split(), str) if isinstance(wanted, str) else ([], wanted)
-    if not isinstance(value, types) or (words and value not in words):
-        why = f"none of {', '.join(words)}" if words else TYPE_WORDS.get(wanted, "no object")
+def wrong_type(name: str, value: Any, wanted: frozenset[Any], kind: str) -> None:
+    """Raise a ProxyError of this kind, unless the value is one of the words that are wanted."""
+    if not isinstance(value, str) or value not in wanted:
+        why = WRONG.get(wanted) or f"none of {', '.join(sorted(wanted))}"
         raise ProxyError(kind, f"{name}: {dumps_text(value)[:80]} is {why}", param=name)
 
 
 def check_types(things: Iterable[Any], kind: str) -> None:
-    """Check the fields of things, and of what is in them."""
+    """Check the fields of things, and of what is in them. Raises a ProxyError of this kind."""
     left = list(things)
     while left:
         thing = left.pop()
-        for name, wanted in TYPES.get(type(thing), EMPTY).items():
-            check_type(name, getattr(thing, name), wanted, kind)
-        left += thing.parts if isinstance(thing, (Part, Message)) else ()
-        left += (thing.media,) if isinstance(thing, Part) and thing.media else ()
+        for name, wanted in TYPES.get(type(thing), ()):
+            value = getattr(thing, name)
+            if type(value) not in wanted:
+                wrong_type(name, value, wanted, kind)
+        if type(thing) is Part or type(thing) is Message:
+            left += thing.parts
+        if type(thing) is Part and thing.media:
+            left.append(thing.media)
 
 
 def checked(request: Request) -> Request:
     """Return a request as it was read. Raises ProxyError("invalid_request") for wrong types."""
-    wrong = "invalid_request"
-    for name in PARAM_TYPES.keys() & request.params.keys():
-        check_type(name, request.params[name], PARAM_TYPES[name], wrong)
-    check_types((request.choice, request.format, request.thinking, *request.tools), wrong)
-    check_types((*request.system, *request.messages), wrong)
+    given, wrong = request.params, "invalid_request"
+    found = [(name, given[name], PARAM_TYPES[name]) for name in PARAM_TYPES.keys() & given.keys()]
+    found += [("stop", word, TEXT) for word in given.get("stop", ())]
+    found += (
+        [("tool_choice", name, TEXT) for name in request.choice.names] if request.choice else []
+    )
+    for name, value, wanted in found:
+        if type(value) not in wanted:
+            wrong_type(name, value, wanted, wrong)
+    whole = (request.choice, request.format, request.thinking, *request.tools, *request.system)
+    check_types((*whole, *request.messages), wrong)
     return request
 
 
@@ -11869,8 +11886,7 @@ PROTOCOLS = {  # dialect -> what payload rules call it: as an upstream, as a cli
 def shape(body: Json, call: Call, candidate: Candidate, provider: Provider, app: App) -> Json:
     """Fit a body to its provider and to the owner's payload rules; `body` itself if it fits."""
     prepare, rules = PREPARE.get(provider.name), app.config["payload"]
-    shaped = chat_fitted(body, candidate.account.quirks) if provider.dialect == "chat" else body
-    shaped = prepare(shaped, call, candidate) if prepare else shaped
+    shaped = prepare(body, call, candidate) if prepare else body
     if any(rules.values()):
         upstream = PROTOCOLS.get(provider.name) or PROTOCOLS[provider.dialect]
         names, root = (
@@ -12339,7 +12355,8 @@ def relay(call: Call, candidate: Candidate, provider: Provider, app: App) -> Ans
     if talks and (odd or provider.name in PREPARE or any(app.config["payload"].values())):
         before = call.json if call.path_model else {**call.json, "model": model}
         try:
-            after = shape(before, call, candidate, provider, app)
+            fitted = chat_fitted(before, account.quirks) if odd else before
+            after = shape(fitted, call, candidate, provider, app)
         except MALFORMED as exc:
             raise call.malformed(exc) from exc
         body = body if after is before else [dumps(after).encode("ascii")]
