@@ -11,33 +11,34 @@ Contents (each room uses only rooms above it; [pure] ones touch no clock, socket
     2. ERRORS        ProxyError and the KINDS table                     [pure]
     3. FACTS         providers, models, parameters, finish reasons      [pure]
     4. CONVERSATION  the request, its parts, and the events of answers  [pure]
-    5. SCHEMAS       JSON Schema in the keywords of each service        [pure]
-    6. CLAUDE        Anthropic Messages                                 [pure]
-    7. CHAT          OpenAI Chat Completions                            [pure]
-    8. RESPONSES     OpenAI Responses, also of Codex                    [pure]
-    9. GEMINI        Google generateContent                             [pure]
-   10. THINKING      how much a model is asked to think                  [pure]
-   11. NAMES         names and ids of tools, and proofs in transit       [pure]
-   12. DIALECTS      the dialects as rows; fitting a request to a target [pure]
-   13. CONFIG        the settings file: load, check, watch
-   14. NETWORK       HTTP/1.1 over sockets, both sides
-   15. STORE         credential files
-   16. TERMINAL      prompts, the browser's way back, QR codes
-   17. TOKENS        what is in tokens, and how they are signed          [pure]
-   18. LOGINS        each provider's login as a row
-   19. RENEWAL       new tokens for old ones
-   20. IMPORT        logins that other programs hold
-   21. LOGIN         the way through a login, and out
-   22. ACCOUNTS      credentials as accounts, and the models they offer
-   23. REFUSALS      what a refusal means                                [pure]
-   24. ROUTING       which account serves which model, and which rests
-   25. CALLS         a client's call and its answer, edited as bytes
-   26. PROVIDERS     the headers and bodies that each provider wants
-   27. CATALOG       the models that upstreams list
-   28. UPSTREAM      asking a provider
-   29. WEBSOCKET     RFC 6455, and the conversation that a connection remembers
-   30. SERVER        the listening side
-   31. COMMANDS      the command line
+    5. TYPES         what was read is of the type that it must have      [pure]
+    6. SCHEMAS       JSON Schema in the keywords of each service        [pure]
+    7. CLAUDE        Anthropic Messages                                 [pure]
+    8. CHAT          OpenAI Chat Completions                            [pure]
+    9. RESPONSES     OpenAI Responses, also of Codex                    [pure]
+   10. GEMINI        Google generateContent                             [pure]
+   11. THINKING      how much a model is asked to think                  [pure]
+   12. NAMES         names and ids of tools, and proofs in transit       [pure]
+   13. DIALECTS      the dialects as rows; fitting a request to a target [pure]
+   14. CONFIG        the settings file: load, check, watch
+   15. NETWORK       HTTP/1.1 over sockets, both sides
+   16. STORE         credential files
+   17. TERMINAL      prompts, the browser's way back, QR codes
+   18. TOKENS        what is in tokens, and how they are signed          [pure]
+   19. LOGINS        each provider's login as a row
+   20. RENEWAL       new tokens for old ones
+   21. IMPORT        logins that other programs hold
+   22. LOGIN         the way through a login, and out
+   23. ACCOUNTS      credentials as accounts, and the models they offer
+   24. REFUSALS      what a refusal means                                [pure]
+   25. ROUTING       which account serves which model, and which rests
+   26. CALLS         a client's call and its answer, edited as bytes
+   27. PROVIDERS     the headers and bodies that each provider wants
+   28. CATALOG       the models that upstreams list
+   29. UPSTREAM      asking a provider
+   30. WEBSOCKET     RFC 6455, and the conversation that a connection remembers
+   31. SERVER        the listening side
+   32. COMMANDS      the command line
 """
 
 from __future__ import annotations
@@ -1590,78 +1591,6 @@ def unwrapped(call: Part) -> list[Part]:
         return [call]
 
 
-# --- what readers take over as it came, and the code below counts on ----------------------
-TEXT, NUMBER = frozenset([str]), frozenset([int, float])
-OBJECT, WHOLE = frozenset([dict, type(None)]), frozenset([int, type(None)])
-LIST = frozenset([list])
-ROLES = frozenset(["system", "developer", "user", "assistant", "tool"])
-MODES = frozenset(["auto", "none", "required"])
-WRONG = {
-    TEXT: "no text",
-    NUMBER: "no number",
-    OBJECT: "no object",
-    WHOLE: "no whole number",
-    LIST: "no list",
-}
-# fmt: off
-TYPES: dict[type, tuple[tuple[str, frozenset[Any]], ...]] = {  # field, and its types, or the words that there are
-    kind: tuple((name, wanted) for wanted, names in row for name in names.split()) for kind, row in {
-        Message:      ((ROLES, "role"),),
-        Part:         ((TEXT, "text id name proof namespace"),),
-        Media:        ((TEXT, "data mime name detail"),),
-        Tool:         ((TEXT, "name description namespace"), (OBJECT, "schema grammar")),
-        ToolChoice:   ((MODES, "mode"),),
-        Format:       ((TEXT, "name description"), (OBJECT, "schema")),
-        Thinking:     ((TEXT, "effort summary"), (WHOLE, "budget")),
-        MessageStart: ((TEXT, "id model"), (NUMBER, "created")),
-        Usage:        ((NUMBER, "input cache_read cache_write output reasoning"),),
-        MessageEnd:   ((TEXT, "stop_sequence raw"),),
-    }.items()
-}
-PARAM_TYPES = {
-    "max_tokens": NUMBER, "temperature": NUMBER, "top_p": NUMBER, "top_k": NUMBER, "n": WHOLE, "stop": LIST, "user": TEXT,
-}
-# fmt: on
-
-
-def wrong_type(name: str, value: Any, wanted: frozenset[Any], kind: str) -> None:
-    """Raise a ProxyError of this kind, unless the value is one of the words that are wanted."""
-    if not isinstance(value, str) or value not in wanted:
-        why = WRONG.get(wanted) or f"none of {', '.join(sorted(wanted))}"
-        raise ProxyError(kind, f"{name}: {dumps_text(value)[:80]} is {why}", param=name)
-
-
-def check_types(things: Iterable[Any], kind: str) -> None:
-    """Check the fields of things, and of what is in them. Raises a ProxyError of this kind."""
-    left = list(things)
-    while left:
-        thing = left.pop()
-        for name, wanted in TYPES.get(type(thing), ()):
-            value = getattr(thing, name)
-            if type(value) not in wanted:
-                wrong_type(name, value, wanted, kind)
-        if type(thing) is Part or type(thing) is Message:
-            left += thing.parts
-        if type(thing) is Part and thing.media:
-            left.append(thing.media)
-
-
-def checked(request: Request) -> Request:
-    """Return a request as it was read. Raises ProxyError("invalid_request") for wrong types."""
-    given, wrong = request.params, "invalid_request"
-    found = [(name, given[name], PARAM_TYPES[name]) for name in PARAM_TYPES.keys() & given.keys()]
-    found += [("stop", word, TEXT) for word in given.get("stop", ())]
-    found += (
-        [("tool_choice", name, TEXT) for name in request.choice.names] if request.choice else []
-    )
-    for name, value, wanted in found:
-        if type(value) not in wanted:
-            wrong_type(name, value, wanted, wrong)
-    whole = (request.choice, request.format, request.thinking, *request.tools, *request.system)
-    check_types((*whole, *request.messages), wrong)
-    return request
-
-
 # The `extra` of what a dialect reads holds what the model has no name for, and notes on the form
 # it had: keys that begin with `_`, never written. `_gone` are keys that the writer must not add.
 
@@ -1832,7 +1761,84 @@ def arguments_of(text: str) -> Json:
 
 
 ########################################################################################
-# 5. SCHEMAS                                                                      [pure]
+# 5. TYPES                                                                        [pure]
+########################################################################################
+# What readers take over as it came, and all that comes after counts on: a field of the wrong type is
+# named here, before it can do harm.
+
+TEXT, NUMBER = frozenset([str]), frozenset([int, float])
+OBJECT, WHOLE = frozenset([dict, type(None)]), frozenset([int, type(None)])
+LIST = frozenset([list])
+ROLES = frozenset(["system", "developer", "user", "assistant", "tool"])
+MODES = frozenset(["auto", "none", "required"])
+WRONG = {
+    TEXT: "no text",
+    NUMBER: "no number",
+    OBJECT: "no object",
+    WHOLE: "no whole number",
+    LIST: "no list",
+}
+# fmt: off
+TYPES: dict[type, tuple[tuple[str, frozenset[Any]], ...]] = {  # field, and its types, or the words that there are
+    kind: tuple((name, wanted) for wanted, names in row for name in names.split()) for kind, row in {
+        Message:      ((ROLES, "role"),),
+        Part:         ((TEXT, "text id name proof namespace"),),
+        Media:        ((TEXT, "data mime name detail"),),
+        Tool:         ((TEXT, "name description namespace"), (OBJECT, "schema grammar")),
+        ToolChoice:   ((MODES, "mode"),),
+        Format:       ((TEXT, "name description"), (OBJECT, "schema")),
+        Thinking:     ((TEXT, "effort summary"), (WHOLE, "budget")),
+        MessageStart: ((TEXT, "id model"), (NUMBER, "created")),
+        Usage:        ((NUMBER, "input cache_read cache_write output reasoning"),),
+        MessageEnd:   ((TEXT, "stop_sequence raw"),),
+    }.items()
+}
+PARAM_TYPES = {
+    "max_tokens": NUMBER, "temperature": NUMBER, "top_p": NUMBER, "top_k": NUMBER, "n": WHOLE, "stop": LIST, "user": TEXT,
+}
+# fmt: on
+
+
+def wrong_type(name: str, value: Any, wanted: frozenset[Any], kind: str) -> None:
+    """Raise a ProxyError of this kind, unless the value is one of the words that are wanted."""
+    if not isinstance(value, str) or value not in wanted:
+        why = WRONG.get(wanted) or f"none of {', '.join(sorted(wanted))}"
+        raise ProxyError(kind, f"{name}: {dumps_text(value)[:80]} is {why}", param=name)
+
+
+def check_types(things: Iterable[Any], kind: str) -> None:
+    """Check the fields of things, and of what is in them. Raises a ProxyError of this kind."""
+    left = list(things)
+    while left:
+        thing = left.pop()
+        for name, wanted in TYPES.get(type(thing), ()):
+            value = getattr(thing, name)
+            if type(value) not in wanted:
+                wrong_type(name, value, wanted, kind)
+        if type(thing) is Part or type(thing) is Message:
+            left += thing.parts
+        if type(thing) is Part and thing.media:
+            left.append(thing.media)
+
+
+def checked(request: Request) -> Request:
+    """Return a request as it was read. Raises ProxyError("invalid_request") for wrong types."""
+    given, wrong = request.params, "invalid_request"
+    found = [(name, given[name], PARAM_TYPES[name]) for name in PARAM_TYPES.keys() & given.keys()]
+    found += [("stop", word, TEXT) for word in given.get("stop", ())]
+    found += (
+        [("tool_choice", name, TEXT) for name in request.choice.names] if request.choice else []
+    )
+    for name, value, wanted in found:
+        if type(value) not in wanted:
+            wrong_type(name, value, wanted, wrong)
+    whole = (request.choice, request.format, request.thinking, *request.tools, *request.system)
+    check_types((*whole, *request.messages), wrong)
+    return request
+
+
+########################################################################################
+# 6. SCHEMAS                                                                      [pure]
 ########################################################################################
 # JSON Schema, of a tool's arguments or an answer, in the keywords that each service takes. A rewrite
 # is a function of one schema that `walk_schema` applies to all that are in it; a property that is
@@ -2069,7 +2075,7 @@ def openapi_inner(node: Json) -> Json:
 
 
 ########################################################################################
-# 6. CLAUDE                                                                       [pure]
+# 7. CLAUDE                                                                       [pure]
 ########################################################################################
 # The Anthropic Messages API. Only this room knows its field names. Source: spec/dialects.md 1C.
 #
@@ -2899,7 +2905,7 @@ def claude_write_error(error: ProxyError) -> Json:
 
 
 ########################################################################################
-# 7. CHAT                                                                         [pure]
+# 8. CHAT                                                                         [pure]
 ########################################################################################
 # The Chat Completions API, OpenAI's own and that of the many who follow it, each in its own way.
 # What the writer would not write of an object that was read is kept in its `extra` by chat_extra,
@@ -3887,7 +3893,7 @@ def chat_write_error(error: ProxyError) -> Json:
 
 
 ########################################################################################
-# 8. RESPONSES                                                                    [pure]
+# 9. RESPONSES                                                                    [pure]
 ########################################################################################
 # The OpenAI Responses API, also of the Codex backend. Requests and answers hold the same items, so
 # one reader and one writer per kind of part serve both. What the writer would not write by itself
@@ -4856,7 +4862,7 @@ def responses_write_error(error: ProxyError) -> Json:
 
 
 ########################################################################################
-# 9. GEMINI                                                                       [pure]
+# 10. GEMINI                                                                      [pure]
 ########################################################################################
 # The Gemini API, generateContent, of AI Studio, Vertex and Code Assist. Only this room knows its
 # field names. Source: spec/dialects.md 1D and 4.3.
@@ -5773,7 +5779,7 @@ def gemini_write_error(error: ProxyError) -> Json:
 
 
 ########################################################################################
-# 10. THINKING                                                                    [pure]
+# 11. THINKING                                                                    [pure]
 ########################################################################################
 # How much a model is asked to think, settled for a target from what the client said and what the model
 # can: an effort by name, a budget in tokens, or nothing. Source: spec/dialects.md 2.8, providers.md 13.
@@ -5880,7 +5886,7 @@ def lost_thinking(messages: Iterable[Message]) -> bool:
 
 
 ########################################################################################
-# 11. NAMES                                                                       [pure]
+# 12. NAMES                                                                       [pure]
 ########################################################################################
 # What names and ids of tools a dialect takes, and how a proof of one provider's thinking travels through
 # the client of another. Source: spec/dialects.md 2.6, 4.6.
@@ -5986,7 +5992,7 @@ def unseal(proof: str) -> tuple[str, str]:
 
 
 ########################################################################################
-# 12. DIALECTS                                                                    [pure]
+# 13. DIALECTS                                                                    [pure]
 ########################################################################################
 # The dialects as rows, and every decision that depends on the target: `fit_request` makes a
 # request one that the target can take, so that the writers above write what they are given;
@@ -6589,7 +6595,7 @@ DIALECTS = {
 
 
 ########################################################################################
-# 13. CONFIG
+# 14. CONFIG
 ########################################################################################
 # The settings file, as CLIProxyAPI writes it: every key is a row, a file is read against the rows
 # into a complete snapshot, and a snapshot is replaced whole. Old spellings are moved in memory.
@@ -7300,7 +7306,7 @@ def example_config() -> str:
 
 
 ########################################################################################
-# 14. NETWORK
+# 15. NETWORK
 ########################################################################################
 # Bytes on sockets, the same way on both sides: strict heads, bodies, a pool of idle upstream
 # connections, proxies, TLS. http.client and email would cost five times the CPU a request
@@ -8159,7 +8165,7 @@ def fetch(
 
 
 ########################################################################################
-# 15. STORE
+# 16. STORE
 ########################################################################################
 # The credential files, as CLIProxyAPI lays them out: one JSON object a file, `type` says whose.
 # Other programs write them too, so each write begins with reading. Two locks keep processes apart,
@@ -8530,7 +8536,7 @@ class Store:
 
 
 ########################################################################################
-# 16. TERMINAL
+# 17. TERMINAL
 ########################################################################################
 # What a login needs of the machine: the lines that its user types, a door for the browser that comes
 # back, and QR codes. Whatever comes back arrives in one queue, so that it does not matter which way
@@ -8801,7 +8807,7 @@ def qr_lines(text: str) -> list[str]:
 
 
 ########################################################################################
-# 17. TOKENS                                                                      [pure]
+# 18. TOKENS                                                                      [pure]
 ########################################################################################
 # What is in tokens and keys, and how they are encoded and signed. Source: RFC 7515, 7519, 7636, 8017.
 
@@ -8889,7 +8895,7 @@ def rs256(text: str, pem: str) -> str:
 
 
 ########################################################################################
-# 18. LOGINS
+# 19. LOGINS
 ########################################################################################
 # How each provider hands out tokens, renews and revokes them: one row of LOGINS each. The program
 # says who it is. Source: spec/providers.md 1 to 9, 16.
@@ -9581,7 +9587,7 @@ LOGINS = {row.provider: row for row in (
 
 
 ########################################################################################
-# 19. RENEWAL
+# 20. RENEWAL
 ########################################################################################
 # New tokens for old ones, once, however many want them; and what a provider says of a login's limits.
 
@@ -9715,7 +9721,7 @@ def usage_of(credential: Credential, config: Config) -> list[Window]:
 
 
 ########################################################################################
-# 20. IMPORT
+# 21. IMPORT
 ########################################################################################
 # What the programs of the providers themselves hold, taken over. Source: spec/providers.md 16.
 
@@ -9841,7 +9847,7 @@ SHARED = (
 
 
 ########################################################################################
-# 21. LOGIN
+# 22. LOGIN
 ########################################################################################
 # The way through a login: with a browser here or elsewhere, by a short code, or by taking one over; and
 # the way out.
@@ -10056,7 +10062,7 @@ def logout(credential: Credential, store: Store, config: Config) -> str:
 
 
 ########################################################################################
-# 22. ACCOUNTS
+# 23. ACCOUNTS
 ########################################################################################
 # An account is one credential and where it may be used: of the config, of the environment, or of a
 # file in the auth dir. It knows which models it offers, under which names.
@@ -10414,7 +10420,7 @@ def endpoint_quirks(entry: Json, provider: Provider) -> list[str]:
 
 
 ########################################################################################
-# 23. REFUSALS                                                                    [pure]
+# 24. REFUSALS                                                                    [pure]
 ########################################################################################
 # What an upstream's refusal means for the account that was asked, and what its headers tell of limits.
 
@@ -10569,7 +10575,7 @@ TELLS_LIMITS = frozenset(["x-codex-primary-used-percent", "anthropic-ratelimit-u
 
 
 ########################################################################################
-# 24. ROUTING
+# 25. ROUTING
 ########################################################################################
 # The router knows who offers which model, who is next, and who must rest. Its lock is never held
 # across I/O.
@@ -11097,7 +11103,7 @@ STRATEGY_ORDERS: dict[str, Callable[[list[Candidate], int, dict[str, int]], list
 
 
 ########################################################################################
-# 25. CALLS
+# 26. CALLS
 ########################################################################################
 # What a client wants, on its way through, and what it gets back. Bodies and answers that only need
 # another name are edited as bytes: what was signed, or written with care, stays as it is.
@@ -11594,7 +11600,7 @@ def completion_frames(pieces: Pieces) -> Pieces:
 
 
 ########################################################################################
-# 26. PROVIDERS
+# 27. PROVIDERS
 ########################################################################################
 # What a row of PROVIDERS cannot say: a function for the headers of a provider, and one for bodies.
 
@@ -11899,7 +11905,7 @@ def shape(body: Json, call: Call, candidate: Candidate, provider: Provider, app:
 
 
 ########################################################################################
-# 27. CATALOG
+# 28. CATALOG
 ########################################################################################
 # The models that each account's upstream says it has, for lists and limits. Kept on disk for a day.
 
@@ -12046,7 +12052,7 @@ def ask_for_list(account: Account) -> Listed:
 
 
 ########################################################################################
-# 28. UPSTREAM
+# 29. UPSTREAM
 ########################################################################################
 # One request of a client, asked of one account after the other until one begins to answer. Two
 # lanes: the bytes pass through when both sides speak one dialect, else they are translated by
@@ -12554,7 +12560,7 @@ def answer_locally(call: Call) -> Answer:
 
 
 ########################################################################################
-# 29. WEBSOCKET
+# 30. WEBSOCKET
 ########################################################################################
 # The server's side of RFC 6455 for /v1/responses: a text message is a request, a text message each
 # event of its answer. A connection remembers its last answers, so that a client need only send what
@@ -12703,7 +12709,7 @@ def error_message(error: ProxyError) -> Json:
 
 
 ########################################################################################
-# 30. SERVER
+# 31. SERVER
 ########################################################################################
 # A ThreadingHTTPServer whose handler reads heads with NETWORK's strict parser. A thread serves one
 # client connection and is the only one that writes its socket. Here, and nowhere else, an
@@ -13467,7 +13473,7 @@ def make_server(app: App) -> Server:
 
 
 ########################################################################################
-# 31. COMMANDS
+# 32. COMMANDS
 ########################################################################################
 # argparse rows. Whatever goes wrong is one sentence on stderr and exit status 1; usage errors are 2.
 
