@@ -12286,10 +12286,12 @@ def must_fit(call: Call, candidate: Candidate) -> bool:
     if candidate.model == call.model or call.dialect.name != "claude":
         return False
     fact = candidate.account.fact(candidate.model)
-    late = "mid-system" not in fact.traits and LATE_SYSTEM.search(call.body)
-    return bool(late) or (b'"adaptive"' in call.body and not fact.levels)
+    late = LATE_BETA in call.headers.get("anthropic-beta", "") and "mid-system" not in fact.traits
+    late = late and LATE_SYSTEM.search(call.body) is not None
+    return late or (not fact.levels and b'"adaptive"' in call.body)
 
 
+LATE_BETA = "mid-conversation-system-2026-04-07"  # without it nobody takes such messages
 LATE_SYSTEM = re.compile(rb'"role"\s*:\s*"system"')
 
 
@@ -12313,7 +12315,7 @@ def open_exchange(
     same = provider.dialect == call.dialect.name
     headers = upstream_headers(call, account, provider, same)
     if provider.name == "claude" and not same and LATE_SYSTEM.search(body[0]):
-        add_beta(headers, "mid-conversation-system-2026-04-07")
+        add_beta(headers, LATE_BETA)
     length = sum(map(len, body))
     for origin, base in account.places:
         head = request_head("POST", base + path, origin, headers, length)
