@@ -12604,7 +12604,7 @@ def unmasked(data: bytes | bytearray, mask: bytes | bytearray) -> bytes:
     return number.to_bytes(length, "little")
 
 
-class WebSocket:
+class WebSocket(Watcher):
     """Messages over a connection that was upgraded. One thread uses it."""
 
     def __init__(
@@ -12623,21 +12623,31 @@ class WebSocket:
         pieces: list[bytes] = []
         while True:
             final, opcode, payload = self._frame(BODY_LIMIT - sum(map(len, pieces)))
-            if opcode == OP_CLOSE:
-                raise SocketClosed(1000)
-            if opcode == OP_PING:
-                self._write(socket_frame(OP_PONG, payload))
-            elif opcode == OP_BINARY:
+            if opcode == OP_BINARY:
                 raise SocketClosed(1003)
-            elif opcode != OP_PONG:
+            if opcode < OP_CLOSE:
                 if (opcode == OP_MORE) is not bool(pieces):  # a message has one beginning
                     raise SocketClosed(1002)
                 pieces.append(payload)
                 if final:
                     return b"".join(pieces)
 
+    def tick(self) -> None:
+        """Answer pings while an answer is sent; messages wait. Raises SocketClosed."""
+        while ahead := self._wire.peek():
+            if ahead[0] & 0x0F < OP_CLOSE:
+                return
+            self._frame(0)
+        if ahead is not None:
+            raise SocketClosed(1006)
+
+    flush = tick
+
     def _frame(self, limit: int) -> tuple[bool, int, bytes]:
-        """Read a frame: is it the last of its message, its opcode and its payload."""
+        """Read a frame: is it the last of its message, its opcode and its payload.
+
+        What controls the connection is heeded at once.
+        """
         self._wire.rest = self._wire.recv(self._idle)  # the silence between frames may be long
         if not self._wire.rest:
             raise SocketClosed(1006)
@@ -12649,10 +12659,15 @@ class WebSocket:
         if length > 125:
             size = 2 if length == 126 else 8
             length = int.from_bytes(self._wire.read_exactly(size, self._idle), "big")
-        if length > limit:
+        if length > limit and opcode < OP_CLOSE:
             raise SocketClosed(1009)
         mask = self._wire.read_exactly(4, self._idle)
-        return final, opcode, unmasked(self._wire.read_exactly(length, self._idle), mask)
+        payload = unmasked(self._wire.read_exactly(length, self._idle), mask)
+        if opcode == OP_CLOSE:
+            raise SocketClosed(1000)
+        if opcode == OP_PING:
+            self._write(socket_frame(OP_PONG, payload))
+        return final, opcode, payload
 
 
 class Memory:
@@ -13161,7 +13176,7 @@ class Handler(socketserver.BaseRequestHandler, Watcher):
     def serve_message(self, web: WebSocket, memory: Memory, text: bytes) -> None:
         """Answer one request with a message for each event."""
         call = self.call = Call(self.dialect, "generate", text)
-        call.headers, call.watcher = self.headers, self
+        call.headers, call.watcher = self.headers, web
         output: list[Json] = []
         begun = time.monotonic()
         try:

@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import struct
+import threading
 from collections.abc import Iterator
 from contextlib import closing
 from typing import Any
@@ -255,9 +256,39 @@ def test_handshakes(
         assert client.head.split()[1] == status
 
 
-def test_a_client_that_leaves_ends_the_exchange(client: Client, upstream: Upstream) -> None:
+def test_pings_are_answered_while_an_answer_is_sent(client: Client, upstream: Upstream) -> None:
+    """RFC 6455 5.5.2; what else comes meanwhile waits for its turn."""
+    more = threading.Event()
+    created, item, completed = events("r1")
+    upstream.reply([created, more, item, completed], headers=SSE)
+    client.frame(1, json.dumps({"model": "up-responses", "input": "hi"}).encode())
+    assert json.loads(client.read()[1])["type"] == "response.created"
+    client.frame(9, b"one")
+    assert client.read() == (10, b"one"), "in the midst of the answer"
+    client.frame(10, b"unasked")
+    client.frame(9, b"")
+    assert client.read() == (10, b"")
+    body = {"type": "response.create", "model": "up-responses", "input": [ITEM]}
+    client.frame(1, json.dumps({**body, "previous_response_id": "r1"}).encode())
+    upstream.reply(events("r2"), headers=SSE)
+    more.set()
+    assert types(list(client.answer())) == ["response.output_item.done", "response.completed"]
+    assert len(list(client.answer())) == 3
+    assert len(upstream.seen[1].json()["input"]) == 3
+
+
+@pytest.mark.parametrize(
+    "last", [[], [(9, 10)], [(8, 8)]], ids=["hangs up", "has pinged", "says so"]
+)
+def test_a_client_that_leaves_ends_the_exchange(
+    client: Client, upstream: Upstream, last: list[tuple[int, int]]
+) -> None:
     upstream.reply([events("r1")[0], "silence"], headers=SSE)
     client.frame(1, json.dumps({"model": "up-responses", "input": "hi"}).encode())
     assert json.loads(client.read()[1])["type"] == "response.created"
-    client.close()
+    for opcode, answered in last:
+        client.frame(opcode, struct.pack(">H", 1000))
+        assert client.read()[0] == answered
+    if (8, 8) not in last:
+        client.close()
     assert upstream.hung_up.wait(DEADLINE)
