@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Union
 
 import pytest
 from hypothesis import settings
+from world import World
 
 import cliproxy as cp
 
@@ -379,3 +380,17 @@ def make_proxy(tmp_path: Path, upstream: Upstream) -> Iterator[ProxyMaker]:
 @pytest.fixture
 def proxy(make_proxy: ProxyMaker) -> Proxy:
     return make_proxy()
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    """All providers of logins, for a user who has a screen and no patience."""
+    monkeypatch.setattr(cp, "RETRY_WAITS", (0.0, 0.0))
+    for name in ("SSH_CONNECTION", "DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+    with World() as world:
+        thread = threading.Thread(target=world.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield world
+        world.shutdown()
+        thread.join()

@@ -7,7 +7,6 @@ import re
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,17 +21,6 @@ Json = cp.Json
 HI = [{"role": "user", "content": "hi"}]
 CLAUDE_ASK = {"model": "claude-sonnet-4-6", "max_tokens": 9, "messages": HI}
 ANSWER = {"type": "message", "role": "assistant", "content": [{"type": "text", "text": "hello"}]}
-
-
-@pytest.fixture
-def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    monkeypatch.setattr(cp, "RETRY_WAITS", (0.0, 0.0))
-    with World() as world:
-        thread = threading.Thread(target=world.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        yield world
-        world.shutdown()
-        thread.join()
 
 
 class House:

@@ -12,7 +12,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Callable
@@ -33,16 +32,6 @@ pytestmark = [
     pytest.mark.timeout(30),
 ]
 URL = re.compile(r"^http\S+$", re.MULTILINE)
-
-
-@pytest.fixture
-def world() -> Iterator[World]:
-    with World() as world:
-        thread = threading.Thread(target=world.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        yield world
-        world.shutdown()
-        thread.join()
 
 
 class Session:

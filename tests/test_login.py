@@ -12,9 +12,7 @@ import re
 import socket
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Callable
@@ -27,20 +25,6 @@ import cliproxy as cp
 
 Json = cp.Json
 URL = re.compile(r"^https?://\S+$", re.MULTILINE)
-
-
-@pytest.fixture
-def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    monkeypatch.setattr(cp, "RETRY_WAITS", (0.0, 0.0))
-    for name in ("SSH_CONNECTION", "DISPLAY", "WAYLAND_DISPLAY"):
-        monkeypatch.delenv(name, raising=False)
-    world = World()
-    thread = threading.Thread(target=world.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield world
-    world.shutdown()
-    world.server_close()
-    thread.join()
 
 
 @pytest.fixture

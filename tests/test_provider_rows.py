@@ -8,9 +8,7 @@ refusals come to, stands in the tables here.
 from __future__ import annotations
 
 import json
-import threading
 import time
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -144,17 +142,6 @@ def file_of(login: str, world: World, ends: float) -> tuple[str, Json]:
     # fmt: on
     name, data = files[login]
     return name, {**data, "type": login}
-
-
-@pytest.fixture
-def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    monkeypatch.setattr(cp, "RETRY_WAITS", (0.0, 0.0))
-    with World() as world:
-        thread = threading.Thread(target=world.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        yield world
-        world.shutdown()
-        thread.join()
 
 
 class Rig:
