@@ -190,6 +190,17 @@ def test_the_browser_comes_back_to_a_port_of_the_user_s_choice(home: Home) -> No
     assert home.files() == ["claude-ann@example.com.json"]
 
 
+@pytest.mark.parametrize("last", ["", "\x04"], ids=["while it waits", "after the end of input"])
+def test_the_last_page_is_fetched_from_another_shell(home: Home, last: str) -> None:
+    session = home.start("login", "codex")
+    session.read_to("--device for a short code")
+    session.type(last)
+    page = visit(consent(URL.findall(session.text)[0]))
+    assert page[2].strip() == "Codex: logged in. You can close this window."
+    assert session.end() == 0, session.text
+    assert home.files() == ["codex-ann@example.com-plus.json"]
+
+
 def wrong(session: Session, line: str, says: str) -> None:
     """Paste something of no use; the login goes on, until it is stopped."""
     session.type(line + "\r")

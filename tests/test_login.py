@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import contextlib
 import http.client
 import json
@@ -1202,88 +1201,6 @@ def test_lines_of_a_terminal() -> None:
     got = [terminal.take(time.monotonic() + 5).text for _ in range(4)]
     assert got == ["one", "two \u00fc", "last", None]
     os.close(reading)
-
-
-MAIN = """
-import json, sys, cliproxy as cp
-config, provider, folder = cp.Config(None, json.loads(sys.argv[1]), ()), sys.argv[2], sys.argv[3]
-terminal = cp.Terminal(lambda text: print(text, flush=True), 0, (80, 60))
-try:
-    credential = cp.login(provider, cp.Options(browser=False), config, cp.Store(folder), terminal)
-except cp.ProxyError as error:
-    sys.exit(f"cliproxy: {error}")
-print("saved", credential.name)
-"""
-
-
-class Session:
-    """A program in a pseudo-terminal, and the user in front of it."""
-
-    def __init__(self, world: World, store: cp.Store, provider: str) -> None:
-        import pty  # noqa: PLC0415 -- POSIX only
-
-        self.mine, theirs = pty.openpty()
-        config = world.config()
-        command = [sys.executable, "-c", MAIN, json.dumps(config.data), provider, str(store.folder)]
-        environment = {**os.environ, "PYTHONPATH": str(Path(cp.__file__).parent)}
-        environment["SSH_CONNECTION"] = "10.0.0.1 51000 10.0.0.2 22"
-        self.process = subprocess.Popen(
-            command,
-            stdin=theirs,
-            stdout=theirs,
-            stderr=theirs,
-            env=environment,
-            start_new_session=True,
-        )
-        os.close(theirs)
-        self.text, self.decoder = "", codecs.getincrementaldecoder("utf-8")()
-
-    def read(self) -> str:
-        text = self.decoder.decode(os.read(self.mine, 4096))
-        self.text = (self.text + text).replace("\r\n", "\n")
-        return text
-
-    def read_to(self, pattern: str) -> str:
-        while not (match := re.search(pattern, self.text, re.MULTILINE)):
-            self.read()
-        return str(match[0])
-
-    def end(self) -> int:
-        with contextlib.suppress(OSError):  # how Linux says that the other side is closed
-            while self.read():
-                pass
-        os.close(self.mine)
-        return self.process.wait(timeout=10)
-
-
-@pytest.mark.skipif(os.name != "posix", reason="needs a pseudo-terminal")
-@pytest.mark.parametrize(
-    ("provider", "back"),
-    [
-        pytest.param("codex", "paste", id="codex, pasted"),
-        pytest.param("codex", "curl", id="codex, fetched from another shell"),
-        pytest.param("claude", "paste", id="claude, code of the page"),
-        pytest.param("codex", "hang up", id="codex, terminal closed"),
-    ],
-)
-def test_in_a_terminal(world: World, store: cp.Store, provider: str, back: str) -> None:
-    session = Session(world, store, provider)
-    url = session.read_to(r"^http\S+$")
-    session.read_to(r"ssh -N -L \d+:127.0.0.1:\d+ \w+@10.0.0.2")
-    to = consent(url)
-    query = dict(parse_qsl(urlsplit(to).query))
-    if back == "paste":
-        text = to if provider == "codex" else f"{query['code']}#{query['state']}"
-        os.write(session.mine, text.encode() + b"\r")
-    elif back == "curl":
-        assert visit(to)[2].strip() == "Codex: logged in. You can close this window."
-    else:
-        os.write(session.mine, b"\x04")  # Ctrl-D: end of input
-        assert visit(to)[0] == 200
-    assert session.end() == 0, session.text
-    assert f"saved {provider}-ann@example.com" in session.text
-    store.scan()
-    assert [credential.type for credential in store.credentials()] == [provider]
 
 
 # QR codes: golden matrices, checked once with a decoder (zxing), kept as digests
