@@ -2901,7 +2901,8 @@ def claude_read_error(status: int, body: bytes) -> ProxyError:
 
 def claude_write_error(error: ProxyError) -> Json:
     """Write the body of an error answer, which is that of an `error` event too."""
-    return {"type": "error", "error": {"type": KINDS[error.kind].claude, "message": str(error)}}
+    message = str(error).replace("x-api-key", "x-api key")  # else Claude Code says "Not logged in"
+    return {"type": "error", "error": {"type": KINDS[error.kind].claude, "message": message}}
 
 
 ########################################################################################

@@ -361,6 +361,21 @@ def test_probes(
     assert says in got.body.decode()
 
 
+def test_claude_code_shows_our_errors(make_proxy: ProxyMaker, upstream: Upstream) -> None:
+    """It says "Not logged in" in place of any message with x-api-key in it, as codex-api-key has."""
+    proxy = make_proxy(api_keys=[KEY], request_retry=0)
+    client = CLIENTS["Claude Code"]
+    upstream.reply({"error": {"message": "no such key"}}, 401)
+    refused = [
+        proxy.ask("/v1/messages", client.body("up-responses"), {**client.headers, **headers})
+        for headers in ({"authorization": "Bearer no"}, {}, {})
+    ]
+    assert [got.status for got in refused] == [401, 401, 403]
+    says = [got.json()["error"]["message"] for got in refused]
+    assert not any("x-api-key" in text.lower() for text in says)
+    assert "codex-api key[0] is free first" in says[2]
+
+
 # --- the README's snippets, as written but for the port
 
 ADDRESS = "http://127.0.0.1:8317"
