@@ -36,9 +36,10 @@ Contents (each room uses only rooms above it; [pure] ones touch no clock, socket
    27. PROVIDERS     the headers and bodies that each provider wants
    28. CATALOG       the models that upstreams list
    29. UPSTREAM      asking a provider
-   30. WEBSOCKET     RFC 6455, and the conversation that a connection remembers
-   31. SERVER        the listening side
-   32. COMMANDS      the command line
+   30. AMP           what Amp asks its own server for
+   31. WEBSOCKET     RFC 6455, and the conversation that a connection remembers
+   32. SERVER        the listening side
+   33. COMMANDS      the command line
 """
 
 from __future__ import annotations
@@ -6899,10 +6900,10 @@ SETTINGS = (
     Setting("error-logs-max-files", int, 10, "newest error logs that are kept; 0: all", clean=clean_positive, status="later"),
     Setting("request-log", bool, False, "one log file per request", status="later"),
     Setting("usage-statistics-enabled", bool, False, "count requests and tokens", status="later"),
-    Setting("ampcode.upstream-url", str, "", "Amp's own server", clean=clean_url, status="later"),
-    Setting("ampcode.upstream-api-key", str, "", "Amp's key", clean=str.strip, status="later"),
-    Setting("ampcode.upstream-api-keys", Items(AMP_KEY), [], "Amp's keys by client key", status="later"),
-    Setting("ampcode.restrict-management-to-localhost", bool, False, "its management routes are for this machine only", status="later"),
+    Setting("ampcode.upstream-url", str, "", "Amp's own server, for all but models; empty: its command line does not start", clean=clean_url),
+    Setting("ampcode.upstream-api-key", str, "", "the key there; empty: AMP_API_KEY, or the one that Amp keeps", clean=str.strip),
+    Setting("ampcode.upstream-api-keys", Items(AMP_KEY), [], "keys there by the key that a client shows here"),
+    Setting("ampcode.restrict-management-to-localhost", bool, False, "all but models is for clients on this machine"),
     Setting("ampcode.model-mappings", Items(AMP_MODEL, "from to"), [], "models to use instead of those Amp asks for, on /api/provider"),
     Setting("ampcode.force-model-mappings", bool, False, "apply them even to models that are served here"),
     *unused("""
@@ -12064,7 +12065,7 @@ class App:
     """What all requests share: the configuration, the accounts, the connections."""
 
     def __init__(self, config_file: ConfigFile, store: Store, environ: Mapping[str, str]) -> None:
-        self.config_file, self.store, self._environ = config_file, store, environ
+        self.config_file, self.store, self.environ = config_file, store, environ
         self.router, self.pool, self.catalog = (
             Router(),
             Pool(),
@@ -12089,7 +12090,7 @@ class App:
             if message not in self._told:
                 log.warning("%s", message)
             self._told.add(message)
-        accounts = find_accounts(self.config, credentials, self._environ, self.catalog.listed)
+        accounts = find_accounts(self.config, credentials, self.environ, self.catalog.listed)
         self.router.configure(accounts, self.config)
 
     def poll(self) -> None:
@@ -12563,7 +12564,77 @@ def answer_locally(call: Call) -> Answer:
 
 
 ########################################################################################
-# 30. WEBSOCKET
+# 30. AMP
+########################################################################################
+# What Amp's command line asks its own server for, beside models, is passed on to that server, with the
+# owner's key in place of the client's. Its pages are for browsers, which are sent there. Source:
+# spec/providers.md 15, config.md 8.
+
+AMP_CALLS = frozenset("internal user auth meta telemetry threads otel tab ads".split())  # /api/WORD
+AMP_FEEDS, AMP_PAGES = ("threads.rss", "news.rss"), ("threads", "docs", "settings", "auth")
+AMP_SECRETS = ".local/share/amp/secrets.json"  # in the home folder: where Amp keeps its key
+AMP_SECRET = "apiKey@https://ampcode.com/"  # noqa: S105 -- what it is called there
+AMP_UNSENT = HOP_BY_HOP | frozenset(
+    "host content-length content-encoding authorization x-api-key x-goog-api-key".split()
+)
+AMP_SHAPES = {
+    "google": "gemini",
+    "anthropic": "claude",
+}  # of model lists, by provider; others: chat
+
+
+def amp_provider(path: str) -> str:
+    """Return the provider that Amp names in a path; empty for other paths."""
+    return path.split("/")[3] if path.startswith("/api/provider/") else ""
+
+
+def amp_kind(path: str) -> str:
+    """Tell what of Amp's own server a path is: a call, a page, or nothing of it."""
+    first, second, *_ = (*path.strip("/").split("/"), "")
+    google = path.startswith("/api/provider/google/v1beta1/") and "/models/" not in path
+    if google or first in AMP_FEEDS or (first == "api" and second in AMP_CALLS):
+        return "call"
+    return "page" if first in AMP_PAGES else ""
+
+
+def amp_key(given: Collection[str], app: App) -> str:
+    """Return the key for Amp's server: the client key's own, the config's, the environment's, or Amp's."""
+    amp = app.config["ampcode"]
+    for row in amp["upstream-api-keys"]:
+        pairs = itertools.product(given, row["api-keys"])
+        if any(hmac.compare_digest(one.encode(), other.encode()) for one, other in pairs):
+            return str(row["upstream-api-key"])
+    kept = read_object_file(Path.home() / AMP_SECRETS).get(AMP_SECRET)
+    return str(amp["upstream-api-key"] or app.environ.get("AMP_API_KEY") or kept or "")
+
+
+def amp_target(path: str, query: str, given: Collection[str]) -> str:
+    """Return where on Amp's server a path is, without the client's key in the query."""
+    parts = [part for part in query.split("&") if unquote(part.partition("=")[2]) not in given]
+    return "?".join(filter(None, (path, "&".join(parts))))
+
+
+def ask_amp(call: Call, method: str, target: str, given: Collection[str], app: App) -> Answer:
+    """Pass a call on to Amp's server. Raises ProxyError if that cannot be reached."""
+    origin, base = split_url(app.config["ampcode.upstream-url"], app.config["proxy-url"])
+    headers = {name: value for name, value in call.headers.items() if name not in AMP_UNSENT}
+    if key := amp_key(given, app):
+        headers.update({"authorization": f"Bearer {key}", "x-api-key": key})
+    head = request_head(method, base + target, origin, headers, len(call.body))
+    exchange = app.pool.open(origin, head, [call.body], call.watcher)
+    found = {k: v for k, v in exchange.headers.items() if k not in OWN_HEADERS}
+    found = {k: v for k, v in found.items() if not k.startswith("access-control-")}
+    if "content-encoding" in exchange.headers:
+        found["content-encoding"] = exchange.headers["content-encoding"]
+    elif not found.get("content-type", "").startswith("text/event-stream"):
+        whole = exchange.body()  # it has been seen to leave the header out
+        whole = unpack(whole, "gzip") if whole.startswith(b"\x1f\x8b") else whole
+        return Answer(exchange.status, found, iter_once(whole), len(whole))
+    return begin(exchange.status, found, exchange.pieces(), exchange.length)
+
+
+########################################################################################
+# 31. WEBSOCKET
 ########################################################################################
 # The server's side of RFC 6455 for /v1/responses: a text message is a request, a text message each
 # event of its answer. A connection remembers its last answers, so that a client need only send what
@@ -12727,7 +12798,7 @@ def error_message(error: ProxyError) -> Json:
 
 
 ########################################################################################
-# 31. SERVER
+# 32. SERVER
 ########################################################################################
 # A ThreadingHTTPServer whose handler reads heads with NETWORK's strict parser. A thread serves one
 # client connection and is the only one that writes its socket. Here, and nowhere else, an
@@ -12824,6 +12895,7 @@ class Handler(socketserver.BaseRequestHandler, Watcher):
         self.path, _, query = target.partition("?")
         if target.startswith("http"):
             self.path = urlsplit(self.path).path or "/"
+        self.raw_query = query
         self.query = dict(parse_qsl(query, keep_blank_values=True)) if query else {}
         self.version, self.length = version, body_length(self.headers)
         if self.length is None and version == "HTTP/1.0":
@@ -12862,17 +12934,21 @@ class Handler(socketserver.BaseRequestHandler, Watcher):
         keys = self.server.app.config["api-keys"]
         if not keys:
             return
-        whole, query = self.headers.get("authorization", ""), self.query
-        scheme, _, bearer = whole.partition(" ")
-        given = [bearer.strip() if scheme.lower() == "bearer" else "", whole]
-        given += [self.headers.get(name, "") for name in ("x-api-key", "x-goog-api-key")]
-        given += [query.get(name, "") for name in ("key", "auth_token")]
-        encoded = [key.encode() for key in filter(None, given)]
+        encoded = [key.encode() for key in self.given_keys()]
         valid = [hmac.compare_digest(key, known.encode()) for key in encoded for known in keys]
         if not any(valid):
             what = "is not one of the config's api-keys" if encoded else "is missing"
             message = f"the API key {what}; send one as Authorization: Bearer, x-api-key or x-goog-api-key"
             raise ProxyError("unauthorized", message)
+
+    def given_keys(self) -> list[str]:
+        """Return what may be the client's key, from all the places where clients put it."""
+        whole, query = self.headers.get("authorization", ""), self.query
+        scheme, _, bearer = whole.partition(" ")
+        given = [bearer.strip() if scheme.lower() == "bearer" else "", whole]
+        given += [self.headers.get(name, "") for name in ("x-api-key", "x-goog-api-key")]
+        given += [query.get(name, "") for name in ("key", "auth_token")]
+        return list(filter(None, given))
 
     def read_body(self) -> bytes | bytearray:
         """Read the request's body, its content encoding undone.
@@ -13050,7 +13126,45 @@ class Handler(socketserver.BaseRequestHandler, Watcher):
 
     def generate(self, route: Route) -> None:
         """Serve a request for a model, end to end."""
-        self.send_answer(dispatch(self.read_call(route), self.server.app))
+        call = self.read_call(route)
+        try:
+            answer = dispatch(call, self.server.app)
+        except ProxyError as error:
+            amp = amp_provider(self.path) and self.server.app.config["ampcode.upstream-url"]
+            if not amp or error.kind != "model_not_found":
+                raise
+            answer = self.ask_amp(call)  # nobody here has it
+        self.send_answer(answer)
+
+    def pass_on(self, route: Route) -> None:
+        """Pass a request on to Amp's own server, or send a browser there."""
+        amp = self.server.app.config["ampcode"]
+        here = is_loopback(self.client_address[0].removeprefix("::ffff:"))
+        if not amp["upstream-url"]:
+            how = "set ampcode.upstream-url"
+            return self.send_json(
+                503, {"error": "amp upstream proxy not available", "message": how}
+            )
+        if self.method == "OPTIONS" or (amp["restrict-management-to-localhost"] and not here):
+            message = "Access denied: management routes restricted to localhost"
+            return self.send_json(403, {"error": message})
+        if route.action == "page":
+            target = amp_target(self.path, self.raw_query, self.given_keys())
+            return self.send(302, {"location": amp["upstream-url"] + target}, b"")
+        self.admit()
+        call = Call(self.dialect, route.action, self.read_body())
+        call.headers, call.watcher = self.headers, self
+        return self.send_answer(self.ask_amp(call))
+
+    def ask_amp(self, call: Call) -> Answer:
+        given = self.given_keys()
+        target = amp_target(self.path, self.raw_query, given)
+        try:
+            return ask_amp(call, self.method, target, given, self.server.app)
+        except ProxyError as error:
+            said = {"error": "amp_upstream_proxy_error", "message": str(error)}
+            whole = dumps(said).encode("ascii")
+            return Answer(502, {"content-type": "application/json"}, iter_once(whole), len(whole))
 
     def complete(self, route: Route) -> None:
         """Serve a request of the old completions API, as a chat."""
@@ -13340,16 +13454,13 @@ ROUTE_ROWS = (
 # fmt: on
 ROUTES = {(row.method, row.path): row for row in ROUTE_ROWS}
 OPTIONS = Route("OPTIONS", "*", Handler.show_options, admit=False)
+AMP_ROUTES = {
+    kind: Route("*", "*", Handler.pass_on, action=kind, admit=False) for kind in ("call", "page")
+}
 
 
-AMP_SHAPES = {"google": "gemini", "anthropic": "claude"}  # by provider; others: chat
 VERSIONS = frozenset({"v1", "v1beta"})
 ROOTS = VERSIONS | {"v1internal", "health", "healthz"}  # first words of our paths
-
-
-def amp_provider(path: str) -> str:
-    """Return the provider that Amp names in a path; empty for other paths."""
-    return path.split("/")[3] if path.startswith("/api/provider/") else ""
 
 
 def tidy_path(path: str) -> str:
@@ -13375,6 +13486,8 @@ def find_route(method: str, path: str) -> tuple[Route, str]:
 
     Raises ProxyError: not_found, naming the likely right path, or method_not_allowed.
     """
+    if kind := amp_kind(path):
+        return AMP_ROUTES[kind], ""
     if method == "OPTIONS":
         return OPTIONS, ""
     method = "GET" if method == "HEAD" else method
@@ -13491,7 +13604,7 @@ def make_server(app: App) -> Server:
 
 
 ########################################################################################
-# 32. COMMANDS
+# 33. COMMANDS
 ########################################################################################
 # argparse rows. Whatever goes wrong is one sentence on stderr and exit status 1; usage errors are 2.
 

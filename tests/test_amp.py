@@ -5,6 +5,7 @@ Source: spec/clients.md "Amp", spec/providers.md 15, spec/config.md 8 and 12.
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 from pathlib import Path
@@ -17,6 +18,7 @@ import validate_gemini
 import validate_responses
 from conftest import Proxy, ProxyMaker, Upstream, make_reply
 from dialogue import ANSWERS, NAMES, SSE, STREAMS, Said
+from world import free_port
 
 import cliproxy as cp
 
@@ -304,13 +306,7 @@ def test_the_provider_s_name_forces_nobody(
     assert models_in(got.body) <= {"up-claude"}
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
-        "/api/provider/google/v1beta1/projects/p/locations/l", "/api/provider/openai/v1/nothing",
-        "/api/provider", "/api/internal?getUserInfo", "/api/threads/sync",
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("path", ["/api/provider/openai/v1/nothing", "/api/provider", "/api/other"])
 def test_what_is_not_served(proxy: Proxy, upstream: Upstream, path: str) -> None:
     assert proxy.ask(path, {}).status == 404
     assert not upstream.seen
@@ -326,3 +322,146 @@ def test_a_wrong_key_beside_a_right_one(
     proxy = make_proxy(api_keys=["sk-one"])
     upstream.reply(ANSWERS["gemini"](SAID))
     assert call(proxy, VERTEX, headers, "up-gemini", FINDER).status == status
+
+
+# --- Amp's own server
+
+OURS = "sk-one"
+HIS = {"ok": True, "result": {"features": []}}
+INFO = "/api/internal?getUserInfo"
+
+
+def amp(
+    make_proxy: ProxyMaker, upstream: Upstream, environ: dict[str, str] | None = None, **more: Any
+) -> Proxy:
+    settings = {"upstream-url": f"{upstream.url}/base/", "upstream-api-key": "amp-key", **more}
+    return make_proxy(environ or {}, api_keys=[OURS, "sk-two"], ampcode=settings)
+
+
+def test_what_is_no_model_call_goes_to_amp(make_proxy: ProxyMaker, upstream: Upstream) -> None:
+    headers = {"content-type": "application/json", "access-control-allow-origin": "*", "x-amp": "1"}
+    upstream.reply(HIS, 207, headers)
+    body = {"method": "getUserInfo", "params": {}}
+    own = {
+        "x-api-key": OURS,
+        "x-goog-api-key": OURS,
+        "anthropic-beta": "b",
+        "connection": "keep-alive",
+    }
+    got = amp(make_proxy, upstream).ask(f"{INFO}&key={OURS}&a=b%20c&a=d", body, {**KEY, **own})
+    assert (got.status, got.json(), got.headers["x-amp"]) == (207, HIS, "1")
+    assert "access-control-allow-origin" not in got.headers
+    (seen,) = upstream.seen
+    assert (seen.method, seen.path) == ("POST", "/base/api/internal?getUserInfo&a=b%20c&a=d")
+    assert seen.json() == body
+    assert (seen.headers["authorization"], seen.headers["x-api-key"]) == (
+        "Bearer amp-key",
+        "amp-key",
+    )
+    assert seen.headers["anthropic-beta"] == "b"
+    assert OURS not in seen.head.decode(), "the key of this proxy is nobody else's business"
+
+
+CALLS_TO_AMP = [
+    ("GET", "/api/threads/find?q=x"), ("POST", "/api/telemetry"), ("PUT", "/api/user/settings"), ("DELETE", "/api/meta"), ("GET", "/api/ads"),
+    ("GET", "/threads.rss"), ("POST", "/api/otel/v1/traces"), ("GET", "/api/provider/google/v1beta1/operations/1"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("method", "path"), CALLS_TO_AMP)
+def test_calls_of_any_method(
+    make_proxy: ProxyMaker, upstream: Upstream, method: str, path: str
+) -> None:
+    proxy = amp(make_proxy, upstream)
+    assert proxy.ask(path, method=method).status == 401, "without a key"
+    upstream.reply(HIS)
+    assert proxy.ask(path, {} if method == "POST" else None, KEY, method=method).json() == HIS
+    assert [(seen.method, seen.path) for seen in upstream.seen] == [(method, f"/base{path}")]
+
+
+SECRETS: dict[str, tuple[Json, dict[str, str], str]] = {  # where keys are -> the one that is sent
+    "for this client":     ({"upstream-api-keys": [{"upstream-api-key": "mine", "api-keys": [OURS]}]}, {"AMP_API_KEY": "env"}, "mine"),
+    "for another client":  ({"upstream-api-keys": [{"upstream-api-key": "mine", "api-keys": ["sk-two"]}]}, {}, "amp-key"),
+    "of the environment":  ({"upstream-api-key": ""}, {"AMP_API_KEY": "env"}, "env"),
+    "kept by Amp":         ({"upstream-api-key": ""}, {}, "kept"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("where", SECRETS)
+def test_whose_key_it_is(
+    make_proxy: ProxyMaker,
+    upstream: Upstream,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    where: str,
+) -> None:
+    settings, environ, key = SECRETS[where]
+    for name in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(name, str(tmp_path))
+    proxy = amp(make_proxy, upstream, environ, **settings)
+    upstream.reply(HIS)
+    file = tmp_path / cp.AMP_SECRETS
+    file.parent.mkdir(parents=True)
+    if where == "kept by Amp":
+        proxy.ask(INFO, {}, KEY)
+        assert "authorization" not in upstream.seen.pop().headers, "there is none yet"
+        upstream.reply(HIS)
+    file.write_text(json.dumps({cp.AMP_SECRET: "kept"}))
+    assert proxy.ask(INFO, {}, KEY).status == 200
+    assert upstream.seen[0].headers["authorization"] == f"Bearer {key}"
+
+
+def test_packed_bodies_both_ways(make_proxy: ProxyMaker, upstream: Upstream) -> None:
+    proxy, big = amp(make_proxy, upstream), {"params": "x" * 30_000}
+    packed = gzip.compress(json.dumps(big).encode())
+    upstream.reply(packed)  # which does not say that it is
+    got = proxy.ask("/api/internal?uploadThread", packed, {**KEY, "content-encoding": "gzip"})
+    assert got.json() == upstream.seen[0].json() == big
+    upstream.reply(packed, headers={"content-encoding": "gzip"})
+    got = proxy.ask("/api/threads/sync", {}, {**KEY, "accept-encoding": "gzip"})
+    assert (got.headers["content-encoding"], got.body) == ("gzip", packed)
+
+
+def test_pages_are_the_browser_s(make_proxy: ProxyMaker, upstream: Upstream) -> None:
+    proxy = amp(make_proxy, upstream)
+    for path in ("/threads/T-1", "/settings", "/auth/cli-login?a=b"):
+        got = proxy.ask(path)
+        assert (got.status, got.headers["location"]) == (302, f"{upstream.url}/base{path}")
+    assert not upstream.seen
+
+
+LOCKED = {"error": "Access denied: management routes restricted to localhost"}
+ABSENT = {"error": "amp upstream proxy not available", "message": "set ampcode.upstream-url"}
+REFUSED = [
+    pytest.param("", "POST", INFO, (503, ABSENT), id="nowhere to pass it to"),
+    pytest.param("", "GET", "/threads/T-1", (503, ABSENT), id="no pages"),
+    pytest.param("http://127.0.0.1:9", "OPTIONS", INFO, (403, LOCKED), id="no web page may"),
+]
+
+
+@pytest.mark.parametrize(("url", "method", "path", "said"), REFUSED)
+def test_refusals(
+    make_proxy: ProxyMaker, upstream: Upstream, url: str, method: str, path: str, said: Any
+) -> None:
+    settings: Json = {"upstream-url": url}
+    got = amp(make_proxy, upstream, **settings).ask(path, None, KEY, method=method)
+    assert (got.status, got.json()) == said
+    assert not upstream.seen
+
+
+def test_amp_cannot_be_reached(make_proxy: ProxyMaker, upstream: Upstream) -> None:
+    nowhere: Json = {"upstream-url": f"http://127.0.0.1:{free_port()}"}
+    got = amp(make_proxy, upstream, **nowhere).ask(INFO, {}, KEY)
+    assert (got.status, got.json()["error"]) == (502, "amp_upstream_proxy_error")
+    assert "127.0.0.1" in got.json()["message"]
+
+
+def test_a_model_that_nobody_has_is_amp_s(make_proxy: ProxyMaker, upstream: Upstream) -> None:
+    asked = {"model": "amp-own", **TITLE}
+    proxy = amp(make_proxy, upstream)
+    upstream.reply(HIS)
+    assert proxy.ask(f"/api/provider/{MESSAGES}", asked, KEY).json() == HIS
+    (seen,) = upstream.seen
+    assert (seen.path, seen.json()) == (f"/base/api/provider/{MESSAGES}", asked)
+    assert seen.headers["x-api-key"] == "amp-key"
+    assert proxy.ask("/v1/messages", asked, KEY).status == 404, "that is not for Amp"
