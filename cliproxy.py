@@ -12577,10 +12577,7 @@ AMP_SECRET = "apiKey@https://ampcode.com/"  # noqa: S105 -- what it is called th
 AMP_UNSENT = HOP_BY_HOP | frozenset(
     "host content-length content-encoding authorization x-api-key x-goog-api-key".split()
 )
-AMP_SHAPES = {
-    "google": "gemini",
-    "anthropic": "claude",
-}  # of model lists, by provider; others: chat
+AMP_SHAPES = {"google": "gemini", "anthropic": "claude"}  # provider -> model lists; others: chat
 
 
 def amp_provider(path: str) -> str:
@@ -13486,14 +13483,14 @@ def find_route(method: str, path: str) -> tuple[Route, str]:
 
     Raises ProxyError: not_found, naming the likely right path, or method_not_allowed.
     """
+    route = ROUTES.get((method, path))
+    if route:
+        return route, ""
     if kind := amp_kind(path):
         return AMP_ROUTES[kind], ""
     if method == "OPTIONS":
         return OPTIONS, ""
     method = "GET" if method == "HEAD" else method
-    route = ROUTES.get((method, path))
-    if route:
-        return route, ""
     tidy = tidy_path(path)
     route = ROUTES.get((method, tidy))
     if route:
