@@ -1140,24 +1140,14 @@ def payload_fits(entry: Json, body: Json, case: PayloadCase) -> bool:
     )
 
 
-def payload_values(params: Any, kind: str) -> Iterable[tuple[str, Any]]:
-    """Return the paths and values of a rule; raw values are JSON, and one bad one voids the rule."""
-    if kind == "filter":
-        return [(path, None) for path in params]
-    if not kind.endswith("-raw"):
-        return pairs_of(params)
-    try:
-        return [(k, json.loads(v) if isinstance(v, str) else v) for k, v in pairs_of(params)]
-    except ValueError:
-        return []
-
-
 def payload_changes(rules: Json, body: Json, case: PayloadCase) -> Iterator[tuple[str, str, Any]]:
     """Yield the kind, path and value of each change that the rules want, in their order."""
     kinds = ("default", "default-raw", "override", "override-raw", "filter")
     for kind, rule in ((name, rule) for name in kinds for rule in rules.get(name) or ()):
         if any(payload_fits(entry, body, case) for entry in rule.get("models") or ()):
-            for path, value in payload_values(rule.get("params") or {}, kind):
+            params = rule.get("params") or {}
+            pairs = params.items() if isinstance(params, dict) else ((p, None) for p in params)
+            for path, value in pairs:
                 yield kind, path.removeprefix(".") if case.root else path, value
 
 

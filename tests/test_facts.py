@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -347,7 +348,9 @@ ANY = [{"name": "*"}]
 
 
 def apply(rules: Any, body: Any = BODY, case: cp.PayloadCase = CASE, original: Any = None) -> Any:
+    """Apply rules as they stand in a config file."""
     before = copy.deepcopy(body)
+    rules = cp.parse_config(None, json.dumps({"payload": rules}))["payload"]
     got = cp.apply_payload(rules, body, body if original is None else original, case)
     assert body == before
     return got
@@ -367,6 +370,8 @@ RULES = [
     pytest.param({"override": {"a.b": 1}}, BODY, id="override with the same"),
     pytest.param({"override": {"c": "[1]"}}, {**BODY, "c": "[1]"}, id="a text is a text"),
     pytest.param({"override-raw": {"c": "[1]"}}, {**BODY, "c": [1]}, id="raw override"),
+    pytest.param({"override-raw": {"c": '"x"'}}, {**BODY, "c": "x"}, id="raw text"),
+    pytest.param({"override-raw": {"c": '"1"'}}, {**BODY, "c": "1"}, id="raw text of digits"),
     pytest.param({"override-raw": {"c": 5}}, {**BODY, "c": 5}, id="raw value that is no text"),
     pytest.param(
         {"override-raw": {"c": "1", "d": "{"}}, BODY, id="one bad raw value voids the rule"
