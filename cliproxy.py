@@ -6636,19 +6636,29 @@ def clean_positive(number: int) -> int:
     return max(0, number)
 
 
+def is_url(text: str, *schemes: str) -> bool:
+    """Tell whether a text is a URL of one of these schemes, and a host and port can be read of it."""
+    with contextlib.suppress(ValueError):
+        parts = urlsplit(text)
+        named = parts.scheme in schemes and bool(parts.hostname) and parts.port != 0
+        return named and not re.search(r"\s", text)
+    return False
+
+
 def clean_url(text: str) -> str:
-    return text.strip().rstrip("/")
+    url = text.strip().rstrip("/")
+    if url and not is_url(url, "http", "https"):
+        raise ValueError("an http or https URL")
+    return url
 
 
 def clean_endpoint(text: str) -> str:
     """Check that `provider://NAME` is one that we know."""
-    url = clean_url(text)
-    name = url.lower().partition("provider://")[2]
+    name = text.strip().rstrip("/").lower().partition("provider://")[2]
     if name and name not in PRESETS:
-        guess = nearest(name, PRESETS)
-        hint = f"; did you mean {guess}?" if guess else ""
-        raise ValueError(f"provider:// and one of {', '.join(sorted(PRESETS))}{hint}")
-    return f"provider://{name}" if name else url
+        known = ", ".join(sorted(PRESETS))
+        raise ValueError(f"provider:// and one of {known}{slip(name, PRESETS)}")
+    return f"provider://{name}" if name else clean_url(text)
 
 
 def clean_prefix(text: str) -> str:
@@ -6672,7 +6682,8 @@ def clean_headers(headers: dict[str, str]) -> dict[str, str]:
 
 def clean_proxy(text: str) -> str:
     proxy = text.strip()
-    if proxy and not re.match(r"(https?|socks5h?)://[^/]|(direct|none)$", proxy, re.IGNORECASE):
+    none = proxy.lower() in {"", "direct", "none"}
+    if not none and not is_url(proxy, "http", "https", "socks5", "socks5h"):
         raise ValueError("http://, https://, socks5:// or socks5h:// and a host, direct, none")
     return proxy
 
@@ -6766,10 +6777,8 @@ KEY_SECRET = (
 API_KEY = KEY_SECRET + KEY_COMMON
 CLAUDE_KEY = (*API_KEY, *unused("cloak fingerprint-profile experimental-cch-signing rebuild-mid-system-message"))
 CODEX_KEY = (*API_KEY, *unused("websockets"))
-VERTEX_KEY = (
-    *(row for row in API_KEY if row.key != "models"),
-    Setting("models", Items(KEY_MODEL, "name alias"), [], "if any are listed, only these are offered"),
-)
+BOTH_NAMES = Items(KEY_MODEL, "name alias")
+VERTEX_KEY = tuple(row._replace(shape=BOTH_NAMES) if row.key == "models" else row for row in API_KEY)
 KEY_ENTRY = (*KEY_SECRET, Setting("weight", int, None, "overrides that of the endpoint"))
 COMPATIBLE = (
     Setting("name",            str,   "",    "what the provider is called in logs and lists", clean=str.strip),
@@ -6927,9 +6936,9 @@ def nearest_names(
     return [folded[near] for near in get_close_matches(name.lower(), folded, limit, likeness)]
 
 
-def nearest(word: str, words: Iterable[str]) -> str:
-    """Return the one of `words` that `word` is most likely a slip of; empty if none is close."""
-    return next(iter(nearest_names(word, words, 1, 0.7)), "")
+def slip(word: str, words: Iterable[str]) -> str:
+    """Ask whether the one of `words` that is close was meant; empty if none is."""
+    return "".join(f"; did you mean {near}?" for near in nearest_names(word, words, 1, 0.7))
 
 
 def bad_setting(at: str, value: Any, allowed: str) -> ProxyError:
@@ -7043,10 +7052,8 @@ def read_section(data: Json, rows: tuple[Setting, ...], at: str, notes: list[str
             inner = [row._replace(key=row.key.partition(".")[2]) for row in inner]
             found[name] = read_section(read_plain(value, dict, here), tuple(inner), here, notes)
     extra = {name: value for name, value in data.items() if name not in found}
-    for name in extra:
-        guess = nearest(name, found)
-        hint = f"; did you mean {guess}?" if guess else ""
-        notes.append(f"{at}.{name}".lstrip(".") + f" is not a known key{hint}")
+    places = ((name, f"{at}.{name}".lstrip(".")) for name in extra)
+    notes.extend(f"{where} is not a known key{slip(name, found)}" for name, where in places)
     return {name: value for name, value in found.items() if value is not None} | extra
 
 

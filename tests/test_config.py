@@ -30,6 +30,8 @@ def sample(row: cp.Setting) -> Any:
     """Make up a value for a row: not its default, with every key of a record."""
     if row.clean is cp.clean_proxy:
         return "socks5://h:1"
+    if row.clean in {cp.clean_url, cp.clean_endpoint}:
+        return "https://h:1/v1"
     if row.clean is cp.clean_duration:
         return "30m"
     if row.allowed:
@@ -166,6 +168,10 @@ REFUSED = [  # key, value, what the message says
     ("routing.strategy", "random", '"random" is not possible; allowed: round-robin, weighted-round-robin, fill-first'),
     ("routing.session-affinity-ttl", "soon", '"soon" is not possible; allowed: a time such as 90s'),
     ("proxy-url",        "ftp://user:hunter22@h", "ftp:...22@h is not possible; allowed: http://"),
+    *(("proxy-url", url, f"{cp.mask(url)} is not possible; allowed: http://")
+      for url in ("http://:80", "http://h:99999", "http://h:abc", "http://[::1", "http://a b:80", "10.0.0.1:8080")),
+    *(("ampcode.upstream-url", url, f'"{url}" is not possible; allowed: an http or https URL')
+      for url in ("h", "localhost:8080", "ftp://h", "https:///x", "http://h:99999", "http://h:abc", "http://[::1", "http://a b")),
 ]
 # fmt: on
 
@@ -221,7 +227,7 @@ UNKNOWN = [
     ({"qqqqq": 1},                        "qqqqq is not a known key"),
     ({"tls": {"enabled": True}},          "tls.enabled is not a known key; did you mean enable?"),
     ({"claude-api-key": [{"apikey": ""}]}, "claude-api-key[0].apikey is not a known key; did you mean api-key?"),
-    ({"openai-compatibility": [{"base-url": "u", "models": [{"nam": "m"}]}]},
+    ({"openai-compatibility": [{"base-url": "http://h", "models": [{"nam": "m"}]}]},
      "openai-compatibility[0].models[0].nam is not a known key; did you mean name?"),
     ({"providers": {"codex": {"tokenurl": "u"}}}, "providers.codex.tokenurl is not a known key; did you mean token-url?"),
 ]
@@ -243,9 +249,9 @@ def test_keys_that_are_of_no_use_here_are_kept_quietly() -> None:
     assert config["claude-api-key"][0]["weight"] == 2
 
 
-def test_nearest() -> None:
-    assert cp.nearest("gpt-5-codx", ["gpt-5-codex", "claude"]) == "gpt-5-codex"
-    assert not cp.nearest("zzz", ["gpt-5-codex", "claude"])
+def test_a_slip() -> None:
+    assert cp.slip("gpt-5-codx", ["gpt-5-codex", "claude"]) == "; did you mean gpt-5-codex?"
+    assert not cp.slip("zzz", ["gpt-5-codex", "claude"])
 
 
 # ---- lists of accounts
@@ -261,7 +267,7 @@ def test_accounts_are_cleaned() -> None:
         ],
         "codex-api-key": [{"api-key": "k"}, {"api-key": "k", "base-url": "http://h"}],
         "vertex-api-key": [
-            {"api-key": "k", "base-url": "u", "models": [{"name": "a"}, {"name": "a", "alias": "b"}]},
+            {"api-key": "k", "base-url": "http://h", "models": [{"name": "a"}, {"name": "a", "alias": "b"}]},
             {"api-key": "k"},
         ],
         "openai-compatibility": [{"name": " Open "}, {"base-url": "http://h/v1/"}],
@@ -375,7 +381,7 @@ def test_old_lists_of_keys_are_joined() -> None:
         "generative-language-api-key": ["a", "b", " ", "b"],
         "gemini-api-key": [{"api-key": "a", "prefix": "p"}],
         "openai-compatibility": [
-            {"base-url": "u", "api-keys": ["x", "y"], "api-key-entries": [{"api-key": "y"}]}
+            {"base-url": "http://h", "api-keys": ["x", "y"], "api-key-entries": [{"api-key": "y"}]}
         ],
     })  # fmt: skip
     rows = config["gemini-api-key"]
@@ -593,7 +599,10 @@ def test_replacing_by_rename_is_seen(settings_file: Path) -> None:
     assert file.config["port"] == 2
 
 
-@pytest.mark.parametrize("text", ['{"port": ', '{"port": "x"}', "[]"])
+BAD_BASE = '{"claude-api-key": [{"api-key": "k", "base-url": "127.0.0.1:8080"}]}'
+
+
+@pytest.mark.parametrize("text", ['{"port": ', '{"port": "x"}', "[]", BAD_BASE])
 def test_a_bad_edit_keeps_the_running_settings(
     settings_file: Path, text: str, caplog: pytest.LogCaptureFixture
 ) -> None:
