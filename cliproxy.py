@@ -6838,7 +6838,7 @@ AUTH_PROVIDER = (
 )
 USER_MODEL = (
     Setting("id",         str,        "",   "the name that clients ask for", clean=str.strip),
-    Setting("provider",   str,        "",   "offer it on the accounts of this provider", clean=str.strip),
+    Setting("provider",   str,        "",   "offer it on the accounts of this provider, or of this list of keys", clean=str.strip),
     Setting("owner",      str,        "",   "shown as `owned_by`"),
     Setting("name",       str,        "",   "as people call it"),
     Setting("context",    int,        0,    "tokens that fit in; 0: unknown", clean=clean_positive),
@@ -10213,15 +10213,16 @@ class Account:
     def learn(self, listed: Mapping[str, Json], rows: Iterable[Json]) -> None:
         """Add what the upstream lists, and what the owner says of models: that counts most."""
         facts, offered = dict(self.facts), dict.fromkeys(self.listed)
+        own = {self.provider.name, self.name.partition("[")[0]}  # openai, or codex-api-key
         for id, said in listed.items():
             row = self.fact(id)
             facts[id] = model_with(row, {**said, "owner": row.owner or said.get("owner")})
             offered[id] = None
         for entry in rows:
             id, who = entry["id"], entry["provider"].lower()
-            if who in {"", self.provider.name}:
+            if who in {"", *own}:
                 facts[id] = model_with(facts.get(id) or self.fact(id), user_facts(entry))
-            if who == self.provider.name:
+            if who in own:
                 offered[id] = None
         self.facts, self.listed = facts, offered
 

@@ -671,7 +671,11 @@ def test_models_on_the_command_line(
 def test_a_key_for_openai_has_models_before_it_is_asked_for_them(
     make_proxy: ProxyMaker, upstream: Upstream
 ) -> None:
-    proxy = make_proxy(**{"codex-api-key": [{"api-key": "k", "base-url": upstream.url}]})
+    key, more = (
+        {"api-key": "k", "base-url": upstream.url},
+        {"id": "a-new-one", "provider": "codex-api-key"},
+    )
+    proxy = make_proxy(**{"codex-api-key": [key]}, models=[more])
     listed = names(proxy)
-    assert {"gpt-5.5", "gpt-5.6-sol"} <= listed
+    assert {"gpt-5.5", "gpt-5.6-sol", "a-new-one"} <= listed
     assert "codex-auto-review" not in listed, "a ChatGPT plan's own"
