@@ -12969,13 +12969,13 @@ class Handler(socketserver.BaseRequestHandler, Watcher):
 
     def drop_body(self) -> None:
         """Make the connection usable after a request whose body nobody wants, or give it up."""
-        if self.body_read:
+        if self.body_read or not self.keep:
             return
-        small = self.length is not None and self.length <= DRAIN_LIMIT
-        if small and "expect" not in self.headers:
-            self.read_body()
-        else:
-            self.keep = False
+        self.keep = False
+        if self.length and self.length <= DRAIN_LIMIT and "expect" not in self.headers:
+            self.wire.answered = True
+            self.wire.read_exactly(self.length, self.idle)  # and not unpacked: it may be a bomb
+            self.keep = self.body_read = True
 
     def linger(self) -> None:
         """Let the client read the answer before the connection is reset by what it still sends."""
@@ -12996,7 +12996,7 @@ class Handler(socketserver.BaseRequestHandler, Watcher):
             self.keep = False
             return
         dialect = self.dialect
-        with contextlib.suppress(ClientGone, ConnectionError):
+        with contextlib.suppress(ProxyError, ClientGone, ConnectionError):
             self.drop_body()
         headers = retry_header(error)
         if error.body and error.dialect == dialect.name:

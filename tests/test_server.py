@@ -855,6 +855,30 @@ def test_a_body_that_nobody_reads_is_not_the_next_request(proxy: Proxy, request_
     assert reply.count(b'{"status":"ok"}') == 1
 
 
+@pytest.mark.parametrize("keep", [True, False])
+@pytest.mark.parametrize("encoding", ["br", "gzip", "identity"])
+def test_a_refusal_reads_no_more_of_a_body_than_it_must(
+    make_proxy: ProxyMaker, encoding: str, keep: bool
+) -> None:
+    request = wire("claude", f"content-encoding: {encoding}")
+    request = request.replace(b"connection: close\r\n", b"") if keep else request
+    reply = make_proxy(api_keys=["k"]).raw(request + request * keep)
+    assert re.findall(rb"HTTP/1.1 (\d+)", reply) == [b"401", b"401"][: 1 + keep]
+
+
+def test_a_refusal_is_told_though_the_body_stalls(
+    make_proxy: ProxyMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cp, "CLIENT_TICK", 0.2)
+    monkeypatch.setattr(cp, "SLOW_CLIENT", 0.4)
+    proxy = make_proxy(api_keys=["k"])
+    for key, status in (("nope", b"401"), ("k", b"408")):
+        with closing(proxy.connect()) as peer:
+            request = wire("claude", f"x-api-key: {key}").replace(b"connection: close\r\n", b"")
+            peer.sendall(request[:-5])
+            assert peer.recv(65_536)[:12] == b"HTTP/1.1 " + status
+
+
 @pytest.mark.parametrize("framing", [f"content-length: {2**22}", "transfer-encoding: chunked"])
 def test_a_large_body_that_nobody_reads_ends_the_connection(proxy: Proxy, framing: str) -> None:
     reply = proxy.raw(
