@@ -12385,12 +12385,13 @@ def relay(call: Call, candidate: Candidate, provider: Provider, app: App) -> Ans
             call, exchange, headers, functools.partial(mended, name=name, wrapped=provider.wrapped)
         )
     encoding = exchange.headers.get("content-encoding", "")
-    if encoding and encoding in call.headers.get("accept-encoding", ""):
+    if encoding and not streaming and encoding in call.headers.get("accept-encoding", ""):
         headers["content-encoding"] = encoding
         return begin(exchange.status, headers, exchange.pieces(), exchange.length)
     tap = Tap(call.dialect)
     pieces = tapped(exchange.decoded() if encoding else exchange.pieces(), tap, call, streaming)
-    return begin(exchange.status, headers, pieces, None if encoding else exchange.length)
+    length = None if encoding or streaming else exchange.length  # a stream may end in an error
+    return begin(exchange.status, headers, pieces, length)
 
 
 def translate(call: Call, candidate: Candidate, provider: Provider, app: App) -> Answer:

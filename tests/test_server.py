@@ -263,6 +263,25 @@ def test_a_broken_stream_ends_in_an_error_frame(
     assert (last["type"], last["error"]["type"]) == ("error", "api_error")
 
 
+@pytest.mark.parametrize("encoding", ["identity", "gzip"])
+def test_a_broken_stream_of_known_length_ends_well_too(
+    proxy: Proxy, upstream: Upstream, encoding: str
+) -> None:
+    """A client that was told a length would wait for the rest of it, and take the next answer."""
+    packer = zlib.compressobj(wbits=zlib.MAX_WBITS | 16)
+    begun = STREAMS["claude"].split(b"\n\n")[0] + b"\n\n"
+    if encoding == "gzip":
+        begun = packer.compress(begun) + packer.flush(zlib.Z_SYNC_FLUSH)
+    lines = (*SSE.items(), ("content-length", "999"), ("content-encoding", encoding))
+    head = b"HTTP/1.1 200 OK\r\n" + b"".join(
+        b"%b: %b\r\n" % (k.encode(), v.encode()) for k, v in lines
+    )
+    upstream.reply([head + b"\r\n" + begun, CLOSE], framing="raw")
+    got = ask(proxy, accept_encoding=encoding)
+    assert "content-length" not in got.headers
+    assert [payload["type"] for payload in got.payloads()] == ["message_start", "error"]
+
+
 @pytest.mark.parametrize("piece", [1, 7, 65_536])
 @pytest.mark.parametrize("dialect", DIALECT_NAMES)
 def test_an_error_frame_is_not_glued_to_half_an_event(
