@@ -6640,8 +6640,8 @@ def is_url(text: str, *schemes: str) -> bool:
     """Tell whether a text is a URL of one of these schemes, and a host and port can be read of it."""
     with contextlib.suppress(ValueError):
         parts = urlsplit(text)
-        named = parts.scheme in schemes and bool(parts.hostname) and parts.port != 0
-        return named and not re.search(r"\s", text)
+        named = parts.scheme in schemes and parts.port != 0
+        return bool(named and parts.hostname and " " not in text)
     return False
 
 
@@ -6659,6 +6659,15 @@ def clean_endpoint(text: str) -> str:
         known = ", ".join(sorted(PRESETS))
         raise ValueError(f"provider:// and one of {known}{slip(name, PRESETS)}")
     return f"provider://{name}" if name else clean_url(text)
+
+
+AUTH_DIR = "~/.cli-proxy-api"
+
+
+def clean_folder(text: str) -> str:
+    with contextlib.suppress(RuntimeError):
+        return text if text and Path(text).expanduser() else AUTH_DIR
+    raise ValueError("a folder; it is unknown whose home ~ is")
 
 
 def clean_prefix(text: str) -> str:
@@ -6682,8 +6691,8 @@ def clean_headers(headers: dict[str, str]) -> dict[str, str]:
 
 def clean_proxy(text: str) -> str:
     proxy = text.strip()
-    none = proxy.lower() in {"", "direct", "none"}
-    if not none and not is_url(proxy, "http", "https", "socks5", "socks5h"):
+    ways = "http", "https", "socks5", "socks5h"
+    if proxy.lower() not in {"", "direct", "none"} and not is_url(proxy, *ways):
         raise ValueError("http://, https://, socks5:// or socks5h:// and a host, direct, none")
     return proxy
 
@@ -6736,10 +6745,7 @@ STRATEGIES = {
     **dict.fromkeys(("weighted-round-robin", "weightedroundrobin", "wrr"), "weighted-round-robin"),
     **dict.fromkeys(("fill-first", "fillfirst", "ff"), "fill-first"),
 }
-PORTS = range(65_536)
-ACTIONS = {
-    word: word for word in ("stop", "stop-and-cooldown", "continue", "continue-and-cooldown")
-}
+ACTIONS = {word: word for word in "stop stop-and-cooldown continue continue-and-cooldown".split()}
 
 # fmt: off
 NAMING = (
@@ -6850,11 +6856,11 @@ USER_MODEL = (
 )
 SETTINGS = (
     Setting("host", str, "127.0.0.1", "address to listen on; empty: all of them, which needs api-keys", clean=str.strip),
-    Setting("port", int, 8317, "port to listen on; 0: any free one", PORTS),
+    Setting("port", int, 8317, "port to listen on; 0: any free one", range(65_536)),
     Setting("tls.enable", bool, False, "serve HTTPS"),
     Setting("tls.cert", str, "", "PEM file of the certificate and its chain", clean=str.strip),
     Setting("tls.key", str, "", "PEM file of the private key", clean=str.strip),
-    Setting("auth-dir", str, "~/.cli-proxy-api", "folder of the credential files"),
+    Setting("auth-dir", str, AUTH_DIR, "folder of the credential files", clean=clean_folder),
     Setting("api-keys", Items(str), [], "keys that clients must show; none: every local program may ask", clean=clean_texts),
     Setting("debug", bool, False, "log more"),
     Setting("proxy-url", str, "", "way out: http, https, socks5 or socks5h URL, or direct; empty: as the environment says", clean=clean_proxy),
@@ -6926,14 +6932,12 @@ SETTINGS = (
 # fmt: on
 
 
-def nearest_names(
-    name: str, names: Iterable[str], limit: int = 3, likeness: float = 0.5
-) -> list[str]:
+def nearest_names(name: str, names: Iterable[str], most: int = 3, like: float = 0.5) -> list[str]:
     """Return those of `names` that look most like `name`, best first."""
     from difflib import get_close_matches  # noqa: PLC0415 -- seldom needed
 
     folded = {known.lower(): known for known in names}
-    return [folded[near] for near in get_close_matches(name.lower(), folded, limit, likeness)]
+    return [folded[near] for near in get_close_matches(name.lower(), folded, most, like)]
 
 
 def slip(word: str, words: Iterable[str]) -> str:
@@ -7048,9 +7052,9 @@ def read_section(data: Json, rows: tuple[Setting, ...], at: str, notes: list[str
         if own:
             found[name] = read_setting(value, own[0], here, notes)
         else:
-            inner = [row for row in rows if row.key.startswith(f"{name}.")]
-            inner = [row._replace(key=row.key.partition(".")[2]) for row in inner]
-            found[name] = read_section(read_plain(value, dict, here), tuple(inner), here, notes)
+            pairs = ((row, row.key.partition(".")) for row in rows)
+            inner = tuple(row._replace(key=key) for row, (head, _, key) in pairs if head == name)
+            found[name] = read_section(read_plain(value, dict, here), inner, here, notes)
     extra = {name: value for name, value in data.items() if name not in found}
     places = ((name, f"{at}.{name}".lstrip(".")) for name in extra)
     notes.extend(f"{where} is not a known key{slip(name, found)}" for name, where in places)
@@ -7091,35 +7095,33 @@ def migrate(data: Json, notes: list[str]) -> None:
     data["api-keys"] = data["api-keys"] or legacy
     old_keys = data.pop("generative-language-api-key", [])
     data["gemini-api-key"] = keys_added(data["gemini-api-key"], old_keys, API_KEY)
-    endpoints = list(enumerate(data["openai-compatibility"]))
-    nowhere = [
-        at for at, row in endpoints if not (row["base-url"] or row["name"].lower() in PRESETS)
-    ]
-    lost = "openai-compatibility[{}] is ignored: it has no usable base-url, and its name is not one we know"
-    notes.extend(map(lost.format, nowhere))
-    data["openai-compatibility"] = [row for at, row in endpoints if at not in nowhere]
-    for row in data["openai-compatibility"]:
+    endpoints, data["openai-compatibility"] = data["openai-compatibility"], []
+    for at, row in enumerate(endpoints):
         old_keys = row.pop("api-keys", [])
         row["api-key-entries"] = keys_added(row["api-key-entries"], old_keys, KEY_ENTRY)
+        if row["base-url"] or row["name"].lower() in PRESETS:
+            data["openai-compatibility"].append(row)
+        else:
+            why = "it has no usable base-url, and its name is not one we know"
+            notes.append(f"openai-compatibility[{at}] is ignored: {why}")
 
 
 def drop_bad_patterns(mappings: list[Json], notes: list[str]) -> None:
     """Leave out the model mappings whose regular expression is none."""
     for row in [row for row in mappings if row["regex"]]:
         try:
-            re.compile(row["from"])
-        except re.error as exc:
+            clean_pattern(row["from"])
+        except ValueError as exc:
             mappings.remove(row)
-            message = "ampcode.model-mappings: {!r} is ignored: no regular expression: {}"
-            notes.append(message.format(row["from"], exc))
+            notes.append(f"ampcode.model-mappings: {row['from']!r} is ignored: it should be {exc}")
 
 
 def no_duplicates(pairs: list[tuple[str, Any]]) -> Json:
-    data = dict(pairs)
-    if len(data) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the key {twice!r} is there twice")
+    data: Json = {}
+    for name, value in pairs:
+        if name in data:
+            raise ValueError(f"the key {name!r} is there twice")
+        data[name] = value
     return data
 
 
@@ -7177,7 +7179,7 @@ def find_config(argument: str | None) -> Path | None:
     """Return the settings file: the one asked for, or the first that is where it may be."""
     if argument:
         return Path(argument).expanduser()
-    folders = (Path(), Path("~/.cli-proxy-api").expanduser())
+    folders = (Path(), Path(AUTH_DIR).expanduser())
     files = (folder / f"config.{end}" for folder in folders for end in ("json", "yaml", "yml"))
     return next((file for file in files if file.is_file()), None)
 
@@ -7222,16 +7224,27 @@ def file_stamp(path: Path) -> tuple[int, int, int] | None:
     return stat.st_mtime_ns, stat.st_size, stat.st_ino
 
 
+def check_exposure(config: Config) -> None:
+    """Refuse to serve other machines without client keys."""
+    local = re.fullmatch(r"localhost|::1|127(\.\d+){3}", config["host"])
+    if not local and not config["api-keys"]:
+        where = f"host {config['host']}" if config["host"] else "an empty host"
+        message = f"{where} lets other machines in: add a key to api-keys, or set host to 127.0.0.1"
+        raise ProxyError("invalid_request", message, param="api-keys")
+
+
 class ConfigFile:
     """The settings as they are now; a bad edit keeps those that were. One thread polls.
 
-    `overrides` are settings of the command line: they outrank the file.
+    `overrides` are settings of the command line: they outrank the file, as does the host that is
+    listened on by now.
     """
 
     def __init__(self, path: Path | None, overrides: Json = EMPTY) -> None:
-        self._stamp, self._overrides = file_stamp(path) if path else None, overrides
+        self._stamp = file_stamp(path) if path else None
         self.config = load_config(path)
         self.config.data.update(overrides)
+        self._overrides = {**overrides, "host": self.config.data["host"]}
 
     def poll(self) -> bool:
         """Look at the file; True if there are other settings now. Replacing it by rename counts."""
@@ -7243,24 +7256,15 @@ class ConfigFile:
         try:
             text = read_file(path)
             fresh = parse_config(path, text) if text.strip() else self.config  # being written
+            fresh.data.update(self._overrides)
+            check_exposure(fresh)
         except ProxyError as error:
             log.warning("%s; the settings stay as they were", error)
             return False
         for warning in fresh.warnings:
             log.warning("%s", warning)
-        fresh.data.update(self._overrides)
         before, self.config = self.config, fresh
         return fresh.data != before.data
-
-
-def check_exposure(config: Config) -> None:
-    """Refuse to serve other machines without client keys."""
-    local = re.fullmatch(r"localhost|::1|127(\.\d+){3}", config["host"])
-    if not local and not config["api-keys"]:
-        where = f"host {config['host']}" if config["host"] else "an empty host"
-        what = "add a key to api-keys, or set host to 127.0.0.1"
-        message = f"{where} lets other machines in, and there are no api-keys: {what}"
-        raise ProxyError("invalid_request", message, param="api-keys")
 
 
 def shape_name(shape: Any) -> str:

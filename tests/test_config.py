@@ -151,6 +151,7 @@ TAKEN = [
     ("proxy-url",       " Direct ", "Direct"),
     ("proxy-url",       "socks5h://u:p@h:1", "socks5h://u:p@h:1"),
     ("auth-dir",        "/a/b",     "/a/b"),
+    ("auth-dir",        "",         str(Path("~/.cli-proxy-api").expanduser())),
 ]
 REFUSED = [  # key, value, what the message says
     ("port",             "3",      '"3" is not possible; allowed: a whole number'),
@@ -167,6 +168,7 @@ REFUSED = [  # key, value, what the message says
     ("tls",              "on",     '"on" is not possible; allowed: a mapping'),
     ("routing.strategy", "random", '"random" is not possible; allowed: round-robin, weighted-round-robin, fill-first'),
     ("routing.session-affinity-ttl", "soon", '"soon" is not possible; allowed: a time such as 90s'),
+    ("auth-dir",         "~nobody-has-this-name/a", '"~nobody-has-this-name/a" is not possible; allowed: '),
     ("proxy-url",        "ftp://user:hunter22@h", "ftp:...22@h is not possible; allowed: http://"),
     *(("proxy-url", url, f"{cp.mask(url)} is not possible; allowed: http://")
       for url in ("http://:80", "http://h:99999", "http://h:abc", "http://[::1", "http://a b:80", "10.0.0.1:8080")),
@@ -645,6 +647,22 @@ def test_without_a_file_there_is_nothing_to_watch() -> None:
 
 
 # ---- exposure
+
+
+def test_an_edit_does_not_open_the_running_server_to_all(
+    settings_file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The host that counts is the one that is listened on, whatever the file says by now."""
+    settings_file.write_text('{"host": "0.0.0.0", "api-keys": ["k"]}', encoding="utf-8")
+    file = cp.ConfigFile(settings_file)
+    for text in ('{"host": "0.0.0.0", "debug": true}', '{"debug": true}'):
+        replace(settings_file, text)
+        assert not file.poll()
+        assert file.config["api-keys"] == ["k"]
+        assert "host 0.0.0.0 lets other machines in" in caplog.text
+        caplog.clear()
+    replace(settings_file, '{"api-keys": ["other"]}')
+    assert file.poll()
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "localhost", "::1"])
