@@ -7721,7 +7721,7 @@ def find_proxy(origin: Origin, proxy: str) -> str:
         found = request.getproxies_environment()
         if not request.proxy_bypass_environment(origin.place, found):  # type: ignore[attr-defined]
             proxy = found.get(origin.scheme) or found.get("all", "")
-    if proxy in {"", "direct", "none"}:
+    if proxy.lower() in {"", "direct", "none"}:
         return ""
     return proxy if "://" in proxy else f"http://{proxy}"
 

@@ -505,6 +505,9 @@ ENVIRONMENTS = [
     ),
     pytest.param({"HTTPS_PROXY": "http://p:1", "NO_PROXY": "*"}, "", "", id="all excepted"),
     pytest.param({"HTTPS_PROXY": "http://p:1"}, "direct", "", id="direct"),
+    pytest.param(
+        {"HTTPS_PROXY": "http://p:1"}, "Direct", "", id="direct, as the settings allow it"
+    ),
     pytest.param({"HTTPS_PROXY": "http://p:1"}, "none", "", id="none asked for"),
     pytest.param(
         {"HTTPS_PROXY": "http://p:1"}, "http://own:2", "http://own:2", id="the setting outranks it"
