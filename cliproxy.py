@@ -3365,6 +3365,7 @@ CHAT_REFUSED = {  # quirk -> words that hosts with it refuse: fields, and a role
     "max-tokens": frozenset(["max_completion_tokens", "store"]), "system": frozenset(["store", "developer"]),
     "no-stream-options": frozenset("stream_options prompt_cache_key safety_identifier service_tier verbosity".split()),
 }  # fmt: skip
+NO_MAX_TOKENS = re.compile(r"(^|/)(gpt-5|o[134]\b)")  # who refuse it on any host, as on Azure
 
 
 def chat_odd(raw: bytes | bytearray, quirks: Quirks) -> bool:
@@ -3379,7 +3380,8 @@ def chat_fitted(body: Json, quirks: Quirks) -> Json:
     for refused in (CHAT_REFUSED[quirk] for quirk in CHAT_REFUSED if quirk in quirks):
         fitted = fitted if refused.isdisjoint(fitted) else without(fitted, refused)
     if "max-tokens" in quirks and "max_completion_tokens" in body:
-        fitted["max_tokens"] = body["max_completion_tokens"]
+        new = NO_MAX_TOKENS.search(str(body.get("model")))
+        fitted["max_completion_tokens" if new else "max_tokens"] = body["max_completion_tokens"]
     if "system" in quirks and any(m["role"] == "developer" for m in body.get("messages") or ()):
         fitted = {**fitted, "messages": list(map(chat_plain_role, body["messages"]))}
     return fitted
