@@ -3362,26 +3362,34 @@ def chat_write_request(request: Request, target: Target) -> Json:
 
 
 CHAT_REFUSED = {  # quirk -> words that hosts with it refuse: fields, and a role. Reports of 2026-04 name Mistral and Gemini
-    "max-tokens": frozenset(["max_completion_tokens", "store"]), "system": frozenset(["store", "developer"]),
+    "max-tokens": frozenset(["store"]), "system": frozenset(["store", "developer"]),
     "no-stream-options": frozenset("stream_options prompt_cache_key safety_identifier service_tier verbosity".split()),
 }  # fmt: skip
 NO_MAX_TOKENS = re.compile(r"(^|/)(gpt-5|o[134]\b)")  # who refuse it on any host, as on Azure
 
 
-def chat_odd(raw: bytes | bytearray, quirks: Quirks) -> bool:
-    """Tell whether a body, not decoded, may hold what a host with such quirks refuses."""
-    words = (word for quirk in CHAT_REFUSED if quirk in quirks for word in CHAT_REFUSED[quirk])
+def chat_limit(quirks: Quirks, model: str) -> tuple[str, str]:
+    """Return what the limit of an answer must be called, and what not; empty if it does not matter."""
+    if NO_MAX_TOKENS.search(model):
+        return "max_completion_tokens", "max_tokens"
+    return ("max_tokens", "max_completion_tokens") if "max-tokens" in quirks else ("", "")
+
+
+def chat_odd(raw: bytes | bytearray, quirks: Quirks, model: str) -> bool:
+    """Tell whether a body, not decoded, may hold what the model, or a host with such quirks, refuses."""
+    words = [word for quirk in CHAT_REFUSED if quirk in quirks for word in CHAT_REFUSED[quirk]]
+    words += filter(None, chat_limit(quirks, model)[1:])
     return any(f'"{word}"'.encode() in raw for word in words)
 
 
 def chat_fitted(body: Json, quirks: Quirks) -> Json:
-    """Return a body as a host with such quirks takes it; `body` itself if it does so already."""
-    fitted = body
+    """Return a body as its model and a host with such quirks take it; `body` itself if so it is."""
+    fitted, (right, wrong) = body, chat_limit(quirks, str(body.get("model")))
     for refused in (CHAT_REFUSED[quirk] for quirk in CHAT_REFUSED if quirk in quirks):
         fitted = fitted if refused.isdisjoint(fitted) else without(fitted, refused)
-    if "max-tokens" in quirks and "max_completion_tokens" in body:
-        new = NO_MAX_TOKENS.search(str(body.get("model")))
-        fitted["max_completion_tokens" if new else "max_tokens"] = body["max_completion_tokens"]
+    if wrong in body:
+        limit = body.get("max_completion_tokens", body.get("max_tokens"))
+        fitted = {**without(fitted, frozenset([wrong])), right: limit}
     if "system" in quirks and any(m["role"] == "developer" for m in body.get("messages") or ()):
         fitted = {**fitted, "messages": list(map(chat_plain_role, body["messages"]))}
     return fitted
@@ -12365,7 +12373,7 @@ def relay(call: Call, candidate: Candidate, provider: Provider, app: App) -> Ans
     account, model = candidate.account, candidate.model
     body = call.with_model(model)
     talks = not call.action.startswith("/")
-    odd = provider.dialect == "chat" and chat_odd(call.body, account.quirks)
+    odd = provider.dialect == "chat" and chat_odd(call.body, account.quirks, model)
     if talks and (odd or provider.name in PREPARE or any(app.config["payload"].values())):
         before = call.json if call.path_model else {**call.json, "model": model}
         try:

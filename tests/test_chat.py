@@ -384,6 +384,11 @@ def test_the_name_of_the_limit(quirk: str, model: str, field: str) -> None:
     assert cp.chat_write_request(asked, target(quirk)) == expected
     passing = {"model": model, "messages": [], "max_completion_tokens": 7}
     assert cp.chat_fitted(passing, target(quirk).quirks) == expected
+    assert cp.chat_fitted(expected, target(quirk).quirks) is expected
+    assert not cp.chat_odd(json.dumps(expected).encode(), target(quirk).quirks, model)
+    old = {"model": model, "messages": [], "max_tokens": 7}
+    fitted = cp.chat_fitted(old, target(quirk).quirks)
+    assert fitted == (old if quirk == "" else expected), "qwen-code says max_tokens to everybody"
 
 
 def test_quirks_of_messages() -> None:
