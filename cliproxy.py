@@ -10295,13 +10295,22 @@ UNUSABLE = {  # type of a credential file -> why it is not used
 }
 
 
+FILE_KEYS = {  # what a credential file may say of its account. Source: spec/providers.md 1.1
+    **{row.key: row for row in API_KEY if row.key not in {"api-key", "models"}},
+    **{key: Setting(key, object, None) for key in ("priority", "weight", "request-retry")},
+    **{key: Setting(key, str, "") for key in ("project-id", "location", "resource-url")},
+    "model-aliases": Setting("model-aliases", Items(ALIAS, "name alias"), []),
+}
+
+
 def unusable(credential: Credential, config: Config) -> str:
     """Say why a credential file is not used; empty if it is, or if its owner disabled it."""
-    if credential.data.get("disabled") or config["providers"].get(credential.type, {}).get(
-        "enabled"
-    ):
-        return ""
-    return UNUSABLE.get(credential.type, "")
+    try:
+        list(accounts_of_file(config, credential))
+    except ProxyError as error:
+        return str(error)
+    enabled = config["providers"].get(credential.type, {}).get("enabled")
+    return "" if enabled or credential.data.get("disabled") else UNUSABLE.get(credential.type, "")
 
 
 CHANNEL_SETTINGS = {  # what credential files may hold, and the setting that adds to it by channel
@@ -10372,7 +10381,8 @@ def accounts_of_endpoints(config: Config, environ: Mapping[str, str]) -> Iterato
         keys = entry["api-key-entries"] or [{"api-key": preset_key(known or name, base, environ)}]
         for key_number, key in enumerate(keys):
             merged = {**entry, "base-url": base}
-            merged.update({k: v for k, v in key.items() if v not in {None, ""}})
+            own = (row.key for row in KEY_ENTRY)
+            merged.update({k: key[k] for k in own if key.get(k) not in {None, ""}})
             merged["quirks"] = endpoint_quirks(merged, provider)
             yield Account(
                 f"{name}[{key_number}]", provider, with_overrides(config, provider, merged)
@@ -10392,25 +10402,32 @@ def service_provider(provider: Provider, entry: Json) -> Provider:
 
 def accounts_of_files(config: Config, credentials: Iterable[Credential]) -> Iterator[Account]:
     for credential in credentials:
-        name, also = FILE_PROVIDERS.get(credential.type, ("", ""))
-        provider = PROVIDERS.get(name)
-        if provider is None or credential.data.get("disabled") or unusable(credential, config):
-            continue
-        underscores_last = sorted(credential.data.items(), key=lambda pair: "_" in pair[0])
-        data = {key.replace("_", "-"): value for key, value in underscores_last}
-        for key, setting in CHANNEL_SETTINGS.items():
-            data[key] = [*(data.get(key) or ()), *config[setting].get(provider.name, ())]
-        data["also"] = also
-        host = str(data.get("resource-url") or "")  # Qwen tells each account where to go
-        if host and not config["providers"].get(name, {}).get("base-url"):
-            base = host if "://" in host else f"https://{host}"
-            data["base-url"] = base if base.endswith("/v1") else f"{base.rstrip('/')}/v1"
-        projects = str(data.get("project-id") or "").replace(" ", "").strip(",").split(",")
-        for project in projects:  # each has a quota of its own
-            account_name = f"{credential.name}::{project}" if len(projects) > 1 else credential.name
-            entry = {**data, "project-id": project}
-            row = service_provider(provider, entry) if name == "vertex" else provider
-            yield Account(account_name, row, with_overrides(config, row, entry), credential)
+        if not unusable(credential, config):
+            yield from accounts_of_file(config, credential)
+
+
+def accounts_of_file(config: Config, credential: Credential) -> Iterator[Account]:
+    """Yield the accounts of a login, none if it is disabled. Raises ProxyError for what cannot be."""
+    name, also = FILE_PROVIDERS.get(credential.type, ("", ""))
+    provider = PROVIDERS.get(name)
+    if provider is None or credential.data.get("disabled"):
+        return
+    underscores_last = sorted(credential.data.items(), key=lambda pair: "_" in pair[0])
+    said = {key.replace("_", "-"): value for key, value in underscores_last}
+    said = {key: value for key, value in said.items() if key in FILE_KEYS}
+    data = read_section(said, tuple(FILE_KEYS.values()), "", [])
+    for key, setting in CHANNEL_SETTINGS.items():
+        data[key] = [*(data.get(key) or ()), *config[setting].get(provider.name, ())]
+    data["also"], host = also, data["resource-url"]  # Qwen tells each account where to go
+    if host and not config["providers"].get(name, {}).get("base-url"):
+        base = host if "://" in host else f"https://{host}"
+        data["base-url"] = base if base.endswith("/v1") else f"{base.rstrip('/')}/v1"
+    projects = data["project-id"].replace(" ", "").strip(",").split(",")
+    for project in projects:  # each has a quota of its own
+        account_name = f"{credential.name}::{project}" if len(projects) > 1 else credential.name
+        entry = {**data, "project-id": project}
+        row = service_provider(provider, entry) if name == "vertex" else provider
+        yield Account(account_name, row, with_overrides(config, row, entry), credential)
 
 
 def accounts_of_environ(config: Config, environ: Mapping[str, str]) -> Iterator[Account]:

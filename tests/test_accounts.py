@@ -832,6 +832,61 @@ def test_fields_of_files(tmp_path: Path) -> None:
     assert (account.prefix, account.excluded) == ("work", ["claude-3*"])
 
 
+UNFIT = [
+    pytest.param("excluded_models", 5, id="no list"),
+    pytest.param("excluded_models", [[]], id="no texts in it"),
+    pytest.param("headers", "x", id="no mapping"),
+    pytest.param("model_aliases", ["x"], id="no mappings in it"),
+    pytest.param("model_aliases", {"a": "b"}, id="a mapping of aliases"),
+    pytest.param("request_scoped_errors", ["x"], id="no rule"),
+    pytest.param("request-scoped-errors", [{"match-regexr": "("}], id="no pattern"),
+    pytest.param("prefix", {}, id="no text"),
+    pytest.param("proxy_url", "10.0.0.1:8080", id="no proxy"),
+    pytest.param("base_url", "localhost:8080", id="no URL"),
+    pytest.param("resource_url", "http://[", id="no URL that is made"),
+]
+
+
+@pytest.mark.parametrize(("key", "value"), UNFIT)
+def test_a_file_that_says_what_cannot_be_stops_nobody(
+    house: House, caplog: pytest.LogCaptureFixture, key: str, value: Any
+) -> None:
+    kind = "qwen" if key == "resource_url" else "claude"
+    unfit = {"type": kind, "access_token": "t", key: value}
+    (house.proxy.auth_dir / "unfit.json").write_text(json.dumps(unfit))
+    house.proxy.app.poll()
+    names = {account.name for account in house.proxy.app.router.accounts()}
+    assert "unfit.json" not in names
+    assert names, "of the others"
+    assert "unfit.json is not used: " in caplog.text
+
+
+def test_what_a_file_says_that_means_nothing_here(tmp_path: Path) -> None:
+    data = {
+        "type": "claude",
+        "access_token": "t",
+        "models": 5,
+        "quirks": 5,
+        "also": [],
+        "priority": "x",
+        "weight": [],
+    }
+    credential = cp.Credential("claude-x.json", tmp_path, "claude", data, (0, 0, 0))
+    (account,) = cp.find_accounts(cp.load_config(None), [credential], {})
+    assert (account.models, account.priority, account.weight) == (None, 0, 1)
+
+
+def test_an_endpoint_with_a_key_that_nobody_knows() -> None:
+    """It is kept, with a warning: there may be anything in it."""
+    row = {
+        "name": "up",
+        "base-url": "http://h/v1",
+        "api-key-entries": [{"api-key": "k", "models": [{}]}],
+    }
+    config = cp.parse_config(None, json.dumps({"openai-compatibility": [row]}))
+    assert [account.key for account in cp.find_accounts(config, [], {})] == ["k"]
+
+
 # Google's Code Assist
 
 WRAPPED = {
