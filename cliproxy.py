@@ -13447,7 +13447,7 @@ GEMINI_VERBS: dict[str, tuple[str, bool | None]] = {  # verb -> action, stream
 CODE_ASSIST_ANSWERS: dict[str, Json] = {  # what gemini-cli asks before it talks: of a user who is known, without limits
     "loadCodeAssist": {"currentTier": {"id": "standard-tier", "name": "cliproxy"}, "cloudaicompanionProject": "cliproxy"},
     "onboardUser": {"name": "operations/cliproxy", "done": True, "response": {"cloudaicompanionProject": {"id": "cliproxy"}}},
-    "retrieveUserQuota": {"buckets": []},
+    "retrieveUserQuota": {"buckets": [{"modelId": "gemini-3-pro-preview"}]},  # else it asks for 2.5 in place of any preview
     "listExperiments": {"experimentIds": [], "flags": []},
 }
 ROUTE_ROWS = (

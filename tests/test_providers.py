@@ -225,7 +225,7 @@ def test_code_assist_counts_for_a_client(make_proxy: ProxyMaker, upstream: Upstr
 SETUP = [
     ("loadCodeAssist",    lambda said: said["currentTier"]["id"] and said["cloudaicompanionProject"]),
     ("onboardUser",       lambda said: said["done"] and said["response"]["cloudaicompanionProject"]["id"]),
-    ("retrieveUserQuota", lambda said: said["buckets"] == []),
+    ("retrieveUserQuota", lambda said: {"modelId": "gemini-3-pro-preview"} in said["buckets"]),
     ("listExperiments",   lambda said: said["experimentIds"] == said["flags"] == []),
 ]  # fmt: skip
 
