@@ -34,7 +34,7 @@ Contents (each room uses only rooms above it; [pure] ones touch no clock, socket
    25. ROUTING       which account serves which model, and which rests
    26. CALLS         a client's call and its answer, edited as bytes
    27. PROVIDERS     the headers and bodies that each provider wants
-   28. CATALOG       the models that upstreams list
+   28. CATALOG       the models that upstreams list, and as clients read them
    29. UPSTREAM      asking a provider
    30. AMP           what Amp asks its own server for
    31. WEBSOCKET     RFC 6455, and the conversation that a connection remembers
@@ -12082,6 +12082,57 @@ def ask_for_list(account: Account) -> Listed:
     return read_list(reply.body)
 
 
+# --- as clients list them ---------------------------------------------------------------
+ECHO = "echo"  # a model that needs no account: it repeats the last user text
+GEMINI_VERBS: dict[str, tuple[str, bool | None]] = {  # verb -> action, stream
+    "generateContent": ("generate", False),
+    "streamGenerateContent": ("generate", True),
+    "countTokens": ("count", False),
+}
+
+
+def known_model(router: Router, name: str) -> Model:
+    """Return what lists tell of a model, `created` guessed from its name if need be."""
+    if name == ECHO:
+        return Model(ECHO, "cliproxy", ECHO)
+    row = router.fact(name)
+    date = re.search(r"([0-9]{4})-?([0-9]{2})-?([0-9]{2})$", name)
+    then = read_time("-".join(date.groups()) + "T00:00Z") if date else 0
+    return row._replace(created=row.created or int(then or 0))
+
+
+def known(fields: Json) -> Json:
+    """Leave out the limits that nobody knows."""
+    return {key: value for key, value in fields.items() if value}
+
+
+def openai_model(row: Model) -> Json:
+    """Describe a model as OpenAI's API does, with the limits that its imitators add."""
+    limits = {"context_length": row.context, "max_completion_tokens": row.output}
+    base = {"id": row.id, "object": "model", "created": row.created, "owned_by": row.owner}
+    return {**base, "display_name": row.name, **known(limits)}
+
+
+def claude_model(row: Model) -> Json:
+    created = write_time(row.created, utc=True) if row.created else "1970-01-01T00:00:00Z"
+    base = {"type": "model", "id": row.id, "display_name": row.name, "created_at": created}
+    return {**base, **known({"max_input_tokens": row.context, "max_tokens": row.output})}
+
+
+def gemini_model(row: Model) -> Json:
+    limits = known({"inputTokenLimit": row.context, "outputTokenLimit": row.output})
+    base = {"name": f"models/{row.id}", "version": "001", "displayName": row.name}
+    return {**base, **limits, "supportedGenerationMethods": list(GEMINI_VERBS)}
+
+
+MODEL_SHAPES: dict[str, tuple[Callable[[Model], Json], Callable[[list[Json]], Json]]] = {
+    "claude": (claude_model, lambda rows: {"data": rows, "has_more": False,
+                                           "first_id": rows[0]["id"], "last_id": rows[-1]["id"]}),
+    "gemini": (gemini_model, lambda rows: {"models": rows}),
+    "chat": (openai_model, lambda rows: {"object": "list", "data": rows}),
+}  # fmt: skip
+
+
 ########################################################################################
 # 29. UPSTREAM
 ########################################################################################
@@ -12474,9 +12525,6 @@ def read_answer(exchange: Exchange, upstream: Dialect, request: Request, wrapped
     except MALFORMED as exc:
         message = f"the upstream's answer is malformed: {exc!r}"
         raise ProxyError("upstream_failed", message) from exc
-
-
-ECHO = "echo"  # a model that needs no account: it repeats the last user text
 
 
 def answer_echo(call: Call) -> Answer:
@@ -13385,48 +13433,6 @@ def escaped(text: str) -> str:
     return quote(text)[1:-1].replace(" ", "%20")
 
 
-def known_model(router: Router, name: str) -> Model:
-    """Return what lists tell of a model, `created` guessed from its name if need be."""
-    if name == ECHO:
-        return Model(ECHO, "cliproxy", ECHO)
-    row = router.fact(name)
-    date = re.search(r"([0-9]{4})-?([0-9]{2})-?([0-9]{2})$", name)
-    then = read_time("-".join(date.groups()) + "T00:00Z") if date else 0
-    return row._replace(created=row.created or int(then or 0))
-
-
-def known(fields: Json) -> Json:
-    """Leave out the limits that nobody knows."""
-    return {key: value for key, value in fields.items() if value}
-
-
-def openai_model(row: Model) -> Json:
-    """Describe a model as OpenAI's API does, with the limits that its imitators add."""
-    limits = {"context_length": row.context, "max_completion_tokens": row.output}
-    base = {"id": row.id, "object": "model", "created": row.created, "owned_by": row.owner}
-    return {**base, "display_name": row.name, **known(limits)}
-
-
-def claude_model(row: Model) -> Json:
-    created = write_time(row.created, utc=True) if row.created else "1970-01-01T00:00:00Z"
-    base = {"type": "model", "id": row.id, "display_name": row.name, "created_at": created}
-    return {**base, **known({"max_input_tokens": row.context, "max_tokens": row.output})}
-
-
-def gemini_model(row: Model) -> Json:
-    limits = known({"inputTokenLimit": row.context, "outputTokenLimit": row.output})
-    base = {"name": f"models/{row.id}", "version": "001", "displayName": row.name}
-    return {**base, **limits, "supportedGenerationMethods": list(GEMINI_VERBS)}
-
-
-MODEL_SHAPES: dict[str, tuple[Callable[[Model], Json], Callable[[list[Json]], Json]]] = {
-    "claude": (claude_model, lambda rows: {"data": rows, "has_more": False,
-                                           "first_id": rows[0]["id"], "last_id": rows[-1]["id"]}),
-    "gemini": (gemini_model, lambda rows: {"models": rows}),
-    "chat": (openai_model, lambda rows: {"object": "list", "data": rows}),
-}  # fmt: skip
-
-
 class Route(NamedTuple):
     """One public route. `path` may end in `*`: the rest becomes the handler's argument."""
 
@@ -13438,11 +13444,6 @@ class Route(NamedTuple):
     admit: bool = True  # does it want a client key?
 
 
-GEMINI_VERBS: dict[str, tuple[str, bool | None]] = {  # verb -> action, stream
-    "generateContent": ("generate", False),
-    "streamGenerateContent": ("generate", True),
-    "countTokens": ("count", False),
-}
 # fmt: off
 CODE_ASSIST_ANSWERS: dict[str, Json] = {  # what gemini-cli asks before it talks: of a user who is known, without limits
     "loadCodeAssist": {"currentTier": {"id": "standard-tier", "name": "cliproxy"}, "cloudaicompanionProject": "cliproxy"},
