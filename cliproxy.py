@@ -8187,6 +8187,8 @@ def fetch(
 
 Stamp = tuple[int, int, int]  # mtime in ns, size, inode: a file with the same stamp is unchanged
 RACY = 2_000_000_000  # ns: the file system's clock may be this coarse, and writers this slow
+LARGEST = 1_000_000  # bytes of a file that are read: far more than a credential has
+DRAFT = re.compile(r"\.(.+)\.[0-9a-f]{8}\.new")  # the name of a file that is being written
 NOT_CREDENTIALS = frozenset(["config.json"])  # it may live in the same folder
 SAME_TYPES = {"gemini-cli": "gemini"}  # what later versions of CLIProxyAPI call a type -> ours
 EXPIRY_KEYS = ("expired", "expire", "expires_at", "expiresAt", "expiry", "expires")
@@ -8204,7 +8206,7 @@ def read_time(value: object) -> float | None:
     """
     try:
         number = float(value) if isinstance(value, (int, float, str)) else 0.0
-    except ValueError:
+    except (ValueError, OverflowError):
         return read_date(str(value).strip())
     if not 0 < number < 1e16 or isinstance(value, bool):
         return None
@@ -8249,18 +8251,24 @@ def field_of(data: Json, *keys: str) -> Any:
     return None
 
 
+def latest_of(data: Json, *keys: str) -> float | None:
+    """Return the latest time under these keys: whoever renews tokens may leave another's stale."""
+    token = data.get("token")
+    places = (data, token if isinstance(token, dict) else EMPTY)
+    moments = (read_time(place.get(key)) for place in places for key in keys)
+    return max(filter(None, moments), default=None)
+
+
 def expires_at(data: Json) -> float | None:
     """Return when the access token expires, in Unix time; None if the file does not say."""
-    moment = read_time(field_of(data, *EXPIRY_KEYS))
-    issued, life = read_time(data.get("timestamp")), data.get("expires_in")
-    if moment is None and issued and isinstance(life, (int, float)):
-        return issued + life  # antigravity
-    return moment
+    issued, life = read_time(data.get("timestamp")), read_time(data.get("expires_in"))
+    computed = issued + life if issued and life else None  # antigravity
+    return latest_of(data, *EXPIRY_KEYS) or computed
 
 
 def last_refresh(data: Json) -> float | None:
     """Return when the tokens were renewed, in Unix time; None if the file does not say."""
-    return read_time(field_of(data, *REFRESH_KEYS))
+    return latest_of(data, *REFRESH_KEYS)
 
 
 def overlaid(old: Json, changes: Json) -> Json:
@@ -8372,7 +8380,7 @@ def read_credential(path: Path) -> tuple[Credential, bytes]:
     """Read one file. Raises ProxyError: not_found, or internal for a damaged or foreign one."""
     try:
         with path.open("rb") as file:
-            stamp, raw = stamp_of(os.fstat(file.fileno())), file.read()
+            stamp, raw = stamp_of(os.fstat(file.fileno())), file.read(LARGEST)
         data = json.loads(raw)
     except FileNotFoundError as exc:
         raise ProxyError("not_found", f"there is no {path.name!r} in {path.parent}") from exc
@@ -8485,9 +8493,8 @@ class Store:
             names = [path.name for path in self.folder.iterdir()]
         except OSError as exc:
             raise ProxyError("internal", f"cannot read {self.folder}: {exc.strerror}") from exc
-        for name in names:
-            if name.endswith(".new"):
-                self._recover(name)
+        for draft in filter(None, map(DRAFT.fullmatch, names)):
+            self._recover(draft[0], draft[1])
         found = {}
         for name in filter(self._is_ours, names):
             with contextlib.suppress(OSError):  # gone, or a dangling link
@@ -8534,9 +8541,8 @@ class Store:
             self._bad.pop(name, None)
             self.problems.pop(name, None)
 
-    def _recover(self, draft: str) -> None:
+    def _recover(self, draft: str, name: str) -> None:
         """Finish, or drop, a write whose writer was killed: new tokens may be in it."""
-        name = draft[1:].rsplit(".", 2)[0]
         path, old = self.folder / draft, self.folder / name
         if not self._is_ours(name):
             return

@@ -57,6 +57,7 @@ TIMES = [
     pytest.param("soon", None, id="a word"),
     pytest.param("", None, id="empty"),
     pytest.param(True, None, id="a flag"),
+    pytest.param(10**400, None, id="more digits than a number has"),
     pytest.param(0, None, id="zero"),
     pytest.param(-5, None, id="negative"),
     pytest.param(float("nan"), None, id="nan"),
@@ -88,6 +89,15 @@ def test_expiry_details() -> None:
     assert cp.expires_at({"expiry": "", "token": {"expiry": 1770633611}}) == 1770633611.0
     assert cp.expires_at({"expiry": 1770633612, "token": {"expiry": 1770633611}}) == 1770633612.0
     assert cp.expires_at({"timestamp": 1770633611000, "expires_in": 3599}) == 1770637210.0
+    assert cp.expires_at({"timestamp": 1770633611000, "expires_in": 10**400}) is None
+
+
+@pytest.mark.parametrize("stale", cp.EXPIRY_KEYS)
+@pytest.mark.parametrize("fresh", cp.EXPIRY_KEYS)
+def test_the_latest_of_several_ends_counts(stale: str, fresh: str) -> None:
+    """Else a spelling that another program left behind would have every request renew the token."""
+    data: cp.Json = {stale: 1770630000, "token": {fresh: 1770633611}}
+    assert cp.expires_at(data) == 1770633611.0
 
 
 @pytest.mark.skipif(not hasattr(time, "tzset"), reason="the zone cannot be set here")
@@ -237,6 +247,7 @@ def test_our_own_writes_count_as_a_change_once(store: cp.Store) -> None:
 
 
 FOREIGN = [
+    pytest.param('{"type":"codex"' + " " * 1_000_000 + "}", "damaged", id="huge"),
     pytest.param('{"type":"codex"', "damaged", id="cut"),
     pytest.param("", "damaged", id="empty"),
     pytest.param("\0\0\0\0", "damaged", id="zeros"),
@@ -406,7 +417,13 @@ def test_an_unfinished_write_is_settled(
     put(store, ".a.json.0123abcd.new", draft, age)
     put(store, ".config.json.0123abcd.new", "{}")
     put(store, ".gone.json.0123abcd.new", '{"type":"codex"}')
+    others = ["b.json.1.new", "a.json.bak.new", ".a.json.mine.new"]
+    for name in others:
+        put(store, name, "somebody's own")
     store.scan()
+    assert [name for name in others if not (store.folder / name).exists()] == []
+    for name in others:
+        (store.folder / name).unlink()
     assert [c.data["access_token"] for c in store.credentials()] == [access]
     assert [path.name for path in store.folder.glob(".*.new")] == [".config.json.0123abcd.new"]
 
