@@ -8955,9 +8955,7 @@ def token_refusal(title: str, reply: Reply, answer: Json) -> ProxyError:
     text = inner.get("error_description") or inner.get("message") or error_code(answer)
     text = text or f"HTTP {reply.status}"
     error = error_of_status(max(reply.status, 400), f"{title} refused: {text}")
-    for name, unit in (("retry-after-ms", 1000), ("retry-after", 1)):
-        with contextlib.suppress(ValueError):
-            error.retry_after = float(reply.headers.get(name, "")) / unit
+    error.retry_after = retry_after(reply.headers, time.time())
     error.body, error.headers = reply.body, reply.headers
     return error
 
@@ -9100,7 +9098,7 @@ class Flow:
         terminal: Terminal | None = None,
     ) -> None:
         token_url = data.get("token_endpoint") or service_account(data).get("token_uri")
-        cells = {"token_url": token_url, "client_id": data.get("client_id")}
+        cells = {"token_url": token_url, "client_id": field_of(data, "client_id")}
         for key, value in config["providers"].get(row.provider, {}).items():
             name = key.replace("-", "_")
             if value and name in Login._fields and isinstance(value, (str, int)):
@@ -9659,6 +9657,7 @@ def refresh(
         if not token or why or fresh.type not in LOGINS:
             raise need_login(fresh, why or "there is no refresh token")
         flow = Flow(LOGINS[fresh.type], config, fresh.data, now=now)
+        store.merge(fresh.name, {})  # fails if nothing can be written: the token works once
         try:
             answer = renew(flow, token)
         except ProxyError as error:
@@ -10044,7 +10043,9 @@ def login(
     data["cliproxy"] = {**data.get("cliproxy", {}), "refused": None}
     data.update({"prefix": options.prefix} if options.prefix else {})
     store.scan()
-    return store.create(file_for(store, row, data), data)
+    name = file_for(store, row, data)
+    with store.refreshing(name):  # what is being renewed is older than this
+        return store.create(name, data)
 
 
 def file_for(store: Store, row: Login, data: Json) -> str:

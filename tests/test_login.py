@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent import futures
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Callable
@@ -795,7 +796,9 @@ def test_a_kill_between_the_answer_and_the_rename(world: World, store: cp.Store)
     """The old refresh token is dead by then: the new one must be found again."""
     credential = sign_in(world, store, "codex")
     doomed = CHILD.replace("import json, sys", "import json, os, sys").replace(
-        "store = ", "cp.replace = lambda *a: os.kill(os.getpid(), 9); store = "
+        "store = ",
+        "replaces = [cp.replace, lambda *a: os.kill(os.getpid(), 9)]; "  # the first only tries
+        "cp.replace = lambda *a: replaces.pop(0)(*a); store = ",
     )
     process = spawn(world, store, credential, doomed)
     assert process.communicate("\n", timeout=10)[0] == ""
@@ -805,6 +808,51 @@ def test_a_kill_between_the_answer_and_the_rename(world: World, store: cp.Store)
     (saved,) = store.credentials()
     assert saved.data["refresh_token"] in world.live
     assert cp.refresh(credential, store, world.config(), world.clock) == saved
+
+
+def test_a_full_disk_costs_no_refresh_token(
+    world: World, store: cp.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The old one dies with its use: it is used only if the new one can be kept."""
+    credential = sign_in(world, store, "codex")
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(cp.ProxyError, match="No space left"):
+            cp.refresh(credential, store, world.config(), world.clock)
+    assert credential.data["refresh_token"] in world.live
+    assert cp.refresh(credential, store, world.config(), world.clock)
+
+
+def test_a_login_waits_for_a_refresh_under_way(world: World, store: cp.Store) -> None:
+    """Else that would lay the tokens of the old login over those of the new one."""
+    credential = sign_in(world, store, "codex")
+    with store.refreshing(credential.name):
+        attempt = Attempt(world, store, "codex")
+        attempt.paste(consent(attempt.url()))
+        with pytest.raises(futures.TimeoutError):
+            attempt.future.result(timeout=0.5)
+        store.merge(credential.name, {"access_token": "renewed", "refresh_token": "renewed"})
+    fresh = attempt.result().data
+    assert fresh["refresh_token"] in world.live
+    assert fresh["access_token"] != "renewed"
+
+
+def test_the_client_that_a_file_names_renews_it(world: World, store: cp.Store) -> None:
+    """A refresh token is of use to the client alone that got it."""
+    credential = sign_in(world, store, "gemini")
+    token = {"client_id": "theirs", "client_secret": "theirs"}
+    store.merge(credential.name, {"token": token})
+    config = world.config()
+    del config.data["providers"]["gemini"]["client-secret"]
+    world.faults["google/token"].append(Fault(200, {"access_token": "new", "expires_in": 3600}))
+    renewed = cp.refresh(credential, store, config, world.clock)
+    sent = world.asks[-1].body
+    assert (sent["client_id"], sent["client_secret"]) == ("theirs", "theirs")
+    assert renewed.data["token"]["client_id"] == "theirs"
 
 
 REFUSALS = [
@@ -863,7 +911,8 @@ def test_refusals(
 
 @pytest.mark.parametrize(
     ("headers", "wait"),
-    [({"retry-after": "17"}, 17), ({"retry-after-ms": "8500"}, 8.5), ({"retry-after": "1"}, 5), ({"retry-after": "9999"}, 300), ({}, 60)],
+    [({"retry-after": "17"}, 17), ({"retry-after": "17", "retry-after-ms": "16500"}, 16.5), ({"retry-after": "nan"}, 60),
+     ({"retry-after-ms": "8500"}, 8.5), ({"retry-after": "1"}, 5), ({"retry-after": "9999"}, 300), ({}, 60)],
 )  # fmt: skip
 def test_too_many_requests(
     world: World, store: cp.Store, headers: dict[str, str], wait: float
