@@ -13412,7 +13412,7 @@ def write_lines(lines: collections.deque[LogLine]) -> None:
         words = f" in={tokens_in(usage, INPUT_WORDS)} out={tokens_in(usage, OUTPUT_WORDS)}"
         line += words if usage else ""
         text.append(line + "\n")
-    if text:
+    with contextlib.suppress(OSError):  # as of a full disk
         sys.stderr.write("".join(text))
         sys.stderr.flush()
 
@@ -13695,18 +13695,25 @@ def cmd_serve(options: argparse.Namespace) -> int:
     app = make_app(options)
     server = make_server(app)
     stop = threading.Event()
+    asked: SimpleQueue[int] = SimpleQueue()  # a signal that sets an Event can wait for itself
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: os._exit(1) if stop.is_set() else stop.set())
+        signal.signal(number, lambda n, _: os._exit(1) if stop.is_set() else asked.put(n))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     greet(server, app)
     keeper = threading.Thread(target=app.keep_renewed, args=(stop,), daemon=True)
     keeper.start()
     if any(account.origin.scheme == "https" for account in app.router.accounts()):
         threading.Thread(target=tls_context, daemon=True).start()  # so that no request waits for it
-    while not stop.wait(1.0):
-        app.poll()
-        app.ask_for_models()
+    while not stop.is_set():
+        try:
+            app.poll()
+            app.ask_for_models()
+        except Exception:  # a thread's top
+            log.exception("what changed on disk could not be taken over")
         write_lines(server.lines)
+        with contextlib.suppress(Empty):
+            asked.get(timeout=1.0)
+            stop.set()
     log.info("stopping; running answers have %.0f s", GRACE)
     finished = server.stop()
     write_lines(server.lines)

@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 import zlib
+from collections import deque
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -748,6 +749,17 @@ def port_of(process: subprocess.Popen[str]) -> int:
     found = re.search(r"listens on http://127\.0\.0\.1:(\d+)", process.stdout.readline())
     assert found
     return int(found[1])
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no disk is full")
+def test_a_full_disk_under_the_log_is_no_reason_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = 0
+    with contextlib.suppress(OSError), Path("/dev/full").open("w", encoding="utf-8") as full:
+        monkeypatch.setattr(sys, "stderr", full)
+        for _ in range(2):
+            cp.write_lines(deque([(0.0, "GET", "/", 200, 0.1, None)]))
+            written += 1
+    assert written == 2
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX's")
