@@ -13014,7 +13014,7 @@ class Handler(socketserver.BaseRequestHandler, Watcher):
     def admit(self) -> None:
         """Check the client's key. Any valid one in any of its places will do."""
         keys = self.server.app.config["api-keys"]
-        if not keys:
+        if not keys and self.server.loopback:  # an edit may take away the keys of an open server
             return
         encoded = [key.encode() for key in self.given_keys()]
         valid = [hmac.compare_digest(key, known.encode()) for key in encoded for known in keys]

@@ -712,6 +712,15 @@ def test_a_changed_config_is_taken_over(proxy: Proxy) -> None:
     assert ask(proxy).status == 401, "a bad edit keeps the running configuration"
 
 
+def test_an_open_address_stays_closed_without_keys(make_proxy: ProxyMaker) -> None:
+    proxy = make_proxy(host="0.0.0.0", api_keys=["k"])
+    for host in ("0.0.0.0", "127.0.0.1"):
+        proxy.write({**proxy.settings, "host": host, "api-keys": []})
+        proxy.app.poll()
+        assert not proxy.app.config["api-keys"]
+        assert ask(proxy).status == 401
+
+
 def test_credential_files_come_and_go(proxy: Proxy, upstream: Upstream) -> None:
     file = proxy.auth_dir / "claude-a@b.c.json"
     data = {
