@@ -11725,7 +11725,8 @@ def xai_headers(headers: Headers, call: Call, account: Account) -> None:
 
 def codex_headers(headers: Headers, call: Call, account: Account) -> None:
     """Name the ChatGPT account, and the conversation for its cache. Source: spec/providers.md 3.3."""
-    headers["accept"] = "text/event-stream"
+    if call.action != "compact":
+        headers["accept"] = "text/event-stream"
     data = account.credential.data if account.credential else {}
     if data.get("account_id"):
         headers["chatgpt-account-id"] = data["account_id"]
@@ -11757,6 +11758,9 @@ def prepare_codex(body: Json, call: Call, candidate: Candidate) -> Json:
 
     Returns the same object if it fits already. Source: spec/dialects.md 4.1.
     """
+    if call.action == "compact":  # of Codex alone, who knows how to ask for it
+        refused = CODEX_REMOVED.union(CODEX_FORCED)
+        return body if refused.isdisjoint(body) else without(body, refused)
     fitted = {key: value for key, value in body.items() if key not in CODEX_REMOVED}
     fitted.update(CODEX_FORCED)
     fitted["instructions"] = body.get("instructions") or ""
@@ -12288,11 +12292,15 @@ def pause(call: Call, seconds: float) -> None:
 
 def able(call: Call, candidates: list[Candidate]) -> list[Candidate]:
     """Return those who can be asked: for more of OpenAI's API than talks, not everybody can."""
-    if not call.action.startswith("/"):
+    if call.action == "compact":
+        who, rows = "of the responses dialect", [c.account.provider for c in candidates]
+        found = [c for c, row in zip(candidates, rows) if row.dialect == call.dialect.name]
+    elif call.action.startswith("/"):
+        who, found = "of APIs like OpenAI's", [c for c in candidates if c.account.provider.whole]
+    else:
         return candidates
-    found = [candidate for candidate in candidates if candidate.account.provider.whole]
     if not found:
-        message = f"{call.action} is for accounts of APIs like OpenAI's; no such account has {call.model!r}"
+        message = f"{call.action} is for accounts {who}; no such account has {call.model!r}"
         raise ProxyError("not_implemented", message)
     return found
 
@@ -12351,8 +12359,6 @@ def ask_once(call: Call, candidate: Candidate, app: App) -> Answer:
         return relay(call, candidate, provider, app)
     if same and (call.action == "compact" or not must_fit(call, candidate)):
         return relay(call, candidate, provider, app)
-    if call.action == "compact":
-        return answer_locally(call)
     return translate(call, candidate, provider, app)
 
 
@@ -12461,7 +12467,7 @@ def relay(call: Call, candidate: Candidate, provider: Provider, app: App) -> Ans
     exchange = open_exchange(call, account, provider, path + call.passed_query(path), body, app)
     headers = passed_headers(exchange, app.config)
     streaming = headers.get("content-type", "").startswith("text/event-stream")
-    if provider.only_streams and not call.stream:
+    if provider.only_streams and call.action == "generate" and not call.stream:
         with contextlib.closing(exchange):
             whole = dumps(collected_response(sse_read(exchange.decoded()))).encode("ascii")
         whole = renamed(whole, call.model) if candidate.forced else whole

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import CLOSE, DEADLINE, Got, Proxy, ProxyMaker, Upstream
+from conftest import CLOSE, DEADLINE, Got, Proxy, ProxyMaker, Upstream, make_reply
 
 import cliproxy as cp
 
@@ -693,6 +693,33 @@ def test_compact_is_the_responses_dialect_s_own(make_proxy: ProxyMaker, upstream
     assert proxy.ask("/v1/responses/compact", {"model": "up-responses", "input": "x"}).json() == OK
     assert upstream.seen[0].path == "/v1/responses/compact"
     assert proxy.ask("/v1/responses/compact", {"model": "up-claude", "input": "x"}).status == 501
+
+
+def test_codex_compacts_without_a_stream(codex: Proxy, upstream: Upstream) -> None:
+    whole = b'{"object": "response.compaction","output": [{"type":"compaction","encrypted_content":"x"}]}'
+    upstream.routes["/responses/compact"] = make_reply(
+        whole, headers={"content-type": "application/json"}
+    )
+    body = (
+        b'{"model":"gpt-test","input":[],"instructions":"x","tools":[],"parallel_tool_calls":false}'
+    )
+    headers = {"accept": "application/json"}
+    assert codex.ask("/v1/responses/compact", body, headers).body == whole
+    assert (upstream.seen[0].body, upstream.seen[0].headers["accept"]) == (body, *headers.values())
+    more = {**json.loads(body), "store": False, "stream": False, "user": "me"}
+    assert codex.ask("/v1/responses/compact", more).body == whole
+    assert upstream.seen[1].json() == json.loads(body)
+
+
+def test_an_account_that_cannot_compact_is_not_asked(
+    make_proxy: ProxyMaker, upstream: Upstream
+) -> None:
+    key = {"api-key": "k", "base-url": upstream.url, "models": [{"name": "m"}]}
+    proxy = make_proxy(claude_api_key=[key], codex_api_key=[key])
+    upstream.routes["/responses/compact"] = make_reply(OK)
+    for _ in range(2):
+        got = proxy.ask("/v1/responses/compact", {"model": "m", "input": "x"})
+        assert (got.status, got.json()) == (200, OK)
 
 
 # --- the old completions API -------------------------------------------------------------------------
