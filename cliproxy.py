@@ -11184,14 +11184,18 @@ class Call:
     @property
     def model(self) -> str:
         """The model's name as the client wrote it. Raises ProxyError if there is none."""
-        if self._model or self.path_model:
-            return self._model or self.path_model
-        found = find_model(self.body)
-        self._span, name = found or (None, self.json.get("model"))
-        if not isinstance(name, str) or not name:
-            raise ProxyError("invalid_request", "'model' is missing or no string", param="model")
-        self._model = name
-        return name
+        if not self._model:
+            name: Any = self.path_model
+            if not name:
+                self._span, name = find_model(self.body) or (None, self.json.get("model"))
+            if (
+                not isinstance(name, str)
+                or not 0 < len(name) <= NAME_LIMIT
+                or not name.isprintable()
+            ):
+                raise ProxyError("invalid_request", "'model' is missing or no name", param="model")
+            self._model = name
+        return self._model
 
     @property
     def json(self) -> Json:
@@ -11264,11 +11268,12 @@ class Call:
         return [view[:start], self._quote(model).encode(), view[end:]]
 
 
-FORM_MODEL = re.compile(  # RFC 7578 4.2: a field of a form; its name may go without quotes
-    rb'(?<=\n)content-disposition:[^\r\n]*;[ \t]*name="?model"?[ \t]*(?:;[^\r\n]*)?\r\n(?:[^\r\n]+\r\n)*\r\n([^\r\n]+)\r\n--',
+NAME_LIMIT = 1_000  # characters of a model's name: each is looked up, compared and remembered
+FORM_MODEL = re.compile(  # RFC 7578 4.2: a field of a form; its name may go without quotes. All is limited: no search may be quadratic
+    rb'(?<=\n)content-disposition:[^\r\n]{0,99};[ \t]*name="?model"?[ \t]*(?:;[^\r\n]*)?\r\n(?:[^\r\n]+\r\n){0,9}\r\n([^\r\n]{1,1000})\r\n--',
     re.IGNORECASE,
 )
-MODEL_VALUE = re.compile(rb'"model"\s*:\s*("(?:[^"\\\x00-\x1f]|\\.)*")')
+MODEL_VALUE = re.compile(rb'"model"\s*:\s*("(?:[^"\\\x00-\x1f]|\\.){0,1000}")')
 
 
 def find_model(body: bytes | bytearray) -> tuple[tuple[int, int], str] | None:
@@ -12293,8 +12298,8 @@ def pause(call: Call, seconds: float) -> None:
 def able(call: Call, candidates: list[Candidate]) -> list[Candidate]:
     """Return those who can be asked: for more of OpenAI's API than talks, not everybody can."""
     if call.action == "compact":
-        who, rows = "of the responses dialect", [c.account.provider for c in candidates]
-        found = [c for c, row in zip(candidates, rows) if row.dialect == call.dialect.name]
+        who = "of the responses dialect"
+        found = [c for c in candidates if c.account.provider.dialect == call.dialect.name]
     elif call.action.startswith("/"):
         who, found = "of APIs like OpenAI's", [c for c in candidates if c.account.provider.whole]
     else:

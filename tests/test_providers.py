@@ -6,6 +6,7 @@ import http.client
 import json
 import logging
 import socket
+import time
 from contextlib import closing
 from typing import Any
 
@@ -711,6 +712,43 @@ def test_forms_pass(make_proxy: ProxyMaker, upstream: Upstream, path: str) -> No
 def test_a_form_without_a_model(proxy: Proxy) -> None:
     got = proxy.ask("/v1/audio/transcriptions", FORM.replace(b'"model"', b'"other"'), MULTIPART)
     assert (got.status, got.json()["error"]["param"]) == (400, "model")
+
+
+TRAPS = [  # for a search that begins anew at each place where a field may begin
+    pytest.param(b"\r\ncontent-disposition:;name=model" * 30_000, id="many fields"),
+    pytest.param(b"\r\ncontent-disposition:" + b";name=model" * 90_000, id="many names"),
+    pytest.param(b"\r\ncontent-disposition:;name=model\r\n" + b"\r\nx" * 300_000, id="many lines"),
+    pytest.param(b"\r\ncontent-disposition:;" + b" " * 1_000_000, id="many spaces"),
+]
+
+
+@pytest.mark.parametrize("body", TRAPS)
+def test_a_form_is_searched_in_one_go(proxy: Proxy, body: bytes) -> None:
+    begun = time.monotonic()
+    assert proxy.ask("/v1/images/edits", body, MULTIPART).status == 400
+    assert time.monotonic() - begun < 2
+
+
+NAMES = [
+    pytest.param("x" * 4_000_000, id="endless"),
+    pytest.param("gemini-" + "9" * 1_000, id="long"),
+    pytest.param("gemini-\ud800", id="half a character"),
+    pytest.param("gemini-\n", id="two lines"),
+    pytest.param("", id="empty"),
+    pytest.param(5, id="a number"),
+]
+
+
+@pytest.mark.parametrize("path", ["/v1/messages", "/v1/chat/completions"])
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_no_name_of_a_model(
+    make_proxy: ProxyMaker, upstream: Upstream, name: Any, path: str
+) -> None:
+    proxy = make_proxy(gemini_api_key=[{"api-key": "k", "base-url": upstream.url}])
+    begun = time.monotonic()
+    got = proxy.ask(path, {"model": name, "max_tokens": 9, "messages": TALK})
+    assert (got.status, got.json()["error"]["message"]) == (400, "'model' is missing or no name")
+    assert time.monotonic() - begun < 2
 
 
 @pytest.mark.parametrize("model", ["up-claude", "up-gemini", "echo"])
