@@ -12783,19 +12783,20 @@ class WebSocket(Watcher):
     def close(self, code: int) -> None:
         self._write(socket_frame(OP_CLOSE, struct.pack(">H", code)))
 
-    def receive(self) -> bytes:
+    def receive(self) -> bytearray:
         """Return the next text message, answering pings on the way. Raises SocketClosed."""
-        pieces: list[bytes] = []
+        whole, begun = bytearray(), False
         while True:
-            final, opcode, payload = self._frame(BODY_LIMIT - sum(map(len, pieces)))
+            final, opcode, payload = self._frame(BODY_LIMIT - len(whole))
             if opcode == OP_BINARY:
                 raise SocketClosed(1003)
             if opcode < OP_CLOSE:
-                if (opcode == OP_MORE) is not bool(pieces):  # a message has one beginning
+                if (opcode == OP_MORE) is not begun:  # a message has one beginning
                     raise SocketClosed(1002)
-                pieces.append(payload)
+                whole += payload
+                begun = True
                 if final:
-                    return b"".join(pieces)
+                    return whole
 
     def tick(self) -> None:
         """Answer pings while an answer is sent; messages wait. Raises SocketClosed."""
@@ -12851,10 +12852,11 @@ class Memory:
         items = text if isinstance(said, str) else said
         previous = body.get("previous_response_id")
         if previous:
-            if previous not in self._items:
+            before = self._items.get(str(previous))
+            if before is None:
                 message = f"the response {previous!r} is not of this connection, or too long ago"
                 raise ProxyError("invalid_request", message, param="previous_response_id")
-            items = [*self._items[previous], *items]
+            items = [*before, *items]
         kept = without(body, frozenset(["type", "generate", "previous_response_id"]))
         return {**kept, "input": items, "stream": True}
 
@@ -13370,7 +13372,10 @@ class Handler(socketserver.BaseRequestHandler, Watcher):
         try:
             while True:
                 self.waited = 0.0
-                self.serve_message(web, memory, web.receive())
+                self.server.working.discard(self)  # who only listens keeps no server from stopping
+                text = web.receive()
+                self.server.working.add(self)
+                self.serve_message(web, memory, text)
         except SocketClosed as closed:
             if closed.code != 1006:
                 web.close(closed.code)
@@ -13381,7 +13386,7 @@ class Handler(socketserver.BaseRequestHandler, Watcher):
         if self.server.stopping or self.waited >= IDLE_SOCKET:
             raise SocketClosed(1001)
 
-    def serve_message(self, web: WebSocket, memory: Memory, text: bytes) -> None:
+    def serve_message(self, web: WebSocket, memory: Memory, text: bytearray) -> None:
         """Answer one request with a message for each event."""
         call = self.call = Call(self.dialect, "generate", text)
         call.headers, call.watcher = self.headers, web

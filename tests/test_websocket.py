@@ -7,6 +7,7 @@ import os
 import socket
 import struct
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from typing import Any
@@ -169,8 +170,9 @@ def test_failures_leave_the_connection_usable(client: Client, upstream: Upstream
         429,
         {"retry-after": "7"},
     )
-    (unknown,) = client.ask(model="up-chat", input="hi", previous_response_id="r9")
-    assert (unknown["status"], unknown["error"]["param"]) == (400, "previous_response_id")
+    for previous in ("r9", ["r9"], {"r": 9}, 9):
+        (unknown,) = client.ask(model="up-chat", input="hi", previous_response_id=previous)
+        assert (unknown["status"], unknown["error"]["param"]) == (400, "previous_response_id")
     for text in (b"{", b"[]", b'{"type": "other"}', b'{"input": 1, "model": "m"}', b"\xff"):
         client.frame(1, text)
         assert next(client.answer())["status"] == 400
@@ -216,6 +218,20 @@ FAULTS = [
 def test_faults_of_the_wire(client: Client, frame: dict[str, Any], code: int) -> None:
     client.frame(**{"payload": b"{}", **frame})
     assert client.read() == (8, struct.pack(">H", code))
+
+
+def test_a_message_in_many_pieces_costs_no_more_than_they_do(client: Client) -> None:
+    begun = time.monotonic()
+    client.frame(1, b"", first=0)
+    client.sock.sendall(bytes([0, 0x80, 0, 0, 0, 0]) * 60_000)  # empty ones
+    client.frame(0, b"{}")
+    assert next(client.answer())["status"] == 400
+    assert time.monotonic() - begun < 5
+
+
+def test_a_silent_connection_keeps_no_server_from_stopping(proxy: Proxy, client: Client) -> None:
+    client.ask(model="echo", input="x")
+    assert proxy.server.stop(grace=1.0)
 
 
 def test_a_message_may_not_be_larger_than_a_body(
