@@ -10500,7 +10500,7 @@ STALE = re.compile(r"bad-credentials|access token could not be validated|token_(
 def judge(error: ProxyError) -> Verdict | None:
     """Return what a refusal means for the account; None if it is the request's own fault."""
     said = error.body.decode("utf-8", "replace").lower() or str(error).lower()
-    for statuses, pattern, verdict in REFUSALS:
+    for statuses, pattern, verdict in REFUSALS if error.sent else ():  # else the words are ours
         if str(error.status) in statuses.split() and re.search(pattern, said, re.DOTALL):
             mine = pattern or verdict is None or KINDS[error.kind].retry
             return verdict if mine else None
@@ -11176,6 +11176,7 @@ class Call:
         self._json: Json | None = None
         self._quote = quote  # how a name is written in the body
         self.type = "application/json"  # of the body
+        self.sent = False  # may the account that is being asked have received it?
         self.instead = ""  # the model to look for, if it is not the client's
         self.forced = False  # must the answer carry the name that the client used?
         self.path_model = ""  # Gemini's requests have the model in their path,
@@ -12358,13 +12359,16 @@ def ask_once(call: Call, candidate: Candidate, app: App) -> Answer:
     """Ask one account. Raises ProxyError before the first piece of the answer is given out."""
     provider = candidate.account.provider_for(call.dialect.name)
     same = provider.dialect == call.dialect.name
-    if call.action == "count":
-        return count_tokens(call, candidate, provider, app)
-    if call.action.startswith("/"):
-        return relay(call, candidate, provider, app)
-    if same and (call.action == "compact" or not must_fit(call, candidate)):
-        return relay(call, candidate, provider, app)
-    return translate(call, candidate, provider, app)
+    call.sent = False
+    try:
+        if call.action == "count":
+            return count_tokens(call, candidate, provider, app)
+        if call.action != "generate" or (same and not must_fit(call, candidate)):
+            return relay(call, candidate, provider, app)
+        return translate(call, candidate, provider, app)
+    except ProxyError as error:
+        error.sent = error.sent and call.sent
+        raise
 
 
 def must_fit(call: Call, candidate: Candidate) -> bool:
@@ -12419,6 +12423,7 @@ def open_exchange(
     length = sum(map(len, body))
     for origin, base in account.places:
         head = request_head("POST", base + path, origin, headers, length)
+        call.sent = True
         exchange = app.pool.open(origin, head, body, call.watcher)
         app.router.learn(account, exchange.headers)
         if exchange.status < 400:

@@ -887,6 +887,15 @@ def test_an_endpoint_with_a_key_that_nobody_knows() -> None:
     assert [account.key for account in cp.find_accounts(config, [], {})] == ["k"]
 
 
+@pytest.mark.parametrize("word", ["model is not supported", "bad-credentials"])
+def test_what_a_client_says_is_no_refusal(proxy: Proxy, upstream: Upstream, word: str) -> None:
+    body = {"model": "up-claude", "messages": [{"role": word, "content": "hi"}]}
+    got = proxy.ask("/v1/chat/completions", body)
+    assert (got.status, word in got.json()["error"]["message"]) == (400, True)
+    upstream.reply(ANSWER)
+    assert proxy.ask("/v1/messages", {**CLAUDE_ASK, "model": "up-claude"}).status == 200
+
+
 # Google's Code Assist
 
 WRAPPED = {
