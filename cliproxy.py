@@ -5830,11 +5830,12 @@ def resolve_thinking(asked: Thinking, model: Model, dialect: str, limit: int = 0
     effort, rule = effort_of(asked), EFFORT_RULES[dialect]
     if model.thinking is False or not effort:
         return Thinking(summary="" if model.thinking is False else asked.summary)
-    if effort == "none":  # the least that the model can
+    if effort == "none":  # the least that the model can, and none of it shown
         stuck = not model.can_stop and not rule.adaptive
         if stuck and model.levels:
-            return Thinking(nearest_level("none", model.levels))
-        return Thinking(budget=model.budget[0]) if stuck and rule.numbers else Thinking("none")
+            return Thinking(nearest_level("none", model.levels), None, "omitted")
+        least = Thinking("", model.budget[0], "omitted")
+        return least if stuck and rule.numbers else Thinking("none")
     if by_name(asked, model, rule):
         level = "" if effort == "auto" else nearest_level(effort, model.levels or rule.levels)
         return Thinking(level, None, asked.summary, adaptive=rule.adaptive)
@@ -5845,13 +5846,13 @@ def resolve_thinking(asked: Thinking, model: Model, dialect: str, limit: int = 0
 
 def by_name(asked: Thinking, model: Model, rule: EffortRule) -> bool:
     """Tell whether the target wants an effort by name, rather than a number of tokens."""
-    numbered = asked.budget is not None and not asked.effort
+    tokens = None if asked.effort else asked.budget
     if not rule.numbers:
         return True
     if model.levels:  # a model with both keeps Claude's own form
-        return not (numbered and model.budget[1] and rule.adaptive)
+        return not ((tokens or -1) > 0 and model.budget[1] and rule.adaptive)
     adaptive = rule.auto < 0 or asked.adaptive or model.id.startswith("claude-")
-    return not model.budget[1] and not numbered and adaptive  # unknown: passed on as it was said
+    return not model.budget[1] and tokens is None and adaptive  # unknown: passed on as it was said
 
 
 def resolve_budget(asked: Thinking, effort: str, model: Model, rule: EffortRule, limit: int) -> int:
@@ -6353,6 +6354,11 @@ SAMPLING = frozenset({"temperature", "top_p", "top_k"})
 PENALTIES = frozenset({"presence_penalty", "frequency_penalty", "logit_bias"})
 
 
+OWN_EFFORTS = {  # where a body may say one that we do not know: it counts until there is another
+    "chat": "reasoning_effort", "responses": "reasoning.effort", "gemini": "generationConfig.thinkingConfig",
+}  # fmt: skip
+
+
 def fit_thinking(request: Request, case: Case) -> Request:
     """Settle the model, how much it thinks, and the limits. Source: 2.1a, 2.8."""
     base, suffix = split_suffix(request.model)
@@ -6373,7 +6379,11 @@ def fit_thinking(request: Request, case: Case) -> Request:
     params = without(request.params, frozenset() if case.own else refused_params(case, thinking))
     if limit != params.get("max_tokens"):
         params = {**params, "max_tokens": limit}
-    return request._replace(model=model.id or base, params=params, thinking=thinking)
+    request = request._replace(model=model.id or base, params=params, thinking=thinking)
+    if not (case.own and effort_of(asked) and case.dialect in OWN_EFFORTS):
+        return request
+    kept = path_delete(request.extra.get(case.dialect, EMPTY), OWN_EFFORTS[case.dialect])
+    return request._replace(extra={**request.extra, case.dialect: kept})
 
 
 def refused_params(case: Case, thinking: Thinking) -> frozenset[str]:

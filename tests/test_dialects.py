@@ -611,17 +611,18 @@ THINKING = [  # asked, model, dialect, max_tokens, written
     pytest.param(Thinking("xhigh"), GPT_51, "responses", 0, Thinking("high"), id="xhigh to older"),
     pytest.param(Thinking("max"), CODEX, "responses", 0, Thinking("xhigh"), id="max to older"),
     pytest.param(Thinking("none"), GPT_51, "chat", 0, Thinking("none"), id="none"),
-    pytest.param(Thinking("none"), CODEX, "responses", 0, Thinking("low"), id="cannot stop"),
+    pytest.param(Thinking("none"), CODEX, "responses", 0, Thinking("low", summary="omitted"), id="cannot stop: unseen"),
     pytest.param(Thinking("none"), SONNET_5, "claude", 0, Thinking("none"), id="claude always can"),
     pytest.param(Thinking("none"), GEMINI_25, "gemini", 0, Thinking("none"), id="flash off"),
-    pytest.param(Thinking("none"), GEMINI_25_PRO, "gemini", 0, Thinking(budget=128), id="pro cannot"),
-    pytest.param(Thinking("none"), GEMINI_3, "gemini", 0, Thinking("low"), id="gemini 3 cannot"),
+    pytest.param(Thinking("none"), GEMINI_25_PRO, "gemini", 0, Thinking(budget=128, summary="omitted"), id="pro cannot"),
+    pytest.param(Thinking("none"), GEMINI_3, "gemini", 0, Thinking("low", summary="omitted"), id="gemini 3 cannot"),
     pytest.param(Thinking("medium"), GEMINI_25, "gemini", 0, Thinking(budget=8192), id="gemini budget"),
     pytest.param(Thinking("max"), GEMINI_25, "gemini", 0, Thinking(budget=24_576), id="gemini's most"),
     pytest.param(Thinking("auto"), GEMINI_25, "gemini", 0, Thinking(budget=-1), id="gemini decides"),
     pytest.param(Thinking(budget=-1), GEMINI_25, "gemini", 0, Thinking(budget=-1), id="dynamic"),
     pytest.param(Thinking(budget=31_999), GEMINI_3, "gemini", 0, Thinking("high"), id="levels for gemini 3"),
     pytest.param(Thinking("auto"), CODEX, "responses", 0, Thinking(), id="auto is left out"),
+    pytest.param(Thinking(budget=-1), OPUS_47, "claude", 0, Thinking(adaptive=True), id="dynamic is adaptive"),
     pytest.param(Thinking("auto"), OPUS_47, "claude", 0, Thinking(adaptive=True), id="auto adaptive"),
     pytest.param(Thinking(adaptive=True), OPUS_47, "claude", 0, Thinking(adaptive=True), id="adaptive as it is"),
     pytest.param(Thinking(adaptive=True), SONNET_45, "claude", 0, Thinking(budget=8192), id="adaptive to budget"),
@@ -643,6 +644,33 @@ THINKING = [  # asked, model, dialect, max_tokens, written
     pytest.param(Thinking(summary="auto"), CODEX, "responses", 0, Thinking(summary="auto"), id="only shown"),
     pytest.param(Thinking("low", summary="auto"), CODEX, "responses", 0, Thinking("low", summary="auto"), id="shown"),
 ]  # fmt: skip
+
+
+SUFFIX = [  # dialect, a body's effort that is none we know, model, what is written for (high)
+    ("chat", {"reasoning_effort": None}, "x", {"reasoning_effort": "high"}),
+    ("chat", {"reasoning_effort": "mega"}, "x", {"reasoning_effort": "high"}),
+    ("responses", {"reasoning": {"effort": None, "summary": "auto"}}, "gpt-5.5", {"reasoning": {"effort": "high", "summary": "auto"}}),
+    ("responses", {"reasoning": {"effort": "mega"}}, "gpt-5.5", {"reasoning": {"effort": "high"}}),
+    ("gemini", {"generationConfig": {"thinkingConfig": {"thinkingLevel": "MEGA"}}}, "gemini-2.5-pro",
+     {"generationConfig": {"thinkingConfig": {"thinkingBudget": 24_576}}}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("dialect", "said", "model", "written"), SUFFIX)
+def test_the_name_outranks_an_effort_that_nobody_knows(
+    dialect: str, said: cp.Json, model: str, written: cp.Json
+) -> None:
+    """Between equals a body keeps what is not modelled, but not against what the name says."""
+    content = {"gemini": "contents", "responses": "input"}.get(dialect, "messages")
+    parts = {"parts": [{"text": "q"}]} if dialect == "gemini" else {"content": "q"}
+    body = {"model": f"{model}(high)", content: [{"role": "user", **parts}], **said}
+    row, target = cp.DIALECTS[dialect], cp.Target("x", cp.model_row(model))
+    fitted = cp.fit_request(row.read_request(body), target, dialect)
+    got = row.write_request(fitted.request, target)
+    assert {key: got[key] for key in written} == written
+    plain = cp.fit_request(row.read_request({**body, "model": model}), target, dialect)
+    got = row.write_request(plain.request, target)
+    assert {key: got[key] for key in said} == said, "as it came, where the name says nothing"
 
 
 @pytest.mark.parametrize(("asked", "model", "dialect", "max_tokens", "written"), THINKING)
