@@ -6092,6 +6092,7 @@ def find_client_tool(request: Request, case: Case) -> str:
 def find_forced(request: Request, case: Case) -> str:
     """Return the upstream's own tools of which one must be called, if none of them can be forced."""
     mode, names = request.choice or ToolChoice("auto")
+    names = names or tuple(tool.name for tool in request.tools)
     hosted = {tool.name for tool in request.tools if tool.kind == "hosted"}
     hosted -= {tool.name for tool in request.tools if tool.kind != "hosted"}
     able = set(names).intersection(case.takes["forced"]) or not hosted.issuperset(names)
@@ -6206,7 +6207,7 @@ def fit_call(part: Part, case: Case) -> Iterable[Part]:
         return fit_text(part, case)
     space, name = case.names[call_key(part, case.declared)]
     made = case.calls.setdefault(part.id, [])
-    made.append(legal_id(f"{part.id}_{len(made) + 1}" if made else part.id, case.id_limit))
+    made.append(legal_id(f"{part.id} {len(made) + 1}" if made else part.id, case.id_limit))
     proof, text, custom = own_proof(part, case), part.text, part.custom
     if custom and not case.custom:
         text, custom = dumps_text({"input": text}), False
@@ -6217,7 +6218,7 @@ def fit_call(part: Part, case: Case) -> Iterable[Part]:
 
 
 def fit_result(part: Part, case: Case) -> Iterable[Part]:
-    """Let results follow their calls, in order; what only the other service called is told as text.
+    """Let results follow their calls, in order; of what only the other service called, what it gave.
 
     A second result of one call is dropped: gemini-cli repeats them after a resume.
     """
@@ -6227,7 +6228,7 @@ def fit_result(part: Part, case: Case) -> Iterable[Part]:
     made, at = case.calls.get(part.id, ()), case.results[part.id]
     case.results[part.id] += 1
     if at >= len(made):
-        return () if made else (Part("text", text_of(part.parts)),)
+        return () if made else inner
     name, custom = plain_name(part.name, case), part.custom and case.custom
     return (part._replace(id=made[at], name=name, parts=inner, custom=custom),)
 

@@ -147,6 +147,13 @@ REFUSED = [
         ask(dialect="claude", tools=(Tool("web_search", kind="hosted"),), choice=ToolChoice("required", ("web_search",))),
         "chat", "tool_choice", id="forced hosted tool",
     ),
+    *[
+        pytest.param(
+            ask(dialect="claude", tools=(Tool("web_search", kind="hosted"),), choice=ToolChoice("required")),
+            to, "tool_choice", id=f"any of hosted tools to {to}",
+        )
+        for to in ("chat", "gemini")
+    ],
 ]  # fmt: skip
 
 
@@ -160,6 +167,16 @@ def test_refused(request_: Request, dialect: str, param: str) -> None:
 TAKEN = [
     pytest.param(ask(params={"n": 2}), "gemini", id="n to gemini"),
     pytest.param(ask(params={"n": 1}), "claude", id="one answer"),
+    pytest.param(
+        ask(
+            dialect="claude",
+            tools=(Tool("web_search", kind="hosted"), Tool("f")),
+            choice=ToolChoice("required"),
+        ),
+        "chat",
+        id="any tool, of which one is left",
+    ),
+    pytest.param(ask(choice=ToolChoice("required")), "claude", id="any tool of none"),
     pytest.param(
         ask(dialect="responses", extra={"responses": {"previous_response_id": "r"}}),
         "responses",
@@ -406,11 +423,24 @@ def ids(request: Request) -> list[str]:
     ]
 
 
+SECOND = cp.legal_id("a 2", 64)
 IDS = [
-    pytest.param(("a", "a"), ("a", "a"), ["a", "a_2", "a", "a_2"], id="duplicates"),
+    pytest.param(("a", "a"), ("a", "a"), ["a", SECOND, "a", SECOND], id="duplicates"),
+    pytest.param(
+        ("a", "a", "a_2"),
+        ("a", "a", "a_2"),
+        ["a", SECOND, "a_2"] * 2,
+        id="as a duplicate may be called",
+    ),
     pytest.param(("a", "b"), ("a", "b", "a", "b"), ["a", "b", "a", "b"], id="repeated results"),
     pytest.param(("a", "b"), ("b", "a"), ["a", "b", "b", "a"], id="order kept"),
 ]
+
+
+def test_what_a_result_without_its_call_holds_is_kept() -> None:
+    picture = media("image", "base64", mime="image/png").parts
+    fitted = fit(ask(user(Part("result", id="gone", parts=picture)), dialect="claude"), "responses")
+    assert [part.kind for message in fitted.messages for part in message.parts] == ["media"]
 
 
 @pytest.mark.parametrize(("calls", "answers", "written"), IDS)
