@@ -10318,6 +10318,7 @@ FILE_KEYS = {  # what a credential file may say of its account. Source: spec/pro
     **{key: Setting(key, object, None) for key in ("priority", "weight", "request-retry")},
     **{key: Setting(key, str, "") for key in ("project-id", "location", "resource-url")},
     "model-aliases": Setting("model-aliases", Items(ALIAS, "name alias"), []),
+    "request-scoped-errors": Setting("request-scoped-errors", Items(dict), None),
 }
 
 
@@ -10522,7 +10523,7 @@ def wanted_action(rules: Iterable[Json], error: ProxyError) -> str:
     """Return what the owner wants done after a refusal, a word of ACTIONS; empty: as `judge` says."""
     said = error.body.decode("utf-8", "replace") or str(error)
     for rule in rules:
-        with contextlib.suppress(re.error, TypeError):  # credential files are not checked
+        with contextlib.suppress(re.error, TypeError):  # in a file it is left out
             fits = re.search(rule.get("match-regexr") or "", said) and rule.get("match", "") in said
             if fits and rule.get("status") in {0, None, error.status}:
                 return str(rule.get("action") or "stop")

@@ -839,7 +839,6 @@ UNFIT = [
     pytest.param("model_aliases", ["x"], id="no mappings in it"),
     pytest.param("model_aliases", {"a": "b"}, id="a mapping of aliases"),
     pytest.param("request_scoped_errors", ["x"], id="no rule"),
-    pytest.param("request-scoped-errors", [{"match-regexr": "("}], id="no pattern"),
     pytest.param("prefix", {}, id="no text"),
     pytest.param("proxy_url", "10.0.0.1:8080", id="no proxy"),
     pytest.param("base_url", "localhost:8080", id="no URL"),
