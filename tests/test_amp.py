@@ -157,6 +157,30 @@ def test_what_amp_sends(  # noqa: PLR0917 -- a column each
     assert "UNSPECIFIED" not in seen.body.decode() or dialect == home
 
 
+KEY_LISTS = ("claude_api_key", "codex_api_key", "gemini_api_key", "openai_compatibility")
+OWN = [shape for shape in SHAPES if shape.values[0] != "chat"]
+
+
+@pytest.mark.parametrize(("dialect", "path", "headers", "model", "body"), OWN)
+def test_a_chatgpt_plan_is_enough(  # noqa: PLR0917 -- a column each
+    make_proxy: ProxyMaker, upstream: Upstream, dialect: str, path: str, headers: Json, model: str, body: Json
+) -> None:  # fmt: skip
+    """It only streams, and has neither Claude nor Gemini; the answer names what was asked for."""
+    proxy = make_proxy(api_keys=["sk-one"], **{name: [] for name in KEY_LISTS})
+    login = {"type": "codex", "access_token": "t", "email": "a@b.c", "base_url": upstream.url}
+    (proxy.auth_dir / "codex-a.json").write_text(json.dumps(login), encoding="utf-8")
+    proxy.app.poll()
+    upstream.reply(STREAMS["responses"](SAID), headers=SSE)
+    got = call(proxy, path, headers, model, body)
+    assert got.status == 200, got.body
+    if dialect != "responses":  # that passes as it came
+        checked(got.body, dialect, bool(body.get("stream")) or "stream" in path)
+    assert models_in(got.body) == {model}
+    sent = upstream.seen[0].json()
+    assert (sent["stream"], sent["store"], sent["model"][:4]) == (True, False, "gpt-")
+    assert not {"max_output_tokens", "temperature", "stream_options"} & sent.keys()
+
+
 @pytest.mark.parametrize("piece", [1, 7, 65_536])
 def test_a_dated_name_of_the_upstream_is_renamed(
     make_proxy: ProxyMaker, upstream: Upstream, piece: int

@@ -329,6 +329,24 @@ def check_asked(client: Client, dialect: str, seen: Seen) -> None:
         assert {content["role"] for content in body["contents"]} == {"user", "model"}
 
 
+@pytest.mark.parametrize("dialect", NAMES)
+def test_gemini_cli_as_of_code_assist(locked: Proxy, upstream: Upstream, dialect: str) -> None:
+    """With CODE_ASSIST_ENDPOINT it sends the same turn in an envelope, and wants one back."""
+    client = CLIENTS["gemini-cli"]
+    turn = {**client.body(""), "session_id": "uuid"}
+    body = {"model": f"up-{dialect}", "project": "p", "user_prompt_id": "uuid", "request": turn}
+    upstream.replies.append(saying(dialect))
+    got = locked.ask("/v1internal:streamGenerateContent?alt=sse", body, BEARER)
+    assert got.status == 200, got.body
+    assert {frozenset(payload) for payload in got.payloads()} == {frozenset({"response"})}
+    answers = [payload["response"] for payload in got.payloads()]
+    VALIDATE["gemini"](b"".join(f"data: {json.dumps(a)}\r\n\r\n".encode() for a in answers))
+    assert calls_of("gemini", answers) == [("", "look", {"city": "Bern"})]
+    (seen,) = upstream.seen
+    check_asked(client, dialect, seen)
+    assert "uuid" not in seen.body.decode()
+
+
 BASES = [pytest.param(c, base, id=f"{c} at {base or '/'}") for c, row in CLIENTS.items() for base in row.paths]  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from conftest import DEADLINE, Proxy, ProxyMaker, Upstream
+from dialogue import STREAMS, Said
 
 import cliproxy as cp
 
@@ -97,6 +98,8 @@ class Client:
     def answer(self) -> Iterator[dict[str, Any]]:
         while True:
             opcode, payload = self.read()
+            if opcode == 10:
+                continue
             assert opcode == 1
             event = json.loads(payload)
             yield event
@@ -140,6 +143,21 @@ def test_only_what_is_new_is_sent(client: Client, upstream: Upstream) -> None:
     inputs = [seen.json()["input"] for seen in upstream.seen]
     assert inputs == [[first], [first, MESSAGE, ITEM], [first, MESSAGE, ITEM]]
     assert not any("previous_response_id" in seen.json() for seen in upstream.seen)
+
+
+def test_a_long_conversation(client: Client, upstream: Upstream) -> None:
+    """More turns than are remembered, on another dialect: the last request has all of them."""
+    last, turns = "", cp.REMEMBERED + 4
+    for turn in range(turns):
+        upstream.reply(STREAMS["claude"](Said(text=f"answer {turn}.")), headers=SSE)
+        going_on = {"previous_response_id": last} if last else {}
+        client.frame(9, b"ping")
+        answer = client.ask(model="up-claude", input=f"question {turn}?", **going_on)
+        last = answer[-1]["response"]["id"]
+    messages = upstream.seen[-1].json()["messages"]
+    texts = [message["content"][0]["text"] for message in messages]
+    told = [text for n in range(turns) for text in (f"question {n}?", f"answer {n}.")]
+    assert texts == told[:-1]
 
 
 def test_a_warm_up_asks_nobody(client: Client, upstream: Upstream) -> None:
