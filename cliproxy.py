@@ -8630,13 +8630,15 @@ class Terminal:
 
     def take(self, deadline: float) -> Arrival:
         """Wait for what comes next. Raises ProxyError after `deadline`, in monotonic time."""
-        try:
-            arrival = self.inbox.get(timeout=max(0.0, deadline - time.monotonic()))
-        except Empty:
-            message = "nobody finished the login in time; nothing was saved; run it again"
-            raise ProxyError("caller_timeout", message) from None
-        self.closed = self.closed or arrival.text is None
-        return arrival
+        while time.monotonic() < deadline:
+            try:  # not for long: a Ctrl-C that comes just before the wait is heard after it
+                arrival = self.inbox.get(timeout=TICK)
+            except Empty:
+                continue
+            self.closed = self.closed or arrival.text is None
+            return arrival
+        message = "nobody finished the login in time; nothing was saved; run it again"
+        raise ProxyError("caller_timeout", message)
 
     def ask(self, question: str) -> str:
         """Return the line that answers; empty if nobody can."""
