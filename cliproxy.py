@@ -194,7 +194,7 @@ DURATION_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3_600.0}
 
 def read_duration(text: str) -> float:
     """Return the seconds in `1h16m0.6s` or `373.8ms`, as Go writes durations; 0 for other texts."""
-    parts = re.findall(r"([\d.]*\d)(ms|s|m|h)", text)
+    parts = re.findall(r"(\d*\.?\d+)(ms|s|m|h)", text)
     whole = "".join(map("".join, parts)) == text.strip()
     return sum(float(number) * DURATION_UNITS[unit] for number, unit in parts) if whole else 0.0
 
@@ -457,6 +457,10 @@ class ProxyError(Exception):
         self.dialect = ""  # of `body`
         self.sent = True  # may the upstream have received the request?
         self.final = False  # is nobody else to be asked?
+
+
+# what readers raise, which index freely
+MALFORMED = (KeyError, TypeError, AttributeError, ValueError, IndexError, RecursionError)
 
 
 def error_of_status(status: int, message: str) -> ProxyError:
@@ -3883,7 +3887,7 @@ def chat_read_error(status: int, body: bytes) -> ProxyError:
     try:
         data = json.loads(body)
     except ValueError:
-        words = " ".join(re.sub(r"<[^>]*>", " ", body.decode("utf-8", "replace")).split())
+        words = " ".join(re.sub(r"<[^<>]*>", " ", body.decode("utf-8", "replace")).split())
         data = words[:300]
     return chat_error(data or f"the upstream answered with status {status}", status)
 
@@ -10507,6 +10511,7 @@ REFUSALS = (  # the first row that fits counts; an empty pattern fits. Source: s
 )
 # fmt: on
 BACKOFF_LIMIT = 1_800.0  # seconds
+LONGEST_REST = 32 * 86_400.0  # seconds: longer than any plan's window
 LONG_REST = 60.0  # seconds, after a refusal that time alone seldom heals
 STALE = re.compile(r"bad-credentials|access token could not be validated|token_(expired|invalid)")
 
@@ -10587,9 +10592,11 @@ def told_wait(error: ProxyError, now: float) -> float | None:
         names = [f"{unified}-reset"]
     ends = [end for name in names if (end := read_time(error.headers.get(name)))]
     said = error.body.decode("utf-8", "replace")
-    for word, base in (("resets_at", 0.0), ("resets_in_seconds", now)):
-        found = re.search(rf'"{word}"\s*:\s*"?([\d.]*\d)', said)
-        ends += [base + float(found[1])] if found and not ends else []
+    found = re.search(r'"resets_at"\s*:\s*"?([^",}\s]+)', said)
+    end = read_time(found[1]) if found else None
+    found = re.search(r'"resets_in_seconds"\s*:\s*"?(\d+)', said)
+    end = now + int(found[1][:9]) if found and end is None else end
+    ends = ends or ([end] if end else [])
     if ends:
         return max(1.0, max(ends) - now)
     hint = retry_after(error.headers, now)
@@ -10608,10 +10615,10 @@ def told_limits(headers: Mapping[str, str], now: float) -> list[Window]:
     windows = []
     for kind in ("primary", "secondary"):
         cell = {key: headers.get(f"x-codex-{kind}-{key}", "") for key in CODEX_CELLS}
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, OverflowError):
             used, minutes = float(cell["used-percent"]), float(cell["window-minutes"])
             left = cell["reset-after-seconds"]
-            ends = read_time(cell["reset-at"]) or (now + float(left) if left else None)
+            ends = read_time(cell["reset-at"]) or read_time(now + float(left) if left else None)
             windows.append(Window(window_name(60 * minutes), used, ends))
     for name, value in headers.items():
         claim = re.fullmatch(r"anthropic-ratelimit-unified-(.+)-utilization", name)
@@ -10619,7 +10626,7 @@ def told_limits(headers: Mapping[str, str], now: float) -> list[Window]:
             if claim and claim[1] != "overage":
                 ends = read_time(headers.get(name.replace("utilization", "reset")))
                 windows.append(Window(claim[1].replace("_", " "), 100 * float(value), ends))
-    return windows
+    return [window for window in windows if math.isfinite(window.used)]
 
 
 CODEX_CELLS = ("used-percent", "window-minutes", "reset-at", "reset-after-seconds")
@@ -10978,6 +10985,8 @@ class Router:
 
         False if that is no use: the request itself is at fault, and another account would refuse it.
         """
+        if error.retry_after is not None:
+            error.retry_after = min(error.retry_after, LONGEST_REST)
         verdict, account = judge(error), candidate.account
         action = wanted_action(account.rules, error)
         if action:
@@ -11161,7 +11170,6 @@ STRATEGY_ORDERS: dict[str, Callable[[list[Candidate], int, dict[str, int]], list
 # another name are edited as bytes: what was signed, or written with care, stays as it is.
 
 Pieces = Generator[bytes, None, None]
-MALFORMED = (KeyError, TypeError, AttributeError, ValueError, IndexError)  # readers index freely
 
 
 # An id for every call without asking the system for random bytes each time, which takes 9 us.
@@ -12055,7 +12063,7 @@ class Catalog:
         for account in filter(can_list, accounts):
             try:
                 self._keep(list_file(account), ask_for_list(account))
-            except (ProxyError, ValueError, RecursionError, OSError) as exc:
+            except (ProxyError, OSError, *MALFORMED) as exc:
                 log.debug("%s: no list of models: %s", account.name, exc)
                 failures[account.name] = str(exc)
                 with self._lock:
@@ -12440,7 +12448,7 @@ def open_exchange(
         call.sent = True
         exchange = app.pool.open(origin, head, body, call.watcher)
         app.router.learn(account, exchange.headers)
-        if exchange.status < 400:
+        if 200 <= exchange.status < 300:
             return exchange
         with contextlib.closing(exchange):
             error = refusal(exchange, DIALECTS[provider.dialect], app.config)
@@ -12451,10 +12459,19 @@ def open_exchange(
 
 def refusal(exchange: Exchange, dialect: Dialect, config: Config) -> ProxyError:
     """Read an upstream's error answer, keeping it as it came for a client of the same dialect."""
-    body = exchange.body()
-    error = dialect.read_error(exchange.status, body)
+    if exchange.status < 400:
+        place = exchange.headers.get("location", "nowhere")
+        message = f"the upstream sends us to {place[:200]!r}, with status {exchange.status}"
+        return ProxyError("upstream_failed", f"{message}; is its base-url right?")
+    body = b""
+    with contextlib.suppress(ProxyError):  # what breaks off, or cannot be unpacked, has a status
+        body = exchange.body()
+    try:
+        error = dialect.read_error(exchange.status, body)
+        error.body = completed_error(body, error, dialect)
+    except MALFORMED:
+        error = error_of_status(exchange.status, f"the upstream said {body[:200]!r}")
     error.status, error.dialect = exchange.status, dialect.name
-    error.body = completed_error(body, error, dialect)
     error.headers = passed_headers(exchange, config)
     error.retry_after = told_wait(error, time.time())
     return error

@@ -12,7 +12,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from conftest import DEADLINE, Clock, Got, Proxy, ProxyMaker, Reply, Seen, Upstream, make_reply
+from conftest import (
+    CLOSE,
+    DEADLINE,
+    Clock,
+    Got,
+    Proxy,
+    ProxyMaker,
+    Reply,
+    Seen,
+    Upstream,
+    make_reply,
+)
 from world import Fault, World
 
 import cliproxy as cp
@@ -689,6 +700,10 @@ LIMITS = [
                 "overage_utilization": "0"}),
         [("5h", 25.0, 1_800_000_000.0), ("7d", 50.0, None)], id="Claude"),
     pytest.param({"x-codex-primary-used-percent": "much"}, [], id="garbage"),
+    pytest.param({"x-codex-primary-used-percent": "1", "x-codex-primary-window-minutes": "inf"}, [], id="an endless window"),
+    pytest.param({"x-codex-primary-used-percent": "nan", "x-codex-primary-window-minutes": "300"}, [], id="no number"),
+    pytest.param({"x-codex-primary-used-percent": "1", "x-codex-primary-window-minutes": "300", "x-codex-primary-reset-after-seconds": "inf"},
+                 [("5h", 1.0, None)], id="no end"),
     pytest.param({"content-type": "x"}, [], id="nothing"),
 ]  # fmt: skip
 
@@ -730,6 +745,12 @@ WAITS = [
         {}, b'{"error":{"details":[{"metadata":{"quotaResetDelay":"soon"}}]}}', None, id="garbage"
     ),
     pytest.param({}, b"", None, id="nothing"),
+    pytest.param({}, b'{"error":{"resets_at":"1970-01-12T13:47:00Z"}}', 20.0, id="a date"),
+    pytest.param({}, b'{"error":{"resets_in_seconds":"7.5"}}', 7.0, id="resets_in_seconds"),
+    pytest.param({}, b'{"error":{"resets_at":"1.2.3"}}', None, id="no number"),
+    pytest.param({}, b'{"error":{"resets_in_seconds":"..5"}}', None, id="no seconds"),
+    pytest.param({}, b'{"error":{"message":"reset after 1.2.3s"}}', None, id="no duration"),
+    pytest.param({}, b'{"error":{"resets_at":%b}}' % (b"9" * 400), None, id="no date"),
 ]
 
 
@@ -884,6 +905,60 @@ def test_an_endpoint_with_a_key_that_nobody_knows() -> None:
     }
     config = cp.parse_config(None, json.dumps({"openai-compatibility": [row]}))
     assert [account.key for account in cp.find_accounts(config, [], {})] == ["k"]
+
+
+@pytest.mark.parametrize("wait", ["inf", "1e300", "9" * 400])
+def test_no_rest_is_endless(make_proxy: ProxyMaker, upstream: Upstream, wait: str) -> None:
+    proxy = make_proxy()
+    error = {"type": "error", "error": {"type": "rate_limit_error", "message": "no"}}
+    upstream.reply(error, 429, {"retry-after": wait})
+    for _ in range(2):
+        got = proxy.ask("/v1/messages", {**CLAUDE_ASK, "model": "up-claude"})
+        assert got.status == 429
+    assert 0 < int(got.headers["retry-after"]) <= cp.LONGEST_REST
+
+
+CUT = b"HTTP/1.1 %d No\r\nretry-after: 60\r\ncontent-length: 99\r\n\r\nhalf"
+PACKED = b"HTTP/1.1 %d No\r\nretry-after: 60\r\ncontent-encoding: br\r\ncontent-length: 1\r\n\r\n?"
+
+
+@pytest.mark.parametrize("raw", [CUT, PACKED], ids=["cut", "packed"])
+@pytest.mark.parametrize("status", [401, 429])
+def test_a_refusal_that_cannot_be_read_is_one(
+    proxy: Proxy, upstream: Upstream, status: int, raw: bytes
+) -> None:
+    upstream.reply([raw % status, CLOSE], framing="raw")
+    ask = {**CLAUDE_ASK, "model": "up-claude"}
+    assert [proxy.ask("/v1/messages", ask).status for _ in range(2)] == [status, 429]
+    assert len(upstream.seen) == 1
+
+
+@pytest.mark.parametrize("status", [301, 302, 304, 307, 101])
+def test_who_sends_us_elsewhere_has_not_answered(
+    proxy: Proxy, upstream: Upstream, status: int
+) -> None:
+    upstream.reply(b"<html>", status, {"location": "https://elsewhere.example/v1"})
+    got = proxy.ask("/v1/messages", {**CLAUDE_ASK, "model": "up-claude"})
+    assert got.status == 502
+    assert "'https://elsewhere.example/v1'" in got.json()["error"]["message"]
+
+
+ODD_REFUSALS = [
+    pytest.param(b'{"error":{"message":5,"code":{},"type":[]}}', id="types"),
+    pytest.param(b'{"error":{"message":null,"details":5}}', id="no details"),
+    pytest.param(b"[" * 100_000, id="deep"),
+    pytest.param(b"<" * 200_000, id="no page"),
+]
+
+
+@pytest.mark.parametrize("body", ODD_REFUSALS)
+@pytest.mark.parametrize("dialect", list(cp.DIALECTS))
+def test_an_odd_refusal_is_one(proxy: Proxy, upstream: Upstream, dialect: str, body: bytes) -> None:
+    upstream.reply(body, 429)
+    begun = time.monotonic()
+    ask = {"model": f"up-{dialect}", "messages": HI}
+    assert proxy.ask("/v1/chat/completions", ask).status == 429
+    assert time.monotonic() - begun < 2
 
 
 @pytest.mark.parametrize("word", ["model is not supported", "bad-credentials"])

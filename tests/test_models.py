@@ -518,8 +518,9 @@ def test_a_failure_is_tried_again_after_an_hour(
     proxy.app.catalog._now = clock
     upstream.reply({"error": {"message": "not today"}}, 500)
     upstream.reply(b"<html>", 200)
+    upstream.reply({"data": [{"id": "x", "supportedGenerationMethods": 5}]})
     upstream.reply({"data": [{"id": "one"}]})
-    for turn, count in ((0, 1), (3_500, 1), (200, 2), (200, 2), (3_600, 3)):
+    for turn, count in ((0, 1), (3_500, 1), (200, 2), (200, 2), (3_600, 3), (200, 3), (3_600, 4)):
         clock.turn(turn)
         proxy.app.ask_for_models()
         wait_for_lists(proxy)
