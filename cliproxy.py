@@ -5808,6 +5808,9 @@ EFFORT_RULES = {
     "responses": EffortRule(LADDER),
     "gemini": EffortRule(LADDER[1:5], numbers=True, auto=-1),
 }
+OWN_EFFORTS = {  # where a body may say one that we do not know: it counts until there is another
+    "chat": "reasoning_effort", "responses": "reasoning.effort", "gemini": "generationConfig.thinkingConfig",
+}  # fmt: skip
 
 
 def effort_of(thinking: Thinking) -> str:
@@ -6357,11 +6360,6 @@ FALLBACK_OUTPUT = 32_000  # Claude's max_tokens where neither client nor model s
 LEAST_OUTPUT = 16  # of Responses
 SAMPLING = frozenset({"temperature", "top_p", "top_k"})
 PENALTIES = frozenset({"presence_penalty", "frequency_penalty", "logit_bias"})
-
-
-OWN_EFFORTS = {  # where a body may say one that we do not know: it counts until there is another
-    "chat": "reasoning_effort", "responses": "reasoning.effort", "gemini": "generationConfig.thinkingConfig",
-}  # fmt: skip
 
 
 def fit_thinking(request: Request, case: Case) -> Request:
