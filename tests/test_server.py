@@ -717,7 +717,6 @@ def test_an_open_address_stays_closed_without_keys(make_proxy: ProxyMaker) -> No
     for host in ("0.0.0.0", "127.0.0.1"):
         proxy.write({**proxy.settings, "host": host, "api-keys": []})
         proxy.app.poll()
-        assert not proxy.app.config["api-keys"]
         assert ask(proxy).status == 401
 
 
