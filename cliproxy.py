@@ -1011,6 +1011,7 @@ QUIRKS = {  # what a service does unlike the others of its dialect; most are of 
     "minimal-to-low": "has no effort below low",
     "openapi-schema": "takes the schema of a tool in Gemini's older form only",
     "stream": "answers with streams only",
+    "no-proofs": "has refused the proofs of thinking in this conversation",
 }
 # fmt: off
 PRESET_ROWS = {  # `unverified` stands where we know no more than that such services usually are so
@@ -6155,6 +6156,8 @@ def refuse(kind: str, thing: Request | Part | Media, case: Case) -> None:
 
 def own_proof(part: Part, case: Case) -> str:
     """Return the part's proof as it was minted, if that was by the target's vendor; else nothing."""
+    if "no-proofs" in case.target.quirks:  # QUIRKS no-proofs: it has refused them
+        return ""
     provider, proof = unseal(part.proof)
     untagged = case.vendor if case.own else case.asks["minted"][0]
     minted = VENDORS.get(provider, provider) or untagged
@@ -10558,6 +10561,19 @@ def explained(error: ProxyError) -> str:
     return f"{str(error)[:200]}{hint}"
 
 
+PROOF_REFUSED = re.compile(
+    r"invalid `?signature|invalid_encrypted_content|thought.?signature", re.IGNORECASE
+)
+
+
+def is_proof_refused(error: ProxyError) -> bool:
+    """Tell whether a refusal is of a proof of thinking: an account of its kind answered before.
+
+    Source: spec/dialects.md 4.2, providers.md 3.4.
+    """
+    return error.status == 400 and bool(PROOF_REFUSED.search(error.body.decode("utf-8", "replace")))
+
+
 def is_stale(error: ProxyError) -> bool:
     """Tell whether a refusal is of the token, so that a new one may do."""
     if error.status == 403:
@@ -11199,6 +11215,7 @@ class Call:
         self.sent = False  # may the account that is being asked have received it?
         self.instead = ""  # the model to look for, if it is not the client's
         self.forced = False  # must the answer carry the name that the client used?
+        self.bare = False  # must it go without proofs of thinking?
         self.path_model = ""  # Gemini's requests have the model in their path,
         self.path_stream: bool | None = None  # and whether to stream
 
@@ -12368,10 +12385,14 @@ def ask(call: Call, candidate: Candidate, app: App) -> Answer:
     try:
         return ask_once(call, candidate, app)
     except ProxyError as error:
-        if not account.renewable or not is_stale(error):
+        if is_proof_refused(error) and not call.bare:
+            call.bare, why = True, "thinking of another provider"
+        elif account.renewable and is_stale(error):
+            app.renew(account, token)
+            why = "its token"
+        else:
             raise
-        log.info("rid=%s %s: its token is refused; it gets a new one", call.id[:8], account.name)
-        app.renew(account, token)
+        log.info("rid=%s %s refused %s; it is asked again", call.id[:8], account.name, why)
     return ask_once(call, candidate, app)
 
 
@@ -12397,7 +12418,7 @@ def must_fit(call: Call, candidate: Candidate) -> bool:
     It must if its model's name holds an effort, if it brings back proofs of other providers, or
     if Claude Code took an alias for a newer model than it is (spec/clients.md 1.4).
     """
-    if candidate.effort or PROOF_MARK in call.body:
+    if candidate.effort or call.bare or PROOF_MARK in call.body:
         return True
     provider = candidate.account.provider
     array = call.path_stream and not call.sse  # which is not edited
@@ -12531,7 +12552,8 @@ def relay(call: Call, candidate: Candidate, provider: Provider, app: App) -> Ans
 def translate(call: Call, candidate: Candidate, provider: Provider, app: App) -> Answer:
     """Translate a call to the upstream's dialect, and the answer back."""
     request, upstream, account = call.request, DIALECTS[provider.dialect], candidate.account
-    target = Target(provider.name, account.fact(candidate.model), account.quirks | provider.quirks)
+    quirks = account.quirks | provider.quirks | ({"no-proofs"} if call.bare else frozenset())
+    target = Target(provider.name, account.fact(candidate.model), quirks)
     stream = request.stream or provider.only_streams or "stream" in target.quirks
     thinking = (
         Thinking(*candidate.effort, summary=request.thinking.summary)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from conftest import CLOSE, DEADLINE, Got, Proxy, ProxyMaker, Upstream, make_reply
+from dialogue import ANSWERS, Said
 
 import cliproxy as cp
 
@@ -836,3 +837,40 @@ def test_a_malformed_stream_is_the_upstream_s_failure(
     last = got.payloads()[-1]
     assert (got.status, last["type"]) == (200, "error")
     assert "malformed" in last["error"]["message"]
+
+
+# --- thinking of another provider, which nothing marks
+
+THOUGHT = {"type": "thinking", "thinking": "hm", "signature": "of-somebody-else"}
+SAYS = {"type": "text", "text": "so"}
+BARE: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {  # path, body, and the upstream's words
+    "claude": (
+        "/v1/messages",
+        {"max_tokens": 9, "messages": [HELLO, {"role": "assistant", "content": [THOUGHT, SAYS]}, HELLO]},
+        {"type": "error", "error": {"type": "invalid_request_error", "message": "messages.1.content.0: Invalid `signature` in `thinking` block"}},
+    ),
+    "responses": (
+        "/v1/responses",
+        {"input": [HELLO, {"type": "reasoning", "summary": [], "encrypted_content": "of-somebody-else"}, {"role": "assistant", "content": "so"}, HELLO]},
+        {"error": {"message": "The encrypted content could not be verified.", "type": "invalid_request_error", "code": "invalid_encrypted_content"}},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["then it answers", "refused all the same"])
+@pytest.mark.parametrize("dialect", BARE)
+def test_thinking_of_another_provider_is_left_out(
+    make_proxy: ProxyMaker, upstream: Upstream, dialect: str, again: bool
+) -> None:
+    """Kimi's thinking comes to Anthropic when the user changes the model halfway: design.md, proofs."""
+    path, body, refusal = BARE[dialect]
+    upstream.reply(refusal, 400)
+    upstream.reply(*([refusal, 400] if again else [ANSWERS[dialect](Said(text="well"))]))
+    got = make_proxy().ask(path, {"model": f"up-{dialect}", **body})
+    first, second = upstream.seen
+    assert b"of-somebody-else" in first.body
+    assert b"of-somebody-else" not in second.body
+    assert b"so" in second.body
+    assert got.status == (400 if again else 200)
+    if again:
+        assert got.json() == refusal
