@@ -11791,9 +11791,17 @@ CODEX_FORCED = {"stream": True, "store": False}
 CODEX_REMOVED = frozenset(  # refused with 400 "Unsupported parameter". Source: spec/dialects.md 4.1
     "max_output_tokens max_completion_tokens temperature top_p top_k truncation user metadata"
     " safety_identifier prompt_cache_retention prompt_cache_options context_management"
-    " previous_response_id stream_options generate background".split()
+    " stream_options generate background".split()
 )
 CODEX_TIERS = {"priority": "priority", "fast": "priority"}
+
+
+def refuse_memory(body: Json) -> None:
+    """Raise ProxyError for history that the service does not keep: it would be lost without a word."""
+    for field in ("previous_response_id", "conversation"):
+        if body.get(field):
+            message = f"{field}: nothing is stored there; send the whole conversation"
+            raise ProxyError("invalid_request", message, param=field)
 
 
 def prepare_codex(body: Json, call: Call, candidate: Candidate) -> Json:
@@ -11801,6 +11809,7 @@ def prepare_codex(body: Json, call: Call, candidate: Candidate) -> Json:
 
     Returns the same object if it fits already. Source: spec/dialects.md 4.1.
     """
+    refuse_memory(body)
     if call.action == "compact":  # of Codex alone, who knows how to ask for it
         refused = CODEX_REMOVED.union(CODEX_FORCED)
         return body if refused.isdisjoint(body) else without(body, refused)
@@ -11891,19 +11900,12 @@ def kimi_messages(messages: Iterable[Json]) -> Iterator[Json]:
         }
 
 
-XAI_REMOVED = frozenset(
-    [
-        "previous_response_id",
-        "prompt_cache_retention",
-        "safety_identifier",
-        "stream_options",
-        "stop",
-    ]
-)
+XAI_REMOVED = frozenset("prompt_cache_retention safety_identifier stream_options stop".split())
 
 
 def prepare_xai(body: Json, call: Call, candidate: Candidate) -> Json:
     """Leave out what xAI refuses. Source: spec/providers.md 9."""
+    refuse_memory(body)
     fitted = body if XAI_REMOVED.isdisjoint(body) else without(body, XAI_REMOVED)
     unfit = (
         "effort" in (body.get("reasoning") or {})

@@ -206,6 +206,16 @@ def test_a_conversation_of_a_client_without_cache_keys_has_one(
     assert "one" not in keys[0]
 
 
+@pytest.mark.parametrize("field", ["previous_response_id", "conversation"])
+def test_history_that_is_not_kept_there_is_not_lost_in_silence(
+    codex: Proxy, upstream: Upstream, field: str
+) -> None:
+    got = codex.ask("/v1/responses", {**FITTING, field: "resp_1"})
+    assert (got.status, got.json()["error"]["param"]) == (400, field)
+    assert "whole conversation" in got.json()["error"]["message"]
+    assert not upstream.seen
+
+
 def test_a_real_client_speaks_for_itself(codex: Proxy, upstream: Upstream) -> None:
     upstream.reply(STREAM, headers=SSE)
     own = {
