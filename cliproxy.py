@@ -1746,7 +1746,7 @@ def json_of(text: str) -> Any:
     """Return the value that a text is the JSON of; any other text is a value itself."""
     try:  # `int` raises for NaN and the infinities, which are not JSON
         return json.loads(text, parse_constant=int)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
 
 
@@ -2889,7 +2889,7 @@ def claude_read_error(status: int, body: bytes) -> ProxyError:
     fallback = error_of_status(status, text or f"the upstream said {status}, and nothing else")
     try:
         error = claude_failure(json.loads(body), fallback.kind)
-    except ValueError:
+    except MALFORMED:
         return fallback
     error.status = fallback.status
     return error
@@ -3887,7 +3887,7 @@ def chat_read_error(status: int, body: bytes) -> ProxyError:
     """HTTP status and body -> error. What is not JSON, often HTML, is cut to its first words."""
     try:
         data = json.loads(body)
-    except ValueError:
+    except MALFORMED:
         words = " ".join(re.sub(r"<[^<>]*>", " ", body.decode("utf-8", "replace")).split())
         data = words[:300]
     return chat_error(data or f"the upstream answered with status {status}", status)
@@ -5771,7 +5771,7 @@ def gemini_read_error(status: int, body: bytes) -> ProxyError:
     """Read the body of a failed call, which may stand in an array, or be no JSON at all."""
     try:
         data = json.loads(body)
-    except ValueError:
+    except MALFORMED:
         data = body[:500].decode("utf-8", "replace") or f"HTTP {status}"
     return gemini_error(data[0] if isinstance(data, list) and data else data, status)
 
@@ -11478,7 +11478,7 @@ ERROR_FIELDS = {  # what a client needs in `error`; third parties leave some out
 
 def completed_error(body: bytes, error: ProxyError, dialect: Dialect) -> bytes:
     """Return an error as it came, with the fields that its dialect wants of every error."""
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(*MALFORMED):
         said = json.loads(body)
         told = said.get("error") if isinstance(said, dict) else None
         if isinstance(told, dict) and not told.keys() >= set(ERROR_FIELDS[dialect.name]):
@@ -11602,11 +11602,22 @@ def raise_first_error(head: bytes, dialect: Dialect) -> None:
     payload: Json = {}
     with contextlib.suppress(ProxyError):
         payload = next(sse_read([head]), payload)
-    error = payload.get("error") or (payload.get("response") or {}).get("error")
+    error = payload.get("error") or path_get(payload, "response.error")
     if payload.get("type") == "error" or error:
-        for _ in dialect.read_stream(iter((payload,)), Request(dialect.name, "", ())):
-            pass  # it raises, as it would were the stream translated
+        with contextlib.suppress(*MALFORMED):
+            for _ in dialect.read_stream(iter((payload,)), Request(dialect.name, "", ())):
+                pass  # it raises, as it would were the stream translated
         raise dialect.read_error(502, dumps({"error": error or payload}).encode("ascii"))
+
+
+@contextlib.contextmanager
+def read_of_upstream() -> Iterator[None]:
+    """Make what is malformed in an answer the upstream's failure, not a bug of ours."""
+    try:
+        yield
+    except MALFORMED as exc:
+        message = f"the upstream's answer is malformed: {exc!r}"
+        raise ProxyError("upstream_failed", message) from exc
 
 
 def collected_response(payloads: Iterable[Json]) -> Json:
@@ -11624,7 +11635,7 @@ def collected_response(payloads: Iterable[Json]) -> Json:
             output = response.get("output") or [item for _, item in sorted(items.items())]
             return {**response, "output": output}
         elif kind in {"response.failed", "error"}:
-            error = payload.get("error") or (payload.get("response") or {}).get("error") or payload
+            error = payload.get("error") or path_get(payload, "response.error") or payload
             raise DIALECTS["responses"].read_error(502, dumps({"error": error}).encode("ascii"))
     raise ProxyError("upstream_failed", "the upstream closed the stream before response.completed")
 
@@ -11666,10 +11677,8 @@ def completion_answer(answer: Answer) -> Answer:
     """Return a chat's answer as one of the old completions API."""
     if answer.headers.get("content-type", "").startswith("text/event-stream"):
         return answer._replace(pieces=completion_frames(answer.pieces), length=None)
-    try:
+    with read_of_upstream():
         whole = dumps(completion_of_chat(json.loads(b"".join(answer.pieces)))).encode("ascii")
-    except (ValueError, AttributeError) as exc:
-        raise ProxyError("upstream_failed", f"the upstream's answer is malformed: {exc}") from exc
     return Answer(answer.status, answer.headers, iter_once(whole), len(whole))
 
 
@@ -12487,12 +12496,9 @@ def refusal(exchange: Exchange, dialect: Dialect, config: Config) -> ProxyError:
     body = b""
     with contextlib.suppress(ProxyError):  # what breaks off, or cannot be unpacked, has a status
         body = exchange.body()
-    try:
-        error = dialect.read_error(exchange.status, body)
-        error.body = completed_error(body, error, dialect)
-    except MALFORMED:
-        error = error_of_status(exchange.status, f"the upstream said {body[:200]!r}")
+    error = dialect.read_error(exchange.status, body)
     error.status, error.dialect = exchange.status, dialect.name
+    error.body = completed_error(body, error, dialect)
     error.headers = passed_headers(exchange, config)
     error.retry_after = told_wait(error, time.time())
     return error
@@ -12530,7 +12536,7 @@ def relay(call: Call, candidate: Candidate, provider: Provider, app: App) -> Ans
     headers = passed_headers(exchange, app.config)
     streaming = headers.get("content-type", "").startswith("text/event-stream")
     if provider.only_streams and call.action == "generate" and not call.stream:
-        with contextlib.closing(exchange):
+        with contextlib.closing(exchange), read_of_upstream():
             whole = dumps(collected_response(sse_read(exchange.decoded()))).encode("ascii")
         whole = renamed(whole, call.model) if candidate.forced else whole
         return Answer(
@@ -12581,26 +12587,19 @@ def translate(call: Call, candidate: Candidate, provider: Provider, app: App) ->
 
 
 def read_answer(exchange: Exchange, upstream: Dialect, request: Request, wrapped: bool) -> Events:
-    """Read an upstream's answer, a stream or not, as events.
-
-    Readers index freely; what is malformed is the upstream's failure, not a bug of ours.
-    """
+    """Read an upstream's answer, a stream or not, as events."""
 
     def unwrap(body: Json) -> Json:
         inner: Json = body.get("response", body) if wrapped else body
         return inner
 
-    try:
-        with contextlib.closing(exchange):
-            if exchange.headers.get("content-type", "").startswith("text/event-stream"):
-                payloads = map(unwrap, sse_read(exchange.decoded()))
-                yield from upstream.read_stream(payloads, request)
-            else:
-                body = unwrap(json.loads(exchange.body()))
-                yield from upstream.read_response(body, request)
-    except MALFORMED as exc:
-        message = f"the upstream's answer is malformed: {exc!r}"
-        raise ProxyError("upstream_failed", message) from exc
+    with contextlib.closing(exchange), read_of_upstream():
+        if exchange.headers.get("content-type", "").startswith("text/event-stream"):
+            payloads = map(unwrap, sse_read(exchange.decoded()))
+            yield from upstream.read_stream(payloads, request)
+        else:
+            body = unwrap(json.loads(exchange.body()))
+            yield from upstream.read_response(body, request)
 
 
 def answer_echo(call: Call) -> Answer:
@@ -12689,13 +12688,8 @@ def translated_count(call: Call, candidate: Candidate, provider: Provider, app: 
     exchange = open_exchange(
         call, candidate.account, provider, path, [dumps(body).encode("ascii")], app
     )
-    with contextlib.closing(exchange):
-        try:
-            return counted(call, int(json.loads(exchange.body())[COUNT_WORDS[upstream.name]]), {})
-        except (KeyError, TypeError, ValueError) as exc:
-            raise ProxyError(
-                "upstream_failed", f"the upstream's count is malformed: {exc!r}"
-            ) from exc
+    with contextlib.closing(exchange), read_of_upstream():
+        return counted(call, int(json.loads(exchange.body())[COUNT_WORDS[upstream.name]]), {})
 
 
 def counted(call: Call, tokens: int, headers: Headers) -> Answer:

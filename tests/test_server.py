@@ -244,6 +244,33 @@ def test_an_error_as_first_event_is_an_http_error(proxy: Proxy, upstream: Upstre
     assert (got.status, error_of(got)) == (529, "busy")
 
 
+ODD_ERRORS = [
+    b'{"response":"x","error_code":1}',
+    b'{"type":"error"}',
+    b'{"type":"error","error":"x"}',
+    b'{"error":[1]}',
+    b'{"error":{"message":5,"code":{},"type":[]}}',
+    b'{"type":"response.failed","response":"error"}',
+    b'{"type":"response.failed","response":{"error":"x"}}',
+]
+
+
+@pytest.mark.parametrize("event", ODD_ERRORS)
+@pytest.mark.parametrize("dialect", DIALECT_NAMES)
+@pytest.mark.parametrize("late", [False, True])
+def test_odd_errors_in_streams_are_the_upstream_s(
+    proxy: Proxy,
+    upstream: Upstream,
+    dialect: str,
+    event: bytes,
+    late: bool,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    upstream.reply([STREAMS[dialect] * late, b"data: " + event + b"\n\n"], headers=SSE)
+    ask(proxy, dialect)
+    assert "bug" not in caplog.text
+
+
 @pytest.mark.parametrize(
     "steps",
     [

@@ -342,6 +342,23 @@ def test_a_stream_that_fails_is_no_whole_answer(
     assert says in got.json()["error"]["message"]
 
 
+@pytest.mark.parametrize(
+    "event",
+    [
+        {"type": "response.output_item.done"},
+        {"type": "response.completed"},
+        {"type": "response.completed", "response": 5},
+        {"type": "response.failed", "response": 5},
+    ],
+    ids=json.dumps,
+)
+def test_a_malformed_stream_is_no_whole_answer(
+    codex: Proxy, upstream: Upstream, event: dict[str, Any]
+) -> None:
+    upstream.reply(sse(PAYLOADS[0], event), headers=SSE)
+    assert codex.ask("/v1/responses", {**FITTING, "stream": False}).status == 502
+
+
 def test_an_incomplete_answer_is_whole(codex: Proxy, upstream: Upstream) -> None:
     end = {
         "type": "response.incomplete",
