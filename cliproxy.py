@@ -10400,12 +10400,14 @@ def preset_key(known: str, base: str, environ: Mapping[str, str]) -> str:
 
 def accounts_of_endpoints(config: Config, environ: Mapping[str, str]) -> Iterator[Account]:
     entries = [entry for entry in config["openai-compatibility"] if not entry.get("disabled")]
+    numbers: dict[str, Iterator[int]] = {}  # of the keys of all entries of one name
     for number, entry in enumerate(entries):
         name = (entry.get("name") or f"openai-compatibility[{number}]").strip().lower()
         base, _, known = entry["base-url"].partition("provider://")
         provider = endpoint_provider(name, known or name)
         keys = entry["api-key-entries"] or [{"api-key": preset_key(known or name, base, environ)}]
-        for key_number, key in enumerate(keys):
+        for key in keys:
+            key_number = next(numbers.setdefault(name, count()))
             merged = {**entry, "base-url": base}
             own = (row.key for row in KEY_ENTRY)
             merged.update({k: key[k] for k in own if key.get(k) not in {None, ""}})
@@ -10558,7 +10560,8 @@ def explained(error: ProxyError) -> str:
     """Return an error's message, and what its owner can do about it if we know."""
     said = f"{error} {error.body.decode('utf-8', 'replace')}"
     hint = next((f" ({hint})" for pattern, hint in HINTS if pattern in said), "")
-    return f"{str(error)[:200]}{hint}"
+    words = "".join(c if c.isprintable() else " " for c in str(error)[:200])
+    return f"{words}{hint}"
 
 
 PROOF_REFUSED = re.compile(
@@ -10721,7 +10724,7 @@ def session_of(headers: Mapping[str, str], body: Json) -> str:
     for _, find in SESSION_KEYS:
         try:
             found = find(headers, body)
-        except (KeyError, TypeError, AttributeError):
+        except MALFORMED:
             continue  # of another form than we know
         if isinstance(found, str) and 0 < len(found) <= 256 and found.isprintable():
             return found
@@ -10803,13 +10806,15 @@ class Router:
             return sorted(self._offers)
 
     def offer(self, model: str) -> list[Candidate]:
-        """Return those who offer a model of the list. Raises KeyError."""
+        """Return those who offer a model of the list; nobody, if it has just left it."""
         with self._lock:
-            return self._offers[model]
+            return self._offers.get(model, [])
 
     def fact(self, model: str) -> Model:
-        """Return what is known of a model of the list, under its name there. Raises KeyError."""
-        first = self.offer(model)[0]
+        """Return what is known of a model of the list, under its name there."""
+        first = next(iter(self.offer(model)), None)
+        if first is None:
+            return Model(model)
         row, who = first.account.fact(first.model), first.account.provider.name
         return row._replace(
             id=model, owner=row.owner or who, name=first.display or row.name or model
@@ -11020,7 +11025,8 @@ class Router:
             if wait > 0 and (verdict.hard or not off):
                 if error.status == 429 and error.retry_after is None:
                     error.retry_after = wait  # without it Codex gives up at once
-                mark = account.mark if verdict.token else ""
+                # A key's name is its place in the config, where another may stand one day.
+                mark = account.mark if verdict.token or not account.credential else ""
                 end = self._now() + wait
                 rest = Cooldown(end, level, verdict.soft, mark, error.status, explained(error))
                 for name in self._siblings(account, error.status):
@@ -11258,7 +11264,7 @@ class Call:
 
     def rewrite(self, body: Json) -> None:
         """Put another body in the place of the client's."""
-        self.body, self._json = dumps(body).encode("ascii"), body
+        self.body, self._json, self._span = dumps(body).encode("ascii"), body, None
 
     @property
     def sse(self) -> bool:
@@ -11462,10 +11468,10 @@ class Tap:
 
 USAGE_LIMIT = 4_096  # bytes: longer than any usage object
 STREAM_ENDS = {  # how a complete stream of each dialect ends; chat endpoints may leave theirs out
-    "claude": (b"message_stop",),
+    "claude": (b'"message_stop"',),  # in quotes, which a model that talks of it cannot write
     "chat": (b"",),
-    "responses": (b"response.completed", b"response.incomplete", b"response.failed"),
-    "gemini": (b"finishReason", b"blockReason"),
+    "responses": (b'"response.completed"', b'"response.incomplete"', b'"response.failed"'),
+    "gemini": (b'"finishReason"', b'"blockReason"'),
 }
 USAGE_KEY = re.compile(r'"usage(?:Metadata)?"\s*:\s*(?={)')
 
@@ -13209,7 +13215,8 @@ class Handler(socketserver.BaseRequestHandler, Watcher):
             except ProxyError as error:
                 if not answer.headers.get("content-type", "").startswith("text/event-stream"):
                     raise ClientGone from error
-                log.warning("rid=%s broke off: %s", self.call.id[:8] if self.call else "-", error)
+                rid = self.call.id[:8] if self.call else "-"
+                log.warning("rid=%s broke off: %s", rid, explained(error))
                 self.out.append(stream_error(self.dialect, error))
             self.flush(last=True)
 
@@ -14142,7 +14149,7 @@ def main(argv: list[str] | None = None) -> int:
     if words == ["--version"]:
         say(version())
         return 0
-    flags = not words or (words[0][0] == "-" and words[0] not in {"-h", "--help"})
+    flags = not words or (words[0].startswith("-") and words[0] not in {"-h", "--help"})
     options = (make_flag_parser() if flags else make_parser()).parse_args(words)
     level = logging.DEBUG if options.debug else logging.INFO
     serves = options.run in {cmd_serve, cmd_flags}

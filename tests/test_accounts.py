@@ -663,6 +663,49 @@ def test_a_folder_that_cannot_be_written(
     assert caplog.text.count("no rest will outlive a restart") == 1
 
 
+def test_another_key_in_the_same_place_is_another_account(
+    make_proxy: ProxyMaker, upstream: Upstream
+) -> None:
+    key = {"base-url": upstream.url, "models": [{"name": "m"}]}
+    keys = [{**key, "api-key": name} for name in ("tired", "fresh")]
+    proxy = make_proxy(claude_api_key=keys)
+    upstream.reply(claude_error("rate_limit_error"), 429, {"retry-after": "3600"})
+    ask = {**CLAUDE_ASK, "model": "m"}
+    upstream.reply(ANSWER)
+    assert proxy.ask("/v1/messages", ask).status == 200
+    proxy.write({**proxy.settings, "claude-api-key": keys[1:]})
+    proxy.app.poll()
+    upstream.reply(ANSWER)
+    assert proxy.ask("/v1/messages", ask).status == 200
+
+
+def test_endpoints_of_one_name_are_two_accounts(make_proxy: ProxyMaker, upstream: Upstream) -> None:
+    entry = {"name": "x", "models": [{"name": "m"}], "api-key-entries": [{"api-key": "k"}]}
+    entries = [{**entry, "base-url": f"{upstream.url}/{place}"} for place in "ab"]
+    proxy = make_proxy(openai_compatibility=entries)
+    upstream.routes["/a/chat/completions"] = make_reply({"error": {"message": "no"}}, 429)
+    upstream.routes["/b/chat/completions"] = make_reply({"choices": []})
+    for _ in range(3):
+        got = proxy.ask("/v1/chat/completions", {"model": "m", "messages": HI})
+        assert got.status == 200
+
+
+def test_an_upstream_writes_no_lines_of_the_log(
+    make_proxy: ProxyMaker, upstream: Upstream, caplog: pytest.LogCaptureFixture
+) -> None:
+    proxy = make_proxy()
+    upstream.reply(claude_error("rate_limit_error", "no\nINFO all is well\x1b[31m"), 429)
+    assert proxy.ask("/v1/messages", {**CLAUDE_ASK, "model": "up-claude"}).status == 429
+    assert "no INFO all is well [31m" in caplog.text
+
+
+def test_half_a_character_names_no_session(make_proxy: ProxyMaker, upstream: Upstream) -> None:
+    proxy = make_proxy(routing={"session-affinity": True})
+    upstream.reply(ANSWER)
+    body = {**CLAUDE_ASK, "model": "up-claude", "metadata": {"user_id": "\ud800"}}
+    assert proxy.ask("/v1/messages", body).status == 200
+
+
 def test_a_refusal_is_explained_to_the_owner(
     make_proxy: ProxyMaker, upstream: Upstream, caplog: pytest.LogCaptureFixture
 ) -> None:

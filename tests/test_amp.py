@@ -257,6 +257,15 @@ def test_model_mappings(
         assert "disabled" in seen.body.decode() or "budget" in seen.body.decode()
 
 
+def test_an_old_completion_is_mapped(make_proxy: ProxyMaker, upstream: Upstream) -> None:
+    proxy = make_proxy(ampcode={"model-mappings": [{"from": "old", "to": "up-chat"}]})
+    upstream.reply({"choices": [{"message": {"content": "hello"}}], "model": "up-chat"})
+    body = {"prompt": "a prompt longer than what stands in its place", "model": "old"}
+    got = proxy.ask("/api/provider/openai/v1/completions", body)
+    assert (got.json()["choices"][0]["text"], got.json()["model"]) == ("hello", "old")
+    assert upstream.seen[0].json()["model"] == "up-chat"
+
+
 def test_an_effort_is_kept_through_a_mapping(make_proxy: ProxyMaker, upstream: Upstream) -> None:
     proxy = with_mappings(make_proxy, upstream, force=True)
     upstream.reply(ANSWERS["chat"](SAID))

@@ -291,6 +291,35 @@ def test_a_broken_stream_ends_in_an_error_frame(
     assert (last["type"], last["error"]["type"]) == ("error", "api_error")
 
 
+ENDS = ["message_stop", "response.completed", "finishReason"]
+
+
+@pytest.mark.parametrize("dialect", [name for name in DIALECT_NAMES if name != "chat"])
+def test_a_model_that_talks_of_the_end_has_not_ended(
+    proxy: Proxy, upstream: Upstream, dialect: str
+) -> None:
+    said = json.dumps({"type": "text", "text": " ".join([*ENDS, *map(json.dumps, ENDS)])})
+    upstream.reply([b"data: " + said.encode() + b"\n\n"], headers=SSE)
+    assert b"ended its stream in the middle" in ask(proxy, dialect).body
+
+
+def test_a_list_of_models_is_not_broken_by_an_edit(proxy: Proxy) -> None:
+    accounts, done = proxy.app.router.accounts(), threading.Event()
+
+    def edit() -> None:
+        while not done.is_set():
+            proxy.app.router.configure([], proxy.app.config)
+            proxy.app.router.configure(accounts, proxy.app.config)
+
+    editor = threading.Thread(target=edit)
+    editor.start()
+    try:
+        assert {proxy.ask("/v1/models").status for _ in range(200)} == {200}
+    finally:
+        done.set()
+        editor.join()
+
+
 @pytest.mark.parametrize("encoding", ["identity", "gzip"])
 def test_a_broken_stream_of_known_length_ends_well_too(
     proxy: Proxy, upstream: Upstream, encoding: str

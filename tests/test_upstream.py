@@ -216,6 +216,12 @@ def test_history_that_is_not_kept_there_is_not_lost_in_silence(
     assert not upstream.seen
 
 
+def test_half_a_character_names_no_conversation(codex: Proxy, upstream: Upstream) -> None:
+    upstream.reply(STREAM, headers=SSE)
+    body = {**CLAUDE, "model": "gpt-test", "metadata": {"user_id": "\ud800"}}
+    assert codex.ask("/v1/messages", body).status == 200
+
+
 def test_a_real_client_speaks_for_itself(codex: Proxy, upstream: Upstream) -> None:
     upstream.reply(STREAM, headers=SSE)
     own = {
