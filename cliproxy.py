@@ -14155,6 +14155,8 @@ def main(argv: list[str] | None = None) -> int:
     serves = options.run in {cmd_serve, cmd_flags}
     form = "%(asctime)s %(levelname)s %(message)s" if serves else "cliproxy: %(message)s"
     logging.basicConfig(level=level, format=form, stream=sys.stderr)
+    with contextlib.suppress(AttributeError):  # a terminal may lack letters of a name
+        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
         return options.run(options)  # type: ignore[no-any-return]
     except ProxyError as error:
@@ -14163,6 +14165,8 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("\ncliproxy: stopped\n")
         return 130
+    except BrokenPipeError:
+        os._exit(1)  # who read has read enough; to end in order would be to write again
 
 
 if __name__ == "__main__":

@@ -434,3 +434,34 @@ def test_a_login_while_the_server_runs(home: Home, world: World, upstream: Upstr
         threading.Event().wait(0.1)
     assert status == 200
     server.stop()
+
+
+def command(folder: Path, *words: str, **more: Any) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end, outside of any terminal."""
+    plain = {k: v for k, v in os.environ.items() if not k.endswith("_API_KEY")}
+    environ = {**plain, "HOME": str(folder), "PYTHONIOENCODING": "ascii"}
+    program = [sys.executable, str(ROOT / "cliproxy.py"), *words]
+    return subprocess.run(
+        program, cwd=folder, env=environ, text=True, stderr=subprocess.PIPE, check=False, **more
+    )
+
+
+def test_letters_that_a_terminal_lacks(tmp_path: Path) -> None:
+    folder = tmp_path / ".cli-proxy-api"
+    folder.mkdir(mode=0o700)
+    (folder / "claude-é.json").write_text('{"type": "claude", "access_token": "t", "email": "é"}')
+    ended = command(tmp_path, "accounts", stdout=subprocess.PIPE)
+    assert (ended.returncode, "claude-\\xe9.json" in ended.stdout) == (0, True)
+
+
+def test_a_reader_that_has_read_enough(tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    ended = command(tmp_path, "models", stdout=writing)
+    os.close(writing)
+    assert (ended.returncode, ended.stderr) == (1, "")
+
+
+def test_no_word_is_no_command(tmp_path: Path) -> None:
+    ended = command(tmp_path, "", stdout=subprocess.PIPE)
+    assert (ended.returncode, "Traceback" in ended.stderr) == (2, False)
