@@ -482,7 +482,7 @@ def sse_read(chunks: Iterable[bytes]) -> Iterator[Json]:
         if data and data != b"[DONE]":
             try:
                 payload, _ = read_json(data.decode("utf-8"))
-            except ValueError as exc:
+            except MALFORMED as exc:
                 raise ProxyError("upstream_failed", f"the upstream sent {data[:80]!r}") from exc
             if isinstance(payload, dict):
                 yield payload
@@ -11375,7 +11375,7 @@ def renamed(data: bytes, name: str) -> bytes:
     if b'"model' not in data:
         return data
     text = data.decode("utf-8", "surrogateescape")
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(*MALFORMED):
         for start, end in reversed(list(model_spans(text, text.index("{") + 1))):
             text = text[:start] + quote(name) + text[end:]
     return text.encode("utf-8", "surrogateescape")
@@ -11384,7 +11384,7 @@ def renamed(data: bytes, name: str) -> bytes:
 def out_of_envelope(data: bytes) -> bytes:
     """Return what stands in the `response` of an answer of Code Assist; what has none stays."""
     text = data.decode("utf-8", "surrogateescape")
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(*MALFORMED):
         for name, start, end in members(text, text.index("{") + 1):
             if name == "response":
                 return text[start:end].encode("utf-8", "surrogateescape")
@@ -11461,7 +11461,7 @@ class Tap:
         """Return the usage objects that passed, merged, later values winning."""
         text, usage = b"".join(self._found).decode("utf-8", "replace"), Json()
         for match in USAGE_KEY.finditer(text):
-            with contextlib.suppress(ValueError):
+            with contextlib.suppress(*MALFORMED):
                 usage.update(read_json(text, match.end())[0])
         return usage
 

@@ -291,6 +291,32 @@ def test_a_broken_stream_ends_in_an_error_frame(
     assert (last["type"], last["error"]["type"]) == ("error", "api_error")
 
 
+DEEP = b'{"usage":{"a":%b%b},"error":{"a":%b%b}}' % ((b"[" * 99_999, b"]" * 99_999) * 2)
+
+
+@pytest.mark.parametrize("dialect", DIALECT_NAMES)
+@pytest.mark.parametrize("forced", [False, True])
+def test_an_answer_that_is_nested_too_deeply_is_no_bug(
+    make_proxy: ProxyMaker,
+    upstream: Upstream,
+    dialect: str,
+    forced: bool,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    proxy = make_proxy()
+    path, _, body = ASKS[dialect]
+    path = f"/api/provider/x{path}" if forced else path  # Amp wants its own name in the answer
+    json_type = {"content-type": "application/json"}
+    for reply, kind in (
+        (DEEP, json_type),
+        (b"data: " + DEEP + b"\n\n", SSE),
+        (STREAMS[dialect] + b"data: " + DEEP + b"\n\n", SSE),
+    ):
+        upstream.reply(reply, headers=kind)
+        proxy.ask(path, body)
+    assert "bug" not in caplog.text
+
+
 ENDS = ["message_stop", "response.completed", "finishReason"]
 
 
