@@ -1739,7 +1739,10 @@ def answered(messages: Iterable[Message]) -> list[Message]:
 
 def answered_turns(messages: Iterable[Message]) -> list[Turn]:
     """Join messages into turns with the results of all calls of one turn in the next."""
-    return turns(answered(Message(*turn) for turn in turns(messages)))
+    joined = turns(messages)
+    if not any(part.kind in {"call", "result"} for turn in joined for part in turn.parts):
+        return joined
+    return turns(answered(Message(*turn) for turn in joined))
 
 
 def json_of(text: str) -> Any:
