@@ -12385,7 +12385,8 @@ def ask_all(call: Call, app: App) -> Answer:
             answer = ask(call, candidate, app)
         except ProxyError as error:
             log.warning("rid=%s %s: %s", call.id[:8], candidate.account.name, explained(error))
-            if not app.router.punish(candidate, error):
+            counts = call.action == "count" and error.status == 429  # has limits of its own
+            if not counts and not app.router.punish(candidate, error):
                 raise
             failure = error
         else:
@@ -12557,7 +12558,8 @@ def relay(call: Call, candidate: Candidate, provider: Provider, app: App) -> Ans
             call, exchange, headers, functools.partial(mended, name=name, wrapped=provider.wrapped)
         )
     encoding = exchange.headers.get("content-encoding", "")
-    if encoding and not streaming and encoding in call.headers.get("accept-encoding", ""):
+    plain = streaming or app.config["nonstream-keepalive-interval"]  # for what we may put in it
+    if encoding and not plain and encoding in call.headers.get("accept-encoding", ""):
         headers["content-encoding"] = encoding
         return begin(exchange.status, headers, exchange.pieces(), exchange.length)
     tap = Tap(call.dialect)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import threading
 import time
@@ -652,7 +653,8 @@ def test_a_whole_answer_that_takes_long_begins_with_blank_lines(
     )
     go = threading.Event()
     head = b"HTTP/1.1 500 Bad\r\n" if fails else b"HTTP/1.1 200 OK\r\n"
-    answer = json.dumps(ERROR if fails else OK).encode()
+    answer = gzip.compress(json.dumps(ERROR if fails else OK).encode())
+    head += b"content-encoding: gzip\r\n"  # which cannot stand behind blank lines
     upstream.reply(
         [
             go,
@@ -664,7 +666,8 @@ def test_a_whole_answer_that_takes_long_begins_with_blank_lines(
     )
     data = json.dumps(body).encode()
     with closing(proxy.connect()) as peer:
-        request = f"POST {path} HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\ncontent-length: {len(data)}\r\n\r\n"
+        request = f"POST {path} HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\naccept-encoding: gzip\r\n"
+        request += f"content-length: {len(data)}\r\n\r\n"
         peer.sendall(request.encode() + data)
         seen = b""
         while b"1\r\n\n\r\n" not in seen:
@@ -697,6 +700,16 @@ def test_a_count_passes_where_the_upstream_counts(
         "totalTokens": 7
     }
     assert upstream.seen[1].path == "/v1beta/models/up-gemini:countTokens"
+
+
+def test_a_limit_on_counting_is_none_on_talking(make_proxy: ProxyMaker, upstream: Upstream) -> None:
+    proxy = with_keys(make_proxy, upstream, 2)
+    for _ in range(2):
+        upstream.reply(ERROR, 429, {"retry-after": "600"})
+    upstream.reply(OK)
+    assert proxy.ask("/v1/messages/count_tokens", CLAUDE).status == 429
+    assert proxy.ask("/v1/messages", CLAUDE).status == 200
+    assert [seen.headers["authorization"][-1] for seen in upstream.seen][:2] == ["0", "1"]
 
 
 COUNTS = [
