@@ -1740,7 +1740,8 @@ def answered(messages: Iterable[Message]) -> list[Message]:
 def answered_turns(messages: Iterable[Message]) -> list[Turn]:
     """Join messages into turns with the results of all calls of one turn in the next."""
     joined = turns(messages)
-    if not any(part.kind in {"call", "result"} for turn in joined for part in turn.parts):
+    calls = any(part.kind in {"call", "result"} for turn in joined for part in turn.parts)
+    if not calls and all(turn.parts for turn in joined):
         return joined
     return turns(answered(Message(*turn) for turn in joined))
 
