@@ -7358,6 +7358,7 @@ BODY_TIMEOUT = 60.0  # seconds of a client's body after which its average pace c
 SLOWEST = 1_000.0  # bytes a second
 LINE_LIMIT = 4_096  # bytes of one line between chunks
 HEADER_COUNT = 256  # header lines of one head
+INTERIM_COUNT = 32  # answers before the answer, as 100 Continue
 GROWTH = 4 * 2**20  # bytes of a body for which memory is taken before they have come
 IDLE_LIMIT = 55.0  # seconds that an idle upstream connection is kept
 FRESH = 1.0  # seconds of idleness after which a connection is looked at before it is used
@@ -7974,7 +7975,10 @@ class Exchange:
             self._keep = False
             if not self._wire.peek():
                 raise
-        while self.status < 200 and self.status != 101:  # interim answers
+        interim = iter(range(INTERIM_COUNT))
+        while self.status < 200 and self.status != 101:
+            if next(interim, None) is None:
+                raise ValueError("it sends interim answers without end")
             head = self._wire.read_head(self._idle)
             if head is None:
                 raise ConnectionError("it closed the connection without an answer")
@@ -13182,7 +13186,9 @@ class Handler(socketserver.BaseRequestHandler, Watcher):
     def begin(self, status: int, headers: Headers, length: int | None) -> None:
         """Hold a head ready, to go out with the first piece of its body."""
         self.status, self.started, framing = status, "plain", f"content-length: {length}\r\n"
-        if length is None:
+        if status == 204:  # RFC 9110 8.6
+            framing = ""
+        elif length is None:
             chunked = self.version == "HTTP/1.1"
             self.keep = self.keep and chunked
             self.started = "chunked" if chunked else "plain"

@@ -753,6 +753,7 @@ BROKEN = [
     pytest.param([b"HTTP/1.1 200 OK\r\ntransfer-encoding: gzip\r\n\r\n"], "not supported", id="unknown framing"),
     pytest.param([b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\ncontent-length: 1\r\n\r\nx"], "twice", id="two lengths"),
     pytest.param([b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\ntransfer-encoding: chunked\r\n\r\n"], "both", id="two framings"),
+    pytest.param([b"HTTP/1.1 100 Go\r\n\r\n" * 40], "without end", id="interim answers without end"),
     pytest.param([b"HTTP/2 200 OK\r\n\r\n"], "not an HTTP/1 answer", id="another protocol"),
     pytest.param([b"HTTP/1.1 abc\r\n\r\n"], "not an HTTP/1 answer", id="no status"),
     pytest.param([b"SSH-2.0-x\r\n\r\n"], "not an HTTP/1 answer", id="no HTTP"),

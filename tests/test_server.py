@@ -1053,6 +1053,7 @@ def test_bad_targets(proxy: Proxy, target: str) -> None:
 def test_methods_that_clients_probe_with(proxy: Proxy, method: str, status: int) -> None:
     got = proxy.ask("/v1/messages", method=method)
     assert (got.status, bool(got.body)) == (status, status == 405 and method != "HEAD")
+    assert ("content-length" in got.headers) is (status != 204)
 
 
 def test_a_slow_but_steady_body_is_served(
