@@ -1717,33 +1717,56 @@ def answered(messages: Iterable[Message]) -> list[Message]:
     A result may have stood anywhere after its call, and the last of several counts. A call
     without a result gets an error; a result without a call becomes what it holds.
     """
-    arranged: list[tuple[Message, dict[str, Part]]] = []  # with the results of its calls
-    pending: dict[str, dict[str, Part]] = {}  # call id -> the same
+    arranged: list[tuple[Message, dict[str, Part | None]]] = []  # with the results of its calls
+    pending: dict[
+        str, tuple[Part, dict[str, Part | None]]
+    ] = {}  # id -> call, and where its result goes
     for message in messages:
         kept: list[Part] = []
         for part in message.parts:
             if part.kind != "result":
                 kept.append(part)
             elif part.id in pending:
-                missing = pending[part.id][part.id]
-                pending[part.id][part.id] = part._replace(name=missing.name, custom=missing.custom)
+                call, results = pending[part.id]
+                known = (part.name, part.custom) == (call.name, call.custom)
+                told = part if known else part._replace(name=call.name, custom=call.custom)
+                results[part.id] = told
             else:
                 kept.extend(part.parts)
-        calls = [part for part in kept if part.kind == "call"]
-        results = {c.id: NO_RESULT._replace(id=c.id, name=c.name, custom=c.custom) for c in calls}
-        pending.update(dict.fromkeys(results, results))
-        arranged.append((message._replace(parts=tuple(kept)), results))
-    pairs = ((message, Message("tool", tuple(results.values()))) for message, results in arranged)
-    return [message for pair in pairs for message in pair if message.parts]
+        results = {part.id: None for part in kept if part.kind == "call"}
+        pending.update((part.id, (part, results)) for part in kept if part.kind == "call")
+        bare = any(part.kind == "result" for part in message.parts)
+        arranged.append((message._replace(parts=tuple(kept)) if bare else message, results))
+    done: list[Message] = []
+    for message, results in arranged:
+        if message.parts:
+            done.append(message)
+        if results:
+            found = (result or lost_result(pending[id][0]) for id, result in results.items())
+            done.append(Message("tool", tuple(found)))
+    return done
+
+
+def lost_result(call: Part) -> Part:
+    return NO_RESULT._replace(id=call.id, name=call.name, custom=call.custom)
 
 
 def answered_turns(messages: Iterable[Message]) -> list[Turn]:
     """Join messages into turns with the results of all calls of one turn in the next."""
     joined = turns(messages)
-    calls = any(part.kind in {"call", "result"} for turn in joined for part in turn.parts)
-    if not calls and all(turn.parts for turn in joined):
+    if in_place(joined):
         return joined
     return turns(answered(Message(*turn) for turn in joined))
+
+
+def in_place(joined: Iterable[Turn]) -> bool:
+    """Tell whether every call has its result right behind it, as most have."""
+    waiting: list[str] = []
+    for turn in joined:
+        if not turn.parts or waiting != [part.id for part in turn.parts if part.kind == "result"]:
+            return False
+        waiting = [part.id for part in turn.parts if part.kind == "call"]
+    return not waiting
 
 
 def json_of(text: str) -> Any:
@@ -1806,15 +1829,20 @@ def wrong_type(name: str, value: Any, wanted: frozenset[Any], kind: str) -> None
         raise ProxyError(kind, f"{name}: {dumps_text(value)[:80]} is {why}", param=name)
 
 
+def check_fields(thing: Any, kind: str) -> None:
+    """Check the fields of one thing. Raises a ProxyError of this kind."""
+    for name, wanted in TYPES.get(type(thing), ()):
+        value = getattr(thing, name)
+        if type(value) not in wanted:
+            wrong_type(name, value, wanted, kind)
+
+
 def check_types(things: Iterable[Any], kind: str) -> None:
     """Check the fields of things, and of what is in them. Raises a ProxyError of this kind."""
     left = list(things)
     while left:
         thing = left.pop()
-        for name, wanted in TYPES.get(type(thing), ()):
-            value = getattr(thing, name)
-            if type(value) not in wanted:
-                wrong_type(name, value, wanted, kind)
+        check_fields(thing, kind)
         if type(thing) is Part or type(thing) is Message:
             left += thing.parts
         if type(thing) is Part and thing.media:
@@ -6075,7 +6103,7 @@ class Case:
         self.names = {} if self.own else name_tools(request, dialect)  # as they came -> as written
         self.declared = declared_names(request)
         self.id_limit = 40 if others else 64
-        self.calls: dict[str, list[str]] = {}  # id of a call, as it came -> ids as written
+        self.calls: dict[str, list[Part]] = {}  # id of a call, as it came -> calls as written
         self.results = collections.Counter[str]()  # of results so far, by the id that came
 
 
@@ -6093,7 +6121,7 @@ STATEFUL_ITEMS = frozenset({"item_reference", "compaction", "compaction_summary"
 def find_audio(request: Request, case: Case) -> bool:
     own = request.extra.get(case.client, EMPTY)
     words = (own.get("generationConfig") or own).get("responseModalities")
-    return dumps(words).upper() == '["AUDIO"]'
+    return bool(words) and dumps(words).upper() == '["AUDIO"]'
 
 
 def find_client_tool(request: Request, case: Case) -> str:
@@ -6221,14 +6249,16 @@ def fit_call(part: Part, case: Case) -> Iterable[Part]:
         return fit_text(part, case)
     space, name = case.names[call_key(part, case.declared)]
     made = case.calls.setdefault(part.id, [])
-    made.append(legal_id(f"{part.id} {len(made) + 1}" if made else part.id, case.id_limit))
+    id = legal_id(f"{part.id} {len(made) + 1}" if made else part.id, case.id_limit)
     proof, text, custom = own_proof(part, case), part.text, part.custom
     if custom and not case.custom:
         text, custom = dumps_text({"input": text}), False
     before = (Part("thinking", proof=proof),) if proof and case.dialect == "responses" else ()
-    part = part._replace(namespace=space, name=name, id=made[-1], text=text, custom=custom)
     proof = "" if before else proof
-    return (*before, part._replace(proof=proof) if part.proof else part)
+    made.append(
+        part._replace(namespace=space, name=name, id=id, text=text, custom=custom, proof=proof)
+    )
+    return (*before, made[-1])
 
 
 def fit_result(part: Part, case: Case) -> Iterable[Part]:
@@ -6243,8 +6273,8 @@ def fit_result(part: Part, case: Case) -> Iterable[Part]:
     case.results[part.id] += 1
     if at >= len(made):
         return () if made else inner
-    name, custom = plain_name(part.name, case), part.custom and case.custom
-    return (part._replace(id=made[at], name=name, parts=inner, custom=custom),)
+    call = made[at]
+    return (part._replace(id=call.id, name=call.name, parts=inner, custom=call.custom),)
 
 
 FIT_PARTS = {
@@ -6461,7 +6491,7 @@ def fit_events(events: Iterable[Event], request: Request, fitted: Fitted, target
             for piece in recoded(event, texts):
                 yield from sealed(piece, seals, client) if foreign else (piece,)
         else:
-            check_types((event,), "upstream_failed")
+            check_fields(event, "upstream_failed")
             if isinstance(event, MessageStart):
                 event = event._replace(model=request.model)  # noqa: PLW2901
             yield event

@@ -283,7 +283,8 @@ def test_results_are_named_ordered_and_complete() -> None:
 
 def image_result(target: cp.Target) -> list[Json]:
     calls = [cp.Part("call", "{}", "1", "shot"), cp.Part("call", "{}", "2", "fail")]
-    answers = [result("1", text("see"), IMAGE), result("2", text("no"), error=True)]
+    seen = result("1", text("see"), IMAGE, name="shot")
+    answers = [seen, result("2", text("no"), name="fail", error=True)]
     request = from_chat(("user", [text("q")]), ("assistant", calls), ("user", answers))
     parts: list[Json] = contents(request, target)[2]["parts"]
     return parts
