@@ -65,6 +65,7 @@ import secrets
 import signal
 import socket
 import socketserver
+import stat
 import struct
 import sys
 import threading
@@ -8552,7 +8553,9 @@ class Store:
         found = {}
         for name in filter(self._is_ours, names):
             with contextlib.suppress(OSError):  # gone, or a dangling link
-                found[name] = (self.folder / name).stat()
+                status = (self.folder / name).stat()
+                if not stat.S_ISFIFO(status.st_mode):  # to open one waits for its writer
+                    found[name] = status
         return found
 
     def _path(self, name: str) -> Path:

@@ -461,3 +461,11 @@ def test_an_unwritable_draft_leaves_no_trace(
         store.merge("a.json", {"a": 1})
     assert store.get("a.json").data == CODEX
     assert not list(store.folder.glob(".*.new"))
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes")
+def test_a_pipe_is_no_credential(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.json")
+    store = cp.Store(tmp_path)
+    assert not store.scan(), "and it does not wait for a writer"
+    assert store.credentials() == []
