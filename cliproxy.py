@@ -1719,9 +1719,7 @@ def answered(messages: Iterable[Message]) -> list[Message]:
     without a result gets an error; a result without a call becomes what it holds.
     """
     arranged: list[tuple[Message, dict[str, Part | None]]] = []  # with the results of its calls
-    pending: dict[
-        str, tuple[Part, dict[str, Part | None]]
-    ] = {}  # id -> call, and where its result goes
+    pending: dict[str, tuple[Part, dict[str, Part | None]]] = {}  # by id: call, its results' place
     for message in messages:
         kept: list[Part] = []
         for part in message.parts:
@@ -12772,7 +12770,7 @@ AMP_FEEDS, AMP_PAGES = ("threads.rss", "news.rss"), ("threads", "docs", "setting
 AMP_SECRETS = ".local/share/amp/secrets.json"  # in the home folder: where Amp keeps its key
 AMP_SECRET = "apiKey@https://ampcode.com/"  # noqa: S105 -- what it is called there
 AMP_UNSENT = HOP_BY_HOP | frozenset(
-    "host content-length content-encoding authorization x-api-key x-goog-api-key".split()
+    "host expect content-length content-encoding authorization x-api-key x-goog-api-key".split()
 )
 AMP_SHAPES = {"google": "gemini", "anthropic": "claude"}  # provider -> model lists; others: chat
 
@@ -12821,8 +12819,10 @@ def ask_amp(call: Call, method: str, target: str, given: Collection[str], app: A
     if "content-encoding" in exchange.headers:
         found["content-encoding"] = exchange.headers["content-encoding"]
     elif not found.get("content-type", "").startswith("text/event-stream"):
-        whole = exchange.body()  # it has been seen to leave the header out
-        whole = unpack(whole, "gzip") if whole.startswith(b"\x1f\x8b") else whole
+        whole = exchange.body()
+        if whole.startswith(b"\x1f\x8b"):  # it has been seen to leave the header out
+            with read_of_upstream():
+                whole = unpack(whole, "gzip")
         return Answer(exchange.status, found, iter_once(whole), len(whole))
     return begin(exchange.status, found, exchange.pieces(), exchange.length)
 

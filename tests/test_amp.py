@@ -455,6 +455,15 @@ def test_packed_bodies_both_ways(make_proxy: ProxyMaker, upstream: Upstream) -> 
     assert (got.headers["content-encoding"], got.body) == ("gzip", packed)
 
 
+def test_an_answer_that_only_begins_as_if_packed(
+    make_proxy: ProxyMaker, upstream: Upstream
+) -> None:
+    upstream.reply(gzip.compress(b"{}")[:8])
+    got = amp(make_proxy, upstream).ask(INFO, {}, {**KEY, "expect": "100-continue"})
+    assert (got.status, got.json()["error"]) == (502, "amp_upstream_proxy_error")
+    assert "expect" not in upstream.seen[0].headers
+
+
 def test_pages_are_the_browser_s(make_proxy: ProxyMaker, upstream: Upstream) -> None:
     proxy = amp(make_proxy, upstream)
     for path in ("/threads/T-1", "/settings", "/auth/cli-login?a=b"):
