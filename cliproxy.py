@@ -79,7 +79,7 @@ from http.server import ThreadingHTTPServer
 from itertools import count, islice
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import Any, NamedTuple, Union
+from typing import Any, ClassVar, NamedTuple, Protocol, Union
 from urllib.parse import parse_qsl, unquote, unquote_to_bytes, urlencode, urlsplit
 from urllib.parse import quote as urlquote
 
@@ -447,9 +447,7 @@ class ProxyError(Exception):
     stream writer after its first event, render it.
     """
 
-    def __init__(
-        self, kind: str, message: str, *, retry_after: float | None = None, param: str = ""
-    ) -> None:
+    def __init__(self, kind: str, message: str, *, retry_after: float | None = None, param: str = "") -> None:
         super().__init__(message)
         self.kind, self.retry_after, self.param = kind, retry_after, param
         self.status = KINDS[kind].status
@@ -1099,9 +1097,7 @@ def by_version(name: str) -> list[tuple[bool, int, str]]:
 
 
 def fallback_for(
-    name: str,
-    available: Collection[str],
-    rules: Iterable[tuple[str, Sequence[str]]] = FALLBACKS,
+    name: str, available: Collection[str], rules: Iterable[tuple[str, Sequence[str]]] = FALLBACKS
 ) -> str | None:
     """Return the available model to use in place of `name`; None if no rule finds any."""
     patterns = (choice for rule, choices in rules if wildcard(rule, name) for choice in choices)
@@ -1637,6 +1633,104 @@ def inner(data: Json, *names: str) -> Json:
     return reduce(lambda found, name: found.get(name) or EMPTY, names, data)
 
 
+class Parts:
+    """The parts of one choice, as a reader tells of them: one is open at a time.
+
+    A part begins with the first that is said of it, or at once by `begin`; it ends before the next.
+    """
+
+    def __init__(self, numbers: Iterator[int], choice: int = 0) -> None:
+        self.numbers, self.choice = numbers, choice  # all choices of an answer share the numbers
+        self.part: Part | None = None  # the open one
+        self.at = -1  # its number, once it has begun
+        self.begun = False  # is its PartStart out?
+        self.texts: list[str] = []  # what was said of it
+        self.kinds: set[str] = set()  # of all parts that have begun
+
+    def open(self, part: Part) -> Iterator[Event]:
+        """End the open part; `part` is the next one, and its body is yet to be said."""
+        yield from self.close()
+        self.part = part
+
+    def begin(self) -> Iterator[Event]:
+        """Begin the open part, if it has not begun."""
+        if self.part and not self.begun:
+            self.at, self.begun = next(self.numbers), True
+            self.kinds.add(self.part.kind)
+            yield PartStart(self.at, self.part._replace(text="", proof="", citations=()), self.choice)
+
+    def add(self, field: str, value: Any) -> Iterator[Event]:
+        """Say something of the open part: a PartDelta, unless the value is empty."""
+        if value and self.part:
+            yield from self.begin()
+            if field == "text":
+                self.texts.append(value)
+            yield PartDelta(self.at, field, value)
+
+    def say(self, part: Part) -> Iterator[Event]:
+        """Go on with a text, thinking or refusal, or open one."""
+        if part.text and not (self.part and self.part.kind == part.kind):
+            yield from self.open(part)
+        yield from self.add("text", part.text)
+
+    def whole(self, part: Part) -> Iterator[Event]:
+        """Tell of a part that arrived whole."""
+        yield from self.open(part)
+        yield from self.begin()
+        yield from self.add("text", part.text)
+        for citation in part.citations:
+            yield from self.add("citation", citation)
+        yield from self.add("proof", part.proof)
+        yield from self.close()
+
+    def close(self) -> Iterator[Event]:
+        """End the open part, if there is one. A call without arguments gets `{}`."""
+        part = self.part
+        if part and self.begun:
+            if part.kind == "call" and not part.custom and not self.texts:
+                yield PartDelta(self.at, "text", "{}")
+            yield PartEnd(self.at)
+        self.part, self.begun, self.texts = None, False, []
+
+
+class FrameWriter(Protocol):
+    """What a dialect writes its streams with. `takes`: type of an event -> what it becomes."""
+
+    takes: ClassVar[Mapping[type, Callable[[Any, Any], Iterable[bytes]]]]
+    begun: bool  # is anything out? until then an error is an HTTP error
+
+    def text(self, event: PartDelta) -> bytes:
+        """Return the frame of a text delta, as nearly all events are; empty: there is none."""
+
+    def finish(self) -> Iterable[bytes]:
+        """Return the last frames, when nothing more can come: usage may be late."""
+
+    def fail(self, error: ProxyError) -> Iterable[bytes]:
+        """Return the frames that end a stream which broke off."""
+
+
+def frames_of(writer: FrameWriter, events: Iterable[Event]) -> Frames:
+    takes = writer.takes
+    for event in events:
+        if type(event) is PartDelta and event.field == "text":
+            frame = writer.text(event)
+            if frame:
+                yield frame
+        else:
+            yield from takes[type(event)](writer, event)
+    yield from writer.finish()
+
+
+def write_frames(writer: FrameWriter, events: Iterable[Event]) -> Frames:
+    """Write events as frames, each before the next is pulled; the one loop of all dialects."""
+    try:
+        yield from frames_of(writer, events)
+    except ProxyError as error:
+        if not writer.begun:
+            raise
+        yield from writer.fail(error)
+
+
 class Lane:
     """A part under way: what comes before it has begun makes it grow, what comes later is sent."""
 
@@ -1793,13 +1887,7 @@ OBJECT, WHOLE = frozenset([dict, type(None)]), frozenset([int, type(None)])
 LIST = frozenset([list])
 ROLES = frozenset(["system", "developer", "user", "assistant", "tool"])
 MODES = frozenset(["auto", "none", "required"])
-WRONG = {
-    TEXT: "no text",
-    NUMBER: "no number",
-    OBJECT: "no object",
-    WHOLE: "no whole number",
-    LIST: "no list",
-}
+WRONG = {TEXT: "no text", NUMBER: "no number", OBJECT: "no object", WHOLE: "no whole number", LIST: "no list"}
 # fmt: off
 TYPES: dict[type, tuple[tuple[str, frozenset[Any]], ...]] = {  # field, and its types, or the words that there are
     kind: tuple((name, wanted) for wanted, names in row for name in names.split()) for kind, row in {
@@ -1853,9 +1941,7 @@ def checked(request: Request) -> Request:
     given, wrong = request.params, "invalid_request"
     found = [(name, given[name], PARAM_TYPES[name]) for name in PARAM_TYPES.keys() & given.keys()]
     found += [("stop", word, TEXT) for word in given.get("stop", ())]
-    found += (
-        [("tool_choice", name, TEXT) for name in request.choice.names] if request.choice else []
-    )
+    found += [("tool_choice", name, TEXT) for name in request.choice.names] if request.choice else []
     for name, value, wanted in found:
         if type(value) not in wanted:
             wrong_type(name, value, wanted, wrong)
@@ -2244,11 +2330,7 @@ def claude_read_block(block: Json) -> Part:
     part, rest = read(block), block
     if known and (kind != "document" or block["source"]["type"] in CLAUDE_SOURCES):
         rest = claude_rest(block, frozenset(known.split()))
-    return (
-        part._replace(cache=claude_read_cache(block), extra=extra_of("claude", rest))
-        if rest
-        else part
-    )
+    return part._replace(cache=claude_read_cache(block), extra=extra_of("claude", rest)) if rest else part
 
 
 def claude_read_content(content: str | list[Json] | None) -> tuple[Part, ...]:
@@ -2407,9 +2489,7 @@ def claude_request_rest(body: Json) -> Json:
 
 def claude_read_message(message: Json) -> Message:
     rest = claude_rest(message, CLAUDE_MODELLED["message"])
-    return Message(
-        message["role"], claude_read_content(message["content"]), extra_of("claude", rest)
-    )
+    return Message(message["role"], claude_read_content(message["content"]), extra_of("claude", rest))
 
 
 def claude_read_request(body: Json) -> Request:
@@ -2788,8 +2868,7 @@ def claude_frame(kind: str, **fields: Any) -> bytes:
 
 
 CLAUDE_HEAD = (
-    b'event: content_block_delta\ndata: {"type":"content_block_delta","index":%d,'
-    b'"delta":{"type":"%b","%b":'
+    b'event: content_block_delta\ndata: {"type":"content_block_delta","index":%d,"delta":{"type":"%b","%b":'
 )
 
 
@@ -5477,9 +5556,7 @@ class GeminiChoice:
             raise ProxyError("upstream_failed", message)
         called = any(part.kind == "call" for part in self.parts)
         finish = "tool_calls" if called and self.finish in {"stop", "error"} else self.finish
-        yield MessageEnd(
-            finish, raw=self.raw, choice=self.number, extra=extra_of("gemini", self.extra)
-        )
+        yield MessageEnd(finish, raw=self.raw, choice=self.number, extra=extra_of("gemini", self.extra))
 
 
 GEMINI_CANDIDATE = frozenset({"content", "index", "finishReason", "logprobsResult"})
@@ -6073,9 +6150,7 @@ VENDORS = {  # provider -> whose proofs and files it takes; any other provider i
 }
 # fmt: on
 Rewrite = Callable[[Json], Any]
-SCHEMA_RULES: dict[
-    str, tuple[Rewrite, Rewrite]
-] = {  # dialect or quirk -> for arguments, for answers
+SCHEMA_RULES: dict[str, tuple[Rewrite, Rewrite]] = {  # dialect or quirk -> for arguments, for answers
     "claude": (plain_root, partial(walk_schema, change=claude_node)),
     "chat": (plain_root, dict),  # OpenAI wants the same kind of root
     "responses": (plain_root, dict),
@@ -6254,9 +6329,7 @@ def fit_call(part: Part, case: Case) -> Iterable[Part]:
         text, custom = dumps_text({"input": text}), False
     before = (Part("thinking", proof=proof),) if proof and case.dialect == "responses" else ()
     proof = "" if before else proof
-    made.append(
-        part._replace(namespace=space, name=name, id=id, text=text, custom=custom, proof=proof)
-    )
+    made.append(part._replace(namespace=space, name=name, id=id, text=text, custom=custom, proof=proof))
     return (*before, made[-1])
 
 
@@ -7208,9 +7281,7 @@ def yaml_read(text: str) -> Any:
             return node
 
     for tag, pattern, first in YAML_SCALARS:
-        Loader.add_implicit_resolver(
-            f"tag:yaml.org,2002:{tag}", re.compile(rf"(?:{pattern})\Z"), list(first)
-        )
+        Loader.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", re.compile(rf"(?:{pattern})\Z"), list(first))
     try:
         return json.loads(json.dumps(yaml.load(text, Loader)))  # noqa: S506 -- keys become texts
     except yaml.MarkedYAMLError as exc:
@@ -7806,9 +7877,7 @@ def tls_context() -> Any:
         try:
             import certifi  # noqa: PLC0415 -- optional
         except ImportError as exc:
-            message = (
-                "this Python finds no CA certificates: pip install certifi, or set SSL_CERT_FILE"
-            )
+            message = "this Python finds no CA certificates: pip install certifi, or set SSL_CERT_FILE"
             raise ProxyError("upstream_failed", message) from exc
         context.load_verify_locations(certifi.where())
     return context
@@ -8135,11 +8204,7 @@ class Pool:
             wire.close()
 
     def open(
-        self,
-        origin: Origin,
-        head: bytes,
-        body: Sequence[Bytes] = (),
-        watcher: Watcher | None = None,
+        self, origin: Origin, head: bytes, body: Sequence[Bytes] = (), watcher: Watcher | None = None
     ) -> Exchange:
         """Send a request, `head` with its blank line, and read the head of the answer.
 
@@ -8186,9 +8251,7 @@ class Deadline(Watcher):
     flush = tick  # also while bytes are dribbling in
 
 
-def request_head(
-    method: str, path: str, origin: Origin, headers: Mapping[str, str], length: int
-) -> bytes:
+def request_head(method: str, path: str, origin: Origin, headers: Mapping[str, str], length: int) -> bytes:
     """Encode a request's head with its blank line. `path` begins with a slash.
 
     Raises ProxyError for a header value that would break out of its line.
@@ -8246,9 +8309,7 @@ NOT_CREDENTIALS = frozenset(["config.json"])  # it may live in the same folder
 SAME_TYPES = {"gemini-cli": "gemini"}  # what later versions of CLIProxyAPI call a type -> ours
 EXPIRY_KEYS = ("expired", "expire", "expires_at", "expiresAt", "expiry", "expires")
 REFRESH_KEYS = ("last_refresh", "lastRefresh", "last_refreshed_at", "lastRefreshedAt")
-TIME = re.compile(
-    r"(\d{4})-(\d\d)-(\d\d)[Tt ](\d\d):(\d\d)(?::(\d\d)(\.\d+)?)?\s*([Zz]|[+-]\d\d:?\d\d)?"
-)
+TIME = re.compile(r"(\d{4})-(\d\d)-(\d\d)[Tt ](\d\d):(\d\d)(?::(\d\d)(\.\d+)?)?\s*([Zz]|[+-]\d\d:?\d\d)?")
 
 
 def read_time(value: object) -> float | None:
@@ -8647,10 +8708,7 @@ class Terminal:
     """Whom a login talks to. `inbox` takes lines and callbacks from any thread."""
 
     def __init__(
-        self,
-        say: Callable[[str], None],
-        fileno: int | None = None,
-        screen: tuple[int, int] = (0, 0),
+        self, say: Callable[[str], None], fileno: int | None = None, screen: tuple[int, int] = (0, 0)
     ) -> None:
         self.say, self.screen = say, screen  # columns and lines, zeros if it can show no QR code
         self.inbox: SimpleQueue[Arrival] = SimpleQueue()
@@ -9125,9 +9183,7 @@ class Login(NamedTuple):
     dead: tuple[int, ...] = (401,)  # statuses of a refresh that end the credential
     keep: str = "access_token refresh_token"  # of the token answer, what the file holds
     same: str = "email"  # two files with these alike are one account; the first must be there
-    file: Callable[[Json], str] = lambda data: (
-        f"{data['type']}-{data.get('email') or 'account'}.json"
-    )
+    file: Callable[[Json], str] = lambda data: f"{data['type']}-{data.get('email') or 'account'}.json"
     lacking: str = ""  # a client secret is needed, and this is what to say if it is not found
     find_secret: Callable[[], str] = str
     basic: bool = False  # the secret goes into a header as well
@@ -9320,9 +9376,7 @@ def xai_device(flow: Flow) -> Device:
     for url in map(urlsplit, urls.values()):
         is_xai = url.scheme == "https" and f".{url.hostname}".endswith(".x.ai")
         if not is_xai and url[:2] != home[:2]:
-            raise token_refusal(
-                f"xAI names {url.geturl()!r}, which is not its own: it", reply, found
-            )
+            raise token_refusal(f"xAI names {url.geturl()!r}, which is not its own: it", reply, found)
     flow.row = flow.row._replace(**urls)
     return oauth_device(flow)
 
@@ -9462,21 +9516,14 @@ def google_choice(flow: Flow, token: str) -> str:
     return name
 
 
-GOOGLE_CLIENT = {
-    "ideType": "IDE_UNSPECIFIED",
-    "platform": "PLATFORM_UNSPECIFIED",
-    "pluginType": "GEMINI",
-}
+GOOGLE_CLIENT = {"ideType": "IDE_UNSPECIFIED", "platform": "PLATFORM_UNSPECIFIED", "pluginType": "GEMINI"}
 
 
 def google_project(flow: Flow, token: str, wanted: str) -> str:
     """Return the project to use, after onboarding if need be. Source: spec/providers.md 4.1."""
     asked: Json = {"metadata": {**GOOGLE_CLIENT}}
     if wanted:
-        asked = {
-            "metadata": {**GOOGLE_CLIENT, "duetProject": wanted},
-            "cloudaicompanionProject": wanted,
-        }
+        asked = {"metadata": {**GOOGLE_CLIENT, "duetProject": wanted}, "cloudaicompanionProject": wanted}
     url = f"{flow.row.base_url}/v1internal:loadCodeAssist"
     reply, loaded = flow.call(url, asked, token=token)
     if reply.status >= 400 and b"SECURITY_POLICY_VIOLATED" not in reply.body:
@@ -9487,9 +9534,7 @@ def google_project(flow: Flow, token: str, wanted: str) -> str:
     barred = loaded.get("ineligibleTiers")
     tiers = [tier for tier in loaded.get("allowedTiers") or () if tier.get("isDefault")]
     if barred and not tiers:
-        reasons = [
-            f"{tier.get('reasonMessage')} {tier.get('validationUrl', '')}" for tier in barred
-        ]
+        reasons = [f"{tier.get('reasonMessage')} {tier.get('validationUrl', '')}" for tier in barred]
         raise ProxyError("forbidden", f"Google does not serve this account: {'; '.join(reasons)}")
     return google_onboard(flow, token, wanted, tiers[0] if tiers else LEGACY_TIER)
 
@@ -9560,10 +9605,7 @@ def iflow_finish(flow: Flow, data: Json) -> Json:
     found = answer.get("data") or {}
     if not found.get("apiKey"):
         raise token_refusal(flow.row.title, reply, answer)
-    return {
-        "api_key": found["apiKey"],
-        "email": found.get("email") or found.get("phone") or "iflow",
-    }
+    return {"api_key": found["apiKey"], "email": found.get("email") or found.get("phone") or "iflow"}
 
 
 def xai_finish(flow: Flow, data: Json) -> Json:
@@ -9720,11 +9762,7 @@ def refresh(
         except ProxyError as error:
             if not is_final(flow.row, error):
                 raise not_the_client_s(error) from error.__cause__
-            note = {
-                "message": str(error),
-                "token": digest(token),
-                "at": write_time(now(), utc=True),
-            }
+            note = {"message": str(error), "token": digest(token), "at": write_time(now(), utc=True)}
             store.merge(fresh.name, {"cliproxy": {"refused": note}})
             raise need_login(fresh, str(error)) from error
         fields = flow.row.fields(flow, answer)
@@ -9803,20 +9841,14 @@ def usage_of(credential: Credential, config: Config) -> list[Window]:
 
 def vendor_codex(held: Json, _path: Path) -> Json:
     tokens = held.get("tokens") or {}
-    return {
-        key: tokens.get(key) for key in ("id_token", "access_token", "refresh_token", "account_id")
-    }
+    return {key: tokens.get(key) for key in ("id_token", "access_token", "refresh_token", "account_id")}
 
 
 def vendor_claude(held: Json, _path: Path) -> Json:
     """Read Claude Code's file."""
     held = held.get("claudeAiOauth") or {}
     owner = read_object_file(Path.home() / ".claude.json").get("oauthAccount") or {}
-    names = {
-        "access_token": "accessToken",
-        "refresh_token": "refreshToken",
-        "expires_at": "expiresAt",
-    }
+    names = {"access_token": "accessToken", "refresh_token": "refreshToken", "expires_at": "expiresAt"}
     file = {"client_id": held["clientId"]} if held.get("clientId") else {}
     account = {"email_address": owner.get("emailAddress"), "uuid": owner.get("accountUuid")}
     team = {"uuid": owner.get("organizationUuid")}
@@ -9838,11 +9870,7 @@ def vendor_ant(held: Json, path: Path) -> Json:
 
 def vendor_plain(held: Json, _path: Path) -> Json:
     """Read a file that is a token answer as it came, but for the name of its expiry."""
-    return {
-        **held,
-        "expires_at": held.get("expiry_date") or held.get("expires_at"),
-        "expires_in": None,
-    }
+    return {**held, "expires_at": held.get("expiry_date") or held.get("expires_at"), "expires_in": None}
 
 
 def vendor_service(held: Json, path: Path) -> Json:
@@ -10046,9 +10074,7 @@ def device_login(flow: Flow, begin: Callable[[Flow], Device]) -> Json:
     (shown, poll), code = begin(flow), ""
     url = str(shown.get("verification_uri_complete") or shown.get("verification_uri") or "")
     show_url(flow, url, open_it=flow.options.browser and not is_headless())
-    flow.terminal.say(
-        f"and enter the code {shown.get('user_code')}, if it asks for one. Waiting..."
-    )
+    flow.terminal.say(f"and enter the code {shown.get('user_code')}, if it asks for one. Waiting...")
     interval = max(5.0, float(shown.get("interval") or 5))
     deadline = flow.now() + min(1800.0, float(shown.get("expires_in") or 900))
     while flow.now() < deadline:
@@ -10169,12 +10195,8 @@ def aliased(names: Collection[str], rows: Sequence[Json]) -> list[Offer]:
     Source: spec/config.md 5.
     """
     known = {name.lower(): name for name in names}
-    aliases = [
-        offer_of({**row, "name": known.get(row["name"].lower(), row["name"])}) for row in rows
-    ]
-    gone = {row["name"].lower() for row in rows} - {
-        row["name"].lower() for row in rows if row.get("fork")
-    }
+    aliases = [offer_of({**row, "name": known.get(row["name"].lower(), row["name"])}) for row in rows]
+    gone = {row["name"].lower() for row in rows} - {row["name"].lower() for row in rows if row.get("fork")}
     gone |= {offer.public.lower() for offer in aliases}
     return [*(Offer(name, name) for name in names if name.lower() not in gone), *aliases]
 
@@ -10451,9 +10473,7 @@ def accounts_of_endpoints(config: Config, environ: Mapping[str, str]) -> Iterato
             own = (row.key for row in KEY_ENTRY)
             merged.update({k: key[k] for k in own if key.get(k) not in {None, ""}})
             merged["quirks"] = endpoint_quirks(merged, provider)
-            yield Account(
-                f"{name}[{key_number}]", provider, with_overrides(config, provider, merged)
-            )
+            yield Account(f"{name}[{key_number}]", provider, with_overrides(config, provider, merged))
 
 
 def service_provider(provider: Provider, entry: Json) -> Provider:
@@ -10461,9 +10481,7 @@ def service_provider(provider: Provider, entry: Json) -> Provider:
     place = str(entry.get("location") or "us-central1")
     base = provider.base.replace("//", f"//{place}-") if place != "global" else provider.base
     home = f"/v1/projects/{urlquote(entry['project-id'], safe=':')}/locations/{place}/"
-    paths = {
-        k: getattr(provider, k).replace("/v1/", home) for k in ("generate", "stream", "counting")
-    }
+    paths = {k: getattr(provider, k).replace("/v1/", home) for k in ("generate", "stream", "counting")}
     return provider._replace(base=base, auth="bearer", **paths)
 
 
@@ -10581,15 +10599,9 @@ def wanted_action(rules: Iterable[Json], error: ProxyError) -> str:
 
 HINTS = (  # what some refusals mean for the owner
     ("only authorized for use with Claude Code", "Anthropic wants an API key here: claude-api-key"),
-    (
-        "Third-party apps now draw",
-        "Anthropic bills this as extra usage; an API key is the other way",
-    ),
+    ("Third-party apps now draw", "Anthropic bills this as extra usage; an API key is the other way"),
     ("access_terminated_error", "Kimi's coding plan refuses programs that it does not know"),
-    (
-        "VALIDATION_REQUIRED",
-        "Google wants the account to be verified: follow the link in a browser",
-    ),
+    ("VALIDATION_REQUIRED", "Google wants the account to be verified: follow the link in a browser"),
     ("SERVICE_DISABLED", "enable the Gemini for Google Cloud API in this project"),
     ("reasonable timeframe", "the clock of this machine is wrong"),
 )
@@ -10603,9 +10615,7 @@ def explained(error: ProxyError) -> str:
     return f"{words}{hint}"
 
 
-PROOF_REFUSED = re.compile(
-    r"invalid `?signature|invalid_encrypted_content|thought.?signature", re.IGNORECASE
-)
+PROOF_REFUSED = re.compile(r"invalid `?signature|invalid_encrypted_content|thought.?signature", re.IGNORECASE)
 
 
 def is_proof_refused(error: ProxyError) -> bool:
@@ -10629,11 +10639,7 @@ CLAUDE_CLAIM = re.compile(r"anthropic-ratelimit-unified-(.+)-status")
 def claude_claims(headers: Mapping[str, str]) -> list[str]:
     """Return which of Claude's windows are used up: 5h, 7d, or those of single models."""
     matches = ((CLAUDE_CLAIM.fullmatch(name), value) for name, value in headers.items())
-    return [
-        match[1]
-        for match, value in matches
-        if match and value == "rejected" and match[1] != "overage"
-    ]
+    return [match[1] for match, value in matches if match and value == "rejected" and match[1] != "overage"]
 
 
 def told_wait(error: ProxyError, now: float) -> float | None:
@@ -10751,9 +10757,7 @@ def opening_of(body: Json) -> str:
     told = (body.get(key) for key in ("instructions", "system", "systemInstruction"))
     items = body.get("messages") or body.get("input") or body.get("contents") or ()
     items = [items] if isinstance(items, str) else items
-    others = (
-        i for i in items if not isinstance(i, dict) or i.get("role") not in {"system", "developer"}
-    )
+    others = (i for i in items if not isinstance(i, dict) or i.get("role") not in {"system", "developer"})
     first = next(others, None)
     return digest(*(str(text)[:100] for text in told), first) if first else ""
 
@@ -10786,9 +10790,7 @@ class Router:
     """
 
     def __init__(
-        self,
-        now: Callable[[], float] = time.monotonic,
-        clock: Callable[[], float] = time.time,
+        self, now: Callable[[], float] = time.monotonic, clock: Callable[[], float] = time.time
     ) -> None:
         self._now, self._clock = now, clock  # for rests, and for what is stored
         self._lock = threading.Lock()
@@ -10817,9 +10819,7 @@ class Router:
             if weighted and account.weight <= 0:
                 continue
             for offer in account.offers():
-                candidate = Candidate(
-                    account, *split_suffix(offer.own), offer.forced, offer.display
-                )
+                candidate = Candidate(account, *split_suffix(offer.own), offer.forced, offer.display)
                 for name in self._names(account, offer.public, config["force-model-prefix"]):
                     offers.setdefault(name, []).append(candidate)
         weights = {account.name: account.weight for account in accounts}
@@ -10855,9 +10855,7 @@ class Router:
         if first is None:
             return Model(model)
         row, who = first.account.fact(first.model), first.account.provider.name
-        return row._replace(
-            id=model, owner=row.owner or who, name=first.display or row.name or model
-        )
+        return row._replace(id=model, owner=row.owner or who, name=first.display or row.name or model)
 
     def accounts(self) -> list[Account]:
         with self._lock:
@@ -10900,9 +10898,7 @@ class Router:
         buckets: dict[int, list[Candidate]] = {}
         for candidate in ready:
             buckets.setdefault(candidate.account.priority, []).append(candidate)
-        return [
-            c for key in sorted(buckets, reverse=True) for c in order(buckets[key], turn, shares)
-        ]
+        return [c for key in sorted(buckets, reverse=True) for c in order(buckets[key], turn, shares)]
 
     def _twins_ready(self, model: str) -> list[Candidate]:
         """Return who can serve a preview of a model, or what it is a preview of, at the moment."""
@@ -11088,9 +11084,7 @@ class Router:
             rest = self._rest(candidate)
             return rest is not None and not rest.soft
 
-    def _wait(
-        self, verdict: Verdict, error: ProxyError, last: Cooldown | None
-    ) -> tuple[float, int]:
+    def _wait(self, verdict: Verdict, error: ProxyError, last: Cooldown | None) -> tuple[float, int]:
         """Return how long to rest, and how often a growing rest has grown."""
         level = last.level if last else 0
         if error.retry_after is not None:
@@ -11134,25 +11128,16 @@ class Router:
         now, offset = self._clock(), self._clock() - self._now()
         with self._lock:
             rests = [
-                {
-                    "model": model or "*",
-                    "until": rest.end + offset,
-                    "why": f"{rest.status}: {rest.why}",
-                }
+                {"model": model or "*", "until": rest.end + offset, "why": f"{rest.status}: {rest.why}"}
                 for (name, model), rest in sorted(self._cooling.items())
-                if name == account.name
-                and rest.end > self._now()
-                and rest.mark in {"", account.mark}
+                if name == account.name and rest.end > self._now() and rest.mark in {"", account.mark}
             ]
             limits = (self._limits.get(account.name) or {}).get("windows") or ()
             windows = [Window(*row)._asdict() for row in limits]
             found = {"requests": self._answers[account.name], "cooling": rests, "limits": windows}
         lost = bool(account.refused) or account.lost(now)
         states = {"needs login": lost, "cooling": bool(rests), "expired": account.expired(now)}
-        return {
-            "state": next((state for state, is_so in states.items() if is_so), "ready"),
-            **found,
-        }
+        return {"state": next((state for state, is_so in states.items() if is_so), "ready"), **found}
 
     def state(self) -> Json | None:
         """Return what is to be stored; None if nothing has changed since the last time."""
@@ -11166,11 +11151,7 @@ class Router:
                 for (name, model), rest in self._cooling.items()
                 if rest.end > self._now()
             ]
-            return {
-                "cooldowns": rests,
-                "limits": self._limits.copy(),
-                "answers": dict(self._answers),
-            }
+            return {"cooldowns": rests, "limits": self._limits.copy(), "answers": dict(self._answers)}
 
     def restore(self, state: Json) -> None:
         """Take over what was stored before a restart. What is no such thing is left out."""
@@ -11271,11 +11252,7 @@ class Call:
             name: Any = self.path_model
             if not name:
                 self._span, name = find_model(self.body) or (None, self.json.get("model"))
-            if (
-                not isinstance(name, str)
-                or not 0 < len(name) <= NAME_LIMIT
-                or not name.isprintable()
-            ):
+            if not isinstance(name, str) or not 0 < len(name) <= NAME_LIMIT or not name.isprintable():
                 raise ProxyError("invalid_request", "'model' is missing or no name", param="model")
             self._model = name
         return self._model
@@ -11371,9 +11348,7 @@ def find_model(body: bytes | bytearray) -> tuple[tuple[int, int], str] | None:
     opening = body[first : first + HEAD_LIMIT].translate(NESTING).find(b"[")
     nested = first + opening if opening >= 0 else last
     closing = max(body.rfind(b"}", nested, last), body.rfind(b"]", nested, last), nested)
-    found = [
-        m for m in (MODEL_VALUE.search(body, first, nested), MODEL_VALUE.search(body, closing)) if m
-    ]
+    found = [m for m in (MODEL_VALUE.search(body, first, nested), MODEL_VALUE.search(body, closing)) if m]
     if len(found) != 1 or body[found[0].start() - 1] == 0x5C:  # a backslash: inside of a string
         return None
     try:
@@ -11546,17 +11521,12 @@ def completed_frames(piece: bytes, dialect: Dialect) -> bytes:
     return b"\n\n".join(frames)
 
 
-def edited(
-    call: Call, exchange: Exchange, headers: Headers, edit: Callable[[bytes], bytes]
-) -> Answer:
+def edited(call: Call, exchange: Exchange, headers: Headers, edit: Callable[[bytes], bytes]) -> Answer:
     """Let an answer pass with its JSON edited: a stream event by event, anything else whole."""
     if not headers.get("content-type", "").startswith("text/event-stream"):
         body = edit(exchange.body())
         return begin(
-            exchange.status,
-            headers,
-            tapped(iter_once(body), Tap(call.dialect), call, False),
-            len(body),
+            exchange.status, headers, tapped(iter_once(body), Tap(call.dialect), call, False), len(body)
         )
     events = edited_events(exchange, edit)
     return begin(exchange.status, headers, tapped(events, Tap(call.dialect), call, True))
@@ -11882,8 +11852,7 @@ def prepare_codex(body: Json, call: Call, candidate: Candidate) -> Json:
     elif b'"web_search_preview' in call.body:  # its former name
         search = {"type": "web_search"}
         fitted["tools"] = [
-            {**tool, **search} if tool["type"].startswith("web_search") else tool
-            for tool in body["tools"]
+            {**tool, **search} if tool["type"].startswith("web_search") else tool for tool in body["tools"]
         ]
     if key := conversation_of(call):
         fitted.setdefault("prompt_cache_key", key)
@@ -11931,10 +11900,7 @@ def prepare_kimi(body: Json, call: Call, candidate: Candidate) -> Json:
         switch = {"type": "disabled"} if effort == "none" else {"type": "enabled", "effort": effort}
         fitted = {**without(fitted, frozenset(["reasoning_effort"])), "thinking": switch}
     if body.get("stream"):
-        fitted = {
-            **fitted,
-            "stream_options": {**(body.get("stream_options") or {}), "include_usage": True},
-        }
+        fitted = {**fitted, "stream_options": {**(body.get("stream_options") or {}), "include_usage": True}}
     return {**fitted, "messages": list(kimi_messages(body.get("messages") or ()))}
 
 
@@ -11949,8 +11915,7 @@ def kimi_messages(messages: Iterable[Json]) -> Iterator[Json]:
         content = message.get("content")
         yield {
             **message,
-            "reasoning_content": latest
-            or (content if isinstance(content, str) and content else "..."),
+            "reasoning_content": latest or (content if isinstance(content, str) and content else "..."),
         }
 
 
@@ -11961,10 +11926,7 @@ def prepare_xai(body: Json, call: Call, candidate: Candidate) -> Json:
     """Leave out what xAI refuses. Source: spec/providers.md 9."""
     refuse_memory(body)
     fitted = body if XAI_REMOVED.isdisjoint(body) else without(body, XAI_REMOVED)
-    unfit = (
-        "effort" in (body.get("reasoning") or {})
-        and not candidate.account.fact(candidate.model).levels
-    )
+    unfit = "effort" in (body.get("reasoning") or {}) and not candidate.account.fact(candidate.model).levels
     return path_delete(fitted, "reasoning.effort") if unfit else fitted
 
 
@@ -11986,12 +11948,7 @@ def prepare_code_assist(body: Json, call: Call, candidate: Candidate) -> Json:
     """Wrap a Gemini body as Code Assist wants it. Source: spec/providers.md 4.3."""
     if call.action == "count":
         inner = body.get("generateContentRequest") or body
-        return {
-            "request": {
-                "model": f"models/{candidate.model}",
-                "contents": inner.get("contents") or [],
-            }
-        }
+        return {"request": {"model": f"models/{candidate.model}", "contents": inner.get("contents") or []}}
     project = {"project": candidate.account.project} if candidate.account.project else {}
     return {"model": candidate.model, **project, "user_prompt_id": call.id, "request": body}
 
@@ -12005,9 +11962,7 @@ def prepare_antigravity(body: Json, call: Call, candidate: Candidate) -> Json:
         inner = path_delete(inner, "generationConfig.maxOutputTokens")
     elif inner.get("tools"):
         inner = path_set(inner, "toolConfig.functionCallingConfig.mode", "VALIDATED")
-    session = (
-        int(digest(opening_of(body) or call.id)[:16], 16) >> 1
-    )  # the same all through a conversation
+    session = int(digest(opening_of(body) or call.id)[:16], 16) >> 1  # the same all through a conversation
     kind = "image_gen" if "image" in candidate.account.fact(candidate.model).traits else "agent"
     wrapped = prepare_code_assist({**inner, "sessionId": f"-{session}"}, call, candidate)
     del wrapped["user_prompt_id"]
@@ -12074,9 +12029,7 @@ def read_listed(row: Json) -> tuple[str, Json]:
     }
     facts["created"] = int(read_time(facts["created"]) or 0)
     shapes = {"name": str, "owner": str}
-    return id, {
-        key: value for key, value in facts.items() if value and type(value) is shapes.get(key, int)
-    }
+    return id, {key: value for key, value in facts.items() if value and type(value) is shapes.get(key, int)}
 
 
 def read_list(body: bytes) -> Listed:
@@ -12144,9 +12097,7 @@ class Catalog:
     def _due(self, account: Account) -> bool:
         file = list_file(account)
         then = max(self._known(file)[0], self._tried.get(file, 0.0) - LIST_AGE + LIST_RETRY)
-        useless = account.expired(self._now()) or not can_list(
-            account
-        )  # a token may be renewed soon
+        useless = account.expired(self._now()) or not can_list(account)  # a token may be renewed soon
         return not useless and not 0 <= self._now() - then < LIST_AGE
 
     def _known(self, file: str) -> tuple[float, Listed]:
@@ -12159,8 +12110,7 @@ class Catalog:
         try:
             data = json.loads((self._folder / file).read_bytes())
             return float(data["at"]), {
-                id: {k: facts[k] for k in LIST_FIELDS if k in facts}
-                for id, facts in data["models"].items()
+                id: {k: facts[k] for k in LIST_FIELDS if k in facts} for id, facts in data["models"].items()
             }
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return 0.0, {}
@@ -12182,9 +12132,7 @@ def can_list(account: Account) -> bool:
 def ask_for_list(account: Account) -> Listed:
     """Ask an account's upstream for its models. Raises ProxyError and ValueError."""
     provider = account.provider
-    headers = upstream_headers(
-        Call(DIALECTS[provider.dialect], "list", b""), account, provider, False
-    )
+    headers = upstream_headers(Call(DIALECTS[provider.dialect], "list", b""), account, provider, False)
     headers.pop("content-type")
     reply = fetch("GET", account.base.rstrip("/") + provider.models, headers, proxy=account.proxy)
     if reply.status != 200:
@@ -12328,12 +12276,7 @@ class App:
         for account in self.router.accounts():
             credential, token = account.credential, account.token
             early = self._not_before.get(account.mark, -math.inf) > time.monotonic()
-            if (
-                credential is None
-                or early
-                or not account.renewable
-                or not due(credential, time.time())
-            ):
+            if credential is None or early or not account.renewable or not due(credential, time.time()):
                 continue
             wait = RENEW_AGAIN
             try:
@@ -12505,9 +12448,7 @@ def path_of(call: Call, provider: Provider) -> str:
         return provider.generate
     if call.action.startswith("/"):
         return call.action
-    return {"count": provider.counting, "compact": f"{provider.generate}/compact"}.get(
-        call.action, ""
-    )
+    return {"count": provider.counting, "compact": f"{provider.generate}/compact"}.get(call.action, "")
 
 
 def open_exchange(
@@ -12558,9 +12499,7 @@ def passed_headers(exchange: Exchange, config: Config) -> Headers:
     return {name: value for name, value in found if name.startswith(PASSED_HEADERS)}
 
 
-OWN_HEADERS = HOP_BY_HOP | frozenset(
-    ["content-length", "content-encoding", "set-cookie", "alt-svc"]
-)
+OWN_HEADERS = HOP_BY_HOP | frozenset(["content-length", "content-encoding", "set-cookie", "alt-svc"])
 
 
 def relay(call: Call, candidate: Candidate, provider: Provider, app: App) -> Answer:
@@ -12585,14 +12524,10 @@ def relay(call: Call, candidate: Candidate, provider: Provider, app: App) -> Ans
         with contextlib.closing(exchange), read_of_upstream():
             whole = dumps(collected_response(sse_read(exchange.decoded()))).encode("ascii")
         whole = renamed(whole, call.model) if candidate.forced else whole
-        return Answer(
-            200, {**headers, "content-type": "application/json"}, iter_once(whole), len(whole)
-        )
+        return Answer(200, {**headers, "content-type": "application/json"}, iter_once(whole), len(whole))
     if candidate.forced or provider.wrapped:
         name = call.model if candidate.forced else ""
-        return edited(
-            call, exchange, headers, functools.partial(mended, name=name, wrapped=provider.wrapped)
-        )
+        return edited(call, exchange, headers, functools.partial(mended, name=name, wrapped=provider.wrapped))
     encoding = exchange.headers.get("content-encoding", "")
     plain = streaming or app.config["nonstream-keepalive-interval"]  # for what we may put in it
     if encoding and not plain and encoding in call.headers.get("accept-encoding", ""):
@@ -12664,9 +12599,7 @@ def echo_events(request: Request) -> Events:
     """Repeat the last user text; call the first tool if that text asks for it."""
     texts = [text_of(m.parts) for m in request.messages if m.role == "user" and text_of(m.parts)]
     text = texts[-1] if texts else "(no text)"
-    answered = bool(request.messages) and any(
-        p.kind == "result" for p in request.messages[-1].parts
-    )
+    answered = bool(request.messages) and any(p.kind == "result" for p in request.messages[-1].parts)
     tools = [tool for tool in request.tools if tool.kind != "hosted"]
     wants = not answered and bool(tools) and re.search(r"\b(tool|call)\b", text, re.IGNORECASE)
     yield MessageStart(digest("echo", request.id), request.model, request.created)
@@ -12705,11 +12638,7 @@ COUNT_WORDS = {
 def count_tokens(call: Call, candidate: Candidate, provider: Provider, app: App) -> Answer:
     """Ask the upstream for a token count, in its dialect; estimate it if it cannot count."""
     try:
-        if (
-            provider.counting
-            and provider.dialect == call.dialect.name
-            and not must_fit(call, candidate)
-        ):
+        if provider.counting and provider.dialect == call.dialect.name and not must_fit(call, candidate):
             return relay(call, candidate, provider, app)
         if provider.counting:
             return translated_count(call, candidate, provider, app)
@@ -12732,9 +12661,7 @@ def translated_count(call: Call, candidate: Candidate, provider: Provider, app: 
     if provider.wrapped:
         body = PREPARE[provider.name](body, call, candidate)
     path = path_of(call, provider).replace("{model}", urlquote(model, safe=""))
-    exchange = open_exchange(
-        call, candidate.account, provider, path, [dumps(body).encode("ascii")], app
-    )
+    exchange = open_exchange(call, candidate.account, provider, path, [dumps(body).encode("ascii")], app)
     with contextlib.closing(exchange), read_of_upstream():
         return counted(call, int(json.loads(exchange.body())[COUNT_WORDS[upstream.name]]), {})
 
@@ -12745,9 +12672,7 @@ def counted(call: Call, tokens: int, headers: Headers) -> Answer:
     if call.dialect.name == "responses":
         count["object"] = "response.input_tokens"
     whole = dumps(count).encode("ascii")
-    return Answer(
-        200, {"content-type": "application/json", **headers}, iter_once(whole), len(whole)
-    )
+    return Answer(200, {"content-type": "application/json", **headers}, iter_once(whole), len(whole))
 
 
 def answer_locally(call: Call) -> Answer:
@@ -12873,9 +12798,7 @@ def unmasked(data: bytes | bytearray, mask: bytes | bytearray) -> bytes:
 class WebSocket(Watcher):
     """Messages over a connection that was upgraded. One thread uses it."""
 
-    def __init__(
-        self, wire: Wire, write: Callable[[bytes], None], idle: Callable[[], None]
-    ) -> None:
+    def __init__(self, wire: Wire, write: Callable[[bytes], None], idle: Callable[[], None]) -> None:
         self._wire, self._write, self._idle = wire, write, idle
 
     def send(self, text: bytes) -> None:
@@ -13317,9 +13240,7 @@ class Handler(socketserver.BaseRequestHandler, Watcher):
         if log.isEnabledFor(logging.INFO):
             about = self.call.summary() if self.call else None
             seconds = time.monotonic() - begun
-            self.server.lines.append(
-                (time.time(), self.method, self.path, self.status, seconds, about)
-            )
+            self.server.lines.append((time.time(), self.method, self.path, self.status, seconds, about))
 
     # What the rows of ROUTES do.
 
@@ -13341,9 +13262,7 @@ class Handler(socketserver.BaseRequestHandler, Watcher):
         here = is_loopback(self.client_address[0].removeprefix("::ffff:"))
         if not amp["upstream-url"]:
             how = "set ampcode.upstream-url"
-            return self.send_json(
-                503, {"error": "amp upstream proxy not available", "message": how}
-            )
+            return self.send_json(503, {"error": "amp upstream proxy not available", "message": how})
         if self.method == "OPTIONS" or (amp["restrict-management-to-localhost"] and not here):
             message = "Access denied: management routes restricted to localhost"
             return self.send_json(403, {"error": message})
@@ -13381,9 +13300,7 @@ class Handler(socketserver.BaseRequestHandler, Watcher):
         call = self.read_call(route)
         inner = call.json.get("request")
         if not isinstance(inner, dict):
-            raise ProxyError(
-                "invalid_request", "'request' is missing or no object", param="request"
-            )
+            raise ProxyError("invalid_request", "'request' is missing or no object", param="request")
         call.path_model = str(call.json.get("model") or inner.get("model") or "")
         call.query = {"alt": "sse"} if call.path_stream else {}
         call.rewrite(without(inner, frozenset(["model", "session_id"])))
@@ -13461,9 +13378,7 @@ class Handler(socketserver.BaseRequestHandler, Watcher):
     def upgrade(self, route: Route) -> None:
         """Go on as a WebSocket until the client leaves, if the owner lets it."""
         asked = self.headers.get("upgrade", "").lower() == "websocket"
-        key, version = (
-            self.headers.get(f"sec-websocket-{name}", "") for name in ("key", "version")
-        )
+        key, version = (self.headers.get(f"sec-websocket-{name}", "") for name in ("key", "version"))
         if not (asked and key and version == "13" and self.server.app.config["ws"]):
             ours = self.server.app.config["ws"]
             why = "send a WebSocket handshake" if ours else "no WebSocket here"
@@ -13609,9 +13524,7 @@ ROUTE_ROWS = (
 # fmt: on
 ROUTES = {(row.method, row.path): row for row in ROUTE_ROWS}
 OPTIONS = Route("OPTIONS", "*", Handler.show_options, admit=False)
-AMP_ROUTES = {
-    kind: Route("*", "*", Handler.pass_on, action=kind, admit=False) for kind in ("call", "page")
-}
+AMP_ROUTES = {kind: Route("*", "*", Handler.pass_on, action=kind, admit=False) for kind in ("call", "page")}
 
 
 VERSIONS = frozenset({"v1", "v1beta"})
@@ -13753,9 +13666,7 @@ def make_server(app: App) -> Server:
         return Server((host, port), app)
     except OSError as exc:
         hint = "set another `port` in the config, or --port"
-        raise ProxyError(
-            "invalid_request", f"cannot listen on {host}:{port}: {exc}; {hint}"
-        ) from exc
+        raise ProxyError("invalid_request", f"cannot listen on {host}:{port}: {exc}; {hint}") from exc
 
 
 ########################################################################################
@@ -13804,7 +13715,9 @@ def restart_compiled() -> None:
             py_compile.compile(str(file), doraise=True)
     except OSError:
         return  # nowhere to keep it: serve as we are
-    code = f"import sys; sys.path.insert(0, {str(file.parent)!r}); import {file.stem} as c; sys.exit(c.main())"
+    code = (
+        f"import sys; sys.path.insert(0, {str(file.parent)!r}); import {file.stem} as c; sys.exit(c.main())"
+    )
     os.execv(sys.executable, [sys.executable, "-c", code, *sys.argv[1:]])  # noqa: S606 -- no shell, our own file
 
 
@@ -13999,9 +13912,7 @@ def state_words(row: Json) -> str:
     if row["state"] == "cooling":
         whole = any(rest["model"] == "*" for rest in row["cooling"])
         until = moment(max(rest["until"] for rest in row["cooling"]))
-        return (
-            f"cooling until {until}" if whole else f"ready, {len(row['cooling'])} model(s) cooling"
-        )
+        return f"cooling until {until}" if whole else f"ready, {len(row['cooling'])} model(s) cooling"
     return {"expired": "expired, renewed on use"}.get(row["state"], str(row["state"]))
 
 
@@ -14047,9 +13958,7 @@ def cmd_models(options: argparse.Namespace) -> int:
     say(line.format("model", "context", "output", "efforts", "accounts").rstrip())
     for name in app.router.models():
         row = app.router.fact(name)
-        accounts = ", ".join(
-            dict.fromkeys(candidate.account.name for candidate in app.router.offer(name))
-        )
+        accounts = ", ".join(dict.fromkeys(candidate.account.name for candidate in app.router.offer(name)))
         say(line.format(name, row.context or "?", row.output or "?", efforts_of(row), accounts))
     say(line.format(ECHO, "-", "-", "-", "built in"))
     return 0
@@ -14096,10 +14005,7 @@ LOGIN_OPTIONS: tuple[tuple[str, Json], ...] = (
         "--oauth-callback-port",
         {"type": int, "default": 0, "metavar": "N", "help": "where to wait for the browser"},
     ),
-    (
-        "--project_id",
-        {"default": "", "metavar": "ID", "help": "Google's project; several with commas; ALL"},
-    ),
+    ("--project_id", {"default": "", "metavar": "ID", "help": "Google's project; several with commas; ALL"}),
     (
         "--vertex-import-prefix",
         {"default": "", "metavar": "PREFIX", "help": "for the models of an imported account"},
@@ -14172,10 +14078,7 @@ def make_flag_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="cliproxy", allow_abbrev=False)
     kinds: dict[bool, Json] = {False: {"action": "store_true"}, True: {"metavar": "FILE"}}
     logins = [(n, {**kinds["import" in n], "help": f"login {p}"}) for n, p, _ in LOGIN_FLAGS]
-    others = [
-        ("config", {"help": "config file"}),
-        ("debug", {"action": "store_true", "help": "log more"}),
-    ]
+    others = [("config", {"help": "config file"}), ("debug", {"action": "store_true", "help": "log more"})]
     for flag, settings in [*others, *SERVE_OPTIONS, *logins, *LOGIN_OPTIONS]:
         name = flag.lstrip("-")
         parser.add_argument(f"--{name}", f"-{name}", **settings)

@@ -33,12 +33,7 @@ CONNECTIONS = 8
 LENGTH = re.compile(rb"content-length: (\d+)", re.IGNORECASE)
 STAMP = re.compile(rb'"at:([0-9.]+)"')
 ANSWER = json.dumps(
-    {
-        "id": "msg_1",
-        "type": "message",
-        "role": "assistant",
-        "content": [{"type": "text", "text": "hi"}],
-    }
+    {"id": "msg_1", "type": "message", "role": "assistant", "content": [{"type": "text", "text": "hi"}]}
 ).encode()
 
 
@@ -78,9 +73,7 @@ def mock(port: Any) -> None:
     with socket.create_server(("127.0.0.1", 0), backlog=256) as server:
         port.value = server.getsockname()[1]
         while True:
-            threading.Thread(
-                target=mock_connection, args=(server.accept()[0],), daemon=True
-            ).start()
+            threading.Thread(target=mock_connection, args=(server.accept()[0],), daemon=True).start()
 
 
 def mock_connection(sock: socket.socket) -> None:
@@ -99,9 +92,7 @@ def mock_connection(sock: socket.socket) -> None:
 
 def mock_stream(sock: socket.socket) -> None:
     """Send chunks that say when they were sent, at a steady pace."""
-    sock.sendall(
-        b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
-    )
+    sock.sendall(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n")
     never, begun = threading.Event(), time.monotonic()
     for number in range(CHUNKS):
         never.wait(max(0.0, begun + number * PACE - time.monotonic()))
@@ -191,13 +182,9 @@ def measure(port: int) -> list[Row]:
         Row("small request, p50", statistics.median(small) * 1e3, "ms"),
         Row("1 MB request, p50", statistics.median(large) * 1e3, "ms"),
         Row(f"small requests, {CONNECTIONS} connections", len(many) / SECONDS, "/s"),
-        Row(
-            "time to first byte, p50", statistics.median(first for first, _ in streams) * 1e3, "ms"
-        ),
+        Row("time to first byte, p50", statistics.median(first for first, _ in streams) * 1e3, "ms"),
         Row(f"delay of a chunk, {STREAMS} streams, p50", statistics.median(delays) * 1e3, "ms"),
-        Row(
-            f"delay of a chunk, {STREAMS} streams, p99", delays[int(len(delays) * 0.99)] * 1e3, "ms"
-        ),
+        Row(f"delay of a chunk, {STREAMS} streams, p99", delays[int(len(delays) * 0.99)] * 1e3, "ms"),
     ]
 
 
@@ -227,21 +214,9 @@ def proxy_running(upstream: int) -> Iterator[tuple[int, int]]:
             "models": [{"name": "bench"}],
         }
         config = Path(folder, "config.json")
-        config.write_text(
-            json.dumps({"claude-api-key": [key], "auth-dir": folder}), encoding="utf-8"
-        )
-        command = [
-            sys.executable,
-            str(ROOT / "cliproxy.py"),
-            "serve",
-            "--port",
-            "0",
-            "--config",
-            str(config),
-        ]
-        process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-        )
+        config.write_text(json.dumps({"claude-api-key": [key], "auth-dir": folder}), encoding="utf-8")
+        command = [sys.executable, str(ROOT / "cliproxy.py"), "serve", "--port", "0", "--config", str(config)]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         with process:
             found = re.search(
                 r"http://127\.0\.0\.1:(\d+)", process.stdout.readline() if process.stdout else ""
@@ -274,9 +249,7 @@ def main() -> None:
         first, second = (statistics.median(row.value for row in rows) for rows in columns)
         name, _, unit = columns[0][0]
         added = f"{second - first:.2f}" if unit == "ms" else ""
-        say(
-            f"{name:36}{first:>9.2f} {unit:2}{second:>9.2f} {unit:2}{added:>10}{second / first:>8.2f}\n"
-        )
+        say(f"{name:36}{first:>9.2f} {unit:2}{second:>9.2f} {unit:2}{added:>10}{second / first:>8.2f}\n")
     say(memory)
 
 

@@ -120,9 +120,7 @@ def code_lines(source: str, room: Room) -> int:
     return sum(bool(line) and not line.startswith("#") for line in lines)
 
 
-def check_sizes(
-    source: str, tree: ast.Module, rooms: list[Room], budget: dict[str, int]
-) -> Iterator[str]:
+def check_sizes(source: str, tree: ast.Module, rooms: list[Room], budget: dict[str, int]) -> Iterator[str]:
     for room in rooms:
         size = code_lines(source, room)
         if room.name not in budget:

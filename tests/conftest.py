@@ -302,9 +302,7 @@ class Proxy:
         self.server = cp.make_server(self.app)
         self.port = self.server.port
         self.url = f"http://127.0.0.1:{self.port}"
-        self._thread = threading.Thread(
-            target=self.server.serve_forever, kwargs={"poll_interval": 0.01}
-        )
+        self._thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01})
         self._thread.start()
 
     def write(self, config: dict[str, Any]) -> None:
@@ -326,18 +324,12 @@ class Proxy:
             return stream.read()
 
     def ask(
-        self,
-        path: str,
-        body: Any = None,
-        headers: Mapping[str, str] | None = None,
-        method: str = "",
+        self, path: str, body: Any = None, headers: Mapping[str, str] | None = None, method: str = ""
     ) -> Got:
         data = body if isinstance(body, (bytes, type(None))) else json.dumps(body).encode()
         client = http.client.HTTPConnection("127.0.0.1", self.port, timeout=DEADLINE)
         with closing(client):
-            client.request(
-                method or ("GET" if data is None else "POST"), path, data, dict(headers or {})
-            )
+            client.request(method or ("GET" if data is None else "POST"), path, data, dict(headers or {}))
             reply = client.getresponse()
             return Got(reply.status, {k.lower(): v for k, v in reply.getheaders()}, reply.read())
 

@@ -29,9 +29,7 @@ class Said(NamedTuple):
 
 
 def frame(data: Json, event: str = "") -> bytes:
-    return (
-        f"event: {event}\n" if event else ""
-    ).encode() + f"data: {json.dumps(data)}\n\n".encode()
+    return (f"event: {event}\n" if event else "").encode() + f"data: {json.dumps(data)}\n\n".encode()
 
 
 # --- Claude
@@ -52,10 +50,7 @@ def claude_blocks(said: Said) -> list[tuple[Json, list[Json]]]:
     if said.call:
         start = {"type": "tool_use", "id": said.call, "name": "look", "input": {}}
         wire = json.dumps({"city": said.input})
-        texts = [
-            {"type": "input_json_delta", "partial_json": piece}
-            for piece in ("", wire[:4], wire[4:])
-        ]
+        texts = [{"type": "input_json_delta", "partial_json": piece} for piece in ("", wire[:4], wire[4:])]
         blocks.append((start, texts))
     return blocks
 
@@ -73,10 +68,7 @@ def claude_stream(said: Said) -> list[bytes]:
         frames.append(frame({"type": "content_block_stop", "index": index}, "content_block_stop"))
     delta = {"stop_reason": "tool_use" if said.call else "end_turn", "stop_sequence": None}
     frames.append(
-        frame(
-            {"type": "message_delta", "delta": delta, "usage": {"output_tokens": 5}},
-            "message_delta",
-        )
+        frame({"type": "message_delta", "delta": delta, "usage": {"output_tokens": 5}}, "message_delta")
     )
     return [*frames, frame({"type": "message_stop"}, "message_stop")]
 
@@ -84,15 +76,11 @@ def claude_stream(said: Said) -> list[bytes]:
 def claude_answer(said: Said) -> Json:
     content: list[Json] = []
     if said.thinking:
-        content.append(
-            {"type": "thinking", "thinking": said.thinking, "signature": PROOFS["claude"]}
-        )
+        content.append({"type": "thinking", "thinking": said.thinking, "signature": PROOFS["claude"]})
     if said.text:
         content.append({"type": "text", "text": said.text})
     if said.call:
-        content.append(
-            {"type": "tool_use", "id": said.call, "name": "look", "input": {"city": said.input}}
-        )
+        content.append({"type": "tool_use", "id": said.call, "name": "look", "input": {"city": said.input}})
     return {
         "id": "msg_1", "type": "message", "role": "assistant", "model": "m", "content": content,
         "stop_reason": "tool_use" if said.call else "end_turn", "stop_sequence": None,
@@ -127,11 +115,7 @@ def chat_answer(said: Said) -> Json:
     message: Json = {"role": "assistant", "content": said.text or None}
     message.update({"reasoning_content": said.thinking} if said.thinking else {})
     message.update({"tool_calls": [chat_call(said)]} if said.call else {})
-    choice = {
-        "index": 0,
-        "message": message,
-        "finish_reason": "tool_calls" if said.call else "stop",
-    }
+    choice = {"index": 0, "message": message, "finish_reason": "tool_calls" if said.call else "stop"}
     head = {"id": "c1", "object": "chat.completion", "created": 7, "model": "m"}
     return {**head, "choices": [choice], "usage": CHAT_USAGE}
 
@@ -144,23 +128,12 @@ def responses_items(said: Said) -> list[Json]:
     if said.thinking:
         summary = [{"type": "summary_text", "text": said.thinking}]
         items.append(
-            {
-                "id": "rs_1",
-                "type": "reasoning",
-                "summary": summary,
-                "encrypted_content": PROOFS["responses"],
-            }
+            {"id": "rs_1", "type": "reasoning", "summary": summary, "encrypted_content": PROOFS["responses"]}
         )
     if said.text:
         content = [{"type": "output_text", "text": said.text, "annotations": []}]
         items.append(
-            {
-                "id": "msg_1",
-                "type": "message",
-                "role": "assistant",
-                "status": "completed",
-                "content": content,
-            }
+            {"id": "msg_1", "type": "message", "role": "assistant", "status": "completed", "content": content}
         )
     if said.call:
         arguments = json.dumps({"city": said.input})
@@ -199,12 +172,7 @@ def responses_body(item: Json, at: Json) -> list[Json]:
         text = item["arguments"]
         return [
             {"type": "response.function_call_arguments.delta", "delta": text, **at},
-            {
-                "type": "response.function_call_arguments.done",
-                "arguments": text,
-                "name": "look",
-                **at,
-            },
+            {"type": "response.function_call_arguments.done", "arguments": text, "name": "look", **at},
         ]
     at, whole = {**at, "content_index": 0}, item["content"][0]
     return [
@@ -249,12 +217,7 @@ GEMINI_USAGE = {"promptTokenCount": 9, "candidatesTokenCount": 5, "totalTokenCou
 def gemini_answer(said: Said) -> Json:
     content = {"role": "model", "parts": gemini_parts(said)}
     candidate = {"index": 0, "content": content, "finishReason": "STOP"}
-    return {
-        "candidates": [candidate],
-        "usageMetadata": GEMINI_USAGE,
-        "modelVersion": "m",
-        "responseId": "r1",
-    }
+    return {"candidates": [candidate], "usageMetadata": GEMINI_USAGE, "modelVersion": "m", "responseId": "r1"}
 
 
 def gemini_stream(said: Said) -> list[bytes]:
@@ -312,9 +275,7 @@ class ClaudeClient(Client):
 
     def give(self, result: str) -> None:
         calls = [block for block in self.history[-1]["content"] if block.type == "tool_use"]
-        blocks = [
-            {"type": "tool_result", "tool_use_id": call.id, "content": result} for call in calls
-        ]
+        blocks = [{"type": "tool_result", "tool_use_id": call.id, "content": result} for call in calls]
         self.history.append({"role": "user", "content": blocks})
 
     def say(self, model: str) -> tuple[str, list[tuple[str, Json]]]:
@@ -355,9 +316,7 @@ class ChatClient(Client):
         body.update({"max_completion_tokens": self.limit} if self.limit else {})
         with openai.OpenAI(base_url=f"{self.url}/v1", api_key="k", max_retries=0) as client:
             if self.stream:
-                with client.chat.completions.stream(
-                    **body, stream_options={"include_usage": True}
-                ) as stream:
+                with client.chat.completions.stream(**body, stream_options={"include_usage": True}) as stream:
                     answer = stream.get_final_completion()
             else:
                 answer = client.chat.completions.create(**body)
@@ -412,9 +371,7 @@ class ResponsesClient(Client):
         for item in items:
             item.pop("parsed_arguments", None)
         self.history += items
-        calls = [
-            (i["name"], json.loads(i["arguments"])) for i in items if i["type"] == "function_call"
-        ]
+        calls = [(i["name"], json.loads(i["arguments"])) for i in items if i["type"] == "function_call"]
         assert (answer.usage.input_tokens, answer.usage.output_tokens) == (9, 5)
         return answer.output_text, calls
 
@@ -463,17 +420,8 @@ class GeminiClient(Client):
         parts = [part for chunk in chunks for part in chunk.candidates[0].content.parts or ()]
         self.history.append(genai.types.Content(role="model", parts=parts))
         texts = [part.text for part in parts if part.text and not part.thought]
-        calls = [
-            (part.function_call.name, part.function_call.args)
-            for part in parts
-            if part.function_call
-        ]
+        calls = [(part.function_call.name, part.function_call.args) for part in parts if part.function_call]
         return "".join(texts), calls
 
 
-CLIENTS = {
-    "claude": ClaudeClient,
-    "chat": ChatClient,
-    "responses": ResponsesClient,
-    "gemini": GeminiClient,
-}
+CLIENTS = {"claude": ClaudeClient, "chat": ChatClient, "responses": ResponsesClient, "gemini": GeminiClient}

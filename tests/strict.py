@@ -49,9 +49,7 @@ CLAUDE_FIELDS = words(
 def claude_faults(body: Json) -> Faults:
     yield from foreign("body", body, CLAUDE_FIELDS, "model messages max_tokens")
     for tool in body.get("tools", ()):
-        yield from foreign(
-            "tool", tool, words("name description input_schema cache_control type strict")
-        )
+        yield from foreign("tool", tool, words("name description input_schema cache_control type strict"))
         if not NAME.fullmatch(tool["name"]) or tool["input_schema"].get("type") != "object":
             yield f"bad tool {tool}"
     calls: list[str] = []
@@ -61,9 +59,7 @@ def claude_faults(body: Json) -> Faults:
         kinds = [block["type"] for block in blocks]
         if message["role"] != ("assistant" if at % 2 else "user"):
             yield f"{where}: it is not the turn of {message['role']}"
-        yield from unpaired(
-            where, calls, [b["tool_use_id"] for b in blocks if b["type"] == "tool_result"]
-        )
+        yield from unpaired(where, calls, [b["tool_use_id"] for b in blocks if b["type"] == "tool_result"])
         calls = [b["id"] for b in blocks if b["type"] == "tool_use"]
         if "tool_result" in kinds and kinds[0] != "tool_result":
             yield f"{where}: a text before the results"
@@ -94,9 +90,7 @@ def chat_faults(body: Json) -> Faults:
     if not body.get("tools", True):
         yield "an empty list of tools"
     for tool in body.get("tools", ()):
-        yield from foreign(
-            "tool", tool["function"], words("name description parameters strict"), "name"
-        )
+        yield from foreign("tool", tool["function"], words("name description parameters strict"), "name")
     calls: list[str] = []
     for at, message in enumerate(body["messages"]):
         where = f"messages[{at}]"
@@ -167,12 +161,7 @@ RESPONSES_ITEM = {
     "message": words("type role content id status phase"), "reasoning": words("type id summary content encrypted_content status"),
     "function_call": words("type id call_id name arguments status"), "function_call_output": words("type id call_id output status"),
 }  # fmt: skip
-PREFIXES = {
-    "message": "msg",
-    "reasoning": "rs",
-    "function_call": "fc",
-    "function_call_output": "fc",
-}
+PREFIXES = {"message": "msg", "reasoning": "rs", "function_call": "fc", "function_call_output": "fc"}
 
 
 def responses_items(items: list[Json]) -> Faults:
@@ -196,9 +185,7 @@ def responses_items(items: list[Json]) -> Faults:
 def responses_faults(body: Json) -> Faults:
     yield from foreign("body", body, RESPONSES_FIELDS, "model input")
     for tool in body.get("tools", ()):
-        yield from foreign(
-            "tool", tool, words("type name description parameters strict"), "type name"
-        )
+        yield from foreign("tool", tool, words("type name description parameters strict"), "type name")
     if not isinstance(body["input"], str):
         yield from responses_items(body["input"])
 
@@ -219,9 +206,7 @@ def codex_faults(body: Json) -> Faults:
             yield f"Item with id {item['id']!r} not found: items are not persisted when `store` is false"
 
 
-XAI_REFUSED = words(
-    "previous_response_id prompt_cache_retention safety_identifier stream_options stop"
-)
+XAI_REFUSED = words("previous_response_id prompt_cache_retention safety_identifier stream_options stop")
 
 
 def xai_faults(body: Json) -> Faults:
@@ -234,9 +219,7 @@ def xai_faults(body: Json) -> Faults:
 GEMINI_FIELDS = words(
     "contents systemInstruction tools toolConfig generationConfig safetySettings cachedContent labels serviceTier store"
 )
-GEMINI_PART = words(
-    "text thought thoughtSignature functionCall functionResponse inlineData fileData"
-)
+GEMINI_PART = words("text thought thoughtSignature functionCall functionResponse inlineData fileData")
 
 
 def gemini_faults(body: Json) -> Faults:
@@ -321,18 +304,14 @@ FAULTS = {
 MESSAGES = {"anthropic-version": r"20\d\d-\d\d-\d\d", "content-type": "application/json"}
 LOGIN_BETA = {**MESSAGES, "anthropic-beta": "(.*,)?oauth-2025-04-20(,.*)?"}
 CODEX_LIMITS = frame(
-    {"type": "codex.rate_limits", "rate_limits": {"primary": {"used_percent": 9}}},
-    "codex.rate_limits",
+    {"type": "codex.rate_limits", "rate_limits": {"primary": {"used_percent": 9}}}, "codex.rate_limits"
 )
 KIMI_DEVICE = {
     "x-msh-platform": "cliproxy", "x-msh-version": ".+", "x-msh-device-name": "[!-~]+", "x-msh-device-model": "[!-~]+",
     "x-msh-device-id": "[0-9a-f]{32}",
 }  # fmt: skip
 THIRD_PARTY = (only_max_tokens, no_developer)
-GOOGLE_PATHS = (
-    "/v1beta/models/{model}:generateContent",
-    "/v1beta/models/{model}:streamGenerateContent",
-)
+GOOGLE_PATHS = ("/v1beta/models/{model}:generateContent", "/v1beta/models/{model}:streamGenerateContent")
 VERTEX_PATHS = (
     "/v1/publishers/google/models/{model}:generateContent", "/v1/publishers/google/models/{model}:streamGenerateContent",
 )  # fmt: skip
@@ -386,9 +365,7 @@ class StandIn:
     def open(self, model: str) -> None:
         """Serve a model under its provider's paths."""
         for path in filter(None, (self.terms.path, self.terms.stream)):
-            self.upstream.routes[self.base + path.replace("{model}", quote(model, safe=""))] = (
-                self.serve
-            )
+            self.upstream.routes[self.base + path.replace("{model}", quote(model, safe=""))] = self.serve
 
     def serve(self, seen: Seen) -> Reply:
         refusal = self.refusal(seen)
@@ -402,9 +379,7 @@ class StandIn:
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as exc:
             self.refused.append(f"{seen.path}: {exc!r}")
         if self.refused:
-            return make_reply(
-                {"error": {"message": str(self.refused), "type": "invalid_request_error"}}, 400
-            )
+            return make_reply({"error": {"message": str(self.refused), "type": "invalid_request_error"}}, 400)
         self.bodies.append(body["request"] if self.terms.envelope else body)
         return self.answer(json.dumps(body, ensure_ascii=False), streams=self.streams(seen, body))
 

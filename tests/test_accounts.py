@@ -12,18 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from conftest import (
-    CLOSE,
-    DEADLINE,
-    Clock,
-    Got,
-    Proxy,
-    ProxyMaker,
-    Reply,
-    Seen,
-    Upstream,
-    make_reply,
-)
+from conftest import CLOSE, DEADLINE, Clock, Got, Proxy, ProxyMaker, Reply, Seen, Upstream, make_reply
 from world import Fault, World
 
 import cliproxy as cp
@@ -37,9 +26,7 @@ ANSWER = {"type": "message", "role": "assistant", "content": [{"type": "text", "
 class House:
     """A proxy whose logins are at the world, and whose Claude API is the scripted upstream."""
 
-    def __init__(
-        self, world: World, make_proxy: ProxyMaker, upstream: Upstream, **config: Any
-    ) -> None:
+    def __init__(self, world: World, make_proxy: ProxyMaker, upstream: Upstream, **config: Any) -> None:
         providers = world.config().data["providers"]
         for name in ("claude", "codex"):
             providers[name]["base-url"] = upstream.url
@@ -284,10 +271,7 @@ def claude_error(kind: str, message: str = "no") -> Json:
 
 
 def unified(**cells: str) -> dict[str, str]:
-    return {
-        f"anthropic-ratelimit-unified-{name.replace('_', '-')}": value
-        for name, value in cells.items()
-    }
+    return {f"anthropic-ratelimit-unified-{name.replace('_', '-')}": value for name, value in cells.items()}
 
 
 SOON, LATE = "NOW+600", "NOW+7200"
@@ -332,22 +316,17 @@ def at_times(text: str) -> str:
 def scripted(refusal: Refusal) -> Reply:
     body = refusal.body if isinstance(refusal.body, str) else at_times(json.dumps(refusal.body))
     kind = {} if isinstance(refusal.body, str) else {"content-type": "application/json"}
-    return make_reply(
-        body, refusal.status, {**kind, **{k: at_times(v) for k, v in refusal.headers.items()}}
-    )
+    return make_reply(body, refusal.status, {**kind, **{k: at_times(v) for k, v in refusal.headers.items()}})
 
 
 class Pool:
     """A proxy with keys named a, b, ... of the Claude API, all at the upstream, which scripts each."""
 
-    def __init__(
-        self, make_proxy: ProxyMaker, upstream: Upstream, keys: str, **config: Any
-    ) -> None:
+    def __init__(self, make_proxy: ProxyMaker, upstream: Upstream, keys: str, **config: Any) -> None:
         models = [{"name": "up"}, {"name": "other"}]
         entries = config.pop("entries", {})
         rows = [
-            {"api-key": k, "base-url": upstream.url, "models": models, **entries.get(k, {})}
-            for k in keys
+            {"api-key": k, "base-url": upstream.url, "models": models, **entries.get(k, {})} for k in keys
         ]
         self.script: dict[str, Reply] = {}
         self.upstream = upstream
@@ -369,10 +348,7 @@ class Pool:
 
     def rests(self) -> dict[tuple[str, str], float]:
         state = self.router.state() or {"cooldowns": []}
-        return {
-            (row["account"][-2], row["model"]): row["end"] - time.time()
-            for row in state["cooldowns"]
-        }
+        return {(row["account"][-2], row["model"]): row["end"] - time.time() for row in state["cooldowns"]}
 
 
 def key_of(seen: Seen) -> str:
@@ -501,11 +477,7 @@ OFF = [  # settings, the entry's own -> does the account rest after 429, 500, 40
 
 @pytest.mark.parametrize(("config", "entry", "expected"), OFF)
 def test_cooling_can_be_switched_off(
-    make_proxy: ProxyMaker,
-    upstream: Upstream,
-    config: Json,
-    entry: Json,
-    expected: tuple[bool, ...],
+    make_proxy: ProxyMaker, upstream: Upstream, config: Json, entry: Json, expected: tuple[bool, ...]
 ) -> None:
     found = []
     for status in (429, 500, 404, 403):
@@ -524,12 +496,8 @@ def test_5xx_without_a_rest(make_proxy: ProxyMaker, upstream: Upstream) -> None:
 
 
 @pytest.mark.parametrize(("retry", "own", "asked"), [(2, None, "aaa"), (2, 0, "a"), (0, 1, "aa")])
-def test_rounds(
-    make_proxy: ProxyMaker, upstream: Upstream, retry: int, own: int | None, asked: str
-) -> None:
-    pool = Pool(
-        make_proxy, upstream, "a", entries={"a": {"request-retry": own}}, request_retry=retry
-    )
+def test_rounds(make_proxy: ProxyMaker, upstream: Upstream, retry: int, own: int | None, asked: str) -> None:
+    pool = Pool(make_proxy, upstream, "a", entries={"a": {"request-retry": own}}, request_retry=retry)
     pool.script["a"] = make_reply(claude_error("rate_limit_error"), 429, {"retry-after-ms": "5"})
     assert pool.ask().status == 429
     assert pool.asked() == asked
@@ -551,9 +519,7 @@ def test_a_round_for_the_one_that_is_free_soon(make_proxy: ProxyMaker, upstream:
     assert pool.asked() == "aba"
 
 
-def test_nothing_is_asked_again_after_the_first_byte(
-    make_proxy: ProxyMaker, upstream: Upstream
-) -> None:
+def test_nothing_is_asked_again_after_the_first_byte(make_proxy: ProxyMaker, upstream: Upstream) -> None:
     pool = Pool(make_proxy, upstream, "ab")
     begin = b'event: message_start\ndata: {"type":"message_start","message":{}}\n\n'
     pool.script["a"] = make_reply([begin, "close"], headers={"content-type": "text/event-stream"})
@@ -616,9 +582,7 @@ def test_a_session_stays_with_its_account(make_proxy: ProxyMaker, upstream: Upst
 
 def test_a_session_outranks_priority(make_proxy: ProxyMaker, upstream: Upstream) -> None:
     routing = {"session-affinity": True}
-    pool = Pool(
-        make_proxy, upstream, "ab", entries={"a": {"priority": 1}}, routing=routing, request_retry=0
-    )
+    pool = Pool(make_proxy, upstream, "ab", entries={"a": {"priority": 1}}, routing=routing, request_retry=0)
     pool.script["a"] = make_reply(claude_error("rate_limit_error"), 429, {"retry-after-ms": "1"})
     pool.ask(headers={"session_id": "s"})
     del pool.script["a"]
@@ -663,9 +627,7 @@ def test_a_folder_that_cannot_be_written(
     assert caplog.text.count("no rest will outlive a restart") == 1
 
 
-def test_another_key_in_the_same_place_is_another_account(
-    make_proxy: ProxyMaker, upstream: Upstream
-) -> None:
+def test_another_key_in_the_same_place_is_another_account(make_proxy: ProxyMaker, upstream: Upstream) -> None:
     key = {"base-url": upstream.url, "models": [{"name": "m"}]}
     keys = [{**key, "api-key": name} for name in ("tired", "fresh")]
     proxy = make_proxy(claude_api_key=keys)
@@ -725,9 +687,7 @@ def test_rests_are_bounded(clock: Clock) -> None:
     account = cp.Account("one", cp.PROVIDERS["claude"], {"api-key": "k"})
     router.configure([account], cp.load_config(None))
     for number in range(cp.CURSORS + 5):
-        router.punish(
-            cp.Candidate(account, f"claude-{number}"), cp.ProxyError("not_found", "no such model")
-        )
+        router.punish(cp.Candidate(account, f"claude-{number}"), cp.ProxyError("not_found", "no such model"))
     state = router.state()
     assert state
     assert len(state["cooldowns"]) == cp.CURSORS
@@ -759,8 +719,7 @@ def test_limits_in_headers(headers: dict[str, str], expected: list[Any]) -> None
 def test_limits_are_kept(house: House) -> None:
     file = house.add(ends=3600)
     house.upstream.routes["/v1/messages"] = make_reply(
-        ANSWER,
-        headers=unified(status="allowed", **{"5h_utilization": "0.25", "5h_reset": "1800000000"}),
+        ANSWER, headers=unified(status="allowed", **{"5h_utilization": "0.25", "5h_reset": "1800000000"})
     )
     assert house.ask().status == 200
     state = house.proxy.app.router.state()
@@ -772,9 +731,7 @@ def test_limits_are_kept(house: House) -> None:
 
 WAITS = [
     pytest.param({"retry-after": "7"}, b"", 7.0, id="header"),
-    pytest.param(
-        {"retry-after": "7"}, b'{"error":{"resets_at":1000050}}', 50.0, id="resets_at first"
-    ),
+    pytest.param({"retry-after": "7"}, b'{"error":{"resets_at":1000050}}', 50.0, id="resets_at first"),
     pytest.param(
         {},
         b'{"error":{"details":[{"metadata":{"quotaResetDelay":"1h16m0.6s"}}]}}',
@@ -784,9 +741,7 @@ WAITS = [
     pytest.param(
         {}, b'{"error":{"message":"Your quota will reset after 12s."}}', 12.0, id="Google's message"
     ),
-    pytest.param(
-        {}, b'{"error":{"details":[{"metadata":{"quotaResetDelay":"soon"}}]}}', None, id="garbage"
-    ),
+    pytest.param({}, b'{"error":{"details":[{"metadata":{"quotaResetDelay":"soon"}}]}}', None, id="garbage"),
     pytest.param({}, b"", None, id="nothing"),
     pytest.param({}, b'{"error":{"resets_at":"1970-01-12T13:47:00Z"}}', 20.0, id="a date"),
     pytest.param({}, b'{"error":{"resets_in_seconds":"7.5"}}', 7.0, id="resets_in_seconds"),
@@ -887,12 +842,7 @@ def test_fields_of_files(tmp_path: Path) -> None:
     }  # fmt: skip
     credential = cp.Credential("claude-x.json", tmp_path, "claude", data, (0, 0, 0))
     (account,) = cp.find_accounts(cp.load_config(None), [credential], {})
-    assert (account.priority, account.weight, account.retries, account.disable_cooling) == (
-        3,
-        2,
-        1,
-        True,
-    )
+    assert (account.priority, account.weight, account.retries, account.disable_cooling) == (3, 2, 1, True)
     assert (account.prefix, account.excluded) == ("work", ["claude-3*"])
 
 
@@ -941,11 +891,7 @@ def test_what_a_file_says_that_means_nothing_here(tmp_path: Path) -> None:
 
 def test_an_endpoint_with_a_key_that_nobody_knows() -> None:
     """It is kept, with a warning: there may be anything in it."""
-    row = {
-        "name": "up",
-        "base-url": "http://h/v1",
-        "api-key-entries": [{"api-key": "k", "models": [{}]}],
-    }
+    row = {"name": "up", "base-url": "http://h/v1", "api-key-entries": [{"api-key": "k", "models": [{}]}]}
     config = cp.parse_config(None, json.dumps({"openai-compatibility": [row]}))
     assert [account.key for account in cp.find_accounts(config, [], {})] == ["k"]
 
@@ -977,9 +923,7 @@ def test_a_refusal_that_cannot_be_read_is_one(
 
 
 @pytest.mark.parametrize("status", [301, 302, 304, 307, 101])
-def test_who_sends_us_elsewhere_has_not_answered(
-    proxy: Proxy, upstream: Upstream, status: int
-) -> None:
+def test_who_sends_us_elsewhere_has_not_answered(proxy: Proxy, upstream: Upstream, status: int) -> None:
     upstream.reply(b"<html>", status, {"location": "https://elsewhere.example/v1"})
     got = proxy.ask("/v1/messages", {**CLAUDE_ASK, "model": "up-claude"})
     assert got.status == 502
@@ -1017,9 +961,7 @@ def test_what_a_client_says_is_no_refusal(proxy: Proxy, upstream: Upstream, word
 
 WRAPPED = {
     "response": {
-        "candidates": [
-            {"content": {"role": "model", "parts": [{"text": "hello"}]}, "finishReason": "STOP"}
-        ],
+        "candidates": [{"content": {"role": "model", "parts": [{"text": "hello"}]}, "finishReason": "STOP"}],
         "usageMetadata": {"promptTokenCount": 3, "candidatesTokenCount": 1, "totalTokenCount": 4},
     },
     "traceId": "t",
@@ -1040,18 +982,9 @@ class CodeAssist:
         self.upstream, self.spent = upstream, ""
         upstream.routes["/v1internal:generateContent"] = self.serve
         upstream.routes["/v1internal:streamGenerateContent"] = self.serve
-        names = {
-            name: {"base-url": upstream.url, "enabled": True}
-            for name in ("gemini-cli", "antigravity")
-        }
-        self.proxy: Proxy = make_proxy(
-            providers=names, gemini_api_key=[], request_retry=0, **config
-        )
-        token = {
-            "access_token": "tok",
-            "refresh_token": "r",
-            "expiry": cp.write_time(time.time() + 3600),
-        }
+        names = {name: {"base-url": upstream.url, "enabled": True} for name in ("gemini-cli", "antigravity")}
+        self.proxy: Proxy = make_proxy(providers=names, gemini_api_key=[], request_retry=0, **config)
+        token = {"access_token": "tok", "refresh_token": "r", "expiry": cp.write_time(time.time() + 3600)}
         data = {"type": type, "email": "a@b.c", "project_id": projects, "token": token}
         (self.proxy.auth_dir / f"{type}-a.json").write_text(json.dumps(data))
         self.proxy.app.poll()
@@ -1059,12 +992,7 @@ class CodeAssist:
     def serve(self, seen: Seen) -> Reply:
         if seen.json()["project"] == self.spent:
             details = [{"@type": "x/google.rpc.RetryInfo", "retryDelay": "30s"}]
-            error = {
-                "code": 429,
-                "message": "spent",
-                "status": "RESOURCE_EXHAUSTED",
-                "details": details,
-            }
+            error = {"code": 429, "message": "spent", "status": "RESOURCE_EXHAUSTED", "details": details}
             return make_reply({"error": error}, 429)
         if "stream" in seen.path:
             return make_reply(WRAPPED_STREAM, headers={"content-type": "text/event-stream"})
@@ -1090,9 +1018,7 @@ def test_code_assist(make_proxy: ProxyMaker, upstream: Upstream, type: str, stre
         assert (body["project"], body["model"]) == ("proj-1", model)
         assert body["request"]["contents"][0]["parts"][0]["text"] == "hi"
         assert seen.headers["authorization"] == "Bearer tok"
-        assert ("maxOutputTokens" in body["request"].get("generationConfig", {})) == (
-            type == "gemini"
-        )
+        assert ("maxOutputTokens" in body["request"].get("generationConfig", {})) == (type == "gemini")
         assert body.get("userAgent", "cliproxy") == "cliproxy"
 
 
@@ -1101,9 +1027,7 @@ def test_code_assist(make_proxy: ProxyMaker, upstream: Upstream, type: str, stre
 def test_the_projects_of_one_login(
     make_proxy: ProxyMaker, upstream: Upstream, switch: bool, type: str
 ) -> None:
-    google = CodeAssist(
-        make_proxy, upstream, type, "one, two", quota_exceeded={"switch-project": switch}
-    )
+    google = CodeAssist(make_proxy, upstream, type, "one, two", quota_exceeded={"switch-project": switch})
     logins = [a for a in google.proxy.app.router.accounts() if a.credential]
     assert [account.renewable for account in logins] == [True, True]
     path = "/v1beta/models/gemini-2.5-pro:generateContent"
@@ -1113,6 +1037,4 @@ def test_the_projects_of_one_login(
     upstream.seen.clear()
     statuses = [google.proxy.ask(path, GEMINI_ASK).status for _ in range(2)]
     projects = [seen.json()["project"] for seen in upstream.seen]
-    assert (statuses, projects) == (
-        ([200, 200], ["one", "two", "two"]) if switch else ([429, 429], ["one"])
-    )
+    assert (statuses, projects) == (([200, 200], ["one", "two", "two"]) if switch else ([429, 429], ["one"]))

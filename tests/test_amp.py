@@ -62,10 +62,7 @@ UNSPECIFIED = {
 }
 PAINTER: Json = {
     "contents": FINDER["contents"],
-    "generationConfig": {
-        "responseModalities": ["TEXT", "IMAGE"],
-        "imageConfig": {"aspectRatio": "1:1"},
-    },
+    "generationConfig": {"responseModalities": ["TEXT", "IMAGE"], "imageConfig": {"aspectRatio": "1:1"}},
 }
 READER = {
     **FINDER,
@@ -310,9 +307,7 @@ LISTS = [
     "headers", [{}, {"x-goog-api-key": "placeholder"}, {"anthropic-version": "2023-06-01"}]
 )
 @pytest.mark.parametrize(("path", "shape"), LISTS)
-def test_lists_by_the_provider_s_name(
-    proxy: Proxy, path: str, shape: str, headers: dict[str, str]
-) -> None:
+def test_lists_by_the_provider_s_name(proxy: Proxy, path: str, shape: str, headers: dict[str, str]) -> None:
     got = proxy.ask(path, headers=headers).json()
     keys = {"claude": "has_more", "gemini": "models", "openai": "object"}
     assert [name for name, key in keys.items() if key in got] == [shape]
@@ -329,9 +324,7 @@ def test_lists_by_the_provider_s_name(
         ("/api/provider/google/v1/messages/count_tokens", {"model": "up-claude", "messages": [{"role": "user", "content": "hi"}]}),
     ],
 )  # fmt: skip
-def test_the_provider_s_name_forces_nobody(
-    proxy: Proxy, upstream: Upstream, path: str, body: Json
-) -> None:
+def test_the_provider_s_name_forces_nobody(proxy: Proxy, upstream: Upstream, path: str, body: Json) -> None:
     upstream.reply({**ANSWERS["claude"](SAID), "input_tokens": 3})
     got = proxy.ask(path, body)
     assert got.status == 200, got.body
@@ -375,22 +368,14 @@ def test_what_is_no_model_call_goes_to_amp(make_proxy: ProxyMaker, upstream: Ups
     headers = {"content-type": "application/json", "access-control-allow-origin": "*", "x-amp": "1"}
     upstream.reply(HIS, 207, headers)
     body = {"method": "getUserInfo", "params": {}}
-    own = {
-        "x-api-key": OURS,
-        "x-goog-api-key": OURS,
-        "anthropic-beta": "b",
-        "connection": "keep-alive",
-    }
+    own = {"x-api-key": OURS, "x-goog-api-key": OURS, "anthropic-beta": "b", "connection": "keep-alive"}
     got = amp(make_proxy, upstream).ask(f"{INFO}&key={OURS}&a=b%20c&a=d", body, {**KEY, **own})
     assert (got.status, got.json(), got.headers["x-amp"]) == (207, HIS, "1")
     assert "access-control-allow-origin" not in got.headers
     (seen,) = upstream.seen
     assert (seen.method, seen.path) == ("POST", "/base/api/internal?getUserInfo&a=b%20c&a=d")
     assert seen.json() == body
-    assert (seen.headers["authorization"], seen.headers["x-api-key"]) == (
-        "Bearer amp-key",
-        "amp-key",
-    )
+    assert (seen.headers["authorization"], seen.headers["x-api-key"]) == ("Bearer amp-key", "amp-key")
     assert seen.headers["anthropic-beta"] == "b"
     assert OURS not in seen.head.decode(), "the key of this proxy is nobody else's business"
 
@@ -402,9 +387,7 @@ CALLS_TO_AMP = [
 
 
 @pytest.mark.parametrize(("method", "path"), CALLS_TO_AMP)
-def test_calls_of_any_method(
-    make_proxy: ProxyMaker, upstream: Upstream, method: str, path: str
-) -> None:
+def test_calls_of_any_method(make_proxy: ProxyMaker, upstream: Upstream, method: str, path: str) -> None:
     proxy = amp(make_proxy, upstream)
     assert proxy.ask(path, method=method).status == 401, "without a key"
     upstream.reply(HIS)
@@ -422,11 +405,7 @@ SECRETS: dict[str, tuple[Json, dict[str, str], str]] = {  # where keys are -> th
 
 @pytest.mark.parametrize("where", SECRETS)
 def test_whose_key_it_is(
-    make_proxy: ProxyMaker,
-    upstream: Upstream,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    where: str,
+    make_proxy: ProxyMaker, upstream: Upstream, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, where: str
 ) -> None:
     settings, environ, key = SECRETS[where]
     for name in ("HOME", "USERPROFILE"):
@@ -455,9 +434,7 @@ def test_packed_bodies_both_ways(make_proxy: ProxyMaker, upstream: Upstream) -> 
     assert (got.headers["content-encoding"], got.body) == ("gzip", packed)
 
 
-def test_an_answer_that_only_begins_as_if_packed(
-    make_proxy: ProxyMaker, upstream: Upstream
-) -> None:
+def test_an_answer_that_only_begins_as_if_packed(make_proxy: ProxyMaker, upstream: Upstream) -> None:
     upstream.reply(gzip.compress(b"{}")[:8])
     got = amp(make_proxy, upstream).ask(INFO, {}, {**KEY, "expect": "100-continue"})
     assert (got.status, got.json()["error"]) == (502, "amp_upstream_proxy_error")

@@ -11,12 +11,7 @@ import pytest
 from conftest import SHARED
 from hypothesis import given
 from hypothesis import strategies as st
-from validate_chat import (
-    check_error,
-    validate_request,
-    validate_response,
-    validate_stream,
-)
+from validate_chat import check_error, validate_request, validate_response, validate_stream
 
 import cliproxy as cp
 from cliproxy import Citation, Media, Message, Part, PartDelta, PartEnd, PartStart
@@ -136,11 +131,7 @@ def test_what_a_request_means() -> None:
     assert (request.dialect, request.model, request.stream) == ("chat", "m-1", False)
     assert [part.text for part in request.system] == ["S", "D1", "D2"]
     assert [part.cache for part in request.system] == ["", "5m", ""]
-    assert [message.role for message in request.messages][:5] == [
-        "user",
-        "assistant",
-        *["tool"] * 3,
-    ]
+    assert [message.role for message in request.messages][:5] == ["user", "assistant", *["tool"] * 3]
     assert request.messages[5].role == "developer"
     user = request.messages[0].parts
     assert [part.media for part in user[1:8]] == [
@@ -225,9 +216,7 @@ CHOICES = [
         id="allowed",
     ),
     pytest.param("any", cp.ToolChoice("required"), id="Mistral's"),
-    pytest.param(
-        {"function": {"name": "f"}}, cp.ToolChoice("required", ("f",)), id="Hugging Face's"
-    ),
+    pytest.param({"function": {"name": "f"}}, cp.ToolChoice("required", ("f",)), id="Hugging Face's"),
     pytest.param("most", None, id="of a vendor"),
 ]
 
@@ -241,9 +230,7 @@ def test_tool_choice(wire: Any, choice: cp.ToolChoice | None) -> None:
 
 
 def test_no_tools_no_tool_settings() -> None:
-    request = cp.Request(
-        "claude", "m", (), params={"parallel": False}, choice=cp.ToolChoice("none")
-    )
+    request = cp.Request("claude", "m", (), params={"parallel": False}, choice=cp.ToolChoice("none"))
     assert cp.chat_write_request(request, target()).keys() == {"model", "messages"}
 
 
@@ -416,10 +403,7 @@ def test_foreign_system_texts_are_one_message() -> None:
 MEDIA: list[Any] = [
     pytest.param(
         Media("document", "base64", "AA", "application/pdf"),
-        {
-            "type": "file",
-            "file": {"file_data": "data:application/pdf;base64,AA", "filename": "document.pdf"},
-        },
+        {"type": "file", "file": {"file_data": "data:application/pdf;base64,AA", "filename": "document.pdf"}},
         id="unnamed pdf",
     ),
     pytest.param(
@@ -462,9 +446,7 @@ def test_media_that_chat_lacks(media: Media, words: str) -> None:
 
 DATA_URLS = [
     pytest.param("data:,a%20b", Media("image", "base64", "YSBi", "text/plain"), id="percent"),
-    pytest.param(
-        "DATA:image/gif;base64,AA", Media("image", "base64", "AA", "image/gif"), id="case"
-    ),
+    pytest.param("DATA:image/gif;base64,AA", Media("image", "base64", "AA", "image/gif"), id="case"),
     pytest.param("https://x.test/a,b", Media("image", "url", "https://x.test/a,b"), id="comma"),
 ]
 
@@ -518,10 +500,7 @@ def clean(response: cp.Response) -> cp.Response:
         id=response.start.id or f"chatcmpl-{CLIENT.id}", created=response.start.created or 5
     )
     choices = tuple(
-        choice._replace(
-            end=choice.end._replace(raw=""),
-            parts=tuple(spread(part) for part in choice.parts),
-        )
+        choice._replace(end=choice.end._replace(raw=""), parts=tuple(spread(part) for part in choice.parts))
         for choice in response.choices
     )
     return response._replace(start=start, choices=choices)
@@ -562,18 +541,12 @@ def named(name: str, arguments: Any = "") -> Json:
 
 CALLS = [
     pytest.param(
-        [
-            call(index=0, id="a", function=named("f", "{")),
-            call(index=0, id="a", function=named("f", "}")),
-        ],
+        [call(index=0, id="a", function=named("f", "{")), call(index=0, id="a", function=named("f", "}"))],
         [("a", "f", "{}")],
         id="id and name repeated",
     ),
     pytest.param(
-        [
-            call(index=0, id="a", function=named("f", "1")),
-            call(index=0, id="b", function=named("g", "2")),
-        ],
+        [call(index=0, id="a", function=named("f", "1")), call(index=0, id="b", function=named("g", "2"))],
         [("a", "f", "1"), ("b", "g", "2")],
         id="new id under a used index",
     ),
@@ -588,11 +561,7 @@ CALLS = [
         id="late name",
     ),
     pytest.param(
-        [
-            call(function=named("f", "1")),
-            call(function={"arguments": "2"}),
-            call(function=named("g")),
-        ],
+        [call(function=named("f", "1")), call(function={"arguments": "2"}), call(function=named("g"))],
         [(None, "f", "12"), (None, "g", "{}")],
         id="no index, no id",
     ),
@@ -619,9 +588,7 @@ CALLS = [
         [("a", "p", "xy")],
         id="custom",
     ),
-    pytest.param(
-        [call(index=3, id="a", function=named("f"))], [("a", "f", "{}")], id="index with a gap"
-    ),
+    pytest.param([call(index=3, id="a", function=named("f"))], [("a", "f", "{}")], id="index with a gap"),
 ]
 
 
@@ -651,9 +618,7 @@ def test_text_between_calls_waits() -> None:
 SAID = [
     pytest.param({"reasoning": {"text": "t"}}, "thinking", '{"text":"t"}', id="reasoning object"),
     pytest.param({"reasoning": [{"text": "a"}, {"content": "b"}]}, "thinking", "ab", id="list"),
-    pytest.param(
-        {"reasoning_details": [{"text": "t"}, {"summary": "s"}]}, "thinking", "ts", id="details"
-    ),
+    pytest.param({"reasoning_details": [{"text": "t"}, {"summary": "s"}]}, "thinking", "ts", id="details"),
     pytest.param({"content": [{"type": "text", "text": "t"}]}, "text", "t", id="content list"),
     pytest.param({"content": [{"thinking": [{"text": "t"}]}]}, "thinking", "t", id="mistral"),
     pytest.param({"refusal": "no"}, "refusal", "no", id="refusal"),
@@ -690,10 +655,7 @@ def test_finish_reasons(wire: str | None, finish: str) -> None:
 
 
 def test_what_comes_after_the_finish_counts() -> None:
-    payloads = [
-        *chunks({"content": "a"}, finish="stop"),
-        *chunks({"content": "b"}, finish="length"),
-    ]
+    payloads = [*chunks({"content": "a"}, finish="stop"), *chunks({"content": "b"}, finish="length")]
     choice = cp.collect(cp.chat_read_stream(payloads, CLIENT)).choices[0]
     assert (choice.parts[0].text, choice.end.finish) == ("ab", "length")
 
@@ -705,12 +667,9 @@ def test_a_message_in_place_of_deltas() -> None:
 
 
 USAGES = [
+    pytest.param({"usage": {"prompt_tokens": 9, "completion_tokens": 2}, "choices": []}, id="own chunk"),
     pytest.param(
-        {"usage": {"prompt_tokens": 9, "completion_tokens": 2}, "choices": []}, id="own chunk"
-    ),
-    pytest.param(
-        {"choices": [{"delta": {}, "usage": {"prompt_tokens": 9, "completion_tokens": 2}}]},
-        id="choice",
+        {"choices": [{"delta": {}, "usage": {"prompt_tokens": 9, "completion_tokens": 2}}]}, id="choice"
     ),
     pytest.param({"x_groq": {"usage": {"prompt_tokens": 9, "completion_tokens": 2}}}, id="groq"),
 ]
@@ -797,12 +756,7 @@ def test_a_finish_without_output_is_an_answer() -> None:
 
 def test_calls_of_a_stream() -> None:
     """Conformance case 8: own numbers for calls, each id once, `{}` for no arguments, usage."""
-    parts = (
-        Part("thinking", "hm"),
-        Part("text", "x"),
-        CALL._replace(text=""),
-        CALL._replace(id="t2"),
-    )
+    parts = (Part("thinking", "hm"), Part("text", "x"), CALL._replace(text=""), CALL._replace(id="t2"))
     usage = cp.Usage(115, 100, 5, 40, 30)
     got = write([*answer(*parts, finish="tool_calls"), usage])
     calls = got["messages"][0]["tool_calls"]
@@ -935,9 +889,7 @@ ERRORS = [
     pytest.param(401, error_body(code="invalid_api_key"), "unauthorized", id="key"),
     pytest.param(404, error_body(code="model_not_found"), "model_not_found", id="model"),
     pytest.param(429, error_body(type="insufficient_quota"), "billing", id="quota"),
-    pytest.param(
-        429, error_body(type="tokens", code="rate_limit_exceeded"), "rate_limited", id="rate"
-    ),
+    pytest.param(429, error_body(type="tokens", code="rate_limit_exceeded"), "rate_limited", id="rate"),
     pytest.param(500, error_body(code=503), "upstream_error", id="status wins over a number"),
     pytest.param(503, b"", "overloaded", id="empty"),
     pytest.param(502, b"<html><h1>Bad  gateway</h1></html>", "upstream_failed", id="html"),
@@ -970,13 +922,9 @@ def test_retry_after(words: str, seconds: float) -> None:
 IN_200 = [
     pytest.param({"error": {"message": "m", "code": 429}}, "rate_limited", id="number"),
     pytest.param({"error": "m"}, "upstream_error", id="text"),
-    pytest.param(
-        {"error": {"message": "m", "type": "invalid_request_error"}}, "invalid_request", id="type"
-    ),
+    pytest.param({"error": {"message": "m", "type": "invalid_request_error"}}, "invalid_request", id="type"),
     pytest.param({"object": "error", "message": "m", "code": 400}, "invalid_request", id="vllm"),
-    pytest.param(
-        {"choices": [{"error": {"message": "m", "code": 502}}]}, "upstream_failed", id="choice"
-    ),
+    pytest.param({"choices": [{"error": {"message": "m", "code": 502}}]}, "upstream_failed", id="choice"),
 ]
 
 
@@ -1005,9 +953,7 @@ DELTA = st.one_of(
     st.builds(lambda text: {"refusal": text}, TEXT),
     st.builds(
         lambda index, given, name, text: {
-            "tool_calls": [
-                {"index": index, "id": given, "function": {"name": name, "arguments": text}}
-            ]
+            "tool_calls": [{"index": index, "id": given, "function": {"name": name, "arguments": text}}]
         },
         st.none() | st.integers(0, 3),
         st.none() | st.sampled_from(["", "a", "b"]),
@@ -1020,9 +966,7 @@ DELTA = st.one_of(
 @given(st.lists(st.tuples(st.integers(0, 1), DELTA), max_size=12))
 def test_any_deltas_make_a_clean_stream(deltas: list[tuple[int, Json]]) -> None:
     payloads = [{"choices": [{"index": n, "delta": delta}]} for n, delta in deltas]
-    ends: list[Json] = [
-        {"choices": [{"index": n, "delta": {}, "finish_reason": "stop"}]} for n in (0, 1)
-    ]
+    ends: list[Json] = [{"choices": [{"index": n, "delta": {}, "finish_reason": "stop"}]} for n in (0, 1)]
     events = list(check_events(cp.chat_read_stream([*payloads, *ends], CLIENT)))
     got = write(events)
     assert len(got["messages"]) == 2

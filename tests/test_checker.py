@@ -17,18 +17,11 @@ import pytest
 from conftest import SHARED, ProxyMaker
 
 FULL = os.environ.get("CLIPROXY_CHECK") == "full"
-NEEDS = (
-    "anthropic",
-    "openai",
-    "google.genai",
-    "httpx",
-    "pydantic",
-)  # of the checker, and Python 3.11
+NEEDS = ("anthropic", "openai", "google.genai", "httpx", "pydantic")  # of the checker, and Python 3.11
 RUNS = [
     pytest.param(["differential", "--include-same"], id="answers"),
     pytest.param(
-        ["differential", "--include-same", "--chunking", "random", "--seed", "1"],
-        id="random pieces",
+        ["differential", "--include-same", "--chunking", "random", "--seed", "1"], id="random pieces"
     ),
     pytest.param(["differential", "--corpus", "recordings/synthetic"], id="hand-written"),
     pytest.param(["request_check", "--with-urls", "--strict-turns"], id="requests"),
@@ -57,9 +50,7 @@ def absent() -> str:
 def free_ports() -> int:
     """Return the first of four free ports in a row, below those that connections are given."""
     start = 21_000 + os.getpid() % 1_000 * 8
-    return next(
-        first for first in range(start, 32_700, 4) if all(map(is_free, range(first, first + 4)))
-    )
+    return next(first for first in range(start, 32_700, 4) if all(map(is_free, range(first, first + 4))))
 
 
 def is_free(port: int) -> bool:

@@ -17,11 +17,7 @@ DATA = Path(__file__).parent / "data" / "claude"
 SHARED = Path(__file__).parents[2] / "shared" / "recordings"
 ASKED = cp.Request("claude", "claude-opus-4-5", (), id="7f")
 TARGET = cp.Target("claude", cp.Model("claude-opus-4-5"))
-PIECES = [
-    pytest.param(1, id="byte by byte"),
-    pytest.param(7, id="by 7"),
-    pytest.param(1 << 20, id="whole"),
-]
+PIECES = [pytest.param(1, id="byte by byte"), pytest.param(7, id="by 7"), pytest.param(1 << 20, id="whole")]
 
 
 def cut(data: bytes, piece: int) -> Iterator[bytes]:
@@ -161,9 +157,7 @@ THOUGHTS = [
         id="omitted",
     ),
     pytest.param({"type": "disabled"}, {}, cp.Thinking("none"), id="disabled"),
-    pytest.param(
-        {"type": "enabled", "budget_tokens": 2048}, {}, cp.Thinking("", 2048), id="budget"
-    ),
+    pytest.param({"type": "enabled", "budget_tokens": 2048}, {}, cp.Thinking("", 2048), id="budget"),
     pytest.param(None, {"effort": "low"}, cp.Thinking("low"), id="effort alone"),
     pytest.param(None, None, cp.Thinking(), id="nothing"),
 ]
@@ -232,11 +226,7 @@ CONVERSATIONS = [
         id="a late result",
     ),
     pytest.param(
-        [
-            assistant(call("c1")),
-            cp.Message("system", (text("s"),)),
-            user(result("c1", text("r")), text("a")),
-        ],
+        [assistant(call("c1")), cp.Message("system", (text("s"),)), user(result("c1", text("r")), text("a"))],
         [
             ("assistant", [use("c1")]),
             ("user", [returned("c1", "r")]),
@@ -261,17 +251,13 @@ CONVERSATIONS = [
         id="an id used twice",
     ),
     pytest.param(
-        [assistant(cp.Part("refusal", "no"))],
-        [("assistant", [says("no")])],
-        id="a refusal is a text",
+        [assistant(cp.Part("refusal", "no"))], [("assistant", [says("no")])], id="a refusal is a text"
     ),
 ]
 
 
 @pytest.mark.parametrize(("messages", "turns"), CONVERSATIONS)
-def test_conversations_of_others(
-    messages: list[cp.Message], turns: list[tuple[str, list[Json]]]
-) -> None:
+def test_conversations_of_others(messages: list[cp.Message], turns: list[tuple[str, list[Json]]]) -> None:
     written = [(m["role"], m["content"]) for m in write(*messages)["messages"]]
     assert written == turns
 
@@ -350,32 +336,18 @@ def test_media(message: cp.Message, block: Json) -> None:
 
 
 REFUSED = [
+    pytest.param(media("audio", "base64", "AA==", "audio/wav"), "chat", "messages", "audio/wav", id="audio"),
+    pytest.param(media("video", "url", "https://e.example/v"), "gemini", "contents", "video", id="video"),
     pytest.param(
-        media("audio", "base64", "AA==", "audio/wav"), "chat", "messages", "audio/wav", id="audio"
+        media("image", "base64", "AA==", "image/tiff"), "responses", "input", "image/tiff", id="tiff"
     ),
-    pytest.param(
-        media("video", "url", "https://e.example/v"), "gemini", "contents", "video", id="video"
-    ),
-    pytest.param(
-        media("image", "base64", "AA==", "image/tiff"),
-        "responses",
-        "input",
-        "image/tiff",
-        id="tiff",
-    ),
-    pytest.param(
-        media("document", "base64", "AA==", "application/zip"), "chat", "messages", "zip", id="zip"
-    ),
-    pytest.param(
-        media("document", "file_id", "file-1"), "responses", "input", "file_id", id="foreign file"
-    ),
+    pytest.param(media("document", "base64", "AA==", "application/zip"), "chat", "messages", "zip", id="zip"),
+    pytest.param(media("document", "file_id", "file-1"), "responses", "input", "file_id", id="foreign file"),
 ]
 
 
 @pytest.mark.parametrize(("message", "dialect", "field", "word"), REFUSED)
-def test_media_that_claude_cannot_take(
-    message: cp.Message, dialect: str, field: str, word: str
-) -> None:
+def test_media_that_claude_cannot_take(message: cp.Message, dialect: str, field: str, word: str) -> None:
     with pytest.raises(cp.ProxyError, match=word) as caught:
         write(message, dialect=dialect)
     assert (caught.value.kind, caught.value.param) == ("invalid_request", field)
@@ -389,10 +361,7 @@ CHOICES = [
     pytest.param(cp.ToolChoice("required", ("f",)), {}, {"type": "tool", "name": "f"}, id="one"),
     pytest.param(cp.ToolChoice("required", ("f", "g")), {}, {"type": "any"}, id="some"),
     pytest.param(
-        None,
-        {"parallel": False},
-        {"type": "auto", "disable_parallel_tool_use": True},
-        id="one by one",
+        None, {"parallel": False}, {"type": "auto", "disable_parallel_tool_use": True}, id="one by one"
     ),
     pytest.param(
         cp.ToolChoice("required", ("f",)),
@@ -421,9 +390,7 @@ def test_reading_tool_choice(field: Json) -> None:
 
 TOOLS = [
     pytest.param(
-        cp.Tool("f"),
-        {"name": "f", "input_schema": {"type": "object", "properties": {}}},
-        id="no arguments",
+        cp.Tool("f"), {"name": "f", "input_schema": {"type": "object", "properties": {}}}, id="no arguments"
     ),
     pytest.param(
         cp.Tool("f", "d", {"properties": {"a": {}}}, strict=True, cache="1h"),
@@ -448,29 +415,18 @@ TOOLS = [
         ),
         {
             "name": "f",
-            "input_schema": {
-                "type": "object",
-                "properties": {"a": {}, "b": {}, "c": {}},
-                "required": ["b"],
-            },
+            "input_schema": {"type": "object", "properties": {"a": {}, "b": {}, "c": {}}, "required": ["b"]},
         },
         id="any of",
     ),
     pytest.param(
         cp.Tool(
             "f",
-            schema={
-                "allOf": [{"required": ["a"]}, {"required": ["b"]}],
-                "properties": {"a": {}, "b": {}},
-            },
+            schema={"allOf": [{"required": ["a"]}, {"required": ["b"]}], "properties": {"a": {}, "b": {}}},
         ),
         {
             "name": "f",
-            "input_schema": {
-                "type": "object",
-                "properties": {"a": {}, "b": {}},
-                "required": ["a", "b"],
-            },
+            "input_schema": {"type": "object", "properties": {"a": {}, "b": {}}, "required": ["a", "b"]},
         },
         id="all of",
     ),
@@ -540,18 +496,14 @@ PARAMS = [
     pytest.param({"top_p": 0.5}, cp.Thinking("none"), {"top_p": 0.5}, id="nucleus"),
     pytest.param({"temperature": 0.2, "top_k": 3}, cp.Thinking("", 2048), {}, id="thinking"),
     pytest.param({"top_p": 0.5}, cp.Thinking(adaptive=True), {}, id="adaptive"),
-    pytest.param(
-        {"top_p": 0.97}, cp.Thinking("", 2048), {"top_p": 0.97}, id="thinking with a wide nucleus"
-    ),
+    pytest.param({"top_p": 0.97}, cp.Thinking("", 2048), {"top_p": 0.97}, id="thinking with a wide nucleus"),
     pytest.param(
         {"temperature": 0, "max_tokens": 0},
         cp.Thinking(),
         {"temperature": 0, "max_tokens": 0},
         id="zeros stay",
     ),
-    pytest.param(
-        {"stop": ["", " ", "X"]}, cp.Thinking(), {"stop_sequences": ["X"]}, id="blank stops"
-    ),
+    pytest.param({"stop": ["", " ", "X"]}, cp.Thinking(), {"stop_sequences": ["X"]}, id="blank stops"),
     pytest.param({"stop": ["\n"], "seed": 1, "n": 1}, cp.Thinking(), {}, id="what Claude lacks"),
 ]
 
@@ -583,9 +535,7 @@ def test_the_rest_of_a_foreign_request() -> None:
 
 def test_a_schema_for_the_answer() -> None:
     written = write(format=cp.Format("schema", "n", {"type": "object"}, strict=True))
-    assert written["output_config"] == {
-        "format": {"type": "json_schema", "schema": {"type": "object"}}
-    }
+    assert written["output_config"] == {"format": {"type": "json_schema", "schema": {"type": "object"}}}
 
 
 def test_citations_go_back_only_to_who_made_them() -> None:
@@ -603,12 +553,8 @@ BAD = [
     pytest.param({"model": "m"}, id="no messages"),
     pytest.param({"model": "m", "messages": ["hi"]}, id="message is no object"),
     pytest.param({"model": "m", "messages": [{"role": "user"}]}, id="no content"),
-    pytest.param(
-        {"model": "m", "messages": [{"role": "user", "content": [{"text": "x"}]}]}, id="no type"
-    ),
-    pytest.param(
-        {"model": "m", "messages": [{"role": "user", "content": 5}]}, id="content is a number"
-    ),
+    pytest.param({"model": "m", "messages": [{"role": "user", "content": [{"text": "x"}]}]}, id="no type"),
+    pytest.param({"model": "m", "messages": [{"role": "user", "content": 5}]}, id="content is a number"),
 ]
 
 
@@ -724,11 +670,7 @@ WORDS = (block("text", text=""), delta("text_delta", text="par"))
 
 
 def ended(reason: str | None) -> Json:
-    return {
-        "type": "message_delta",
-        "delta": {"stop_reason": reason},
-        "usage": {"output_tokens": 1},
-    }
+    return {"type": "message_delta", "delta": {"stop_reason": reason}, "usage": {"output_tokens": 1}}
 
 
 FINISHES = [
@@ -741,14 +683,9 @@ FINISHES = [
         "model_context_window_exceeded",
         id="context",
     ),
+    pytest.param((*WORDS, CLOSED, ended("refusal"), STOP), "content_filter", "refusal", id="refusal"),
     pytest.param(
-        (*WORDS, CLOSED, ended("refusal"), STOP), "content_filter", "refusal", id="refusal"
-    ),
-    pytest.param(
-        (*WORDS, CLOSED, ended("compaction"), STOP),
-        "stop",
-        "compaction",
-        id="a word we do not know",
+        (*WORDS, CLOSED, ended("compaction"), STOP), "stop", "compaction", id="a word we do not know"
     ),
     pytest.param(
         (block("tool_use", id="t", name="f"), CLOSED, ended("tool_use"), STOP),
@@ -812,9 +749,7 @@ FAILURES = [
 
 
 @pytest.mark.parametrize(("payloads", "kind", "words"), FAILURES)
-@pytest.mark.parametrize(
-    "before", [(), (begun(),), (begun(), *WORDS)], ids=["first", "early", "late"]
-)
+@pytest.mark.parametrize("before", [(), (begun(),), (begun(), *WORDS)], ids=["first", "early", "late"])
 def test_failures(before: tuple[Json, ...], payloads: list[Json], kind: str, words: str) -> None:
     data = sse(*before, *payloads)
     with pytest.raises(cp.ProxyError, match=words) as caught:
@@ -876,9 +811,7 @@ FOREIGN = [
         id="thinking",
     ),
     pytest.param(
-        [cp.Part("thinking", "t")],
-        [{"type": "thinking", "thinking": "t", "signature": ""}],
-        id="unsigned",
+        [cp.Part("thinking", "t")], [{"type": "thinking", "thinking": "t", "signature": ""}], id="unsigned"
     ),
     pytest.param(
         [cp.Part("thinking", proof="tag")],
@@ -926,9 +859,7 @@ FOREIGN = [
         id="picture by address",
     ),
     pytest.param(
-        [cp.Part("media", media=cp.Media("image", "base64", "AA==", "image/png"))],
-        [],
-        id="picture",
+        [cp.Part("media", media=cp.Media("image", "base64", "AA==", "image/png"))], [], id="picture"
     ),
 ]
 
@@ -987,9 +918,7 @@ def test_a_signature_is_last_even_if_it_was_first() -> None:
         cp.MessageEnd("stop"),
     ]
     validate(write_stream(events))
-    content = cp.claude_write_response(cp.collect(read_stream(write_stream(events))), ASKED)[
-        "content"
-    ]
+    content = cp.claude_write_response(cp.collect(read_stream(write_stream(events))), ASKED)["content"]
     assert content == [{"type": "thinking", "thinking": "t", "signature": "tag"}]
 
 
@@ -1023,19 +952,11 @@ def test_nothing_is_held_back() -> None:
 
 ERRORS = [
     pytest.param(
-        529,
-        {"error": {"type": "overloaded_error", "message": "busy"}},
-        "overloaded",
-        "busy",
-        id="529",
+        529, {"error": {"type": "overloaded_error", "message": "busy"}}, "overloaded", "busy", id="529"
     ),
     pytest.param(529, None, "overloaded", "<html>", id="529 in HTML"),
     pytest.param(
-        429,
-        {"error": {"type": "rate_limit_error", "message": "slow"}},
-        "rate_limited",
-        "slow",
-        id="429",
+        429, {"error": {"type": "rate_limit_error", "message": "slow"}}, "rate_limited", "slow", id="429"
     ),
     pytest.param(
         400,
@@ -1059,21 +980,11 @@ ERRORS = [
         id="no credit",
     ),
     pytest.param(
-        401,
-        {"error": {"type": "authentication_error", "message": "no"}},
-        "unauthorized",
-        "no",
-        id="401",
+        401, {"error": {"type": "authentication_error", "message": "no"}}, "unauthorized", "no", id="401"
     ),
+    pytest.param(500, {"error": {"type": "api_error", "message": "bug"}}, "upstream_error", "bug", id="500"),
     pytest.param(
-        500, {"error": {"type": "api_error", "message": "bug"}}, "upstream_error", "bug", id="500"
-    ),
-    pytest.param(
-        504,
-        {"error": {"type": "timeout_error", "message": "late"}},
-        "upstream_timeout",
-        "late",
-        id="504",
+        504, {"error": {"type": "timeout_error", "message": "late"}}, "upstream_timeout", "late", id="504"
     ),
     pytest.param(403, {"error": "no"}, "forbidden", "no", id="a text"),
     pytest.param(404, {"message": "where"}, "not_found", "where", id="no error object"),

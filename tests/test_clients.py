@@ -476,9 +476,7 @@ def test_gemini_cli_s_snippet(served: Proxy, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.delenv("GOOGLE_API_KEY", raising=False)
     for name, value in environ.items():
         monkeypatch.setenv(name, value.replace(ADDRESS, served.url))
-    settings = json.loads(
-        block("gemini-cli", "json")
-    )  # without them: "Invalid auth method selected"
+    settings = json.loads(block("gemini-cli", "json"))  # without them: "Invalid auth method selected"
     assert settings["security"]["auth"]["selectedType"] == "gemini-api-key"
     (model,) = re.findall(r"gemini -m (\S+)", section("gemini-cli"))
     assert by_gemini(None, model) == "It is sunny."
@@ -494,11 +492,7 @@ def test_codex_s_snippet(served: Proxy) -> None:
     assert by_responses(url, settings["model"], api_key=KEY) == "It is sunny."
 
 
-DROID_KINDS = {
-    "anthropic": by_claude,
-    "openai": by_responses,
-    "generic-chat-completion-api": by_chat,
-}
+DROID_KINDS = {"anthropic": by_claude, "openai": by_responses, "generic-chat-completion-api": by_chat}
 
 
 @pytest.mark.parametrize("kind", DROID_KINDS)

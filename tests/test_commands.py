@@ -145,9 +145,7 @@ SPELLINGS = [
 
 
 @pytest.mark.parametrize(("words", "answer", "file"), SPELLINGS)
-def test_logins_by_pasting(
-    home: Home, words: list[str], answer: Callable[[str], str], file: str
-) -> None:
+def test_logins_by_pasting(home: Home, words: list[str], answer: Callable[[str], str], file: str) -> None:
     if "{config}" in "".join(words):
         (home.auth / "config.json").rename(home.folder / "other.json")
     words = [word.format(config=home.folder / "other.json") for word in words]
@@ -158,9 +156,7 @@ def test_logins_by_pasting(
 
 
 DEVICES = [
-    pytest.param(
-        ["--codex-device-login"], "codex-ann@example.com-plus.json", id="--codex-device-login"
-    ),
+    pytest.param(["--codex-device-login"], "codex-ann@example.com-plus.json", id="--codex-device-login"),
     pytest.param(["login", "kimi"], "kimi-", id="kimi"),
     pytest.param(["--qwen-login"], "qwen-ann@example.com.json", id="--qwen-login"),
 ]
@@ -231,9 +227,7 @@ FAILURES = [  # what the user does -> exit status, what is said
 
 
 @pytest.mark.parametrize(("act", "status", "says"), FAILURES)
-def test_failed_logins(
-    home: Home, world: World, act: Callable[..., None], status: int, says: str
-) -> None:
+def test_failed_logins(home: Home, world: World, act: Callable[..., None], status: int, says: str) -> None:
     session = home.start("login", "codex")
     session.read_to("ssh -N -L")
     session.read_to("--device for a short code")
@@ -266,21 +260,14 @@ VERTEX = [
 @pytest.mark.parametrize(("words", "prefix"), VERTEX)
 def test_imports_of_service_accounts(home: Home, words: list[str], prefix: str | None) -> None:
     pem = pem_of(rsa.generate_private_key(65537, 2048))
-    key = {
-        "type": "service_account",
-        "project_id": "proj-1",
-        "client_email": "r@x",
-        "private_key": pem,
-    }
+    key = {"type": "service_account", "project_id": "proj-1", "client_email": "r@x", "private_key": pem}
     (home.folder / "key.json").write_text(json.dumps(key))
     status, text = home.run(*words)
     assert (status, home.files()) == (0, ["vertex-proj-1.json"]), text
     data = json.loads((home.auth / "vertex-proj-1.json").read_text())
     assert (data["type"], data["service_account"], data.get("prefix")) == ("vertex", key, prefix)
     assert re.search(
-        r"^vertex +vertex-proj-1.json +- +expired, renewed on use ",
-        home.run("accounts")[1],
-        re.MULTILINE,
+        r"^vertex +vertex-proj-1.json +- +expired, renewed on use ", home.run("accounts")[1], re.MULTILINE
     )
     (home.folder / "key.json").write_text(json.dumps({**key, "private_key": pem[:99]}))
     status, text = home.run(*words)

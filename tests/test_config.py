@@ -469,10 +469,7 @@ def test_yaml() -> None:
 def test_yaml_merges_and_anchors() -> None:
     pytest.importorskip("yaml")
     text = (
-        "claude-api-key:\n"
-        "  - &base {api-key: a, prefix: p}\n"
-        "  - {<<: *base, api-key: b}\n"
-        "  - {<<: *base}\n"
+        "claude-api-key:\n  - &base {api-key: a, prefix: p}\n  - {<<: *base, api-key: b}\n  - {<<: *base}\n"
     )
     rows = load(text, "c.yaml")["claude-api-key"]
     keys = [(row["api-key"], row["prefix"]) for row in rows]

@@ -43,9 +43,7 @@ EMPTY: dict[str, Json] = {  # the least that a body must hold
 
 def told(upstream: str, client: str, payloads: list[Json], **body: Any) -> bytes:
     """Return what a client gets of an upstream's stream."""
-    request = cp.DIALECTS[client].read_request(
-        {"model": "m", "stream": True, **EMPTY[client], **body}
-    )
+    request = cp.DIALECTS[client].read_request({"model": "m", "stream": True, **EMPTY[client], **body})
     request = request._replace(id="r", created=1)
     events = cp.DIALECTS[upstream].read_stream(iter(payloads), request)
     fitted = cp.fit_request(request, target(upstream), upstream)
@@ -103,8 +101,7 @@ def test_case_2_parallel_tool_results() -> None:
 def test_case_4_calls_of_one_name_without_ids() -> None:
     calls = [{"functionCall": {"name": "f", "args": {"n": n}}} for n in (1, 2)]
     responses = [
-        {"functionResponse": {"name": "f", "response": given}}
-        for given in ({"output": "A"}, {"error": "B"})
+        {"functionResponse": {"name": "f", "response": given}} for given in ({"output": "A"}, {"error": "B"})
     ]
     contents = [
         {"role": "user", "parts": [{"text": "q"}]},
@@ -167,16 +164,11 @@ def test_case_15_schema_cleaning() -> None:
     assert not {"const", "enum"} & (properties["const"].keys() | properties["e"].keys())
     assert schema["required"] == ["const"]
     wire = json.dumps(schema)
-    assert not any(
-        word in wire for word in ('"$ref"', '"$defs"', '"$schema"', "additionalProperties")
-    )
+    assert not any(word in wire for word in ('"$ref"', '"$defs"', '"$schema"', "additionalProperties"))
 
 
 FUNCTIONS = [
-    {
-        "type": "function",
-        "function": {"name": "f", "parameters": {"type": "object", "properties": {}}},
-    }
+    {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
 ]
 NO_CALLS = [
     ("claude", ["tool_choice"], {"type": "none"}),
@@ -217,9 +209,7 @@ def claude_stream(*blocks: tuple[Json, list[Json]], reason: str = "end_turn") ->
     events: list[Json] = [{"type": "message_start", "message": head}]
     for index, (start, deltas) in enumerate(blocks):
         events.append({"type": "content_block_start", "index": index, "content_block": start})
-        events += [
-            {"type": "content_block_delta", "index": index, "delta": delta} for delta in deltas
-        ]
+        events += [{"type": "content_block_delta", "index": index, "delta": delta} for delta in deltas]
         events.append({"type": "content_block_stop", "index": index})
     delta = {"stop_reason": reason, "stop_sequence": None}
     return [
@@ -231,10 +221,7 @@ def claude_stream(*blocks: tuple[Json, list[Json]], reason: str = "end_turn") ->
 
 THOUGHT: tuple[Json, list[Json]] = (
     {"type": "thinking", "thinking": "", "signature": ""},
-    [
-        {"type": "thinking_delta", "thinking": "abc"},
-        {"type": "signature_delta", "signature": "SIG"},
-    ],
+    [{"type": "thinking_delta", "thinking": "abc"}, {"type": "signature_delta", "signature": "SIG"}],
 )
 HI: tuple[Json, list[Json]] = ({"type": "text", "text": ""}, [{"type": "text_delta", "text": "hi"}])
 CASE_7 = """created in_progress output_item.added reasoning_summary_part.added reasoning_summary_text.delta
@@ -249,19 +236,12 @@ def test_case_7_thinking_to_responses_and_back() -> None:
     reasoning, message = response["output"]
     assert reasoning["summary"] == [{"type": "summary_text", "text": "abc"}]
     history = {
-        "input": [
-            {"role": "user", "content": "q"},
-            reasoning,
-            message,
-            {"role": "user", "content": "go"},
-        ]
+        "input": [{"role": "user", "content": "q"}, reasoning, message, {"role": "user", "content": "go"}]
     }
     block = sent("responses", "claude", history)["messages"][1]["content"][0]
     assert block == {"type": "thinking", "thinking": "abc", "signature": "SIG"}
     for upstream in ("chat", "gemini"):
-        assert reasoning["encrypted_content"] not in json.dumps(
-            sent("responses", upstream, history)
-        )
+        assert reasoning["encrypted_content"] not in json.dumps(sent("responses", upstream, history))
 
 
 def chunk(delta: Json | None = None, finish: str | None = None, **more: Any) -> Json:
@@ -277,11 +257,7 @@ def chunk(delta: Json | None = None, finish: str | None = None, **more: Any) -> 
 
 
 def test_case_9_late_usage() -> None:
-    usage = {
-        "prompt_tokens": 115,
-        "completion_tokens": 7,
-        "prompt_tokens_details": {"cached_tokens": 100},
-    }
+    usage = {"prompt_tokens": 115, "completion_tokens": 7, "prompt_tokens_details": {"cached_tokens": 100}}
     late = {**chunk(usage=usage), "choices": []}
     data = told("chat", "claude", [chunk({"content": "x"}), chunk(finish="stop"), late])
     events = validate_claude.validate(data)
@@ -294,17 +270,13 @@ def test_case_9_late_usage() -> None:
 
 
 def gemini_chunk(*parts: Json, **more: Any) -> Json:
-    return {
-        "candidates": [{"index": 0, "content": {"role": "model", "parts": list(parts)}, **more}]
-    }
+    return {"candidates": [{"index": 0, "content": {"role": "model", "parts": list(parts)}, **more}]}
 
 
 def test_case_11_signed_text_is_no_thinking() -> None:
     signed = {"text": "", "thoughtSignature": "U0lH"}
     stream = [gemini_chunk({"text": "ans"}, signed, finishReason="STOP")]
-    message = validate_chat.validate_stream(told("gemini", "chat", stream), usage=False)[
-        "messages"
-    ][0]
+    message = validate_chat.validate_stream(told("gemini", "chat", stream), usage=False)["messages"][0]
     assert message["content"] == "ans"
     assert "reasoning_content" not in message
     blocks = [
@@ -357,10 +329,7 @@ def test_case_18_a_client_that_does_not_stream_on_an_upstream_that_only_does() -
     assert isinstance(written["instructions"], str)
     assert isinstance(written["input"], list)
     assert "reasoning.encrypted_content" in written["include"]
-    assert (
-        not {"max_output_tokens", "temperature", "stop", "user", "safety_identifier"}
-        & written.keys()
-    )
+    assert not {"max_output_tokens", "temperature", "stop", "user", "safety_identifier"} & written.keys()
     item = {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"}
     usage = {"input_tokens": 3, "output_tokens": 4, "total_tokens": 7}
     stream: list[Json] = [
@@ -374,10 +343,7 @@ def test_case_18_a_client_that_does_not_stream_on_an_upstream_that_only_does() -
     request = cp.chat_read_request({"model": "m", **body})._replace(id="r", created=1)
     answer = cp.chat_write_response(cp.collect(cp.responses_read_stream(stream, request)), request)
     checked = validate_chat.validate_response(answer)
-    assert (checked["finishes"], checked["messages"][0]["tool_calls"][0]["id"]) == (
-        ["tool_calls"],
-        "c",
-    )
+    assert (checked["finishes"], checked["messages"][0]["tool_calls"][0]["id"]) == (["tool_calls"], "c")
     assert (checked["usage"]["prompt_tokens"], checked["usage"]["completion_tokens"]) == (3, 4)
 
 
@@ -398,9 +364,7 @@ def conversations(draw: st.DrawFn) -> tuple[Message, ...]:
     """Make turns that every dialect has: texts and images, then answers with calls, then their results."""
     messages: list[Message] = []
     for turn in range(draw(st.integers(1, 3))):
-        messages.append(
-            Message("user", (draw(TEXTS), *draw(st.lists(st.one_of(TEXTS, IMAGES), max_size=2))))
-        )
+        messages.append(Message("user", (draw(TEXTS), *draw(st.lists(st.one_of(TEXTS, IMAGES), max_size=2)))))
         inputs = draw(st.lists(st.dictionaries(WORDS, VALUES, max_size=2), max_size=2))
         calls = [
             Part("call", cp.dumps_text(given), f"call_{turn}_{n}", f"tool_{n}")
@@ -408,8 +372,7 @@ def conversations(draw: st.DrawFn) -> tuple[Message, ...]:
         ]
         messages.append(Message("assistant", (draw(TEXTS), *calls)))
         results = tuple(
-            Part("result", id=call.id, parts=(draw(TEXTS),), error=draw(st.booleans()))
-            for call in calls
+            Part("result", id=call.id, parts=(draw(TEXTS),), error=draw(st.booleans())) for call in calls
         )
         messages += [Message("tool", results)] if results else []
     return (*messages, Message("user", (draw(TEXTS),)))

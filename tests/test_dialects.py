@@ -37,10 +37,7 @@ if TYPE_CHECKING:
 NAMES = ("claude", "chat", "responses", "gemini")
 SONNET_45 = Model("claude-sonnet-4-5", output=64_000, budget=(1024, 128_000), thinking=True)
 OPUS_46 = Model(
-    "claude-opus-4-6",
-    output=128_000,
-    budget=(1024, 128_000),
-    levels=("low", "medium", "high", "max"),
+    "claude-opus-4-6", output=128_000, budget=(1024, 128_000), levels=("low", "medium", "high", "max")
 )
 OPUS_47 = OPUS_46._replace(id="claude-opus-4-7", levels=("low", "medium", "high", "xhigh", "max"))
 SONNET_5 = Model("claude-sonnet-5", output=128_000, levels=OPUS_47.levels)
@@ -50,11 +47,7 @@ CODEX = Model("gpt-5.4", output=128_000, levels=("low", "medium", "high", "xhigh
 GEMINI_25 = Model("gemini-2.5-flash", output=65_536, budget=(0, 24_576))
 GEMINI_25_PRO = Model("gemini-2.5-pro", output=65_536, budget=(128, 32_768), can_stop=False)
 GEMINI_3 = Model(
-    "gemini-3-pro-preview",
-    output=65_536,
-    budget=(128, 32_768),
-    levels=("low", "high"),
-    can_stop=False,
+    "gemini-3-pro-preview", output=65_536, budget=(128, 32_768), levels=("low", "high"), can_stop=False
 )
 
 CLAUDE = Target("claude", SONNET_45)
@@ -76,9 +69,7 @@ def assistant(*parts: Part | str) -> Message:
 
 
 def results(*pairs: tuple[str, str]) -> Message:
-    return Message(
-        "tool", tuple(Part("result", id=key, parts=(Part("text", text),)) for key, text in pairs)
-    )
+    return Message("tool", tuple(Part("result", id=key, parts=(Part("text", text),)) for key, text in pairs))
 
 
 def call(name: str, id: str = "c1", text: str = "{}", **fields: Any) -> Part:
@@ -97,9 +88,7 @@ def back(
     events: list[cp.Event], request: Request, dialect: str, target: Target | None = None
 ) -> list[cp.Event]:
     target = target or TARGETS[dialect]
-    return list(
-        cp.fit_events(iter(events), request, cp.fit_request(request, target, dialect), target)
-    )
+    return list(cp.fit_events(iter(events), request, cp.fit_request(request, target, dialect), target))
 
 
 # --- what cannot be expressed
@@ -178,20 +167,14 @@ TAKEN = [
     ),
     pytest.param(ask(choice=ToolChoice("required")), "claude", id="any tool of none"),
     pytest.param(
-        ask(dialect="responses", extra={"responses": {"previous_response_id": "r"}}),
-        "responses",
-        id="own",
+        ask(dialect="responses", extra={"responses": {"previous_response_id": "r"}}), "responses", id="own"
     ),
     pytest.param(
-        ask(dialect="responses", extra={"responses": {"background": False}}),
-        "chat",
-        id="not background",
+        ask(dialect="responses", extra={"responses": {"background": False}}), "chat", id="not background"
     ),
     pytest.param(ask(media("audio", "base64", mime="audio/wav")), "gemini", id="audio"),
     pytest.param(ask(media("image", "base64", mime="image/tiff")), "responses", id="tiff"),
-    pytest.param(
-        ask(media("document", "file_id", "f")), "responses", id="file id of the same vendor"
-    ),
+    pytest.param(ask(media("document", "file_id", "f")), "responses", id="file id of the same vendor"),
 ]
 
 
@@ -208,12 +191,7 @@ def test_seal_round_trip(proof: str, provider: str) -> None:
     sealed = cp.seal(proof, provider)
     assert sealed.encode().startswith(cp.PROOF_MARK)
     urlsafe = sealed.translate({ord("+"): "-", ord("/"): "_"})
-    assert (
-        cp.unseal(sealed)
-        == cp.unseal(urlsafe)
-        == cp.unseal(urlsafe.rstrip("="))
-        == (provider, proof)
-    )
+    assert cp.unseal(sealed) == cp.unseal(urlsafe) == cp.unseal(urlsafe.rstrip("=")) == (provider, proof)
     base64.b64decode(sealed, validate=True)
 
 
@@ -277,9 +255,7 @@ def signatures(request: Request, model: Model = GEMINI_3) -> list[str | None]:
     """Return the proofs of the calls in what Gemini's writer makes of a fitted request."""
     target = Target("gemini", model)
     body = cp.gemini_write_request(fit(request, "gemini", target), target)
-    parts = [
-        part for content in body["contents"] for part in content["parts"] if "functionCall" in part
-    ]
+    parts = [part for content in body["contents"] for part in content["parts"] if "functionCall" in part]
     return [part.get("thoughtSignature") for part in parts]
 
 
@@ -293,11 +269,7 @@ def test_gemini_proof_is_put_back_on_its_call() -> None:
 def test_lost_gemini_proofs(model: Model, proof: str | None) -> None:
     step = (assistant(call("f"), call("g", "c2")), results(("c1", "A"), ("c2", "B")))
     again = (assistant(thinking("SIG"), call("f", "c3")), results(("c3", "C")))
-    assert signatures(ask(user("q"), *step, *again, dialect="claude"), model) == [
-        proof,
-        None,
-        proof,
-    ]
+    assert signatures(ask(user("q"), *step, *again, dialect="claude"), model) == [proof, None, proof]
 
 
 # --- names and ids
@@ -308,10 +280,7 @@ WORDS = st.one_of(
 
 
 @settings(max_examples=60)
-@given(
-    st.lists(st.tuples(st.sampled_from(["", "ns", "n s"]), WORDS), max_size=12),
-    st.sampled_from(NAMES),
-)
+@given(st.lists(st.tuples(st.sampled_from(["", "ns", "n s"]), WORDS), max_size=12), st.sampled_from(NAMES))
 def test_names_are_legal_and_injective(keys: list[tuple[str, str]], dialect: str) -> None:
     tools = tuple(Tool(name, namespace=space) for space, name in keys)
     names = cp.name_tools(ask(tools=tools), dialect)
@@ -344,11 +313,7 @@ def test_long_names_and_ids(dialect: str) -> None:  # conformance case 16
     assert made.id == result.id
     assert len(made.id) <= (40 if dialect == "chat" else 64)
     assert fitted == cp.fit_request(request, TARGETS[dialect], dialect)
-    answer = [
-        MessageStart("i", "other"),
-        *cp.part_events(0, call(first, "c9")),
-        MessageEnd("tool_calls"),
-    ]
+    answer = [MessageStart("i", "other"), *cp.part_events(0, call(first, "c9")), MessageEnd("tool_calls")]
     restored = back(answer, request, dialect)
     assert restored[0] == MessageStart("i", "m")
     assert isinstance(restored[1], PartStart)
@@ -365,18 +330,14 @@ def test_long_names_and_ids(dialect: str) -> None:  # conformance case 16
     ],
 )
 def test_calls_out_of_a_tool_search(tools: tuple[Tool, ...], space: str, written: str) -> None:
-    request = ask(
-        user("q"), assistant(call("run", namespace=space)), dialect="responses", tools=tools
-    )
+    request = ask(user("q"), assistant(call("run", namespace=space)), dialect="responses", tools=tools)
     (part,) = fit(request, "chat").messages[1].parts
     assert (part.namespace, part.name) == ("", written)
 
 
 def test_namespaces() -> None:
     tools = (Tool("run", namespace="a"), Tool("run", namespace="b"), Tool("a__run"))
-    request = ask(
-        user("q"), assistant(call("run", namespace="a")), dialect="responses", tools=tools
-    )
+    request = ask(user("q"), assistant(call("run", namespace="a")), dialect="responses", tools=tools)
     flat = fit(request, "chat")
     assert [(t.namespace, t.name) for t in flat.tools][1:] == [("", "b__run"), ("", "a__run")]
     assert re.fullmatch(r"a__run_[0-9a-f]{8}", flat.tools[0].name)
@@ -385,11 +346,7 @@ def test_namespaces() -> None:
     assert isinstance(events[0], PartStart)
     assert (events[0].part.namespace, events[0].part.name) == ("b", "run")
     kept = fit(request._replace(dialect="chat"), "responses")
-    assert [(t.namespace, t.name) for t in kept.tools] == [
-        ("a", "run"),
-        ("b", "run"),
-        ("", "a__run"),
-    ]
+    assert [(t.namespace, t.name) for t in kept.tools] == [("a", "run"), ("b", "run"), ("", "a__run")]
 
 
 @pytest.mark.parametrize("dialect", NAMES)
@@ -416,10 +373,7 @@ def test_unknown_names_come_back_as_they_are() -> None:
 
 def ids(request: Request) -> list[str]:
     return [
-        part.id
-        for message in request.messages
-        for part in message.parts
-        if part.kind in {"call", "result"}
+        part.id for message in request.messages for part in message.parts if part.kind in {"call", "result"}
     ]
 
 
@@ -427,10 +381,7 @@ SECOND = cp.legal_id("a 2", 64)
 IDS = [
     pytest.param(("a", "a"), ("a", "a"), ["a", SECOND, "a", SECOND], id="duplicates"),
     pytest.param(
-        ("a", "a", "a_2"),
-        ("a", "a", "a_2"),
-        ["a", SECOND, "a_2"] * 2,
-        id="as a duplicate may be called",
+        ("a", "a", "a_2"), ("a", "a", "a_2"), ["a", SECOND, "a_2"] * 2, id="as a duplicate may be called"
     ),
     pytest.param(("a", "b"), ("a", "b", "a", "b"), ["a", "b", "a", "b"], id="repeated results"),
     pytest.param(("a", "b"), ("b", "a"), ["a", "b", "b", "a"], id="order kept"),
@@ -445,10 +396,7 @@ def test_what_a_result_without_its_call_holds_is_kept() -> None:
 
 @pytest.mark.parametrize(("calls", "answers", "written"), IDS)
 def test_ids(calls: tuple[str, ...], answers: tuple[str, ...], written: list[str]) -> None:
-    history = (
-        assistant("x", *(call("f", key) for key in calls)),
-        results(*((key, "r") for key in answers)),
-    )
+    history = (assistant("x", *(call("f", key) for key in calls)), results(*((key, "r") for key in answers)))
     assert ids(fit(ask(user("q"), *history, dialect="gemini"), "claude")) == written
     assert ids(fit(ask(user("q"), *history, dialect="claude"), "claude")) == [*calls, *answers]
 
@@ -459,11 +407,7 @@ def test_a_result_without_a_call_is_told_as_text() -> None:
 
 
 def test_adjacent_answers_are_one_in_chat() -> None:
-    history = (
-        assistant(call("f", "a")),
-        assistant(call("g", "b")),
-        results(("a", "A"), ("b", "B")),
-    )
+    history = (assistant(call("f", "a")), assistant(call("g", "b")), results(("a", "A"), ("b", "B")))
     request = fit(ask(user("q"), *history, dialect="claude"), "chat")
     _, asked, *answers = cp.chat_write_request(request, TARGETS["chat"])["messages"]
     assert [made["id"] for made in asked["tool_calls"]] == ["a", "b"]
@@ -476,19 +420,13 @@ def test_base64_of_gemini() -> None:
     request = ask(user(picture), assistant(call("f", "c")), user(inside), dialect="gemini")
     for dialect in ("claude", "chat", "responses"):
         first, _, last = fit(request, dialect).messages
-        assert [p.media.data for p in (first.parts[0], last.parts[0].parts[0]) if p.media] == [
-            "a+/x/w=="
-        ] * 2
+        assert [p.media.data for p in (first.parts[0], last.parts[0].parts[0]) if p.media] == ["a+/x/w=="] * 2
     assert fit(request, "gemini").messages == request.messages
 
 
 @pytest.mark.parametrize(
     ("mime", "source", "data"),
-    [
-        ("text/csv", "text", "a,b"),
-        ("application/pdf", "base64", "YSxi"),
-        ("text/x", "base64", "/w=="),
-    ],
+    [("text/csv", "text", "a,b"), ("application/pdf", "base64", "YSxi"), ("text/x", "base64", "/w==")],
 )
 def test_text_files_are_text_for_chat(mime: str, source: str, data: str) -> None:
     sent = data if source == "base64" else "YSxi"
@@ -570,9 +508,7 @@ def unwrap(pieces: list[str]) -> str:
 
 FRAGMENTS = [
     pytest.param('{"input":"*** Begin\\n\\"x\\""}', '*** Begin\n"x"', id="case 14"),
-    pytest.param(
-        ' { "input" : "\\ud83d\\ude00\\u00e9\\\\u0041\\/" } ', "😀é\\u0041/", id="escapes"
-    ),
+    pytest.param(' { "input" : "\\ud83d\\ude00\\u00e9\\\\u0041\\/" } ', "😀é\\u0041/", id="escapes"),
     pytest.param('{"input":""}', "", id="empty"),
     pytest.param('{"input":"a","more":"b"}', "a", id="another key behind it"),
     pytest.param('{"first":1,"input":"a"}', "a", id="another key before it"),
@@ -597,9 +533,7 @@ def test_unwrap(text: str, whole: str) -> None:
 
 @pytest.mark.parametrize("pieces", [(), ("",), ("*** Begin\n", '"x" ', "\\\U0001f600")])
 @pytest.mark.parametrize("client", ["claude", "gemini", "chat"])
-def test_a_freeform_call_that_the_client_never_declared(
-    client: str, pieces: tuple[str, ...]
-) -> None:
+def test_a_freeform_call_that_the_client_never_declared(client: str, pieces: tuple[str, ...]) -> None:
     start = PartStart(0, call("apply_patch", custom=True))
     deltas = [PartDelta(0, "text", piece) for piece in pieces]
     began, *middle, ended = back([start, *deltas, PartEnd(0)], ask(dialect=client), "responses")
@@ -704,9 +638,7 @@ def test_the_name_outranks_an_effort_that_nobody_knows(
 
 
 @pytest.mark.parametrize(("asked", "model", "dialect", "max_tokens", "written"), THINKING)
-def test_thinking(
-    asked: Thinking, model: Model, dialect: str, max_tokens: int, written: Thinking
-) -> None:
+def test_thinking(asked: Thinking, model: Model, dialect: str, max_tokens: int, written: Thinking) -> None:
     assert cp.resolve_thinking(asked, model, dialect, max_tokens) == written
 
 
@@ -715,9 +647,7 @@ def test_suffix_wins() -> None:
     fitted = fit(request, "responses")
     assert (fitted.model, fitted.thinking) == ("gpt-5.4", Thinking("high", summary="auto"))
     assert fit(request, "chat", Target("x", Model(""))).model == "m"
-    assert back([MessageStart("i", "gpt-5.4")], request, "responses") == [
-        MessageStart("i", "m(high)")
-    ]
+    assert back([MessageStart("i", "gpt-5.4")], request, "responses") == [MessageStart("i", "m(high)")]
 
 
 FORCED = ToolChoice("required")
@@ -728,25 +658,13 @@ LIMITS = [  # request fields, target, max_tokens, thinking
     pytest.param({"params": {"max_tokens": 10}}, CLAUDE, 10, Thinking(), id="the client's"),
     pytest.param({"thinking": HIGH}, CLAUDE, 64_000, Thinking(budget=24_576), id="room"),
     pytest.param(
-        {"thinking": Thinking("max")},
-        CLAUDE,
-        64_000,
-        Thinking(budget=51_200),
-        id="lowered at the ceiling",
+        {"thinking": Thinking("max")}, CLAUDE, 64_000, Thinking(budget=51_200), id="lowered at the ceiling"
     ),
     pytest.param(
-        {"thinking": Thinking("max")},
-        Target("z", Model("x")),
-        160_000,
-        Thinking(budget=128_000),
-        id="raised",
+        {"thinking": Thinking("max")}, Target("z", Model("x")), 160_000, Thinking(budget=128_000), id="raised"
     ),
     pytest.param(
-        {"params": {"max_tokens": 2000}, "thinking": HIGH},
-        CLAUDE,
-        2000,
-        Thinking(budget=1600),
-        id="lowered",
+        {"params": {"max_tokens": 2000}, "thinking": HIGH}, CLAUDE, 2000, Thinking(budget=1600), id="lowered"
     ),
     pytest.param(
         {"thinking": HIGH, "choice": FORCED, "tools": (Tool("f"),)},
@@ -763,19 +681,13 @@ LIMITS = [  # request fields, target, max_tokens, thinking
         id="unasked",
     ),
     pytest.param(
-        {"choice": FORCED, "tools": (Tool("f"),)},
-        CLAUDE,
-        64_000,
-        Thinking(),
-        id="forced, not thinking",
+        {"choice": FORCED, "tools": (Tool("f"),)}, CLAUDE, 64_000, Thinking(), id="forced, not thinking"
     ),
 ]
 
 
 @pytest.mark.parametrize(("fields", "target", "max_tokens", "thinking_"), LIMITS)
-def test_limits(
-    fields: dict[str, Any], target: Target, max_tokens: int, thinking_: Thinking
-) -> None:
+def test_limits(fields: dict[str, Any], target: Target, max_tokens: int, thinking_: Thinking) -> None:
     fitted = fit(ask(**fields), "claude", target)
     assert (fitted.params["max_tokens"], fitted.thinking) == (max_tokens, thinking_)
 
@@ -789,9 +701,7 @@ def test_limits_elsewhere() -> None:
 LOOPS = [
     pytest.param([assistant(call("f")), results(("c1", "r"))], False, id="lost"),
     pytest.param(
-        [assistant(thinking(cp.seal("S", "claude")), call("f")), results(("c1", "r"))],
-        True,
-        id="kept",
+        [assistant(thinking(cp.seal("S", "claude")), call("f")), results(("c1", "r"))], True, id="kept"
     ),
     pytest.param([assistant(call("f")), results(("c1", "r")), user("next")], True, id="a new turn"),
     pytest.param([assistant("hi"), user("next")], True, id="no call"),
@@ -802,41 +712,27 @@ LOOPS = [
 def test_lost_thinking(history: list[Message], thinks: bool) -> None:
     request = ask(user("q"), *history, dialect="responses", thinking=HIGH)
     assert (fit(request, "claude").thinking == Thinking(budget=24_576)) is thinks
-    assert fit(request, "claude", Target("claude", OPUS_47)).thinking == Thinking(
-        "high", adaptive=True
-    )
+    assert fit(request, "claude", Target("claude", OPUS_47)).thinking == Thinking("high", adaptive=True)
 
 
 ALL = {"temperature": 1.5, "top_p": 0.5, "top_k": 3, "logit_bias": {}, "seed": 1}
 SAMPLING = [
     pytest.param(CLAUDE, "claude", Thinking(), ALL, id="older claude"),
     pytest.param(
-        Target("claude", OPUS_47),
-        "claude",
-        Thinking(),
-        {"logit_bias": {}, "seed": 1},
-        id="newer claude",
+        Target("claude", OPUS_47), "claude", Thinking(), {"logit_bias": {}, "seed": 1}, id="newer claude"
     ),
     pytest.param(OPENAI, "responses", Thinking(), {"seed": 1}, id="openai thinks"),
     pytest.param(
-        OPENAI,
-        "responses",
-        Thinking("none"),
-        {k: ALL[k] for k in ALL if k != "logit_bias"},
-        id="told not to",
+        OPENAI, "responses", Thinking("none"), {k: ALL[k] for k in ALL if k != "logit_bias"}, id="told not to"
     ),
     pytest.param(TARGETS["chat"], "chat", HIGH, ALL, id="third party"),
-    pytest.param(
-        Target("x", Model("x"), frozenset({"no-sampling"})), "chat", HIGH, {"seed": 1}, id="quirk"
-    ),
+    pytest.param(Target("x", Model("x"), frozenset({"no-sampling"})), "chat", HIGH, {"seed": 1}, id="quirk"),
 ]
 
 
 @pytest.mark.parametrize(("target", "dialect", "thinking_", "left"), SAMPLING)
 def test_sampling(target: Target, dialect: str, thinking_: Thinking, left: dict[str, Any]) -> None:
-    params = dict(
-        fit(ask(dialect="gemini", params=ALL, thinking=thinking_), dialect, target).params
-    )
+    params = dict(fit(ask(dialect="gemini", params=ALL, thinking=thinking_), dialect, target).params)
     params.pop("max_tokens", None)
     assert params == left
 
@@ -946,12 +842,8 @@ def test_cleaned_schemas(schema: Any, cleaned: Any) -> None:
     assert json.dumps(root) == before  # the client's own schema is left alone
 
 
-SCALARS = st.one_of(
-    st.none(), st.booleans(), st.integers(-9, 9), st.sampled_from(["a", "#/$defs/A", "b"])
-)
-KEYWORDS = st.sampled_from(
-    ["$ref", "const", "default", "title", "format", "type", "properties", "a"]
-)
+SCALARS = st.one_of(st.none(), st.booleans(), st.integers(-9, 9), st.sampled_from(["a", "#/$defs/A", "b"]))
+KEYWORDS = st.sampled_from(["$ref", "const", "default", "title", "format", "type", "properties", "a"])
 
 
 def schemas(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
@@ -973,14 +865,7 @@ SCHEMAS = schemas(st.recursive(st.one_of(st.booleans(), st.just({})), schemas, m
 def check_subset(node: Any) -> None:
     assert set(node) <= cp.OPENAPI_KEYWORDS
     assert ("type" in node) != ("anyOf" in node)
-    assert node.get("type", "OBJECT") in {
-        "OBJECT",
-        "STRING",
-        "ARRAY",
-        "INTEGER",
-        "NUMBER",
-        "BOOLEAN",
-    }
+    assert node.get("type", "OBJECT") in {"OBJECT", "STRING", "ARRAY", "INTEGER", "NUMBER", "BOOLEAN"}
     assert all(isinstance(value, str) for value in node.get("enum", ()))
     assert set(node.get("required", ())) <= set(node.get("properties", ()))
     assert node.get("type") != "ARRAY" or "items" in node
@@ -1006,9 +891,7 @@ def test_any_schema_can_be_cleaned(schema: dict[str, Any]) -> None:
 
 @settings(max_examples=60)
 @given(
-    st.dictionaries(
-        st.text(max_size=9), st.sampled_from([{"type": "string"}, {"type": ["integer", "null"]}])
-    )
+    st.dictionaries(st.text(max_size=9), st.sampled_from([{"type": "string"}, {"type": ["integer", "null"]}]))
 )
 def test_property_names_are_kept(properties: dict[str, Any]) -> None:
     schema = {"type": "object", "properties": properties}
@@ -1024,9 +907,7 @@ def test_schemas_without_end() -> None:
         "properties": {"a": {"$ref": "#/$defs/0"}},
     }
     for at in range(12):  # each refers eight times to the next: 8 ** 12
-        bomb["$defs"][str(at)] = {
-            "properties": {str(n): {"$ref": f"#/$defs/{at + 1}"} for n in range(8)}
-        }
+        bomb["$defs"][str(at)] = {"properties": {str(n): {"$ref": f"#/$defs/{at + 1}"} for n in range(8)}}
     assert len(json.dumps(cp.openapi_schema(bomb))) < 1_000_000
     deep: dict[str, Any] = {"type": "string"}
     for _ in range(300):
@@ -1049,10 +930,7 @@ ROOTS = [
 @pytest.mark.parametrize(("schema", "root"), ROOTS)
 @pytest.mark.parametrize("dialect", ["claude", "chat", "responses"])
 def test_root_of_arguments(schema: Any, root: Any, dialect: str) -> None:
-    assert (
-        fit(ask(dialect="gemini", tools=(Tool("f", schema=schema),)), dialect).tools[0].schema
-        == root
-    )
+    assert fit(ask(dialect="gemini", tools=(Tool("f", schema=schema),)), dialect).tools[0].schema == root
 
 
 def test_tool_schemas_for_gemini() -> None:
@@ -1065,11 +943,7 @@ def test_tool_schemas_for_gemini() -> None:
         "definitions": {"x": {"type": "string", "pattern": "y"}},
     }
     request = ask(
-        tools=(
-            Tool("f", schema=schema),
-            Tool("g", schema={"type": "object", "properties": {}}),
-            Tool("h"),
-        )
+        tools=(Tool("f", schema=schema), Tool("g", schema={"type": "object", "properties": {}}), Tool("h"))
     )
     plain = fit(request, "gemini").tools
     assert plain[0].schema == {
@@ -1090,9 +964,7 @@ def test_answer_formats() -> None:
         "type": "object",
         "properties": {
             "a": {"type": "string", "maxLength": 3, "format": "uri", "description": "d"},
-            "b": {
-                "oneOf": [{"type": "object", "properties": {}}, {"type": "array", "minItems": 2}]
-            },
+            "b": {"oneOf": [{"type": "object", "properties": {}}, {"type": "array", "minItems": 2}]},
             "c": {"$ref": "#/$defs/C", "description": "dropped"},
             "d": {"type": "string", "format": "regex"},
         },
@@ -1157,9 +1029,7 @@ TOOLS = [  # tools, choice, dialect, names left, choice left
 @pytest.mark.parametrize(("tools", "choice", "dialect", "left", "chosen"), TOOLS)
 def test_tools(tools: Any, choice: Any, dialect: str, left: str, chosen: Any) -> None:
     client = "responses" if dialect != "responses" else "gemini"
-    fitted = fit(
-        ask(dialect=client, tools=tools, choice=choice, params={"parallel": False}), dialect
-    )
+    fitted = fit(ask(dialect=client, tools=tools, choice=choice, params={"parallel": False}), dialect)
     assert (" ".join(tool.name for tool in fitted.tools), fitted.choice) == (left, chosen)
     assert ("parallel" in fitted.params) is bool(left)
 
@@ -1279,9 +1149,7 @@ def test_thinking_without_a_proof_is_marked(client: str) -> None:
 def test_stream_errors() -> None:
     def row(name: str, body: dict[str, Any], event: str = "") -> cp.Dialect:
         none: Any = None
-        return cp.Dialect(
-            name, none, none, none, none, none, none, none, lambda _: body, b"", event
-        )
+        return cp.Dialect(name, none, none, none, none, none, none, none, lambda _: body, b"", event)
 
     error = cp.ProxyError("overloaded", "busy")
     body = {"type": "error", "error": {"type": "overloaded_error", "message": "busy"}}
@@ -1289,9 +1157,7 @@ def test_stream_errors() -> None:
         b'event: error\ndata: {"type":"error"'
     )
     assert cp.stream_error(row("gemini", {"error": {}}), error) == b'data: {"error":{}}\r\n\r\n'
-    failed = {
-        "error": {"message": "busy", "type": "server_error", "param": None, "code": "overloaded"}
-    }
+    failed = {"error": {"message": "busy", "type": "server_error", "param": None, "code": "overloaded"}}
     frames = list(cp.sse_read([cp.stream_error(row("responses", failed), error)]))
     assert [frame["type"] for frame in frames] == ["error", "response.failed"]
     assert (frames[0]["code"], frames[1]["response"]["error"]["message"]) == ("overloaded", "busy")
@@ -1311,12 +1177,8 @@ def test_cost_of_a_delta() -> None:
         request = ask(dialect="claude", tools=(PATCH,))
         fitted = cp.fit_request(request, TARGETS[dialect], dialect)
 
-        def run(
-            dialect: str = dialect, request: Request = request, fitted: cp.Fitted = fitted
-        ) -> None:
-            for _ in cp.fit_events(
-                [PartStart(0, Part("text")), *deltas], request, fitted, TARGETS[dialect]
-            ):
+        def run(dialect: str = dialect, request: Request = request, fitted: cp.Fitted = fitted) -> None:
+            for _ in cp.fit_events([PartStart(0, Part("text")), *deltas], request, fitted, TARGETS[dialect]):
                 pass
 
         assert min(timeit.repeat(run, number=1, repeat=5)) / 20_000 < 2e-6  # 0.2 on an idle machine
@@ -1327,15 +1189,11 @@ def test_cost_of_a_delta() -> None:
 
 def read(client: str, body: dict[str, Any]) -> Request:
     return (
-        cp.DIALECTS[client]
-        .read_request({"model": "m", "stream": True, **body})
-        ._replace(id="r", created=1)
+        cp.DIALECTS[client].read_request({"model": "m", "stream": True, **body})._replace(id="r", created=1)
     )
 
 
-def up(
-    client: str, body: dict[str, Any], dialect: str, target: Target | None = None
-) -> dict[str, Any]:
+def up(client: str, body: dict[str, Any], dialect: str, target: Target | None = None) -> dict[str, Any]:
     """Translate a request body to another dialect."""
     target = target or TARGETS[dialect]
     return cp.DIALECTS[dialect].write_request(fit(read(client, body), dialect, target), target)
@@ -1360,11 +1218,7 @@ def claude_stream(*blocks: tuple[dict[str, Any], ...]) -> list[dict[str, Any]]:
         frames.append({"type": "content_block_start", "index": at, "content_block": start})
         frames += [{"type": "content_block_delta", "index": at, "delta": delta} for delta in deltas]
         frames.append({"type": "content_block_stop", "index": at})
-    end = {
-        "type": "message_delta",
-        "delta": {"stop_reason": "end_turn"},
-        "usage": {"output_tokens": 1},
-    }
+    end = {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": {"output_tokens": 1}}
     return [*frames, end, {"type": "message_stop"}]
 
 
@@ -1392,10 +1246,7 @@ def test_case_4_parallel_calls_without_ids() -> None:
     one, two = (made["id"] for made in turn["tool_calls"])
     assert one != two
     assert [made["function"]["arguments"] for made in turn["tool_calls"]] == ['{"n":1}', '{"n":2}']
-    assert [(m["tool_call_id"], m["content"]) for m in (first, second)] == [
-        (one, "A"),
-        (two, "Error: B"),
-    ]
+    assert [(m["tool_call_id"], m["content"]) for m in (first, second)] == [(one, "A"), (two, "Error: B")]
     assert written == up("gemini", body, "chat")
 
 
@@ -1406,11 +1257,7 @@ def test_case_5_names_and_order_of_results() -> None:
     ]
     told = [
         {"type": "tool_result", "tool_use_id": "toolu_2", "content": "A"},
-        {
-            "type": "tool_result",
-            "tool_use_id": "toolu_1",
-            "content": [{"type": "text", "text": '{"k":1}'}],
-        },
+        {"type": "tool_result", "tool_use_id": "toolu_1", "content": [{"type": "text", "text": '{"k":1}'}]},
     ]
     messages = [
         {"role": "user", "content": "q"},
@@ -1419,10 +1266,7 @@ def test_case_5_names_and_order_of_results() -> None:
     ]
     _, model, answer = up("claude", {"max_tokens": 9, "messages": messages}, "gemini")["contents"]
     responses = [part["functionResponse"] for part in answer["parts"]]
-    assert [(r["name"], r["response"]) for r in responses] == [
-        ("get_x", {"k": 1}),
-        ("b", {"output": "A"}),
-    ]
+    assert [(r["name"], r["response"]) for r in responses] == [("get_x", {"k": 1}), ("b", {"output": "A"})]
     assert [part.get("thoughtSignature") for part in model["parts"]] == [cp.GEMINI_SENTINEL, None]
 
 
@@ -1438,10 +1282,7 @@ FUNCTION = {
         (
             {},
             SONNET_45,
-            {
-                "thinking": {"type": "enabled", "budget_tokens": 1600},
-                "tool_choice": {"type": "auto"},
-            },
+            {"thinking": {"type": "enabled", "budget_tokens": 1600}, "tool_choice": {"type": "auto"}},
         ),
         (
             {"tool_choice": "required"},
@@ -1460,10 +1301,7 @@ def test_case_6_effort(more: dict[str, Any], model: Model, written: dict[str, An
         "tool_choice": "auto",
     }
     body = up(
-        "chat",
-        {**ASK["chat"], **asked, "tools": [FUNCTION], **more},
-        "claude",
-        Target("claude", model),
+        "chat", {**ASK["chat"], **asked, "tools": [FUNCTION], **more}, "claude", Target("claude", model)
     )
     assert written.items() <= body.items()
     assert ("temperature" in body) is (body["thinking"]["type"] == "disabled")
@@ -1504,9 +1342,7 @@ CODEX_STREAM: list[dict[str, Any]] = [
 def test_proofs_of_codex_come_back_through_any_client(client: str) -> None:
     request = read(client, ASK[client])
     events = back(
-        list(cp.DIALECTS["responses"].read_stream(iter(CODEX_STREAM), request)),
-        request,
-        "responses",
+        list(cp.DIALECTS["responses"].read_stream(iter(CODEX_STREAM), request)), request, "responses"
     )
     body = cp.DIALECTS[client].write_response(cp.collect(events), request)
     turns: dict[str, Callable[[], dict[str, Any]]] = {
@@ -1522,9 +1358,7 @@ def test_proofs_of_codex_come_back_through_any_client(client: str) -> None:
     }  # fmt: skip
     again = turns[client]()
     items = up(client, again, "responses")["input"]
-    assert [item.get("encrypted_content") for item in items if item.get("type") == "reasoning"] == [
-        "gAAAA"
-    ]
+    assert [item.get("encrypted_content") for item in items if item.get("type") == "reasoning"] == ["gAAAA"]
     assert cp.PROOF_MARK.decode() in json.dumps(again)
     for dialect in ("claude", "gemini", "chat"):
         assert cp.PROOF_MARK.decode() not in json.dumps(up(client, again, dialect))
@@ -1540,18 +1374,12 @@ def test_case_14_freeform_call() -> None:
     deltas = [{"type": "input_json_delta", "partial_json": fragment} for fragment in fragments]
     start = {"type": "tool_use", "id": "A", "name": "apply_patch", "input": {}}
     frames = down(
-        "responses",
-        {**ASK["responses"], "tools": [tool]},
-        "claude",
-        claude_stream((start, *deltas)),
+        "responses", {**ASK["responses"], "tools": [tool]}, "claude", claude_stream((start, *deltas))
     )
     kinds = [frame["type"] for frame in frames]
     text = '*** Begin\n"x"'
     assert "response.function_call_arguments.delta" not in kinds
-    assert (
-        "".join(f["delta"] for f in frames if f["type"] == "response.custom_tool_call_input.delta")
-        == text
-    )
+    assert "".join(f["delta"] for f in frames if f["type"] == "response.custom_tool_call_input.delta") == text
     item = frames[kinds.index("response.output_item.done")]["item"]
     assert (item["type"], item["call_id"], item["name"], item["input"]) == (
         "custom_tool_call",
@@ -1565,18 +1393,14 @@ def test_case_15_schema_on_the_wire() -> None:
     target = Target("gemini-cli", GEMINI_25_PRO, frozenset({"openapi-schema"}))
     tool = {"type": "function", "function": {"name": "f", "parameters": CASE_15}}
     written = up("chat", {**ASK["chat"], "tools": [tool]}, "gemini", target)
-    assert written["tools"][0]["functionDeclarations"][0]["parameters"] == cp.openapi_schema(
-        CASE_15
-    )
+    assert written["tools"][0]["functionDeclarations"][0]["parameters"] == cp.openapi_schema(CASE_15)
 
 
 def test_case_20_none_and_server_state() -> None:
     tools = [{"name": "f", "input_schema": {"type": "object", "properties": {"a": {}}}}]
     body = {**ASK["claude"], "tools": tools, "tool_choice": {"type": "none"}}
     assert (
-        up("claude", body, "chat")["tool_choice"]
-        == up("claude", body, "responses")["tool_choice"]
-        == "none"
+        up("claude", body, "chat")["tool_choice"] == up("claude", body, "responses")["tool_choice"] == "none"
     )
     assert up("claude", body, "gemini")["toolConfig"] == {"functionCallingConfig": {"mode": "NONE"}}
     assert all(up("claude", body, dialect)["tools"] for dialect in NAMES)

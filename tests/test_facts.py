@@ -33,14 +33,10 @@ def test_finish_reasons_are_canonical_in_chat() -> None:
     assert "stop" not in cp.words_write(cp.PARAMS, "responses")
 
 
-@pytest.mark.parametrize(
-    "model", [*cp.MODEL_ROWS, *cp.FAMILIES], ids=lambda m: f"{m.id} {m.providers[0]}"
-)
+@pytest.mark.parametrize("model", [*cp.MODEL_ROWS, *cp.FAMILIES], ids=lambda m: f"{m.id} {m.providers[0]}")
 def test_row(model: cp.Model) -> None:
     assert set(model.levels) <= set(cp.EFFORTS)
-    assert list(model.levels) == sorted(
-        model.levels, key=lambda level: list(cp.EFFORTS).index(level)
-    )
+    assert list(model.levels) == sorted(model.levels, key=lambda level: list(cp.EFFORTS).index(level))
     assert set(model.traits) <= set(cp.TRAITS)
     assert set(model.providers) <= set(cp.OWNERS)
     assert set(model.plans) <= {"free", "team", "plus", "pro"}
@@ -54,10 +50,7 @@ def test_row(model: cp.Model) -> None:
 
 def test_no_row_is_hidden() -> None:
     keys = [
-        (who, row.id, plan)
-        for row in cp.MODEL_ROWS
-        for who in row.providers
-        for plan in row.plans or ("",)
+        (who, row.id, plan) for row in cp.MODEL_ROWS for who in row.providers for plan in row.plans or ("",)
     ]
     assert sorted(set(keys)) == sorted(keys)
 
@@ -163,13 +156,9 @@ SPEC = Path(__file__).parents[2] / "shared/spec/providers.md"
 def test_every_model_of_the_pages_has_a_row() -> None:
     page = SPEC.read_text(encoding="utf-8").partition("## 14. Models advertised")[2]
     cells = [
-        line.split("|")[1]
-        for line in page.partition("### iFlow")[0].splitlines()
-        if line.startswith("| ")
+        line.split("|")[1] for line in page.partition("### iFlow")[0].splitlines() if line.startswith("| ")
     ]
-    ids = {
-        word.strip() for cell in cells for word in re.split("[,;]", re.sub(r"\(.*?\)", "", cell))
-    }
+    ids = {word.strip() for cell in cells for word in re.split("[,;]", re.sub(r"\(.*?\)", "", cell))}
     ids = {word for word in ids if re.fullmatch("[a-z][a-z0-9._-]+", word)} - {"id"}
     assert len(ids) > 80
     assert ids <= set(cp.MODELS)
@@ -215,14 +204,7 @@ def test_an_effort_begins_a_thinking() -> None:
     assert cp.Thinking(*cp.Effort(budget=5)) == cp.Thinking(budget=5)
 
 
-KNOWN = [
-    "gpt-5",
-    "gpt-5.1-codex-mini",
-    "gpt-5.1-codex",
-    "claude-sonnet-4-5-20250929",
-    "odd-high",
-    "odd",
-]
+KNOWN = ["gpt-5", "gpt-5.1-codex-mini", "gpt-5.1-codex", "claude-sonnet-4-5-20250929", "odd-high", "odd"]
 EFFORT_NAMES = [
     ("gpt-5-high", "gpt-5", "high"),
     ("gpt-5-minimal", "gpt-5", "minimal"),
@@ -268,9 +250,7 @@ def test_nearest_names() -> None:
 def test_preset(name: str) -> None:
     preset = cp.PRESETS[name]
     assert re.fullmatch("[a-z0-9.-]+", name)
-    assert re.fullmatch(
-        r"https://[a-z0-9.-]+(/[a-z0-9/-]+)?|http://127\.0\.0\.1:\d+/v1", preset.base
-    )
+    assert re.fullmatch(r"https://[a-z0-9.-]+(/[a-z0-9/-]+)?|http://127\.0\.0\.1:\d+/v1", preset.base)
     assert all(re.fullmatch("[A-Z][A-Z0-9_]+", variable) for variable in preset.keys)
     assert preset.keys or preset.base.startswith("http://127.")
     assert preset.quirks <= set(cp.QUIRKS)
@@ -331,12 +311,7 @@ def test_rules_of_the_user() -> None:
 
 
 def test_versions_are_numbers_and_dates_are_not() -> None:
-    ids = [
-        "claude-opus-4-20250514",
-        "claude-opus-4-8",
-        "claude-opus-4-10",
-        "claude-opus-4-5-20251101",
-    ]
+    ids = ["claude-opus-4-20250514", "claude-opus-4-8", "claude-opus-4-10", "claude-opus-4-5-20251101"]
     assert sorted(ids, key=cp.by_version) == [ids[0], ids[3], ids[1], ids[2]]
 
 
@@ -359,12 +334,8 @@ def apply(rules: Any, body: Any = BODY, case: cp.PayloadCase = CASE, original: A
 RULES = [
     pytest.param({"default": {"c": 1}}, {**BODY, "c": 1}, id="default"),
     pytest.param({"default": {"a.b": 2}}, BODY, id="default of what is there"),
-    pytest.param(
-        {"default": {"tools.-1": 2}}, {**BODY, "tools": [{"name": "x"}, 2]}, id="default appends"
-    ),
-    pytest.param(
-        {"default": {"tools.#.strict": True}}, BODY, id="default never creates by a query"
-    ),
+    pytest.param({"default": {"tools.-1": 2}}, {**BODY, "tools": [{"name": "x"}, 2]}, id="default appends"),
+    pytest.param({"default": {"tools.#.strict": True}}, BODY, id="default never creates by a query"),
     pytest.param({"default-raw": {"c": '{"d": [1]}'}}, {**BODY, "c": {"d": [1]}}, id="raw default"),
     pytest.param({"override": {"a.b": 2}}, {**BODY, "a": {"b": 2}}, id="override"),
     pytest.param({"override": {"a.b": 1}}, BODY, id="override with the same"),
@@ -373,9 +344,7 @@ RULES = [
     pytest.param({"override-raw": {"c": '"x"'}}, {**BODY, "c": "x"}, id="raw text"),
     pytest.param({"override-raw": {"c": '"1"'}}, {**BODY, "c": "1"}, id="raw text of digits"),
     pytest.param({"override-raw": {"c": 5}}, {**BODY, "c": 5}, id="raw value that is no text"),
-    pytest.param(
-        {"override-raw": {"c": "1", "d": "{"}}, BODY, id="one bad raw value voids the rule"
-    ),
+    pytest.param({"override-raw": {"c": "1", "d": "{"}}, BODY, id="one bad raw value voids the rule"),
     pytest.param({"filter": ["a.b", "nothing.x"]}, {**BODY, "a": {}}, id="filter"),
     pytest.param({"filter": ["tools.#.name"]}, BODY, id="filter by a query is refused"),
     pytest.param({"filter": None}, BODY, id="no parameters"),

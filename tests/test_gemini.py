@@ -79,9 +79,7 @@ def snake(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     return {
-        re.sub("[A-Z]", lambda m: "_" + m[0].lower(), key): item
-        if key in cp.GEMINI_OPAQUE
-        else snake(item)
+        re.sub("[A-Z]", lambda m: "_" + m[0].lower(), key): item if key in cp.GEMINI_OPAQUE else snake(item)
         for key, item in value.items()
     }
 
@@ -112,11 +110,7 @@ def test_everything_is_understood() -> None:
     assert calls[0].id == "c1"
     assert re.fullmatch(r"call_1_5_[0-9a-f]{8}", calls[1].id)
     assert [r.id for r in results] == [c.id for c in calls]
-    assert [cp.text_of(r.parts) for r in results] == [
-        '{"a": 1}',
-        '{"output":{"a":[1,null]}}',
-        "no such file",
-    ]
+    assert [cp.text_of(r.parts) for r in results] == ['{"a": 1}', '{"output":{"a":[1,null]}}', "no such file"]
     assert [r.error for r in results] == [False, False, True]
     assert results[2].parts[1].media
     assert last.role == "user"
@@ -209,22 +203,14 @@ PAIRS = [  # of turns, the calls answered (by number) and the words
 
 
 @pytest.mark.parametrize(("wire", "pairs"), PAIRS)
-def test_calls_and_responses_are_paired(
-    wire: list[list[Json]], pairs: list[tuple[int, str]]
-) -> None:
+def test_calls_and_responses_are_paired(wire: list[list[Json]], pairs: list[tuple[int, str]]) -> None:
     roles = ["model" if "functionCall" in parts[0] else "user" for parts in wire]
-    body = {
-        "model": "m",
-        "contents": [{"role": r, "parts": p} for r, p in zip(roles, wire)],
-        "stream": False,
-    }
+    body = {"model": "m", "contents": [{"role": r, "parts": p} for r, p in zip(roles, wire)], "stream": False}
     request = cp.gemini_read_request(body)
     parts = [part for message in request.messages for part in message.parts]
     ids = [part.id for part in parts if part.kind == "call"]
     assert len(set(ids)) == len(ids)
-    found = [
-        (ids.index(part.id), cp.text_of(part.parts)) for part in parts if part.kind == "result"
-    ]
+    found = [(ids.index(part.id), cp.text_of(part.parts)) for part in parts if part.kind == "result"]
     assert found == pairs
     assert request == cp.gemini_read_request(body)
     if "repeated" not in str(pairs) and sum(len(p) for p in wire) == len(parts):
@@ -232,9 +218,7 @@ def test_calls_and_responses_are_paired(
 
 
 def test_an_orphan_keeps_its_id() -> None:
-    request = ask(
-        contents=[{"role": "user", "parts": [answer("f", "A", id="z"), answer("g", "B")]}]
-    )
+    request = ask(contents=[{"role": "user", "parts": [answer("f", "A", id="z"), answer("g", "B")]}])
     first, second = request.messages[0].parts
     assert first.id == "z"
     assert re.fullmatch("call_[0-9a-f]{24}", second.id)
@@ -269,13 +253,7 @@ def test_results_are_named_ordered_and_complete() -> None:
     assert user["parts"] == [
         {"functionResponse": {"id": "t1", "name": "get_x", "response": {"k": 1}}},
         {"functionResponse": {"id": "t2", "name": "b", "response": {"output": "A"}}},
-        {
-            "functionResponse": {
-                "id": "t3",
-                "name": "c",
-                "response": {"error": "[no result]"},
-            }
-        },
+        {"functionResponse": {"id": "t3", "name": "c", "response": {"error": "[no result]"}}},
         {"text": "orphan"},
         {"text": "go"},
     ]
@@ -353,13 +331,9 @@ def test_thoughts_leave_only_their_proofs() -> None:
 TURNS = [
     pytest.param([("assistant", "a")], ["user .", "model a"], id="the user begins"),
     pytest.param(
-        [("user", "a"), ("user", "b"), ("developer", "c")],
-        ["user a b c"],
-        id="neighbours are joined",
+        [("user", "a"), ("user", "b"), ("developer", "c")], ["user a b c"], id="neighbours are joined"
     ),
-    pytest.param(
-        [("user", "a"), ("assistant", ""), ("user", "b")], ["user a b"], id="nothing said"
-    ),
+    pytest.param([("user", "a"), ("assistant", ""), ("user", "b")], ["user a b"], id="nothing said"),
     pytest.param([], ["user S"], id="only a system text"),
 ]
 
@@ -442,9 +416,7 @@ CHOICES = [
     pytest.param(cp.ToolChoice("none"), {"mode": "NONE"}, id="none"),
     pytest.param(cp.ToolChoice("required"), {"mode": "ANY"}, id="required"),
     pytest.param(
-        cp.ToolChoice("required", ("f",)),
-        {"mode": "ANY", "allowedFunctionNames": ["f"]},
-        id="named",
+        cp.ToolChoice("required", ("f",)), {"mode": "ANY", "allowedFunctionNames": ["f"]}, id="named"
     ),
     pytest.param(cp.ToolChoice("auto", ("f",)), {"mode": "AUTO"}, id="some of them"),
 ]
@@ -458,9 +430,7 @@ def test_tool_choice(choice: cp.ToolChoice, written: Json) -> None:
 
 
 def test_openapi_schema_of_the_format() -> None:
-    request = from_chat(
-        ("user", [text("q")]), format=cp.Format("schema", schema={"type": "object"})
-    )
+    request = from_chat(("user", [text("q")]), format=cp.Format("schema", schema={"type": "object"}))
     assert cp.gemini_write_request(request, OPENAPI)["generationConfig"]["responseSchema"] == {
         "type": "object"
     }
@@ -600,10 +570,7 @@ def test_finish_reasons(word: str, finish: str) -> None:
 def test_foreign_finish_reasons(row: cp.Words) -> None:
     end = cp.MessageEnd(row.canonical, raw="end_turn")
     response = cp.Response(cp.MessageStart("", ""), (cp.Choice((), end),))
-    assert (
-        cp.gemini_write_response(response, SSE)["candidates"][0]["finishReason"]
-        == row.gemini.split()[0]
-    )
+    assert cp.gemini_write_response(response, SSE)["candidates"][0]["finishReason"] == row.gemini.split()[0]
 
 
 BROKEN = [
@@ -678,10 +645,7 @@ def written_parts(*parts: cp.Part) -> list[Json]:
 def test_a_stream_to_the_byte() -> None:
     events = whole(text('a"\n'), text("é"))
     tail = '"modelVersion":"claude-x","responseId":"m1"}'
-    first = (
-        '{"candidates":[{"content":{"parts":[{"text":"a\\"\\n"}],"role":"model"},"index":0}],'
-        + tail
-    )
+    first = '{"candidates":[{"content":{"parts":[{"text":"a\\"\\n"}],"role":"model"},"index":0}],' + tail
     second = first.replace('a\\"\\n', "\\u00e9")
     last = (
         '{"candidates":[{"content":{"parts":[{"text":""}],"role":"model"},"finishReason":"STOP","index":0}],'
@@ -733,9 +697,7 @@ def test_proofs(parts: list[cp.Part], written: list[Json]) -> None:
 
 
 def test_other_parts() -> None:
-    foreign = cp.Part(
-        "hosted", "{}", "h", "web_search", extra={"claude": {"type": "server_tool_use"}}
-    )
+    foreign = cp.Part("hosted", "{}", "h", "web_search", extra={"claude": {"type": "server_tool_use"}})
     assert written_parts(foreign, cp.Part("refusal", "No."), IMAGE) == [
         {"text": "No."}, {"inlineData": {"mimeType": "image/png", "data": "AAAA"}}, {"text": ""},
     ]  # fmt: skip
@@ -755,14 +717,8 @@ def test_citations_are_written_in_bytes() -> None:
             {"web": {"uri": "https://b", "title": "A"}},
         ],
         "groundingSupports": [
-            {
-                "segment": {"startIndex": 13, "endIndex": 19, "text": "ölig."},
-                "groundingChunkIndices": [0],
-            },
-            {
-                "segment": {"startIndex": 4, "endIndex": 11, "text": "Größe"},
-                "groundingChunkIndices": [1],
-            },
+            {"segment": {"startIndex": 13, "endIndex": 19, "text": "ölig."}, "groundingChunkIndices": [0]},
+            {"segment": {"startIndex": 4, "endIndex": 11, "text": "Größe"}, "groundingChunkIndices": [1]},
         ],
     }
     full = cp.gemini_write_response(cp.collect(whole(*parts)), SSE)
@@ -850,12 +806,8 @@ def test_errors_are_written(kind: str) -> None:
 
 
 def recordings(folder: str) -> list[Any]:
-    paths = sorted(
-        path for path in (SHARED / folder / "gemini").glob("*.json") if path.name != "index.json"
-    )
-    missing = pytest.param(
-        None, id="none", marks=pytest.mark.skip(reason="no shared recordings here")
-    )
+    paths = sorted(path for path in (SHARED / folder / "gemini").glob("*.json") if path.name != "index.json")
+    missing = pytest.param(None, id="none", marks=pytest.mark.skip(reason="no shared recordings here"))
     return [pytest.param(path, id=path.stem) for path in paths] or [missing]
 
 
@@ -868,9 +820,7 @@ def respelled(value: Any) -> Any:
     named = {re.sub("_([a-z])", lambda m: m[1].upper(), key): item for key, item in value.items()}
     tools = named["tools"] if isinstance(named.get("tools"), list) else [named.get("tools")]
     named["tools"] = sorted(tools, key=lambda tool: "functionDeclarations" not in (tool or {}))
-    return {
-        key: item if key in cp.GEMINI_OPAQUE else respelled(item) for key, item in named.items()
-    }
+    return {key: item if key in cp.GEMINI_OPAQUE else respelled(item) for key, item in named.items()}
 
 
 @pytest.mark.shared
@@ -886,9 +836,7 @@ def test_recorded_requests(path: Path) -> None:
 
 
 @pytest.mark.shared
-@pytest.mark.parametrize(
-    "path", [*recordings("dev"), *recordings("flagged"), *recordings("synthetic")]
-)
+@pytest.mark.parametrize("path", [*recordings("dev"), *recordings("flagged"), *recordings("synthetic")])
 def test_recorded_answers(path: Path) -> None:
     answer = json.loads(path.read_text())["response"]
     if answer["status"] >= 400:
@@ -904,7 +852,5 @@ def test_recorded_answers(path: Path) -> None:
     else:
         response = cp.collect(cp.gemini_read_response(answer["body"], SSE))
         written = validate_response(cp.gemini_write_response(response, SSE))
-        response = response._replace(
-            start=cp.MessageStart(written["responseId"], response.start.model)
-        )
+        response = response._replace(start=cp.MessageStart(written["responseId"], response.start.model))
         assert cp.collect(cp.gemini_read_response(written, SSE)) == response

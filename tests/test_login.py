@@ -35,12 +35,8 @@ def store(tmp_path: Path) -> cp.Store:
 def visit(url: str, **headers: str) -> tuple[int, str, str]:
     """GET a URL as a browser does, without following; return status, location and text."""
     parts = urlsplit(url)
-    with contextlib.closing(
-        http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=5)
-    ) as wire:
-        wire.request(
-            "GET", f"{parts.path}?{parts.query}", headers={"user-agent": "test", **headers}
-        )
+    with contextlib.closing(http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=5)) as wire:
+        wire.request("GET", f"{parts.path}?{parts.query}", headers={"user-agent": "test", **headers})
         reply = wire.getresponse()
         return reply.status, reply.headers["location"] or "", reply.read().decode()
 
@@ -49,12 +45,7 @@ class Attempt:
     """A login under way in its own thread, and the user in front of it."""
 
     def __init__(
-        self,
-        world: World,
-        store: cp.Store,
-        provider: str,
-        config: cp.Config | None = None,
-        **options: Any,
+        self, world: World, store: cp.Store, provider: str, config: cp.Config | None = None, **options: Any
     ) -> None:
         self.said: queue.Queue[str] = queue.Queue()
         self.text = ""
@@ -136,27 +127,19 @@ BACK = [
     pytest.param(lambda a, to: a.paste(to.partition("?")[2]), id="query"),
     pytest.param(lambda a, to: a.paste(to.replace("?", "#")), id="in the fragment"),
     pytest.param(lambda a, to: visit(to), id="browser comes back"),
-    pytest.param(
-        lambda a, to: visit(to.replace("localhost", "127.0.0.1")), id="curl on the machine"
-    ),
+    pytest.param(lambda a, to: visit(to.replace("localhost", "127.0.0.1")), id="curl on the machine"),
 ]
 
 
 @pytest.mark.parametrize("come_back", BACK)
-def test_codex_headless(
-    world: World, store: cp.Store, come_back: Callable[[Attempt, str], Any]
-) -> None:
+def test_codex_headless(world: World, store: cp.Store, come_back: Callable[[Attempt, str], Any]) -> None:
     attempt = Attempt(world, store, "codex")
     come_back(attempt, consent(attempt.url()))
     credential = attempt.result()
     assert credential.name == "codex-ann@example.com-plus.json"
     data = store.get(credential.name).data
     assert data == credential.data
-    assert (data["type"], data["email"], data["account_id"]) == (
-        "codex",
-        "ann@example.com",
-        "acc-1",
-    )
+    assert (data["type"], data["email"], data["account_id"]) == ("codex", "ann@example.com", "acc-1")
     assert (data["access_token"], data["refresh_token"]) == ("codex-access-2", "codex-refresh-2")
     assert cp.expires_at(data) == world.clock() + 3600
     assert cp.last_refresh(data) == world.clock()
@@ -206,15 +189,11 @@ def test_codex_query_is_what_the_provider_wants(world: World, store: cp.Store) -
         pytest.param(lambda code, state, to: to, False, id="localhost address"),
     ],
 )
-def test_claude_headless(
-    world: World, store: cp.Store, way: Callable[..., str], manual: bool
-) -> None:
+def test_claude_headless(world: World, store: cp.Store, way: Callable[..., str], manual: bool) -> None:
     attempt = Attempt(world, store, "claude")
     url = attempt.url(0 if manual else 1)
     to = consent(url)
-    assert to.startswith(
-        "https://platform.claude.com/oauth/code/callback" if manual else "http://localhost:"
-    )
+    assert to.startswith("https://platform.claude.com/oauth/code/callback" if manual else "http://localhost:")
     query = dict(parse_qsl(urlsplit(to).query))
     attempt.paste(way(query["code"], query["state"], to))
     credential = attempt.result()
@@ -243,9 +222,7 @@ def test_the_door_is_open_on_both_loopbacks(
         except OSError:
             attempt.paste(None)
             pytest.skip("this machine has no such loopback")
-        browser.sendall(
-            f"GET {to.path}?{to.query} HTTP/1.1\r\nAccept: text/html,*/*\r\n\r\n".encode()
-        )
+        browser.sendall(f"GET {to.path}?{to.query} HTTP/1.1\r\nAccept: text/html,*/*\r\n\r\n".encode())
         text = b"".join(iter(lambda: browser.recv(4096), b"")).decode()
     attempt.result()
     assert text.startswith("HTTP/1.1 200 OK")
@@ -264,9 +241,7 @@ def test_the_door_passes_on_nothing_else(world: World, store: cp.Store) -> None:
     with contextlib.closing(http.client.HTTPConnection("127.0.0.1", parts.port, timeout=5)) as wire:
         wire.request("POST", f"{parts.path}?{parts.query}", b"")
         assert wire.getresponse().status == 405
-    with socket.create_connection(
-        ("127.0.0.1", parts.port or 0)
-    ) as silent:  # a browser's spare connection
+    with socket.create_connection(("127.0.0.1", parts.port or 0)) as silent:  # a browser's spare connection
         assert visit(to)[0] == 200
         silent.close()
     attempt.result()
@@ -282,9 +257,7 @@ def test_a_wrong_state_does_not_end_the_login(world: World, store: cp.Store) -> 
     attempt.paste("")
     attempt.paste("helpme")
     attempt.wait_for("holds no code and state")
-    attempt.paste(
-        f"code={dict(parse_qsl(urlsplit(to).query))['code']}"
-    )  # a query must say its state
+    attempt.paste(f"code={dict(parse_qsl(urlsplit(to).query))['code']}")  # a query must say its state
     assert not store.scan()
     visit(to)
     assert attempt.result().name == "codex-ann@example.com-plus.json"
@@ -364,9 +337,7 @@ def test_a_busy_port(world: World, store: cp.Store, monkeypatch: pytest.MonkeyPa
         port = free_port()
         attempt = Attempt(world, store, "codex", config, port=port)
         to = consent(attempt.url())
-        assert f"-L {urlsplit(to).port}:127.0.0.1:{port} " in attempt.text, (
-            "Codex takes no other port"
-        )
+        assert f"-L {urlsplit(to).port}:127.0.0.1:{port} " in attempt.text, "Codex takes no other port"
         visit(to.replace(f":{urlsplit(to).port}", f":{port}"))
         attempt.result()
 
@@ -384,9 +355,7 @@ def test_a_browser_is_opened(
     world: World, store: cp.Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     script = tmp_path / "browser.py"
-    script.write_text(
-        "import sys, urllib.request; print(urllib.request.urlopen(sys.argv[1]).read())"
-    )
+    script.write_text("import sys, urllib.request; print(urllib.request.urlopen(sys.argv[1]).read())")
     monkeypatch.setenv("BROWSER", f"{sys.executable} {script} %s >/dev/null")
     monkeypatch.setenv("DISPLAY", ":0")
     import webbrowser  # noqa: PLC0415
@@ -439,12 +408,7 @@ def test_a_new_login_keeps_the_other_keys(world: World, store: cp.Store) -> None
 
 
 def test_a_file_under_another_name_is_found(world: World, store: cp.Store) -> None:
-    old = {
-        "type": "codex",
-        "email": "ann@example.com",
-        "account_id": "acc-1",
-        "access_token": "old",
-    }
+    old = {"type": "codex", "email": "ann@example.com", "account_id": "acc-1", "access_token": "old"}
     store.create("mine.json", old)
     assert sign_in(world, store, "codex").name == "mine.json"
 
@@ -488,9 +452,7 @@ def test_gemini_with_a_project_that_is_known(world: World, store: cp.Store) -> N
 
 FREE = {"allowedTiers": [{"id": "free-tier", "isDefault": True}]}
 STANDARD = {
-    "allowedTiers": [
-        {"id": "standard-tier", "isDefault": True, "userDefinedCloudaicompanionProject": True}
-    ]
+    "allowedTiers": [{"id": "standard-tier", "isDefault": True, "userDefinedCloudaicompanionProject": True}]
 }
 
 
@@ -595,11 +557,7 @@ def test_iflow_logs_in_for_its_key(world: World, store: cp.Store) -> None:
     credential = sign_in(world, store, "iflow")
     assert credential.data["api_key"] == f"key-of-{credential.data['access_token']}"
     renewed = cp.refresh(credential, store, world.config(), world.clock)
-    assert (
-        renewed.data["api_key"]
-        == f"key-of-{renewed.data['access_token']}"
-        != credential.data["api_key"]
-    )
+    assert renewed.data["api_key"] == f"key-of-{renewed.data['access_token']}" != credential.data["api_key"]
 
 
 # Device flows
@@ -639,8 +597,7 @@ def test_device_files(world: World, store: cp.Store) -> None:
 
 
 @pytest.mark.parametrize(
-    ("state", "word"),
-    [("denied", "was refused"), ("old", "came too late"), ("pending", "took too long")],
+    ("state", "word"), [("denied", "was refused"), ("old", "came too late"), ("pending", "took too long")]
 )
 def test_device_logins_that_fail(world: World, store: cp.Store, state: str, word: str) -> None:
     attempt = Attempt(world, store, "kimi")
@@ -677,9 +634,7 @@ def stale(credential: cp.Credential, store: cp.Store, clock: Clock) -> cp.Creden
     return store.merge(credential.name, {"expired": cp.write_time(clock() - 10)})
 
 
-@pytest.mark.parametrize(
-    "provider", ["claude", "codex", "gemini", "antigravity", "kimi", "xai", "qwen"]
-)
+@pytest.mark.parametrize("provider", ["claude", "codex", "gemini", "antigravity", "kimi", "xai", "qwen"])
 def test_refresh(world: World, store: cp.Store, provider: str) -> None:
     credential = sign_in(world, store, provider)
     store.merge(credential.name, {"note": "mine"})
@@ -737,10 +692,7 @@ def test_fifty_refreshes_are_one(world: World, store: cp.Store) -> None:
     credential = sign_in(world, store, "codex")
     world.clock.advance(4000)
     with ThreadPoolExecutor(50) as pool:
-        jobs = [
-            pool.submit(cp.refresh, credential, store, world.config(), world.clock)
-            for _ in range(50)
-        ]
+        jobs = [pool.submit(cp.refresh, credential, store, world.config(), world.clock) for _ in range(50)]
         tokens = {job.result().data["access_token"] for job in jobs}
     assert len(tokens) == 1
     assert world.count("/codex/token") == 2  # the login's, and this one
@@ -864,11 +816,7 @@ REFUSALS = [
     pytest.param("codex", 400, {"error": {"code": "invalid_request"}}, False, id="our own fault"),
     pytest.param("claude", 400, {"error": "invalid_grant"}, True, id="invalid_grant"),
     pytest.param(
-        "claude",
-        403,
-        {"error": {"type": "permission_error", "message": "no"}},
-        True,
-        id="claude 403",
+        "claude", 403, {"error": {"type": "permission_error", "message": "no"}}, True, id="claude 403"
     ),
     pytest.param("claude", 403, b"<html>", False, id="claude's cloudflare"),
     pytest.param("gemini", 401, {"error": "invalid_client"}, False, id="a wrong client secret"),
@@ -878,9 +826,7 @@ REFUSALS = [
 
 
 @pytest.mark.parametrize(("provider", "status", "body", "final"), REFUSALS)
-def test_refusals(
-    world: World, store: cp.Store, provider: str, status: int, body: Any, final: bool
-) -> None:
+def test_refusals(world: World, store: cp.Store, provider: str, status: int, body: Any, final: bool) -> None:
     credential = sign_in(world, store, provider)
     world.clock.advance(4000)
     path = f"{provider.replace('gemini', 'google')}/token"
@@ -914,13 +860,9 @@ def test_refusals(
     [({"retry-after": "17"}, 17), ({"retry-after": "17", "retry-after-ms": "16500"}, 16.5), ({"retry-after": "nan"}, 60),
      ({"retry-after-ms": "8500"}, 8.5), ({"retry-after": "1"}, 5), ({"retry-after": "9999"}, 300), ({}, 60)],
 )  # fmt: skip
-def test_too_many_requests(
-    world: World, store: cp.Store, headers: dict[str, str], wait: float
-) -> None:
+def test_too_many_requests(world: World, store: cp.Store, headers: dict[str, str], wait: float) -> None:
     credential = sign_in(world, store, "claude")
-    world.faults["claude/token"].append(
-        Fault(429, {"error": {"type": "rate_limit_error"}}, headers)
-    )
+    world.faults["claude/token"].append(Fault(429, {"error": {"type": "rate_limit_error"}}, headers))
     before = len(world.asks)
     with pytest.raises(cp.ProxyError) as caught:
         cp.refresh(credential, store, world.config(), world.clock)
@@ -941,9 +883,7 @@ def test_server_errors_are_tried_three_times(world: World, store: cp.Store) -> N
     assert cp.refresh(credential, store, world.config(), world.clock)
 
 
-def test_a_lost_answer_is_not_asked_for_again_where_tokens_rotate(
-    world: World, store: cp.Store
-) -> None:
+def test_a_lost_answer_is_not_asked_for_again_where_tokens_rotate(world: World, store: cp.Store) -> None:
     credential = sign_in(world, store, "codex")
     world.faults["codex/token"].append(Fault(0, spend=True))
     with pytest.raises(cp.ProxyError) as caught:
@@ -979,9 +919,7 @@ def test_an_unreachable_provider_is_tried_again(
 
 
 def test_no_refresh_token(world: World, store: cp.Store) -> None:
-    credential = store.create(
-        "claude-x.json", {"type": "claude", "access_token": "a", "email": "x"}
-    )
+    credential = store.create("claude-x.json", {"type": "claude", "access_token": "a", "email": "x"})
     with pytest.raises(cp.ProxyError, match="no refresh token"):
         cp.refresh(credential, store, world.config(), world.clock)
     assert not cp.due(credential, world.clock())
@@ -1074,9 +1012,7 @@ def lay(path: Path, data: Json) -> Path:
     return path
 
 
-def take_over(
-    world: World, store: cp.Store, provider: str, source: str = "auto"
-) -> tuple[Json, str]:
+def take_over(world: World, store: cp.Store, provider: str, source: str = "auto") -> tuple[Json, str]:
     attempt = Attempt(world, store, provider, source=source)
     if provider == "qwen":
         attempt.paste("ann@example.com")
@@ -1125,23 +1061,14 @@ def test_import_from_claude_code(world: World, store: cp.Store, home: Path) -> N
     lay(home / ".claude.json", {"oauthAccount": owner})
     world.access["at"] = "claude"
     data, text = take_over(world, store, "claude")
-    assert (data["access_token"], data["refresh_token"], data["email"]) == (
-        "at",
-        "rt",
-        "bob@example.com",
-    )
+    assert (data["access_token"], data["refresh_token"], data["email"]) == ("at", "rt", "bob@example.com")
     assert cp.expires_at(data) == 1770633611.0
     assert data["client_id"] == "own-id"
     assert "Claude Code and cliproxy now share" in text
 
 
-def test_import_of_a_token_that_cannot_be_renewed(
-    world: World, store: cp.Store, home: Path
-) -> None:
-    lay(
-        home / ".claude/.credentials.json",
-        {"claudeAiOauth": {"accessToken": "at", "refreshToken": ""}},
-    )
+def test_import_of_a_token_that_cannot_be_renewed(world: World, store: cp.Store, home: Path) -> None:
+    lay(home / ".claude/.credentials.json", {"claudeAiOauth": {"accessToken": "at", "refreshToken": ""}})
     data, text = take_over(world, store, "claude")
     assert "refresh_token" not in data
     assert "share" not in text
@@ -1162,10 +1089,7 @@ def test_import_of_an_sdk_profile(world: World, store: cp.Store, home: Path) -> 
         {**held, "organization_uuid": "o", "account_email": "bob@example.com"},
     )
     way = {"type": "user_oauth", "client_id": "sdk-client"}
-    lay(
-        folder / "configs/default.json",
-        {"version": "1.0", "base_url": world.url, "authentication": way},
-    )
+    lay(folder / "configs/default.json", {"version": "1.0", "base_url": world.url, "authentication": way})
     data, _ = take_over(world, store, "claude")
     assert (data["email"], data["client_id"]) == ("bob@example.com", "sdk-client")
     assert data["token_endpoint"] == f"{world.url}/v1/oauth/token"
@@ -1176,21 +1100,9 @@ def test_import_of_an_sdk_profile(world: World, store: cp.Store, home: Path) -> 
 @pytest.mark.parametrize(
     ("provider", "path", "held"),
     [
-        (
-            "gemini",
-            ".gemini/oauth_creds.json",
-            {"expiry_date": 1999999999000, "token_type": "Bearer"},
-        ),
-        (
-            "qwen",
-            ".qwen/oauth_creds.json",
-            {"expiry_date": 1999999999000, "resource_url": "portal.qwen.ai"},
-        ),
-        (
-            "kimi",
-            ".kimi/credentials/kimi-code.json",
-            {"expires_at": 1999999999.0, "expires_in": 900},
-        ),
+        ("gemini", ".gemini/oauth_creds.json", {"expiry_date": 1999999999000, "token_type": "Bearer"}),
+        ("qwen", ".qwen/oauth_creds.json", {"expiry_date": 1999999999000, "resource_url": "portal.qwen.ai"}),
+        ("kimi", ".kimi/credentials/kimi-code.json", {"expires_at": 1999999999.0, "expires_in": 900}),
     ],
 )
 def test_import_of_plain_files(
@@ -1204,9 +1116,7 @@ def test_import_of_plain_files(
     assert ("share one refresh token" in text) == (provider != "gemini")
 
 
-def test_an_expired_import_from_gemini_is_renewed(
-    world: World, store: cp.Store, home: Path
-) -> None:
+def test_an_expired_import_from_gemini_is_renewed(world: World, store: cp.Store, home: Path) -> None:
     held = {**world.tokens("gemini"), "expiry_date": 1770633611000}
     lay(home / ".gemini/oauth_creds.json", held)
     world.access.pop(held["access_token"])
@@ -1234,9 +1144,7 @@ def test_nothing_to_import(world: World, store: cp.Store, home: Path, provider: 
 # Small parts
 
 
-@pytest.mark.parametrize(
-    "token", ["", "a", "a.b", "a.!!.c", "a.bnVsbA.c", None, 7, "a.W10.c", "a.\u00fc.c"]
-)
+@pytest.mark.parametrize("token", ["", "a", "a.b", "a.!!.c", "a.bnVsbA.c", None, 7, "a.W10.c", "a.\u00fc.c"])
 def test_a_jwt_that_is_none(token: object) -> None:
     assert cp.jwt_claims(token) == {}
 
@@ -1274,12 +1182,7 @@ def test_qr_limits() -> None:
 
 
 def test_qr_is_shown_when_it_fits(world: World, store: cp.Store) -> None:
-    for screen, shown in (
-        ((200, 60), True),
-        ((60, 60), False),
-        ((200, 24), False),
-        ((0, 0), False),
-    ):
+    for screen, shown in (((200, 60), True), ((60, 60), False), ((200, 24), False), ((0, 0), False)):
         attempt = Attempt(world, store, "codex", screen=screen)
         attempt.url()
         assert ("\u2580" in attempt.text) == shown

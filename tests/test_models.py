@@ -47,13 +47,7 @@ def asked(upstream: Upstream) -> list[str]:
 
 def log_in(proxy: Proxy, type: str, **fields: Any) -> None:
     """Put a credential file of a provider whose upstream is the scripted one into the auth dir."""
-    data = {
-        "type": type,
-        "access_token": "tok",
-        "email": "a@b.c",
-        "base_url": proxy.upstream.url,
-        **fields,
-    }
+    data = {"type": type, "access_token": "tok", "email": "a@b.c", "base_url": proxy.upstream.url, **fields}
     (proxy.auth_dir / f"{type}-a@b.c.json").write_text(json.dumps(data), encoding="utf-8")
     proxy.app.poll()
 
@@ -96,9 +90,7 @@ def test_aliases_of_a_channel(make_proxy: ProxyMaker, upstream: Upstream, channe
 
 
 def test_a_fork_keeps_both_names(make_proxy: ProxyMaker, upstream: Upstream) -> None:
-    rows = [
-        {"name": "claude-opus-4-8", "alias": "big", "fork": True, "display-name": "The Big One"}
-    ]
+    rows = [{"name": "claude-opus-4-8", "alias": "big", "fork": True, "display-name": "The Big One"}]
     proxy = make_proxy(oauth_model_alias={"Claude": rows})
     log_in(proxy, "claude")
     assert {"big", "claude-opus-4-8", "up-claude"} <= names(proxy)
@@ -122,9 +114,7 @@ def test_aliases_of_a_channel_leave_keys_alone(make_proxy: ProxyMaker, upstream:
     assert "claude-opus-4-8" in names(proxy)
 
 
-def test_one_alias_over_several_models_is_a_pool(
-    make_proxy: ProxyMaker, upstream: Upstream
-) -> None:
+def test_one_alias_over_several_models_is_a_pool(make_proxy: ProxyMaker, upstream: Upstream) -> None:
     models = [
         {"name": "first", "alias": "pool"},
         {"name": "second", "alias": "pool"},
@@ -154,9 +144,7 @@ def test_a_pool_of_several_endpoints(make_proxy: ProxyMaker, upstream: Upstream)
         }
         for name in ("aa", "bb")
     ]
-    proxy = make_proxy(
-        openai_compatibility=[*entries, {**entries[0], "name": "cc", "disabled": True}]
-    )
+    proxy = make_proxy(openai_compatibility=[*entries, {**entries[0], "name": "cc", "disabled": True}])
     upstream.routes["/aa/chat/completions"] = make_reply({"error": {"message": "down"}}, 503)
     upstream.routes["/bb/chat/completions"] = make_reply({"choices": []})
     assert ask(proxy, "chat", "pool").status == 200
@@ -193,10 +181,7 @@ def forced(upstream: Upstream, dialect: str) -> dict[str, Any]:
     row = {"name": "real", "alias": "Asked", "force-mapping": True}
     entries = {
         "claude": ("claude_api_key", key(upstream, row)),
-        "chat": (
-            "openai_compatibility",
-            [{"name": "up", "base-url": upstream.url, "models": [row]}],
-        ),
+        "chat": ("openai_compatibility", [{"name": "up", "base-url": upstream.url, "models": [row]}]),
         "responses": ("codex_api_key", key(upstream, row)),
         "gemini": ("gemini_api_key", key(upstream, row)),
     }
@@ -211,18 +196,12 @@ def test_force_mapping_names_streams(
     proxy = make_proxy(**forced(upstream, dialect))
     upstream.piece = piece
     upstream.reply(
-        [
-            b": hello\n\n",
-            *(cp.sse_frame(sent, "e") for sent, _ in NAMED[dialect]),
-            b"data: [DONE]\n\n",
-        ],
+        [b": hello\n\n", *(cp.sse_frame(sent, "e") for sent, _ in NAMED[dialect]), b"data: [DONE]\n\n"],
         headers=SSE,
     )
     path, body = ASKS[dialect]
     path = path.replace("{model}:generateContent", "Asked:streamGenerateContent?alt=sse")
-    got = proxy.ask(
-        path, {**body, "stream": True, **({} if dialect == "gemini" else {"model": "Asked"})}
-    )
+    got = proxy.ask(path, {**body, "stream": True, **({} if dialect == "gemini" else {"model": "Asked"})})
     assert (
         got.body
         == b": hello\n\n"
@@ -263,19 +242,14 @@ def test_force_mapping_of_a_login(make_proxy: ProxyMaker, upstream: Upstream) ->
     log_in(proxy, "codex", prefix="p")
     upstream.replies = [answers] * 3
     assert ask(proxy, "responses", "mine").json()["model"] == "mine", "collected from a stream"
-    assert (
-        ask(proxy, "responses", "p/mine", stream=True).payloads()[0]["response"]["model"]
-        == "p/mine"
-    )
+    assert ask(proxy, "responses", "p/mine", stream=True).payloads()[0]["response"]["model"] == "p/mine"
     assert ask(proxy, "claude", "mine").json()["model"] == "mine", "translated"
 
 
 def test_gemini_s_arrays(make_proxy: ProxyMaker, upstream: Upstream) -> None:
     """A client that did not say alt=sse reads its stream as one JSON array."""
     chunk = {
-        "candidates": [
-            {"content": {"role": "model", "parts": [{"text": "x"}]}, "finishReason": "STOP"}
-        ],
+        "candidates": [{"content": {"role": "model", "parts": [{"text": "x"}]}, "finishReason": "STOP"}],
         "modelVersion": "real",
     }
     path, body = (
@@ -283,9 +257,7 @@ def test_gemini_s_arrays(make_proxy: ProxyMaker, upstream: Upstream) -> None:
         ASKS["gemini"][1],
     )
     proxy = make_proxy()
-    upstream.reply(
-        [b"[", json.dumps(chunk).encode(), b"]"], headers={"content-type": "application/json"}
-    )
+    upstream.reply([b"[", json.dumps(chunk).encode(), b"]"], headers={"content-type": "application/json"})
     assert proxy.ask(path, body).json() == [chunk]
     assert upstream.seen[0].path.endswith(":streamGenerateContent")
     proxy = make_proxy(**forced(upstream, "gemini"))
@@ -307,9 +279,7 @@ def test_gemini_s_arrays(make_proxy: ProxyMaker, upstream: Upstream) -> None:
         ("*", {"claude-opus-4-8", "claude-sonnet-5", "claude-haiku-4-5-20251001"}),
     ],
 )
-def test_exclusions(
-    make_proxy: ProxyMaker, upstream: Upstream, pattern: str, hidden: set[str]
-) -> None:
+def test_exclusions(make_proxy: ProxyMaker, upstream: Upstream, pattern: str, hidden: set[str]) -> None:
     shown = {"claude-opus-4-8", "claude-sonnet-5", "claude-haiku-4-5-20251001"}
     by_key = make_proxy(claude_api_key=key(upstream, **{"excluded-models": [pattern]}))
     by_channel = make_proxy(oauth_excluded_models={"Claude": [pattern]}, claude_api_key=[])
@@ -322,9 +292,7 @@ def test_exclusions(
 
 def test_exclusions_are_of_the_real_name(make_proxy: ProxyMaker, upstream: Upstream) -> None:
     models = [{"name": "real", "alias": "asked"}, {"name": "other", "alias": "real-2"}]
-    proxy = make_proxy(
-        claude_api_key=key(upstream, *models, **{"excluded-models": ["real", "real-2"]})
-    )
+    proxy = make_proxy(claude_api_key=key(upstream, *models, **{"excluded-models": ["real", "real-2"]}))
     assert {"asked", "real-2"} & names(proxy) == {"real-2"}
 
 
@@ -351,9 +319,7 @@ CLAUDE_CODE = [
 def test_claude_code_with_a_chatgpt_account_alone(
     make_proxy: ProxyMaker, upstream: Upstream, model: str
 ) -> None:
-    proxy = make_proxy(
-        claude_api_key=[], codex_api_key=[], gemini_api_key=[], openai_compatibility=[]
-    )
+    proxy = make_proxy(claude_api_key=[], codex_api_key=[], gemini_api_key=[], openai_compatibility=[])
     log_in(proxy, "codex")
     upstream.replies = [answers]
     got = ask(proxy, "claude", model)
@@ -362,18 +328,14 @@ def test_claude_code_with_a_chatgpt_account_alone(
 
 
 def test_the_owner_s_own_stand_ins_come_first(make_proxy: ProxyMaker, upstream: Upstream) -> None:
-    proxy = make_proxy(
-        model_fallbacks={"claude-haiku-*": ["missing", "up-chat"]}, claude_api_key=[]
-    )
+    proxy = make_proxy(model_fallbacks={"claude-haiku-*": ["missing", "up-chat"]}, claude_api_key=[])
     log_in(proxy, "codex")
     upstream.reply({"choices": []})
     ask(proxy, "claude", "claude-haiku-4-5")
     assert asked(upstream) == ["up-chat"]
 
 
-def test_the_name_of_an_endpoint_we_know_is_enough(
-    make_proxy: ProxyMaker, upstream: Upstream
-) -> None:
+def test_the_name_of_an_endpoint_we_know_is_enough(make_proxy: ProxyMaker, upstream: Upstream) -> None:
     override = {"groq": {"base-url": f"{upstream.url}/openai/v1"}}
     proxy = make_proxy(
         {"GROQ_API_KEY": "gsk-1"},
@@ -412,12 +374,7 @@ LISTS: dict[str, tuple[str, str, Any]] = {  # setting -> path of the upstream's 
 
 def open_account(upstream: Upstream, setting: str) -> dict[str, Any]:
     """Settings with one account that offers whatever its upstream has."""
-    entry = {
-        "api-key": "k",
-        "name": "up",
-        "base-url": upstream.url,
-        "api-key-entries": [{"api-key": "k"}],
-    }
+    entry = {"api-key": "k", "name": "up", "base-url": upstream.url, "api-key-entries": [{"api-key": "k"}]}
     return {name.replace("-", "_"): [entry] if name == setting else [] for name in LISTS}
 
 
@@ -428,21 +385,15 @@ def refresh(proxy: Proxy) -> dict[str, str]:
 
 
 def listed(proxy: Proxy, name: str, **headers: str) -> dict[str, Any]:
-    got = proxy.ask(
-        f"/v1/models/{name}", headers={k.replace("_", "-"): v for k, v in headers.items()}
-    )
+    got = proxy.ask(f"/v1/models/{name}", headers={k.replace("_", "-"): v for k, v in headers.items()})
     return dict(got.json())
 
 
 @pytest.mark.parametrize("setting", LISTS)
-def test_upstreams_list_their_models(
-    make_proxy: ProxyMaker, upstream: Upstream, setting: str
-) -> None:
+def test_upstreams_list_their_models(make_proxy: ProxyMaker, upstream: Upstream, setting: str) -> None:
     path, dialect, body = LISTS[setting]
     proxy = make_proxy(**open_account(upstream, setting))
-    upstream.routes[path] = make_reply(
-        json.dumps(body), headers={"content-type": "application/json"}
-    )
+    upstream.routes[path] = make_reply(json.dumps(body), headers={"content-type": "application/json"})
     before = names(proxy)
     assert refresh(proxy) == {}
     new = next(name for name in names(proxy) - before if name.endswith(("next", "next-9")))
@@ -464,11 +415,7 @@ def test_tables_keep_what_a_list_does_not_say(make_proxy: ProxyMaker, upstream: 
     upstream.routes["/v1/models"] = make_reply(LISTS["claude-api-key"][2])
     refresh(proxy)
     row = listed(proxy, "claude-opus-4-8")
-    assert (row["context_length"], row["display_name"], row["owned_by"]) == (
-        1_000_000,
-        "Opus",
-        "anthropic",
-    )
+    assert (row["context_length"], row["display_name"], row["owned_by"]) == (1_000_000, "Opus", "anthropic")
     fact = proxy.app.router.fact("claude-opus-4-8")
     assert (fact.budget, fact.can_stop, fact.levels[-1]) == ((1_024, 128_000), True, "max")
 
@@ -480,9 +427,7 @@ def wait_for_lists(proxy: Proxy) -> None:
     proxy.app.poll()
 
 
-def test_lists_are_asked_for_once_a_day(
-    make_proxy: ProxyMaker, upstream: Upstream, clock: Clock
-) -> None:
+def test_lists_are_asked_for_once_a_day(make_proxy: ProxyMaker, upstream: Upstream, clock: Clock) -> None:
     settings = open_account(upstream, "openai-compatibility")
     proxy = make_proxy(**settings)
     proxy.app.catalog._now = clock
@@ -499,15 +444,11 @@ def test_lists_are_asked_for_once_a_day(
     again = cp.App(proxy.app.config_file, store, {})
     again.catalog._now = clock
     again.ask_for_models()
-    assert ("one" in again.router.models(), again.catalog._asking, len(upstream.seen)) == (
-        True,
-        None,
-        2,
-    ), "it was kept"
-    file.write_text("{")
-    assert "one" not in cp.App(proxy.app.config_file, store, {}).router.models(), (
-        "a damaged file is as none"
+    assert ("one" in again.router.models(), again.catalog._asking, len(upstream.seen)) == (True, None, 2), (
+        "it was kept"
     )
+    file.write_text("{")
+    assert "one" not in cp.App(proxy.app.config_file, store, {}).router.models(), "a damaged file is as none"
 
 
 def test_a_failure_is_tried_again_after_an_hour(
@@ -585,16 +526,10 @@ def test_the_owner_s_rows(make_proxy: ProxyMaker, upstream: Upstream) -> None:
     log_in(proxy, "codex")
     fact = proxy.app.router.fact("gpt-9")
     assert (fact.budget, fact.thinking) == ((1, 9), True)
-    upstream.reply(
-        {"choices": [{"message": {"role": "assistant", "content": "x"}, "finish_reason": "stop"}]}
-    )
+    upstream.reply({"choices": [{"message": {"role": "assistant", "content": "x"}, "finish_reason": "stop"}]})
     assert (
         ask(
-            proxy,
-            "claude",
-            "mine",
-            thinking={"type": "enabled", "budget_tokens": 30_000},
-            max_tokens=64_000,
+            proxy, "claude", "mine", thinking={"type": "enabled", "budget_tokens": 30_000}, max_tokens=64_000
         ).status
         == 200
     )
@@ -646,11 +581,7 @@ def test_models_on_the_command_line(
 ) -> None:
     for name in [name for name in os.environ if name.endswith("_API_KEY")]:
         monkeypatch.delenv(name)
-    entry = {
-        "name": "up",
-        "base-url": upstream.url,
-        "api-key-entries": [{"api-key": "a"}, {"api-key": "b"}],
-    }
+    entry = {"name": "up", "base-url": upstream.url, "api-key-entries": [{"api-key": "a"}, {"api-key": "b"}]}
     proxy = make_proxy(
         openai_compatibility=[entry],
         codex_api_key=key(upstream, **{"base-url": f"{upstream.url}/c"}),
@@ -672,10 +603,7 @@ def test_models_on_the_command_line(
 def test_a_key_for_openai_has_models_before_it_is_asked_for_them(
     make_proxy: ProxyMaker, upstream: Upstream
 ) -> None:
-    key, more = (
-        {"api-key": "k", "base-url": upstream.url},
-        {"id": "a-new-one", "provider": "codex-api-key"},
-    )
+    key, more = ({"api-key": "k", "base-url": upstream.url}, {"id": "a-new-one", "provider": "codex-api-key"})
     proxy = make_proxy(**{"codex-api-key": [key]}, models=[more])
     listed = names(proxy)
     assert {"gpt-5.5", "gpt-5.6-sol", "a-new-one"} <= listed

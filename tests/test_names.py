@@ -46,9 +46,7 @@ def roles(body: Json) -> list[str]:
 
 
 @pytest.mark.parametrize("model", sorted(NEW | ADAPTIVE | OLD | NEVER))
-def test_claude_code_behind_an_alias(
-    make_proxy: ProxyMaker, upstream: Upstream, model: str
-) -> None:
+def test_claude_code_behind_an_alias(make_proxy: ProxyMaker, upstream: Upstream, model: str) -> None:
     proxy = claude_alone(make_proxy, upstream, {"name": model, "alias": "mine"})
     upstream.reply(ANSWER)
     sent = {"model": "mine", **copy.deepcopy(CODE)}
@@ -103,10 +101,7 @@ def test_late_system_messages_of_others(
 ) -> None:
     proxy = claude_alone(make_proxy, upstream, {"name": model})
     proxy.write(
-        {
-            **proxy.settings,
-            "claude-api-key": [{**proxy.settings["claude-api-key"][0], "api-key": token}],
-        }
+        {**proxy.settings, "claude-api-key": [{**proxy.settings["claude-api-key"][0], "api-key": token}]}
     )
     proxy.app.poll()
     upstream.replies = [make_reply(ANSWER)] * 2
@@ -142,9 +137,7 @@ def all_kinds(make_proxy: ProxyMaker, upstream: Upstream, *types: str) -> Proxy:
     """A proxy with an account of each provider that offers what its provider is known for."""
     key = [{"api-key": "k", "base-url": upstream.url}]
     chat = [{"name": "up", "base-url": upstream.url, "models": [{"name": "org/glm-9"}]}]
-    proxy = make_proxy(
-        claude_api_key=key, codex_api_key=[], gemini_api_key=key, openai_compatibility=chat
-    )
+    proxy = make_proxy(claude_api_key=key, codex_api_key=[], gemini_api_key=key, openai_compatibility=chat)
     for type in types:
         data = {"type": type, "access_token": "tok", "base_url": upstream.url}
         (proxy.auth_dir / f"{type}-a.json").write_text(json.dumps(data), encoding="utf-8")
@@ -158,9 +151,7 @@ def answers(seen: Seen) -> Reply:
     if end == "responses":
         event = {"type": "response.completed", "response": REPLY[end]}
         return make_reply([cp.sse_frame(event)], headers={"content-type": "text/event-stream"})
-    return make_reply(
-        REPLY.get(end) or {"candidates": [{"content": {"parts": []}, "finishReason": "STOP"}]}
-    )
+    return make_reply(REPLY.get(end) or {"candidates": [{"content": {"parts": []}, "finishReason": "STOP"}]})
 
 
 def thought(seen: Seen) -> tuple[str, Any]:
@@ -250,9 +241,7 @@ REAL = [  # of accounts with other models: what looks like an effort, and is non
 
 
 @pytest.mark.parametrize(("type", "name"), REAL)
-def test_names_that_end_so(
-    make_proxy: ProxyMaker, upstream: Upstream, type: str, name: str
-) -> None:
+def test_names_that_end_so(make_proxy: ProxyMaker, upstream: Upstream, type: str, name: str) -> None:
     proxy = all_kinds(make_proxy, upstream)
     proxy.write({
         **proxy.settings, "claude-api-key": [], "gemini-api-key": [], "openai-compatibility": [],
@@ -290,32 +279,22 @@ def test_auto_is_the_newest_usable_model(make_proxy: ProxyMaker, upstream: Upstr
     proxy.app.catalog.refresh(proxy.app.router.accounts())
     proxy.app.poll()
     upstream.seen.clear()
-    upstream.reply(
-        {"error": {"type": "rate_limit_error", "message": "x"}}, 429, {"retry-after": "60"}
-    )
+    upstream.reply({"error": {"type": "rate_limit_error", "message": "x"}}, 429, {"retry-after": "60"})
     upstream.replies += [answers]
     assert (ask_auto(proxy), ask_auto(proxy)) == (429, 200)
     assert [seen.json()["model"] for seen in upstream.seen] == ["claude-tiny-1", "claude-opus-5"]
 
 
-@pytest.mark.parametrize(
-    "only", [{"excluded-models": ["*"]}, {"models": [{"name": "gpt-image-2"}]}]
-)
-def test_auto_without_a_model_that_talks(
-    make_proxy: ProxyMaker, upstream: Upstream, only: Json
-) -> None:
+@pytest.mark.parametrize("only", [{"excluded-models": ["*"]}, {"models": [{"name": "gpt-image-2"}]}])
+def test_auto_without_a_model_that_talks(make_proxy: ProxyMaker, upstream: Upstream, only: Json) -> None:
     entry = {"api-key": "k", "base-url": upstream.url, **only}
-    proxy = make_proxy(
-        claude_api_key=[], gemini_api_key=[], openai_compatibility=[], codex_api_key=[entry]
-    )
+    proxy = make_proxy(claude_api_key=[], gemini_api_key=[], openai_compatibility=[], codex_api_key=[entry])
     assert ask_auto(proxy) == 404
     assert not upstream.seen
 
 
 def test_a_model_that_is_called_auto(make_proxy: ProxyMaker, upstream: Upstream) -> None:
-    proxy = claude_alone(
-        make_proxy, upstream, {"name": "claude-opus-5"}, {"name": "real", "alias": "auto"}
-    )
+    proxy = claude_alone(make_proxy, upstream, {"name": "claude-opus-5"}, {"name": "real", "alias": "auto"})
     upstream.replies = [answers]
     assert ask_auto(proxy) == 200
     assert upstream.seen[0].json()["model"] == "real"

@@ -89,20 +89,7 @@ LENGTHS = [
     pytest.param({"transfer-encoding": "Chunked"}, None, id="case"),
     *(
         pytest.param({"content-length": value}, ValueError, id=f"length {value!r}")
-        for value in (
-            "",
-            "+1",
-            "-1",
-            "1 ",
-            "0x1",
-            "1,1",
-            "1.0",
-            "1e3",
-            "\u0661",
-            "\xb2",
-            "9" * 16,
-            "NaN",
-        )
+        for value in ("", "+1", "-1", "1 ", "0x1", "1,1", "1.0", "1e3", "\u0661", "\xb2", "9" * 16, "NaN")
     ),
     *(
         pytest.param({"transfer-encoding": value}, ValueError, id=f"encoding {value!r}")
@@ -145,9 +132,7 @@ def test_chunks_cut_anywhere(
 
 
 @given(CHUNKS, TRAILERS)
-def test_chunks_cut_in_two_everywhere(
-    chunks: list[tuple[bytes, bytes]], trailers: list[bytes]
-) -> None:
+def test_chunks_cut_in_two_everywhere(chunks: list[tuple[bytes, bytes]], trailers: list[bytes]) -> None:
     wire, payload = encoded(chunks, trailers), b"".join(data for data, _ in chunks)
     for at in range(len(wire)):
         reader = cp.Chunks()
@@ -157,11 +142,7 @@ def test_chunks_cut_in_two_everywhere(
         assert reader.done
 
 
-@given(
-    st.lists(
-        st.binary(max_size=30) | st.sampled_from([b"\r\n", b"5\r\n", b"0\r\n", b"\r"]), max_size=20
-    )
-)
+@given(st.lists(st.binary(max_size=30) | st.sampled_from([b"\r\n", b"5\r\n", b"0\r\n", b"\r"]), max_size=20))
 def test_garbage_never_hangs_the_chunks(pieces: list[bytes]) -> None:
     reader = cp.Chunks()
     with suppress(ValueError):
@@ -327,9 +308,7 @@ def test_a_head_has_a_limit(wires: Wires, ended: bytes) -> None:
     sender.join(DEADLINE)
 
 
-def test_a_head_has_a_deadline_though_bytes_come(
-    wires: Wires, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_head_has_a_deadline_though_bytes_come(wires: Wires, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cp, "HEAD_TIMEOUT", 0.1)
     wire, peer = wires
     with dripping(peer, b"x"), pytest.raises(cp.HeadError) as caught:
@@ -342,9 +321,7 @@ def test_a_body_has_a_pace(wires: Wires, monkeypatch: pytest.MonkeyPatch, chunke
     monkeypatch.setattr(cp, "BODY_TIMEOUT", 0.1)
     wire, peer = wires
     with dripping(peer, b"1\r\nx\r\n" if chunked else b"x"), pytest.raises(cp.ProxyError) as caught:
-        wire.read_chunked(10**6, lambda: None) if chunked else wire.read_exactly(
-            10**6, lambda: None
-        )
+        wire.read_chunked(10**6, lambda: None) if chunked else wire.read_exactly(10**6, lambda: None)
     assert caught.value.kind == "caller_timeout"
 
 
@@ -457,15 +434,7 @@ URLS = [
     ("http://[::1]:8080/v1", ("http", "::1", 8080), "/v1"),
     *(
         (url, cp.ProxyError, "")
-        for url in (
-            "a.example",
-            "ftp://a",
-            "https://",
-            "http://a:x",
-            "http://a:99999",
-            "http://[::1",
-            "",
-        )
+        for url in ("a.example", "ftp://a", "https://", "http://a:x", "http://a:99999", "http://[::1", "")
     ),
 ]
 
@@ -494,24 +463,15 @@ ENVIRONMENTS = [
         id="all is the last resort",
     ),
     pytest.param({"HTTPS_PROXY": "http://p:1", "NO_PROXY": "api.example"}, "", "", id="excepted"),
+    pytest.param({"HTTPS_PROXY": "http://p:1", "NO_PROXY": ".example"}, "", "", id="domain excepted"),
     pytest.param(
-        {"HTTPS_PROXY": "http://p:1", "NO_PROXY": ".example"}, "", "", id="domain excepted"
-    ),
-    pytest.param(
-        {"HTTPS_PROXY": "http://p:1", "no_proxy": "other.example"},
-        "",
-        "http://p:1",
-        id="other excepted",
+        {"HTTPS_PROXY": "http://p:1", "no_proxy": "other.example"}, "", "http://p:1", id="other excepted"
     ),
     pytest.param({"HTTPS_PROXY": "http://p:1", "NO_PROXY": "*"}, "", "", id="all excepted"),
     pytest.param({"HTTPS_PROXY": "http://p:1"}, "direct", "", id="direct"),
-    pytest.param(
-        {"HTTPS_PROXY": "http://p:1"}, "Direct", "", id="direct, as the settings allow it"
-    ),
+    pytest.param({"HTTPS_PROXY": "http://p:1"}, "Direct", "", id="direct, as the settings allow it"),
     pytest.param({"HTTPS_PROXY": "http://p:1"}, "none", "", id="none asked for"),
-    pytest.param(
-        {"HTTPS_PROXY": "http://p:1"}, "http://own:2", "http://own:2", id="the setting outranks it"
-    ),
+    pytest.param({"HTTPS_PROXY": "http://p:1"}, "http://own:2", "http://own:2", id="the setting outranks it"),
     pytest.param({"NO_PROXY": "*"}, "http://own:2", "http://own:2", id="and its exceptions"),
 ]
 
@@ -548,8 +508,7 @@ HEADS = [
 def test_heads_of_requests(url: str, proxy: str, begins: bytes) -> None:
     origin, _ = cp.split_url(url, proxy or "direct")
     assert (
-        cp.request_head("POST", "/x", origin, {"a": "b"}, 3)
-        == begins + b"a: b\r\ncontent-length: 3\r\n\r\n"
+        cp.request_head("POST", "/x", origin, {"a": "b"}, 3) == begins + b"a: b\r\ncontent-length: 3\r\n\r\n"
     )
 
 
@@ -575,9 +534,7 @@ class Rig(NamedTuple):
     upstream: Upstream
     clock: Clock
 
-    def open(
-        self, method: str = "POST", body: bytes = b"{}", origin: cp.Origin | None = None
-    ) -> cp.Exchange:
+    def open(self, method: str = "POST", body: bytes = b"{}", origin: cp.Origin | None = None) -> cp.Exchange:
         origin = origin or origin_of(self.upstream)
         return self.pool.open(origin, cp.request_head(method, "/x", origin, {}, len(body)), [body])
 
@@ -635,9 +592,7 @@ def test_a_fresh_connection_that_dies_is_not_replaced(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize(
-    "unasked",
-    [b"", b"HTTP/1.1 408 Timeout\r\ncontent-length: 0\r\n\r\n"],
-    ids=["closed", "spoke up"],
+    "unasked", [b"", b"HTTP/1.1 408 Timeout\r\ncontent-length: 0\r\n\r\n"], ids=["closed", "spoke up"]
 )
 def test_what_happened_to_an_idle_connection_is_seen(rig: Rig, unasked: bytes) -> None:
     go = threading.Event()
@@ -874,9 +829,7 @@ def answer_early(peer: socket.socket, wait: Callable[[], Any]) -> None:
 @pytest.mark.parametrize("closes", [True, False], ids=["and closes", "and waits"])
 def test_an_early_answer_is_delivered(clock: Clock, closes: bool) -> None:
     go = threading.Event()
-    with listener(
-        lambda peer: answer_early(peer, (lambda: None) if closes else (lambda: wait(go)))
-    ) as port:
+    with listener(lambda peer: answer_early(peer, (lambda: None) if closes else (lambda: wait(go)))) as port:
         pool, origin = cp.Pool(clock), cp.Origin("http", "127.0.0.1", port)
         with closing(
             pool.open(origin, cp.request_head("POST", "/", origin, {}, len(BIG)), [BIG])
@@ -933,9 +886,7 @@ UNREACHABLE = [
         "no-such-host.invalid",
         id="no such host",
     ),
-    pytest.param(
-        lambda port: cp.Origin("http", "x" * 70 + ".example", port), "x.example", id="no host name"
-    ),
+    pytest.param(lambda port: cp.Origin("http", "x" * 70 + ".example", port), "x.example", id="no host name"),
     pytest.param(
         lambda port: cp.Origin("http", "a", 1, f"http://u:secret@127.0.0.1:{port}"),
         r"through http://\.\.\.@127",
@@ -946,9 +897,7 @@ UNREACHABLE = [
         "must start with http, https, socks5",
         id="unknown proxy",
     ),
-    pytest.param(
-        lambda port: cp.Origin("http", "a", 1, "http://"), "must start with", id="no proxy host"
-    ),
+    pytest.param(lambda port: cp.Origin("http", "a", 1, "http://"), "must start with", id="no proxy host"),
 ]
 
 
@@ -1016,9 +965,7 @@ class TlsUpstream(Upstream):
 
 
 @pytest.fixture
-def trusted(
-    authority: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[None]:
+def trusted(authority: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Trust our authority, by the variable that OpenSSL reads."""
     file = tmp_path / "ca.pem"
     authority.cert_pem.write_to_path(str(file))
@@ -1046,9 +993,7 @@ def test_tls(rig: Rig, secure: TlsUpstream) -> None:
     assert rig.ask(origin=origin) == (200, b"onetwo")
     rig.clock.turn(cp.FRESH)
     assert rig.ask(origin=origin) == (200, b"x")
-    assert [seen.connection for seen in secure.seen] == [0, 0], (
-        "session tickets do not count as an answer"
-    )
+    assert [seen.connection for seen in secure.seen] == [0, 0], "session tickets do not count as an answer"
 
 
 @pytest.mark.usefixtures("trusted")
@@ -1068,9 +1013,7 @@ def test_a_closed_tls_connection_is_seen(rig: Rig, secure: TlsUpstream) -> None:
 @pytest.mark.usefixtures("trusted")
 def test_a_certificate_of_another_host_is_refused(rig: Rig, authority: trustme.CA) -> None:
     with closing(TlsUpstream(server_context(authority, "other.example"))) as upstream:
-        with pytest.raises(
-            cp.ProxyError, match=r"(?i)not valid for|doesn't match|mismatch"
-        ) as caught:
+        with pytest.raises(cp.ProxyError, match=r"(?i)not valid for|doesn't match|mismatch") as caught:
             rig.ask(origin=secure_origin(upstream))
         assert not caught.value.sent
         assert not upstream.seen
@@ -1085,10 +1028,7 @@ def test_an_unknown_authority_is_refused(rig: Rig, secure: TlsUpstream) -> None:
 
 
 def test_tls_to_a_plain_port(rig: Rig) -> None:
-    with (
-        pytest.raises(cp.ProxyError, match="does it speak plain http"),
-        listener(speak_plainly) as port,
-    ):
+    with pytest.raises(cp.ProxyError, match="does it speak plain http"), listener(speak_plainly) as port:
         rig.ask(origin=cp.Origin("https", "127.0.0.1", port))
 
 
@@ -1235,16 +1175,10 @@ PROXIES = [
         id="socks5h, IPv6",
     ),
     pytest.param(
-        "socks5",
-        lambda peer: greet_socks(peer, bound=b"\3\4host"),
-        b"3 api.test 443",
-        id="socks5, a name",
+        "socks5", lambda peer: greet_socks(peer, bound=b"\3\4host"), b"3 api.test 443", id="socks5, a name"
     ),
     pytest.param(
-        "socks5 u:p%20w@",
-        lambda peer: greet_socks(peer, b"u:p w"),
-        b"3 api.test 443",
-        id="socks5, a user",
+        "socks5 u:p%20w@", lambda peer: greet_socks(peer, b"u:p w"), b"3 api.test 443", id="socks5, a user"
     ),
     pytest.param(
         "http u:p%20w@",
@@ -1302,9 +1236,7 @@ def test_the_host_behind_an_https_proxy_is_verified(rig: Rig, authority: trustme
 
 @pytest.mark.usefixtures("trusted")
 @pytest.mark.parametrize("scheme", ["http", "https"])
-def test_http_through_a_proxy_has_the_absolute_form(
-    rig: Rig, authority: trustme.CA, scheme: str
-) -> None:
+def test_http_through_a_proxy_has_the_absolute_form(rig: Rig, authority: trustme.CA, scheme: str) -> None:
     secured = scheme == "https"
     upstream = TlsUpstream(server_context(authority, "127.0.0.1")) if secured else Upstream()
     with closing(upstream):
@@ -1312,10 +1244,7 @@ def test_http_through_a_proxy_has_the_absolute_form(
         origin = cp.Origin("http", "api.test", 80, f"{scheme}://u:p@127.0.0.1:{upstream.port}")
         assert rig.ask(origin=origin) == (200, b"ok")
         assert upstream.seen[0].path == "http://api.test/x"
-        assert (
-            upstream.seen[0].headers["proxy-authorization"]
-            == "Basic " + base64.b64encode(b"u:p").decode()
-        )
+        assert upstream.seen[0].headers["proxy-authorization"] == "Basic " + base64.b64encode(b"u:p").decode()
         rig.pool.prune(-math.inf)
 
 
@@ -1323,10 +1252,7 @@ def test_http_through_socks(rig: Rig) -> None:
     rig.upstream.reply(b"ok")
     tunnel = Tunnel(rig.upstream.port, greet_socks)
     with listener(tunnel.serve) as port:
-        assert rig.ask(origin=cp.Origin("http", "api.test", 80, f"socks5://127.0.0.1:{port}")) == (
-            200,
-            b"ok",
-        )
+        assert rig.ask(origin=cp.Origin("http", "api.test", 80, f"socks5://127.0.0.1:{port}")) == (200, b"ok")
         rig.pool.prune(-math.inf)
     assert rig.upstream.seen[0].path == "/x"
 
@@ -1344,16 +1270,10 @@ def refuse_socks(answer: bytes) -> Callable[[Any], None]:
 REFUSING = [
     pytest.param("http", refuse_http, "the proxy said 'HTTP/1.1 407", id="http refuses"),
     pytest.param(
-        "http",
-        lambda peer: peer.recv(10) and None,
-        "closed the connection|reset",
-        id="http hangs up",
+        "http", lambda peer: peer.recv(10) and None, "closed the connection|reset", id="http hangs up"
     ),
     pytest.param(
-        "socks5",
-        refuse_socks(b"\5\4\0\1\0\0\0\0\0\0"),
-        r"SOCKS error 4",
-        id="socks cannot reach it",
+        "socks5", refuse_socks(b"\5\4\0\1\0\0\0\0\0\0"), r"SOCKS error 4", id="socks cannot reach it"
     ),
     pytest.param(
         "socks5",
@@ -1361,12 +1281,8 @@ REFUSING = [
         "refuses the log-in",
         id="socks wants a user",
     ),
-    pytest.param(
-        "socks5", lambda peer: peer.recv(3) and peer.sendall(b"HTTP"), "no SOCKS 5", id="no socks"
-    ),
-    pytest.param(
-        "socks5", lambda peer: peer.recv(3) and None, "closed the connection", id="socks hangs up"
-    ),
+    pytest.param("socks5", lambda peer: peer.recv(3) and peer.sendall(b"HTTP"), "no SOCKS 5", id="no socks"),
+    pytest.param("socks5", lambda peer: peer.recv(3) and None, "closed the connection", id="socks hangs up"),
     pytest.param(
         "socks5 u:wrong@",
         lambda peer: greet_socks(peer, b"u:p"),
@@ -1383,9 +1299,7 @@ REFUSING = [
 
 
 @pytest.mark.parametrize(("scheme", "greet", "says"), REFUSING)
-def test_proxies_that_refuse(
-    rig: Rig, scheme: str, greet: Callable[[Any], None], says: str
-) -> None:
+def test_proxies_that_refuse(rig: Rig, scheme: str, greet: Callable[[Any], None], says: str) -> None:
     scheme, _, user = scheme.partition(" ")
     with listener(greet) as port, pytest.raises(cp.ProxyError, match=says) as caught:
         rig.ask(origin=cp.Origin("https", "api.test", 443, f"{scheme}://{user}127.0.0.1:{port}"))
@@ -1413,9 +1327,7 @@ def test_paths_of_fetch(upstream: Upstream, rest: str, path: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "steps",
-    [[SILENCE], [b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nabc", SILENCE]],
-    ids=["head", "body"],
+    "steps", [[SILENCE], [b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nabc", SILENCE]], ids=["head", "body"]
 )
 def test_fetch_has_a_timeout(upstream: Upstream, steps: list[Any]) -> None:
     upstream.reply(steps, framing="raw")
@@ -1461,12 +1373,7 @@ ECHO = b'{"model":"echo","messages":[{"role":"user","content":"hello"}]}'
 
 
 def post(body: bytes, path: bytes = b"/v1/chat/completions", *lines: bytes) -> bytes:
-    head = [
-        b"POST " + path + b" HTTP/1.1",
-        b"host: 127.0.0.1",
-        b"content-length: %d" % len(body),
-        *lines,
-    ]
+    head = [b"POST " + path + b" HTTP/1.1", b"host: 127.0.0.1", b"content-length: %d" % len(body), *lines]
     return b"\r\n".join([*head, b"", b""]) + body
 
 

@@ -22,9 +22,7 @@ WANTED = """
 
 def alone(make_proxy: ProxyMaker, environ: dict[str, str], entry: Any, **more: Any) -> Proxy:
     """A proxy with one endpoint and no other account."""
-    nobody: dict[str, Any] = {
-        f"{name}_api_key": [] for name in ("claude", "codex", "gemini", "vertex")
-    }
+    nobody: dict[str, Any] = {f"{name}_api_key": [] for name in ("claude", "codex", "gemini", "vertex")}
     return make_proxy(environ, openai_compatibility=[entry], **nobody, **more)
 
 

@@ -15,17 +15,9 @@ import cliproxy as cp
 # --- server-sent events ---------------------------------------------------------------------
 
 STREAM = 'event: one\ndata: {"n": 1}\n\n: a comment\n\ndata: {"text": "a\u2028b\u2029\x85"}\n\n'
-EVENTS = [
-    b'event: one\ndata: {"n": 1}',
-    b": a comment",
-    'data: {"text": "a\u2028b\u2029\x85"}'.encode(),
-]
+EVENTS = [b'event: one\ndata: {"n": 1}', b": a comment", 'data: {"text": "a\u2028b\u2029\x85"}'.encode()]
 PAYLOADS = [{"n": 1}, {"text": "a\u2028b\u2029\x85"}]
-LINE_ENDS = [
-    pytest.param("\n", id="lf"),
-    pytest.param("\r\n", id="crlf"),
-    pytest.param("\r", id="cr"),
-]
+LINE_ENDS = [pytest.param("\n", id="lf"), pytest.param("\r\n", id="crlf"), pytest.param("\r", id="cr")]
 
 
 def pieces(data: bytes, size: int) -> list[bytes]:
@@ -209,11 +201,7 @@ BODY: dict[str, Any] = {
     "k.v": {"x*y": 1, "u@w": 2},
     "1": {"2": "two"},
     "": {"e": 5},
-    "tools": [
-        {"name": "x", "strict": True, "on": 1},
-        {"name": "y.z"},
-        {"name": "xx", "strict": False},
-    ],
+    "tools": [{"name": "x", "strict": True, "on": 1}, {"name": "y.z"}, {"name": "xx", "strict": False}],
 }
 GETS = [
     ("model", "m"),

@@ -33,8 +33,7 @@ import cliproxy as cp
 
 Json = dict[str, Any]
 LISTS: Json = {
-    name: []
-    for name in ("claude-api-key", "codex-api-key", "gemini-api-key", "openai-compatibility")
+    name: [] for name in ("claude-api-key", "codex-api-key", "gemini-api-key", "openai-compatibility")
 }
 
 
@@ -179,9 +178,7 @@ class Rig:
     def log_in(self, ends: float = 3_000.0, name: str = "", **more: Any) -> str:
         """Put the case's credential file there; return its name."""
         own, data = file_of(self.case.login, self.world, ends)
-        (self.proxy.auth_dir / (name or own)).write_text(
-            json.dumps({**data, **more}), encoding="utf-8"
-        )
+        (self.proxy.auth_dir / (name or own)).write_text(json.dumps({**data, **more}), encoding="utf-8")
         self.proxy.app.poll()
         return name or own
 
@@ -191,9 +188,7 @@ def converse(rig: Rig, client: str, *, stream: bool) -> None:
     talk = CLIENTS[client](rig.proxy.url, stream=stream, system="Be brief.", limit=4096)
     talk.ask("How is the weather?")
     said, stand_in = talk.say(rig.case.model), rig.serving(client)
-    assert said == (FIRST.text, [("look", {"city": FIRST.input})]), all_faults(
-        rig.stand_ins.values()
-    )
+    assert said == (FIRST.text, [("look", {"city": FIRST.input})]), all_faults(rig.stand_ins.values())
     talk.give("22 degrees")
     assert talk.say(rig.case.model) == (LAST.text, []), stand_in.refused
     talk.ask("And tomorrow?")
@@ -236,9 +231,7 @@ def preset_case(name: str) -> Case:
     preset = cp.PRESETS[name]
     base = urlsplit(preset.base).path
     config = {"openai-compatibility": [{"name": name}], **at(name, base=base)}
-    return Case(
-        {"": name}, "some-model", config, dict.fromkeys(preset.keys[-1:], "sk-real"), base=base
-    )
+    return Case({"": name}, "some-model", config, dict.fromkeys(preset.keys[-1:], "sk-real"), base=base)
 
 
 @pytest.mark.parametrize("client", NAMES)
@@ -336,11 +329,7 @@ def google_error(status: str, message: str = "no", *details: Json) -> Json:
 
 
 def info(reason: str, **metadata: str) -> Json:
-    return {
-        "@type": "type.googleapis.com/google.rpc.ErrorInfo",
-        "reason": reason,
-        "metadata": metadata,
-    }
+    return {"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": reason, "metadata": metadata}
 
 
 def in_a_minute(_: Any = None) -> str:

@@ -37,8 +37,7 @@ def log_in(proxy: Proxy, type: str, **fields: Any) -> None:
 def alone(make_proxy: ProxyMaker, upstream: Upstream, provider: str, **settings: Any) -> Proxy:
     """A proxy that has no keys, and whose provider is the scripted upstream."""
     lists: dict[str, Any] = {
-        name: []
-        for name in ("claude_api_key", "codex_api_key", "gemini_api_key", "openai_compatibility")
+        name: [] for name in ("claude_api_key", "codex_api_key", "gemini_api_key", "openai_compatibility")
     }
     override = {provider: {"base-url": upstream.url, **settings.pop("override", {})}}
     return make_proxy(**{**lists, "providers": override, **settings})
@@ -52,38 +51,30 @@ def chat(proxy: Proxy, model: str, **more: Any) -> Got:
 
 
 @pytest.mark.parametrize("type", ["gemini", "gemini-cli"])
-def test_code_assist_wraps_what_passes(
-    make_proxy: ProxyMaker, upstream: Upstream, type: str
-) -> None:
+def test_code_assist_wraps_what_passes(make_proxy: ProxyMaker, upstream: Upstream, type: str) -> None:
     proxy = alone(make_proxy, upstream, "gemini-cli")
     log_in(proxy, type, access_token="", token={"access_token": "inner"}, project_id="proj")
-    exact = b'{"candidates": [{"content":{"parts":[{"text":"\\u00e9 1.50"}]},"finishReason":"STOP"}] , "x":1.50}'
+    exact = (
+        b'{"candidates": [{"content":{"parts":[{"text":"\\u00e9 1.50"}]},"finishReason":"STOP"}] , "x":1.50}'
+    )
     upstream.reply(
-        b'{"traceId":"t", "response" : ' + exact + b"}",
-        headers={"content-type": "application/json"},
+        b'{"traceId":"t", "response" : ' + exact + b"}", headers={"content-type": "application/json"}
     )
     body = {"contents": CONTENTS, "future": {"a": [1.5]}}
     assert proxy.ask(f"{GEMINI}:generateContent", body).body == exact
     seen = upstream.seen[0]
-    assert (seen.path, seen.headers["authorization"]) == (
-        "/v1internal:generateContent",
-        "Bearer inner",
-    )
+    assert (seen.path, seen.headers["authorization"]) == ("/v1internal:generateContent", "Bearer inner")
     sent = seen.json()
     assert sent.pop("user_prompt_id")
     assert sent == {"model": "gemini-2.5-pro", "project": "proj", "request": body}
 
 
 @pytest.mark.parametrize("piece", [1, 7, 65_536])
-def test_code_assist_unwraps_streams(
-    make_proxy: ProxyMaker, upstream: Upstream, piece: int
-) -> None:
+def test_code_assist_unwraps_streams(make_proxy: ProxyMaker, upstream: Upstream, piece: int) -> None:
     proxy = alone(make_proxy, upstream, "gemini-cli")
     log_in(proxy, "gemini")
     upstream.piece = piece
-    frames = [
-        cp.sse_frame({"response": ANSWER, "traceId": "t"}).replace(b"\n", b"\r\n") for _ in range(2)
-    ]
+    frames = [cp.sse_frame({"response": ANSWER, "traceId": "t"}).replace(b"\n", b"\r\n") for _ in range(2)]
     upstream.reply(frames, headers=SSE)
     got = proxy.ask(f"{GEMINI}:streamGenerateContent?alt=sse", {"contents": CONTENTS})
     assert got.body == cp.sse_frame(ANSWER) * 2
@@ -91,28 +82,20 @@ def test_code_assist_unwraps_streams(
     assert "project" not in upstream.seen[0].json(), "there is none"
     upstream.reply(frames, headers=SSE)
     array = proxy.ask(f"{GEMINI}:streamGenerateContent", {"contents": CONTENTS}).json()
-    assert [part["candidates"][0]["content"]["parts"][0]["text"] for part in array][:2] == [
-        "Hello",
-        "Hello",
-    ]
+    assert [part["candidates"][0]["content"]["parts"][0]["text"] for part in array][:2] == ["Hello", "Hello"]
 
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_code_assist_translated(make_proxy: ProxyMaker, upstream: Upstream, stream: bool) -> None:
     payload = {
         "filter": [
-            {
-                "models": [{"name": "gemini-*", "protocol": "gemini"}],
-                "params": ["generationConfig.topP"],
-            }
+            {"models": [{"name": "gemini-*", "protocol": "gemini"}], "params": ["generationConfig.topP"]}
         ]
     }
     proxy = alone(make_proxy, upstream, "gemini-cli", payload=payload)
     log_in(proxy, "gemini", project_id="proj")
     wrapped = {"response": ANSWER, "traceId": "t"}
-    upstream.replies = [
-        make_reply([cp.sse_frame(wrapped)], headers=SSE) if stream else make_reply(wrapped)
-    ]
+    upstream.replies = [make_reply([cp.sse_frame(wrapped)], headers=SSE) if stream else make_reply(wrapped)]
     got = chat(proxy, "gemini-2.5-pro", stream=stream, top_p=0.5, temperature=0.5)
     assert b"Hello" in got.body
     inner = upstream.seen[0].json()["request"]
@@ -142,14 +125,7 @@ def test_each_project_is_an_account(make_proxy: ProxyMaker, upstream: Upstream) 
         "gemini-x.json::two",
     ]
     retry = {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "60s"}
-    spent = {
-        "error": {
-            "code": 429,
-            "status": "RESOURCE_EXHAUSTED",
-            "message": "quota",
-            "details": [retry],
-        }
-    }
+    spent = {"error": {"code": 429, "status": "RESOURCE_EXHAUSTED", "message": "quota", "details": [retry]}}
     upstream.reply(spent, 429)
     upstream.reply({"response": ANSWER})
     assert proxy.ask(f"{GEMINI}:generateContent", {"contents": CONTENTS}).status == 200
@@ -168,11 +144,7 @@ def test_errors_of_code_assist_pass(make_proxy: ProxyMaker, upstream: Upstream) 
 # --- Code Assist, as a client wants it -----------------------------------------------------
 
 ASSIST = {"model": "gemini-2.5-pro", "project": "p", "user_prompt_id": "u"}
-INNER = {
-    "contents": CONTENTS,
-    "systemInstruction": {"parts": [{"text": "Be brief."}]},
-    "session_id": "s",
-}
+INNER = {"contents": CONTENTS, "systemInstruction": {"parts": [{"text": "Be brief."}]}, "session_id": "s"}
 
 
 @pytest.mark.parametrize("provider", ["gemini", "gemini-cli", "claude"])
@@ -181,9 +153,7 @@ def test_a_client_of_code_assist(
     make_proxy: ProxyMaker, upstream: Upstream, provider: str, stream: bool
 ) -> None:
     keyed = {"api-key": "k", "base-url": upstream.url, "models": [{"name": "gemini-2.5-pro"}]}
-    lists = {
-        f"{name}_api_key": [keyed] if name == provider else [] for name in ("gemini", "claude")
-    }
+    lists = {f"{name}_api_key": [keyed] if name == provider else [] for name in ("gemini", "claude")}
     proxy = alone(make_proxy, upstream, "gemini-cli", **lists)
     if provider == "gemini-cli":
         log_in(proxy, "gemini", project_id="proj")
@@ -200,9 +170,7 @@ def test_a_client_of_code_assist(
     if provider != "claude":
         assert answers == [{"response": ANSWER}] * len(answers)
     text = "".join(
-        part.get("text", "")
-        for a in answers
-        for part in a["response"]["candidates"][0]["content"]["parts"]
+        part.get("text", "") for a in answers for part in a["response"]["candidates"][0]["content"]["parts"]
     )
     assert text == "Hello" * (2 if stream and provider != "claude" else 1)
     sent = upstream.seen[0].json()
@@ -213,9 +181,7 @@ def test_a_client_of_code_assist(
 
 def test_code_assist_counts_for_a_client(make_proxy: ProxyMaker, upstream: Upstream) -> None:
     models = [{"name": "gemini-2.5-pro"}]
-    proxy = make_proxy(
-        gemini_api_key=[{"api-key": "k", "base-url": upstream.url, "models": models}]
-    )
+    proxy = make_proxy(gemini_api_key=[{"api-key": "k", "base-url": upstream.url, "models": models}])
     upstream.reply({"totalTokens": 7})
     body = {"request": {"model": "models/gemini-2.5-pro", "contents": CONTENTS}}
     assert proxy.ask("/v1internal:countTokens", body).json() == {"totalTokens": 7}
@@ -292,11 +258,7 @@ def test_code_assist_is_for_this_machine(make_proxy: ProxyMaker) -> None:
     ],
 )
 def test_what_is_not_used_is_said(
-    make_proxy: ProxyMaker,
-    upstream: Upstream,
-    caplog: pytest.LogCaptureFixture,
-    type: str,
-    says: str,
+    make_proxy: ProxyMaker, upstream: Upstream, caplog: pytest.LogCaptureFixture, type: str, says: str
 ) -> None:
     caplog.set_level(logging.WARNING)
     proxy = alone(make_proxy, upstream, type)
@@ -313,23 +275,15 @@ def test_antigravity_under_our_own_name(make_proxy: ProxyMaker, upstream: Upstre
     log_in(proxy, "antigravity", project_id="proj")
     for model in ("gemini-3.7-flash-high", "claude-sonnet-4-6"):
         upstream.reply([cp.sse_frame({"response": ANSWER})], headers=SSE)
-        got = chat(
-            proxy, model, max_tokens=99, tools=[{"type": "function", "function": {"name": "f"}}]
-        )
+        got = chat(proxy, model, max_tokens=99, tools=[{"type": "function", "function": {"name": "f"}}])
         assert got.json()["choices"][0]["message"]["content"] == "Hello"
     upstream.reply([cp.sse_frame({"response": ANSWER})], headers=SSE)
     body = {"contents": CONTENTS, "safetySettings": [], "generationConfig": {"maxOutputTokens": 9}}
     whole = proxy.ask("/v1beta/models/gemini-3.7-flash-high:generateContent", body).json()
-    assert whole["candidates"][0]["content"]["parts"][0]["text"] == "Hello", (
-        "collected from a stream"
-    )
+    assert whole["candidates"][0]["content"]["parts"][0]["text"] == "Hello", "collected from a stream"
     google, claude, own = [seen.json() for seen in upstream.seen]
     assert {seen.path for seen in upstream.seen} == {"/v1internal:streamGenerateContent?alt=sse"}
-    assert (google["project"], google["userAgent"], google["requestType"]) == (
-        "proj",
-        "cliproxy",
-        "agent",
-    )
+    assert (google["project"], google["userAgent"], google["requestType"]) == ("proj", "cliproxy", "agent")
     assert upstream.seen[0].headers["user-agent"] == cp.USER_AGENT
     assert "maxOutputTokens" not in google["request"].get("generationConfig", {})
     assert claude["request"]["generationConfig"]["maxOutputTokens"] == 99
@@ -364,9 +318,7 @@ BASES = [  # what is answered; the client's status, who is asked, whether the ac
 ]  # fmt: skip
 
 
-def antigravity(
-    make_proxy: ProxyMaker, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
-) -> Proxy:
+def antigravity(make_proxy: ProxyMaker, upstream: Upstream, monkeypatch: pytest.MonkeyPatch) -> Proxy:
     """A proxy with one login, whose provider has two addresses."""
     row = cp.PROVIDERS["antigravity"]
     assert row.others == ("https://cloudcode-pa.googleapis.com",)
@@ -399,11 +351,7 @@ def test_antigravity_has_two_addresses(
 
 @pytest.mark.parametrize(("asked", "own"), cp.DEFAULT_ALIASES["antigravity"].items())
 def test_names_that_cliproxyapi_gave_antigravity_s_models(
-    make_proxy: ProxyMaker,
-    upstream: Upstream,
-    monkeypatch: pytest.MonkeyPatch,
-    asked: str,
-    own: str,
+    make_proxy: ProxyMaker, upstream: Upstream, monkeypatch: pytest.MonkeyPatch, asked: str, own: str
 ) -> None:
     proxy = antigravity(make_proxy, upstream, monkeypatch)
     upstream.reply([cp.sse_frame({"response": ANSWER})], headers=SSE)
@@ -424,17 +372,12 @@ def test_an_address_of_the_owner_is_the_only_one(
 
 
 @pytest.mark.parametrize(
-    ("action", "query"),
-    [("generateContent", ""), ("streamGenerateContent", "?alt=sse"), ("countTokens", "")],
+    ("action", "query"), [("generateContent", ""), ("streamGenerateContent", "?alt=sse"), ("countTokens", "")]
 )
 def test_vertex_keys(make_proxy: ProxyMaker, upstream: Upstream, action: str, query: str) -> None:
     models = [{"name": "gemini-3-pro", "alias": "pro"}]
-    proxy = make_proxy(
-        vertex_api_key=[{"api-key": "vk", "base-url": upstream.url, "models": models}]
-    )
-    upstream.reply([cp.sse_frame(ANSWER)], headers=SSE) if "stream" in action else upstream.reply(
-        ANSWER
-    )
+    proxy = make_proxy(vertex_api_key=[{"api-key": "vk", "base-url": upstream.url, "models": models}])
+    upstream.reply([cp.sse_frame(ANSWER)], headers=SSE) if "stream" in action else upstream.reply(ANSWER)
     assert proxy.ask(f"/v1beta/models/pro:{action}{query}", {"contents": CONTENTS}).status == 200
     seen = upstream.seen[0]
     assert seen.path == f"/v1/publishers/google/models/gemini-3-pro:{action}{query}"
@@ -448,10 +391,7 @@ DONE = {"role": "tool", "tool_call_id": "c1", "content": "ok"}
 KIMI = [
     ({"role": "assistant", "content": "text", "tool_calls": [CALL]}, "text"),
     ({"role": "assistant", "content": None, "tool_calls": [CALL]}, "..."),
-    (
-        {"role": "assistant", "content": "x", "reasoning_content": "own", "tool_calls": [CALL]},
-        "own",
-    ),
+    ({"role": "assistant", "content": "x", "reasoning_content": "own", "tool_calls": [CALL]}, "own"),
 ]
 
 
@@ -470,17 +410,11 @@ def test_kimi_gets_reasoning_with_calls(
     assert (sent["model"], sent["stream_options"]) == ("k2.5", {"include_usage": True})
 
 
-EFFORTS = [
-    ("high", {"type": "enabled", "effort": "high"}),
-    ("none", {"type": "disabled"}),
-    ("", None),
-]
+EFFORTS = [("high", {"type": "enabled", "effort": "high"}), ("none", {"type": "disabled"}), ("", None)]
 
 
 @pytest.mark.parametrize(("effort", "expected"), EFFORTS)
-def test_kimi_s_thinking(
-    make_proxy: ProxyMaker, upstream: Upstream, effort: str, expected: Any
-) -> None:
+def test_kimi_s_thinking(make_proxy: ProxyMaker, upstream: Upstream, effort: str, expected: Any) -> None:
     proxy = alone(make_proxy, upstream, "kimi")
     log_in(proxy, "kimi", device_id="d")
     upstream.replies = [make_reply({"choices": []})] * 2
@@ -498,9 +432,7 @@ def test_kimi_s_thinking(
 @pytest.mark.parametrize(
     ("model", "expected"), [("grok-4.6", {"effort": "low", "x": 1}), ("grok-build-0.1", {"x": 1})]
 )
-def test_xai_s_bodies(
-    make_proxy: ProxyMaker, upstream: Upstream, model: str, expected: Any
-) -> None:
+def test_xai_s_bodies(make_proxy: ProxyMaker, upstream: Upstream, model: str, expected: Any) -> None:
     proxy = alone(make_proxy, upstream, "xai")
     log_in(proxy, "xai", sub="s")
     upstream.reply({"id": "r", "output": []})
@@ -511,21 +443,12 @@ def test_xai_s_bodies(
     }
     assert proxy.ask("/v1/responses", {"model": model, "input": "hi", **more}).status == 200
     seen = upstream.seen[0]
-    assert seen.json() == {
-        "model": model,
-        "input": "hi",
-        "reasoning": expected,
-        "prompt_cache_key": "conv",
-    }
+    assert seen.json() == {"model": model, "input": "hi", "reasoning": expected, "prompt_cache_key": "conv"}
     assert seen.headers["x-grok-conv-id"] == "conv"
 
 
 IFLOW = [
-    (
-        "glm-4.6",
-        "high",
-        {"chat_template_kwargs": {"enable_thinking": True, "clear_thinking": False}},
-    ),
+    ("glm-4.6", "high", {"chat_template_kwargs": {"enable_thinking": True, "clear_thinking": False}}),
     ("glm-4.6", "none", {"chat_template_kwargs": {"enable_thinking": False}}),
     ("deepseek-v3.2", "low", {"chat_template_kwargs": {"enable_thinking": True}}),
     ("minimax-m2", "low", {"reasoning_split": True}),
@@ -544,10 +467,7 @@ def test_iflow_s_switches(
     chat(proxy, "m", reasoning_effort=effort)
     seen = upstream.seen[0]
     assert seen.json() == {"model": model, "messages": TALK, **expected}
-    assert (seen.path, seen.headers["authorization"]) == (
-        "/chat/completions",
-        "Bearer key-of-the-account",
-    )
+    assert (seen.path, seen.headers["authorization"]) == ("/chat/completions", "Bearer key-of-the-account")
 
 
 # --- what is none, what is odd --------------------------------------------------------------
@@ -585,15 +505,8 @@ def test_what_a_host_does_not_know_is_said_otherwise(
 ) -> None:
     entry = {"name": name, "api-key-entries": [{"api-key": "k"}]}
     proxy = alone(make_proxy, upstream, name, openai_compatibility=[entry])
-    body: dict[str, Any] = {
-        "model": "m",
-        "max_completion_tokens": 9,
-        "future": 1.50,
-        "stream": True,
-    }
-    body.update(
-        stream_options={"include_usage": True}, store=False, prompt_cache_key="k", verbosity="low"
-    )
+    body: dict[str, Any] = {"model": "m", "max_completion_tokens": 9, "future": 1.50, "stream": True}
+    body.update(stream_options={"include_usage": True}, store=False, prompt_cache_key="k", verbosity="low")
     body["messages"] = [{"role": "developer", "content": "x", "future": 1}, *TALK]
     upstream.reply({"choices": []})
     assert proxy.ask("/v1/chat/completions", body).status == 200
@@ -617,18 +530,8 @@ def test_what_a_host_knows_passes_as_it_came(make_proxy: ProxyMaker, upstream: U
 
 
 def test_headers_of_a_key(make_proxy: ProxyMaker, upstream: Upstream) -> None:
-    headers = {
-        "X-Team": "blue",
-        "X-Copy": "$X-From-Client",
-        "User-Agent": "mine/1",
-        "X-Gone": "$X-Missing",
-    }
-    entry = {
-        "api-key": "k",
-        "base-url": upstream.url,
-        "models": [{"name": "m"}],
-        "headers": headers,
-    }
+    headers = {"X-Team": "blue", "X-Copy": "$X-From-Client", "User-Agent": "mine/1", "X-Gone": "$X-Missing"}
+    entry = {"api-key": "k", "base-url": upstream.url, "models": [{"name": "m"}], "headers": headers}
     proxy = make_proxy(claude_api_key=[entry])
     upstream.replies = [make_reply({})] * 2
     body = {"model": "m", "messages": TALK, "max_tokens": 9}
@@ -679,18 +582,12 @@ def openai_like(make_proxy: ProxyMaker, upstream: Upstream, setting: str, **more
 
 @pytest.mark.parametrize("setting", OPENAI_LIKE)
 @pytest.mark.parametrize("path", JSON_CALLS)
-def test_other_calls_pass(
-    make_proxy: ProxyMaker, upstream: Upstream, setting: str, path: str
-) -> None:
+def test_other_calls_pass(make_proxy: ProxyMaker, upstream: Upstream, setting: str, path: str) -> None:
     rule = {"models": [{"name": "*"}], "params": {"temperature": 1}}
     proxy = openai_like(make_proxy, upstream, setting, payload={"override": [rule]})
     upstream.reply(b"\x00\xff audio", headers={"content-type": "audio/mpeg", "x-extra": "1"})
     got = proxy.ask(f"/v1{path}", b'{"input": "hi", "model" : "asked", "x":1.50}')
-    assert (got.status, got.body, got.headers["content-type"]) == (
-        200,
-        b"\x00\xff audio",
-        "audio/mpeg",
-    )
+    assert (got.status, got.body, got.headers["content-type"]) == (200, b"\x00\xff audio", "audio/mpeg")
     seen = upstream.seen[0]
     assert (seen.path, seen.body) == (f"/v1{path}", b'{"input": "hi", "model" : "real", "x":1.50}')
     assert seen.headers["authorization"] == "Bearer k"
@@ -741,9 +638,7 @@ NAMES = [
 
 @pytest.mark.parametrize("path", ["/v1/messages", "/v1/chat/completions"])
 @pytest.mark.parametrize("name", NAMES)
-def test_what_is_no_name_of_a_model(
-    make_proxy: ProxyMaker, upstream: Upstream, name: Any, path: str
-) -> None:
+def test_what_is_no_name_of_a_model(make_proxy: ProxyMaker, upstream: Upstream, name: Any, path: str) -> None:
     proxy = make_proxy(gemini_api_key=[{"api-key": "k", "base-url": upstream.url}])
     begun = time.monotonic()
     got = proxy.ask(path, {"model": name, "max_tokens": 9, "messages": TALK})
@@ -761,21 +656,16 @@ def test_other_calls_are_for_openai_s_dialects(proxy: Proxy, path: str, model: s
 def test_embeddings_by_openai_s_sdk(make_proxy: ProxyMaker, upstream: Upstream) -> None:
     openai = pytest.importorskip("openai")
     lists: dict[str, Any] = {
-        name: []
-        for name in ("claude_api_key", "codex_api_key", "gemini_api_key", "openai_compatibility")
+        name: [] for name in ("claude_api_key", "codex_api_key", "gemini_api_key", "openai_compatibility")
     }
     own = {"openai": {"base-url": f"{upstream.url}/v1"}}
     proxy = make_proxy({"OPENAI_API_KEY": "sk-1"}, providers=own, **lists)
     row = {"object": "embedding", "index": 0, "embedding": [0.5, 0.25]}
     usage = {"prompt_tokens": 1, "total_tokens": 1}
-    upstream.reply(
-        {"object": "list", "data": [row], "model": "text-embedding-3-small", "usage": usage}
-    )
+    upstream.reply({"object": "list", "data": [row], "model": "text-embedding-3-small", "usage": usage})
     upstream.reply({"created": 1, "data": [{"b64_json": "AA=="}]})
     with openai.OpenAI(base_url=f"{proxy.url}/v1", api_key="k") as client:
-        found = client.embeddings.create(
-            model="text-embedding-3-small", input="hi", encoding_format="float"
-        )
+        found = client.embeddings.create(model="text-embedding-3-small", input="hi", encoding_format="float")
         assert found.data[0].embedding == [0.5, 0.25]
         picture = client.images.edit(
             model="gpt-image-1", image=("a.png", b"\x89PNG", "image/png"), prompt="x"
@@ -787,18 +677,10 @@ def test_embeddings_by_openai_s_sdk(make_proxy: ProxyMaker, upstream: Upstream) 
 @pytest.mark.parametrize("all", [False, True])
 def test_passthrough_headers(make_proxy: ProxyMaker, upstream: Upstream, all: bool) -> None:
     proxy = make_proxy(passthrough_headers=all)
-    headers = {
-        "x-new": "1",
-        "set-cookie": "a=b",
-        "request-id": "r",
-        "content-type": "application/json",
-    }
+    headers = {"x-new": "1", "set-cookie": "a=b", "request-id": "r", "content-type": "application/json"}
     upstream.reply(b"{}", headers=headers)
     upstream.reply(b'{"type":"error","error":{"type":"x","message":"m"}}', 400, headers)
     for _ in range(2):
         got = proxy.ask("/v1/messages", {"model": "up-claude", "messages": TALK})
         assert ("x-new" in got.headers, "set-cookie" in got.headers) == (all, False)
-        assert (got.headers["request-id"], got.headers["content-length"]) == (
-            "r",
-            str(len(got.body)),
-        )
+        assert (got.headers["request-id"], got.headers["content-length"]) == ("r", str(len(got.body)))

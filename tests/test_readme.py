@@ -17,9 +17,7 @@ TABLE = [
     for line in SECTION.splitlines()
     if line.startswith("|")
 ][2:]
-WORDS = [
-    word for _, gets_in, _, notes in TABLE for word in re.findall(r"`([^`]+)`", gets_in + notes)
-]
+WORDS = [word for _, gets_in, _, notes in TABLE for word in re.findall(r"`([^`]+)`", gets_in + notes)]
 NAMES = {  # row of PROVIDERS -> what the first column calls it
     "claude": "Claude", "codex": "ChatGPT plan", "openai": "OpenAI", "openai-chat": "OpenAI", "gemini": "Gemini",
     "vertex": "Vertex", "gemini-cli": "Gemini CLI", "antigravity": "Antigravity", "openai-compatibility": "OpenRouter",
@@ -52,9 +50,7 @@ def test_each_way_in_is_named_in_the_row_of_its_provider() -> None:
 
 
 KEYS = {row.key for row in cp.SETTINGS} | {row.source for row in cp.KEY_LISTS}
-VARIABLES = {row.source for row in cp.KEY_VARIABLES} | {
-    v for p in cp.PRESETS.values() for v in p.keys
-}
+VARIABLES = {row.source for row in cp.KEY_VARIABLES} | {v for p in cp.PRESETS.values() for v in p.keys}
 
 
 @pytest.mark.parametrize("word", WORDS)
@@ -79,9 +75,7 @@ PROVIDER_FIELDS = {field.key for field in cp.PROVIDER}
 
 
 def test_each_service_that_it_names_needs_no_address() -> None:
-    names = [
-        name.lower() for name in row_of("openai-compatibility")[0].split(", ") if name != "..."
-    ]
+    names = [name.lower() for name in row_of("openai-compatibility")[0].split(", ") if name != "..."]
     assert {BY_OTHER_NAMES.get(name, name) for name in names} <= set(cp.PRESETS)
     assert len(names) > 9
 

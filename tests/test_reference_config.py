@@ -25,24 +25,10 @@ ASKS: dict[str, tuple[str, Json]] = {  # dialect -> path, body without its model
     "responses": ("/v1/responses", {"input": "hi"}),
     "gemini": ("/v1beta/models/{}:generateContent", {"contents": [{"role": "user", "parts": [{"text": "hi"}]}]}),
 }  # fmt: skip
-SPOKEN: Json = {
-    "choices": [{"message": {"role": "assistant", "content": "x"}, "finish_reason": "stop"}]
-}
-MESSAGE: Json = {
-    "type": "message",
-    "role": "assistant",
-    "model": "real",
-    "content": [],
-    "usage": {},
-}
+SPOKEN: Json = {"choices": [{"message": {"role": "assistant", "content": "x"}, "finish_reason": "stop"}]}
+MESSAGE: Json = {"type": "message", "role": "assistant", "model": "real", "content": [], "usage": {}}
 CONTENT: Json = {"candidates": [{"content": {"parts": [{"text": "x"}]}, "finishReason": "STOP"}]}
-RESPONSE: Json = {
-    "id": "r",
-    "object": "response",
-    "status": "completed",
-    "output": [],
-    "model": "real",
-}
+RESPONSE: Json = {"id": "r", "object": "response", "status": "completed", "output": [], "model": "real"}
 
 
 def answers(seen: Seen) -> Reply:
@@ -244,9 +230,7 @@ def check_forced_prefix(proxy: Written, upstream: Upstream) -> None:
 
 
 def check_mapped(proxy: Written, upstream: Upstream) -> None:
-    got = proxy.ask(
-        "/api/provider/openai/v1/chat/completions", {"model": "gpt-9", "messages": TALK}
-    )
+    got = proxy.ask("/api/provider/openai/v1/chat/completions", {"model": "gpt-9", "messages": TALK})
     assert (got.status, upstream.seen[0].json()["model"]) == (200, "m")
 
 
@@ -461,9 +445,7 @@ CHANNELS = [  # type of the file, channel, a model that it lists, dialect of its
 
 
 @pytest.mark.parametrize(("type", "channel", "model", "dialect"), CHANNELS)
-@pytest.mark.parametrize(
-    "key", ["oauth-model-alias", "oauth-model-mappings", "model-name-mappings"]
-)
+@pytest.mark.parametrize("key", ["oauth-model-alias", "oauth-model-mappings", "model-name-mappings"])
 def test_aliases_of_every_channel(  # noqa: PLR0917 -- a column each
     write: Writer, upstream: Upstream, type: str, channel: str, model: str, dialect: str, key: str
 ) -> None:
@@ -597,9 +579,7 @@ payload:
         upstream.seen.clear()
         assert proxy.ask_model("team/m-claude", client, {"x-tier": "paid-7"}).status == 200
         body = upstream.seen[0].json()
-        assert (body.get("top_p"), body.get("max_tokens")) == (
-            (0.25, None) if holds else (None, 77)
-        )
+        assert (body.get("top_p"), body.get("max_tokens")) == ((0.25, None) if holds else (None, 77))
 
 
 def test_every_condition_is_a_setting_and_is_tried() -> None:
@@ -636,12 +616,9 @@ def test_protocols_of_payload_rules(
 ) -> None:
     words = ["openai", "gemini", "claude", "codex", "antigravity"]
     rules = "\n".join(
-        f"    - {{models: [{{name: '*', protocol: {word}}}], params: {{x-{word}: 1}}}}"
-        for word in words
+        f"    - {{models: [{{name: '*', protocol: {word}}}], params: {{x-{word}: 1}}}}" for word in words
     )
-    proxy = write(
-        f"providers: {{antigravity: {{enabled: true}}}}\npayload:\n  override:\n{rules}\n"
-    )
+    proxy = write(f"providers: {{antigravity: {{enabled: true}}}}\npayload:\n  override:\n{rules}\n")
     proxy.log_in(type, api_key="k")
     assert proxy.ask_model(model, dialect).status == 200
     body = upstream.seen[0].json()
@@ -651,12 +628,7 @@ def test_protocols_of_payload_rules(
 
 # --- request-scoped-errors ------------------------------------------------------------------------
 
-TYPES = {
-    400: "invalid_request_error",
-    403: "permission_error",
-    429: "rate_limit_error",
-    503: "api_error",
-}
+TYPES = {400: "invalid_request_error", 403: "permission_error", 429: "rate_limit_error", 503: "api_error"}
 
 
 def team_error(status: int) -> Reply:
@@ -751,11 +723,7 @@ def test_old_spellings(write: Writer, upstream: Upstream) -> None:
     assert proxy.ask_model("gemini-2.5-pro", "gemini", key).status == 200
     got = proxy.ask("/api/provider/x/chat/completions", {"model": "gpt-9", "messages": TALK}, key)
     assert got.status == 200
-    assert [seen.headers.get("authorization") for seen in upstream.seen] == [
-        "Bearer k",
-        None,
-        "Bearer k",
-    ]
+    assert [seen.headers.get("authorization") for seen in upstream.seen] == ["Bearer k", None, "Bearer k"]
 
 
 WHOLE = """\
@@ -958,10 +926,7 @@ def test_everything_at_once(write: Writer, upstream: Upstream) -> None:
         "object",
     )
     assert seen["vertex"].path.startswith("/vertex/v1/publishers/google/models/gemini-2.5-pro")
-    assert (seen["codex"].path, bodies["codex"]["reasoning"]) == (
-        "/codex/responses",
-        {"effort": "high"},
-    )
+    assert (seen["codex"].path, bodies["codex"]["reasoning"]) == ("/codex/responses", {"effort": "high"})
     assert got["claude"].json()["model"] == "claude-sonnet-latest"
     assert ("temperature" in bodies["claude"], "temperature" in bodies["oauth"]) == (False, True)
     assert bodies["chat"]["model"] == "moonshotai/kimi-k2:free"

@@ -61,33 +61,25 @@ BODIES = [
     pytest.param({"model": "m", "input": []}, id="nothing"),
     pytest.param({"model": "m", "prompt": {"id": "p"}, "future_x": 1}, id="no input"),
     pytest.param(
-        {"model": "m", "input": [USER], "tools": [], "tool_choice": "auto", "stream": False},
-        id="no tools",
+        {"model": "m", "input": [USER], "tools": [], "tool_choice": "auto", "stream": False}, id="no tools"
     ),
     pytest.param(
-        {"model": "m", "input": [USER], "tool_choice": None, "reasoning": None, "text": {}},
-        id="nulls",
+        {"model": "m", "input": [USER], "tool_choice": None, "reasoning": None, "text": {}}, id="nulls"
     ),
     pytest.param({"model": "m", "input": [USER], "instructions": "", "user": "u"}, id="old user"),
-    pytest.param(
-        {"model": "m", "input": [USER], "user": "u", "safety_identifier": "s"}, id="two users"
-    ),
+    pytest.param({"model": "m", "input": [USER], "user": "u", "safety_identifier": "s"}, id="two users"),
     pytest.param({"model": "m", "input": [{"role": "user", "content": []}]}, id="empty content"),
     pytest.param(
-        {"model": "m", "input": [{"id": "msg_1"}, {"type": "item_reference", "id": "x"}]},
-        id="reference",
+        {"model": "m", "input": [{"id": "msg_1"}, {"type": "item_reference", "id": "x"}]}, id="reference"
     ),
     pytest.param(
-        {"model": "m", "input": [USER], "reasoning": {"effort": "ultra", "context": "all_turns"}},
-        id="ultra",
+        {"model": "m", "input": [USER], "reasoning": {"effort": "ultra", "context": "all_turns"}}, id="ultra"
     ),
     pytest.param(
-        {"model": "m", "input": [USER], "reasoning": {"effort": "odd", "generate_summary": "auto"}},
-        id="odd",
+        {"model": "m", "input": [USER], "reasoning": {"effort": "odd", "generate_summary": "auto"}}, id="odd"
     ),
     pytest.param(
-        {"model": "m", "input": [USER], "text": {"format": {"type": "text"}, "verbosity": "low"}},
-        id="text",
+        {"model": "m", "input": [USER], "text": {"format": {"type": "text"}, "verbosity": "low"}}, id="text"
     ),
     pytest.param(
         {
@@ -98,8 +90,7 @@ BODIES = [
         id="format",
     ),
     pytest.param(
-        {"model": "m", "input": [USER], "tool_choice": {"type": "mcp", "server_label": "x"}},
-        id="mcp",
+        {"model": "m", "input": [USER], "tool_choice": {"type": "mcp", "server_label": "x"}}, id="mcp"
     ),
     pytest.param(
         {
@@ -255,12 +246,7 @@ def test_a_foreign_conversation() -> None:
         cp.Message(
             "user",
             (
-                Part(
-                    "result",
-                    id="c1",
-                    parts=(Part("text", "bad"), Part("media", media=image)),
-                    error=True,
-                ),
+                Part("result", id="c1", parts=(Part("text", "bad"), Part("media", media=image)), error=True),
                 Part("result", id="c2", parts=(Part("text", "Error: x"),), error=True),
                 Part("result", id="c2", parts=(Part("text", "again"),)),
                 Part("result", id="lost", parts=(Part("text", "orphan"),)),
@@ -299,37 +285,21 @@ def test_a_foreign_conversation() -> None:
 
 
 FOREIGN = [
-    pytest.param(
-        {"thinking": cp.Thinking("none")}, "reasoning", {"effort": "none"}, id="no thinking"
-    ),
+    pytest.param({"thinking": cp.Thinking("none")}, "reasoning", {"effort": "none"}, id="no thinking"),
     pytest.param({"thinking": cp.Thinking("auto")}, "reasoning", {"summary": "auto"}, id="auto"),
+    pytest.param({"thinking": cp.Thinking(adaptive=True)}, "reasoning", {"summary": "auto"}, id="adaptive"),
     pytest.param(
-        {"thinking": cp.Thinking(adaptive=True)}, "reasoning", {"summary": "auto"}, id="adaptive"
-    ),
-    pytest.param(
-        {"thinking": cp.Thinking("low", summary="omitted")},
-        "reasoning",
-        {"effort": "low"},
-        id="omitted",
+        {"thinking": cp.Thinking("low", summary="omitted")}, "reasoning", {"effort": "low"}, id="omitted"
     ),
     pytest.param({}, "reasoning", None, id="no word on thinking"),
-    pytest.param(
-        {"params": {"parallel": True}}, "parallel_tool_calls", None, id="parallel without tools"
-    ),
+    pytest.param({"params": {"parallel": True}}, "parallel_tool_calls", None, id="parallel without tools"),
     pytest.param({"choice": cp.ToolChoice("auto")}, "tool_choice", None, id="choice without tools"),
     pytest.param({"params": {"store": True}}, "store", False, id="store"),
     pytest.param({"params": {"max_tokens": 100}}, "max_output_tokens", 100, id="limit"),
     pytest.param(
         {"format": cp.Format("schema", "", {"type": "object"}, True)},
         "text",
-        {
-            "format": {
-                "type": "json_schema",
-                "name": "response",
-                "schema": {"type": "object"},
-                "strict": True,
-            }
-        },
+        {"format": {"type": "json_schema", "name": "response", "schema": {"type": "object"}, "strict": True}},
         id="schema",
     ),
 ]
@@ -342,8 +312,7 @@ def test_foreign_settings(fields: Any, key: str, value: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "media",
-    [cp.Media("audio", "base64", "AA==", "audio/wav"), cp.Media("video", "url", "https://x")],
+    "media", [cp.Media("audio", "base64", "AA==", "audio/wav"), cp.Media("video", "url", "https://x")]
 )
 def test_media_without_a_form_is_refused(media: cp.Media) -> None:
     with pytest.raises(cp.ProxyError, match=media.kind) as caught:
@@ -357,13 +326,7 @@ def test_media_without_a_form_is_refused(media: cp.Media) -> None:
 def created(**fields: Any) -> Json:
     return {
         "type": "response.created",
-        "response": {
-            "id": "resp_1",
-            "model": "m",
-            "created_at": 5.0,
-            "status": "in_progress",
-            **fields,
-        },
+        "response": {"id": "resp_1", "model": "m", "created_at": 5.0, "status": "in_progress", **fields},
     }
 
 
@@ -422,13 +385,7 @@ CALL = {
     "arguments": '{"a":1}',
     "status": "completed",
 }
-CUSTOM = {
-    "type": "custom_tool_call",
-    "id": "ctc_1",
-    "call_id": "c",
-    "name": "patch",
-    "input": "x\ny",
-}
+CUSTOM = {"type": "custom_tool_call", "id": "ctc_1", "call_id": "c", "name": "patch", "input": "x\ny"}
 REASONING = {
     "type": "reasoning",
     "id": "rs_1",
@@ -453,27 +410,17 @@ STREAMS = [
         id="deltas",
     ),
     pytest.param([event("output_text.delta", 0, delta="hi")], [hi], id="deltas alone"),
-    pytest.param(
-        [added(0, **message()), event("output_text.done", 0, text="hi")], [hi], id="done alone"
-    ),
+    pytest.param([added(0, **message()), event("output_text.done", 0, text="hi")], [hi], id="done alone"),
     pytest.param([done(0, **message(text("hi")))], [hi], id="item alone"),
     pytest.param(
-        [
-            added(0, **message()),
-            event("output_text.delta", 0, delta="h"),
-            done(0, **message(text("hi"))),
-        ],
+        [added(0, **message()), event("output_text.delta", 0, delta="h"), done(0, **message(text("hi")))],
         [hi],
         id="a delta is missing",
     ),
-    pytest.param(
-        [added(0, **message()), event("output_text.delta", 0, delta="hi")], [hi], id="no item done"
-    ),
+    pytest.param([added(0, **message()), event("output_text.delta", 0, delta="hi")], [hi], id="no item done"),
     pytest.param([done(0, **message(text(""), text("hi")))], [hi], id="empty text"),
     pytest.param(
-        [done(0, **message(text("a"), text("b")))],
-        [Part("text", "a"), Part("text", "b")],
-        id="two texts",
+        [done(0, **message(text("a"), text("b")))], [Part("text", "a"), Part("text", "b")], id="two texts"
     ),
     pytest.param(
         [
@@ -539,22 +486,14 @@ STREAMS = [
         id="reasoning",
     ),
     pytest.param(
-        [done(0, **{**REASONING, "summary": []})],
-        [Part("thinking", proof="P")],
-        id="reasoning without text",
+        [done(0, **{**REASONING, "summary": []})], [Part("thinking", proof="P")], id="reasoning without text"
     ),
-    pytest.param(
-        [done(0, type="reasoning", id="rs", summary=[])], [], id="reasoning without anything"
-    ),
+    pytest.param([done(0, type="reasoning", id="rs", summary=[])], [], id="reasoning without anything"),
     pytest.param(
         [
             event("reasoning_text.delta", 0, delta="raw", content_index=0),
             done(
-                0,
-                type="reasoning",
-                id="rs",
-                summary=[],
-                content=[{"type": "reasoning_text", "text": "raw"}],
+                0, type="reasoning", id="rs", summary=[], content=[{"type": "reasoning_text", "text": "raw"}]
             ),
         ],
         [Part("thinking", "raw")],
@@ -593,9 +532,7 @@ STREAMS = [
         id="code",
     ),
     pytest.param(
-        [done(0, type="compaction", id="cmp", encrypted_content="x")],
-        [Part("opaque")],
-        id="compaction",
+        [done(0, type="compaction", id="cmp", encrypted_content="x")], [Part("opaque")], id="compaction"
     ),
     pytest.param(
         [done(0, type="image_generation_call", id="ig_1", result="AA==", output_format="webp")],
@@ -656,9 +593,7 @@ def check_invariants(events: Iterable[cp.Event]) -> None:
 
 
 def test_text_streams_while_it_comes() -> None:
-    payloads = iter(
-        [created(), added(0, **message()), event("output_text.delta", 0, delta="a"), completed()]
-    )
+    payloads = iter([created(), added(0, **message()), event("output_text.delta", 0, delta="a"), completed()])
     events = cp.responses_read_stream(payloads, ASKED)
     assert [type(next(events)) for _ in range(3)] == [cp.MessageStart, cp.PartStart, cp.PartDelta]
     assert next(payloads)["type"] == "response.completed"
@@ -668,9 +603,7 @@ def test_items_that_only_the_end_tells_of() -> None:
     response = read(created(), done(1, **CALL), completed(message(text("hi")), CALL))
     assert parts_of(response) == [Part("call", '{"a":1}', "c", "f"), hi]
     assert parts_of(read(completed(message(text("hi"))))) == [hi]
-    assert parts_of(
-        read(event("output_text.delta", 0, delta="h"), completed(message(text("hi"))))
-    ) == [hi]
+    assert parts_of(read(event("output_text.delta", 0, delta="h"), completed(message(text("hi"))))) == [hi]
 
 
 def test_citations_and_logprobs_come_once() -> None:
@@ -703,9 +636,7 @@ def test_phase_and_ids_stay() -> None:
 
 ENDS = [
     pytest.param(
-        {"status": "incomplete", "incomplete_details": {"reason": "max_output_tokens"}},
-        "length",
-        id="length",
+        {"status": "incomplete", "incomplete_details": {"reason": "max_output_tokens"}}, "length", id="length"
     ),
     pytest.param(
         {"status": "incomplete", "incomplete_details": {"reason": "content_filter"}},
@@ -734,12 +665,7 @@ FAILURES = [
         [
             {
                 "type": "error",
-                "error": {
-                    "type": "invalid_request_error",
-                    "code": None,
-                    "message": "bad",
-                    "param": "input",
-                },
+                "error": {"type": "invalid_request_error", "code": None, "message": "bad", "param": "input"},
             }
         ],
         "invalid_request",
@@ -747,10 +673,7 @@ FAILURES = [
         id="nested",
     ),
     pytest.param(
-        [{"error": {"message": "no type", "code": "server_error"}}],
-        "upstream_error",
-        "no type",
-        id="untyped",
+        [{"error": {"message": "no type", "code": "server_error"}}], "upstream_error", "no type", id="untyped"
     ),
     pytest.param(
         [
@@ -772,11 +695,7 @@ FAILURES = [
                 "type": "response.failed",
                 "response": {
                     "status": "failed",
-                    "error": {
-                        "code": "usage_limit_reached",
-                        "message": "m",
-                        "resets_in_seconds": 7,
-                    },
+                    "error": {"code": "usage_limit_reached", "message": "m", "resets_in_seconds": 7},
                 },
             }
         ],
@@ -790,9 +709,7 @@ FAILURES = [
         "cancelled",
         id="cancelled",
     ),
-    pytest.param(
-        [completed(status="failed")], "upstream_failed", "failed", id="failed without an error"
-    ),
+    pytest.param([completed(status="failed")], "upstream_failed", "failed", id="failed without an error"),
     pytest.param([], "upstream_failed", "closed the stream", id="nothing"),
     pytest.param(
         [created(), added(0, **message()), event("output_text.delta", 0, delta="h")],
@@ -818,17 +735,13 @@ def test_an_error_is_the_first_thing_said() -> None:
 
 def test_a_full_answer_with_an_error() -> None:
     with pytest.raises(cp.ProxyError, match="no luck"):
-        cp.collect(
-            cp.responses_read_response({"error": {"message": "no luck"}, "output": []}, ASKED)
-        )
+        cp.collect(cp.responses_read_response({"error": {"message": "no luck"}, "output": []}, ASKED))
 
 
 # -- writing answers -----------------------------------------------------------------
 
 
-def said(
-    *parts: Part, end: cp.MessageEnd | None = None, usage: cp.Usage | None = None
-) -> Iterator[cp.Event]:
+def said(*parts: Part, end: cp.MessageEnd | None = None, usage: cp.Usage | None = None) -> Iterator[cp.Event]:
     yield cp.MessageStart("chatcmpl-1", "m", 9)
     for at, part in enumerate(parts):
         yield from cp.part_events(at, part)
@@ -839,9 +752,7 @@ def said(
 
 ANSWER = (
     Part("thinking", "hm", proof="SIG"),
-    Part(
-        "text", "hé", citations=(cp.Citation("https://x", "t", 0, 2), cp.Citation(text="nowhere"))
-    ),
+    Part("text", "hé", citations=(cp.Citation("https://x", "t", 0, 2), cp.Citation(text="nowhere"))),
     Part("refusal", "no"),
     Part("hosted", '{"query":"q"}', "srv", "web_search"),
     Part("hosted_result", id="srv"),
@@ -859,16 +770,11 @@ def test_the_whole_choreography() -> None:
     request = cp.responses_read_request(load("turns.json"))._replace(id="f00d", created=7)
     usage = cp.Usage(10, 4, 1, 6, 2)
     stream = b"".join(
-        cp.responses_write_stream(
-            said(*ANSWER, end=cp.MessageEnd("tool_calls"), usage=usage), request
-        )
+        cp.responses_write_stream(said(*ANSWER, end=cp.MessageEnd("tool_calls"), usage=usage), request)
     )
     response = validate(stream)
     assert stream == (DATA / "answer.sse").read_bytes()
-    assert response["usage"]["input_tokens_details"] == {
-        "cached_tokens": 4,
-        "cache_write_tokens": 1,
-    }
+    assert response["usage"]["input_tokens_details"] == {"cached_tokens": 4, "cache_write_tokens": 1}
     assert (response["id"], response["created_at"], response["model"]) == ("resp_f00d", 9, "m")
     for key in (
         "instructions",
@@ -924,9 +830,7 @@ def test_finishes(finish: str, status: str, details: Any) -> None:
 
 
 def test_an_answer_that_failed_with_nothing_said() -> None:
-    response = validate(
-        cp.responses_write_stream(said(end=cp.MessageEnd("error", raw="MALFORMED")), ASKED)
-    )
+    response = validate(cp.responses_write_stream(said(end=cp.MessageEnd("error", raw="MALFORMED")), ASKED))
     assert response["status"] == "failed"
     assert "MALFORMED" in response["error"]["message"]
 
@@ -991,9 +895,7 @@ def test_logprobs_are_written() -> None:
 
 
 words = st.text(max_size=12)
-texts = st.tuples(st.sampled_from(["text", "refusal"]), words.filter(bool)).map(
-    lambda pair: Part(*pair)
-)
+texts = st.tuples(st.sampled_from(["text", "refusal"]), words.filter(bool)).map(lambda pair: Part(*pair))
 thoughts = st.builds(
     lambda text, proof: Part("thinking", text, proof=proof), words, st.text("AB", min_size=1)
 )
@@ -1021,14 +923,7 @@ def test_any_answer_is_valid_and_comes_back(parts: list[Part], piece: int) -> No
 ERRORS = [
     (
         400,
-        {
-            "error": {
-                "message": "m",
-                "type": "invalid_request_error",
-                "param": "input",
-                "code": None,
-            }
-        },
+        {"error": {"message": "m", "type": "invalid_request_error", "param": "input", "code": None}},
         "invalid_request",
     ),
     (400, {"detail": "Unsupported parameter: temperature"}, "invalid_request"),
@@ -1042,11 +937,7 @@ ERRORS = [
         {"error": {"type": "usage_limit_reached", "message": "m", "resets_in_seconds": 12}},
         "rate_limited",
     ),
-    (
-        429,
-        {"error": {"type": "insufficient_quota", "message": "m", "code": "insufficient_quota"}},
-        "billing",
-    ),
+    (429, {"error": {"type": "insufficient_quota", "message": "m", "code": "insufficient_quota"}}, "billing"),
     (503, {"error": {"code": "server_is_overloaded", "message": "m"}}, "overloaded"),
     (500, {"error": "text"}, "upstream_error"),
 ]
@@ -1101,9 +992,7 @@ def test_recorded_answers_come_back(path: Path) -> None:
         return
     if "sse" in answer:
         stream = answer["sse"].encode()
-        readings = [
-            cp.collect(cp.responses_read_stream(cp.sse_read(cut(stream, n)), ASKED)) for n in PIECES
-        ]
+        readings = [cp.collect(cp.responses_read_stream(cp.sse_read(cut(stream, n)), ASKED)) for n in PIECES]
         events = list(cp.responses_read_stream(cp.sse_read([stream]), ASKED))
     else:
         events = list(cp.responses_read_response(answer["body"], ASKED))

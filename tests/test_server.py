@@ -68,8 +68,7 @@ def error_of(got: Got) -> str:
 def test_bytes_pass_in_both_directions(proxy: Proxy, upstream: Upstream, dialect: str) -> None:
     answer = b'{ "future" : [1,2],\n"usage": {"input_tokens":3} }'
     upstream.reply(
-        answer,
-        headers={"content-type": "application/json", "request-id": "req_1", "x-secret": "no"},
+        answer, headers={"content-type": "application/json", "request-id": "req_1", "x-secret": "no"}
     )
     path, upstream_path, body = ASKS[dialect]
     sent = json.dumps({**body, "future_x": {"deep": [1.50, None]}}, indent=1).encode()
@@ -129,9 +128,7 @@ def test_an_alias_changes_nothing_but_the_name(
     assert upstream.seen[0].body == arrives
 
 
-def test_the_client_s_own_headers_go_on_but_not_its_key(
-    make_proxy: ProxyMaker, upstream: Upstream
-) -> None:
+def test_the_client_s_own_headers_go_on_but_not_its_key(make_proxy: ProxyMaker, upstream: Upstream) -> None:
     proxy = make_proxy(api_keys=["sk-local"])
     upstream.reply({})
     ask(proxy, "claude", authorization="Bearer sk-local", x_api_key="sk-local", user_agent="claude-cli/2.1", anthropic_beta="a,b",
@@ -171,9 +168,7 @@ def test_an_upstream_s_refusal_passes_as_it_came(
 ) -> None:
     body = b'{"error":  {"message":"no","type":"x","code":7,"status":"Y"}}'
     upstream.reply(
-        body,
-        status,
-        {"content-type": "application/json", "retry-after": "7", "x-should-retry": "false"},
+        body, status, {"content-type": "application/json", "retry-after": "7", "x-should-retry": "false"}
     )
     got = ask(proxy, dialect)
     assert (got.status, got.body) == (status, body)
@@ -182,9 +177,7 @@ def test_an_upstream_s_refusal_passes_as_it_came(
 
 SLOPPY = [  # a dialect, what its client needs beside the message
     pytest.param(
-        "chat",
-        {"code": "rate_limit_exceeded", "param": None, "type": "rate_limit_error"},
-        id="chat",
+        "chat", {"code": "rate_limit_exceeded", "param": None, "type": "rate_limit_error"}, id="chat"
     ),
     pytest.param("claude", {"type": "rate_limit_error"}, id="claude"),
     pytest.param("gemini", {"code": 429, "status": "RESOURCE_EXHAUSTED"}, id="gemini"),
@@ -200,9 +193,7 @@ def test_a_sloppy_refusal_gets_what_clients_need(
     assert (got.status, got.json()["error"]) == (429, {"message": "no", "metadata": {}, **added})
 
 
-def test_a_sloppy_error_in_a_stream_gets_what_clients_need(
-    proxy: Proxy, upstream: Upstream
-) -> None:
+def test_a_sloppy_error_in_a_stream_gets_what_clients_need(proxy: Proxy, upstream: Upstream) -> None:
     text = b'data: {"choices":[{"index":0,"delta":{"content":"\\"error\\": {"}}]}\n\n'
     error = b'data: {"error":{"code":400,"message":"Token limit"},"choices":[]}\n\n'
     upstream.reply([text, error + b"data: [DONE]\n\n"], headers=SSE)
@@ -213,12 +204,8 @@ def test_a_sloppy_error_in_a_stream_gets_what_clients_need(
 
 
 @pytest.mark.parametrize("piece", [1, 7])
-def test_a_first_event_in_many_pieces_is_no_error(
-    proxy: Proxy, upstream: Upstream, piece: int
-) -> None:
-    body = (
-        b'event: response.created\ndata: {"type":"response.created","response":{"error":null}}\n\n'
-    )
+def test_a_first_event_in_many_pieces_is_no_error(proxy: Proxy, upstream: Upstream, piece: int) -> None:
+    body = b'event: response.created\ndata: {"type":"response.created","response":{"error":null}}\n\n'
     body += b'event: response.completed\ndata: {"type":"response.completed","response":{"error":null}}\n\n'
     upstream.reply([body[at : at + piece] for at in range(0, len(body), piece)], headers=SSE)
     assert ask(proxy, "responses").body == body
@@ -226,8 +213,7 @@ def test_a_first_event_in_many_pieces_is_no_error(
 
 def test_the_next_account_answers(make_proxy: ProxyMaker, upstream: Upstream) -> None:
     keys = [
-        {"api-key": f"k{n}", "base-url": upstream.url, "models": [{"name": "up-claude"}]}
-        for n in range(2)
+        {"api-key": f"k{n}", "base-url": upstream.url, "models": [{"name": "up-claude"}]} for n in range(2)
     ]
     proxy = make_proxy(claude_api_key=keys)
     upstream.reply({"error": {"message": "slow down"}}, 429, {"retry-after": "60"})
@@ -259,12 +245,7 @@ ODD_ERRORS = [
 @pytest.mark.parametrize("dialect", DIALECT_NAMES)
 @pytest.mark.parametrize("late", [False, True])
 def test_odd_errors_in_streams_are_the_upstream_s(
-    proxy: Proxy,
-    upstream: Upstream,
-    dialect: str,
-    event: bytes,
-    late: bool,
-    caplog: pytest.LogCaptureFixture,
+    proxy: Proxy, upstream: Upstream, dialect: str, event: bytes, late: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     upstream.reply([STREAMS[dialect] * late, b"data: " + event + b"\n\n"], headers=SSE)
     ask(proxy, dialect)
@@ -276,14 +257,10 @@ def test_odd_errors_in_streams_are_the_upstream_s(
     [
         pytest.param([STREAMS["claude"][:70], CLOSE], id="cut"),
         pytest.param([STREAMS["claude"][:70], RESET], id="reset"),
-        pytest.param(
-            [STREAMS["claude"].split(b"\n\n")[0] + b"\n\n"], id="ended cleanly in the middle"
-        ),
+        pytest.param([STREAMS["claude"].split(b"\n\n")[0] + b"\n\n"], id="ended cleanly in the middle"),
     ],
 )
-def test_a_broken_stream_ends_in_an_error_frame(
-    proxy: Proxy, upstream: Upstream, steps: list[Any]
-) -> None:
+def test_a_broken_stream_ends_in_an_error_frame(proxy: Proxy, upstream: Upstream, steps: list[Any]) -> None:
     upstream.reply(steps, headers=SSE)
     got = ask(proxy)
     assert got.status == 200
@@ -297,11 +274,7 @@ DEEP = b'{"usage":{"a":%b%b},"error":{"a":%b%b}}' % ((b"[" * 99_999, b"]" * 99_9
 @pytest.mark.parametrize("dialect", DIALECT_NAMES)
 @pytest.mark.parametrize("forced", [False, True])
 def test_an_answer_that_is_nested_too_deeply_is_no_bug(
-    make_proxy: ProxyMaker,
-    upstream: Upstream,
-    dialect: str,
-    forced: bool,
-    caplog: pytest.LogCaptureFixture,
+    make_proxy: ProxyMaker, upstream: Upstream, dialect: str, forced: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     proxy = make_proxy()
     path, _, body = ASKS[dialect]
@@ -321,9 +294,7 @@ ENDS = ["message_stop", "response.completed", "finishReason"]
 
 
 @pytest.mark.parametrize("dialect", [name for name in DIALECT_NAMES if name != "chat"])
-def test_a_model_that_talks_of_the_end_has_not_ended(
-    proxy: Proxy, upstream: Upstream, dialect: str
-) -> None:
+def test_a_model_that_talks_of_the_end_has_not_ended(proxy: Proxy, upstream: Upstream, dialect: str) -> None:
     said = json.dumps({"type": "text", "text": " ".join([*ENDS, *map(json.dumps, ENDS)])})
     upstream.reply([b"data: " + said.encode() + b"\n\n"], headers=SSE)
     assert b"ended its stream in the middle" in ask(proxy, dialect).body
@@ -356,9 +327,7 @@ def test_a_broken_stream_of_known_length_ends_well_too(
     if encoding == "gzip":
         begun = packer.compress(begun) + packer.flush(zlib.Z_SYNC_FLUSH)
     lines = (*SSE.items(), ("content-length", "999"), ("content-encoding", encoding))
-    head = b"HTTP/1.1 200 OK\r\n" + b"".join(
-        b"%b: %b\r\n" % (k.encode(), v.encode()) for k, v in lines
-    )
+    head = b"HTTP/1.1 200 OK\r\n" + b"".join(b"%b: %b\r\n" % (k.encode(), v.encode()) for k, v in lines)
     upstream.reply([head + b"\r\n" + begun, CLOSE], framing="raw")
     got = ask(proxy, accept_encoding=encoding)
     assert "content-length" not in got.headers
@@ -373,9 +342,7 @@ def test_an_error_frame_is_not_glued_to_half_an_event(
     """gemini-cli gives up at what is no JSON, and repeats after an error."""
     event = STREAMS[dialect].partition(b"data: ")[2].partition(b"\n")[0]
     upstream.piece = piece
-    upstream.reply(
-        [STREAMS[dialect].replace(b"stop", b"_"), b"data: " + event[:9], CLOSE], headers=SSE
-    )
+    upstream.reply([STREAMS[dialect].replace(b"stop", b"_"), b"data: " + event[:9], CLOSE], headers=SSE)
     lines = ask(proxy, dialect).body.splitlines()
     payloads = [line[6:] for line in lines if line.startswith(b"data: {")]
     assert b'"error"' in payloads[-1]
@@ -413,9 +380,7 @@ def test_compressed_answers(proxy: Proxy, upstream: Upstream, accepts: str) -> N
 # --- the client's request ------------------------------------------------------------------
 
 
-def wire(
-    dialect: str = "claude", *lines: str, body: bytes | None = None, length: bool = True
-) -> bytes:
+def wire(dialect: str = "claude", *lines: str, body: bytes | None = None, length: bool = True) -> bytes:
     """A request as bytes."""
     path, _, default = ASKS[dialect]
     data = json.dumps(default).encode() if body is None else body
@@ -431,9 +396,7 @@ def wire(
         pytest.param(wire("claude", "content-length: 3"), id="two lengths"),
         pytest.param(wire("claude", "content-length: +5", length=False), id="signed length"),
         pytest.param(wire("claude", "transfer-encoding: gzip", length=False), id="unknown framing"),
-        pytest.param(
-            wire("claude", "transfer-encoding: chunked, chunked", length=False), id="chunked twice"
-        ),
+        pytest.param(wire("claude", "transfer-encoding: chunked, chunked", length=False), id="chunked twice"),
         pytest.param(wire("claude", "x: a\rb"), id="bare CR"),
         pytest.param(wire("claude", "x: a\nb: c"), id="bare LF"),
         pytest.param(wire("claude", "x: a\0b"), id="NUL"),
@@ -455,10 +418,7 @@ def test_what_smuggling_is_made_of(proxy: Proxy, upstream: Upstream, request_byt
 
 def chunks(data: bytes, size: int = 5) -> bytes:
     parts = [data[at : at + size] for at in range(0, len(data), size)]
-    return (
-        b"".join(b"%x;ext=1\r\n%b\r\n" % (len(part), part) for part in parts)
-        + b"0\r\nx: trailer\r\n\r\n"
-    )
+    return b"".join(b"%x;ext=1\r\n%b\r\n" % (len(part), part) for part in parts) + b"0\r\nx: trailer\r\n\r\n"
 
 
 BODY = json.dumps(ASKS["claude"][2]).encode()
@@ -493,9 +453,7 @@ def test_bodies(proxy: Proxy, upstream: Upstream, request_bytes: bytes, status: 
 
 def test_a_bomb_is_refused(proxy: Proxy) -> None:
     bomb = gzip.compress(bytes(cp.BODY_LIMIT + 1), 9)
-    assert proxy.raw(wire("claude", "content-encoding: gzip", body=bomb)).startswith(
-        b"HTTP/1.1 413 "
-    )
+    assert proxy.raw(wire("claude", "content-encoding: gzip", body=bomb)).startswith(b"HTTP/1.1 413 ")
 
 
 def test_expect_100_continue(proxy: Proxy, upstream: Upstream) -> None:
@@ -514,9 +472,7 @@ def test_keep_alive_and_pipelining(proxy: Proxy, upstream: Upstream) -> None:
         upstream.reply({"ok": number})
     reply = proxy.raw(request * 3)
     assert re.findall(rb'{"ok": ?(\d)}', reply) == [b"0", b"1", b"2"]
-    assert {seen.connection for seen in upstream.seen} == {0}, (
-        "the upstream's connection is kept too"
-    )
+    assert {seen.connection for seen in upstream.seen} == {0}, "the upstream's connection is kept too"
 
 
 def test_http_1_0(proxy: Proxy, upstream: Upstream) -> None:
@@ -551,11 +507,7 @@ def test_an_unreachable_upstream(make_proxy: ProxyMaker) -> None:
     with closing(socket.socket()) as unused:
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]
-    key = {
-        "api-key": "k",
-        "base-url": f"http://127.0.0.1:{port}",
-        "models": [{"name": "up-claude"}],
-    }
+    key = {"api-key": "k", "base-url": f"http://127.0.0.1:{port}", "models": [{"name": "up-claude"}]}
     got = ask(make_proxy(claude_api_key=[key]))
     assert (got.status, got.json()["type"]) == (502, "error")
     assert f"127.0.0.1:{port}" in error_of(got)
@@ -564,9 +516,7 @@ def test_an_unreachable_upstream(make_proxy: ProxyMaker) -> None:
 @pytest.mark.parametrize(
     "steps", [[SILENCE], [STREAMS["claude"][:70], SILENCE]], ids=["before", "after the first event"]
 )
-def test_a_client_that_hangs_up_ends_the_exchange(
-    proxy: Proxy, upstream: Upstream, steps: list[Any]
-) -> None:
+def test_a_client_that_hangs_up_ends_the_exchange(proxy: Proxy, upstream: Upstream, steps: list[Any]) -> None:
     upstream.reply(steps, headers=SSE)
     with closing(proxy.connect()) as peer:
         peer.sendall(wire("claude"))
@@ -606,10 +556,7 @@ KEYED = [
     pytest.param({"x-goog-api-key": "sk-two"}, "", 200, id="x-goog-api-key"),
     pytest.param({}, "?key=sk-one", 200, id="query"),
     pytest.param(
-        {"x-api-key": "placeholder", "authorization": "Bearer sk-one"},
-        "",
-        200,
-        id="a wrong one beside",
+        {"x-api-key": "placeholder", "authorization": "Bearer sk-one"}, "", 200, id="a wrong one beside"
     ),
     pytest.param({"authorization": "Bearer nope"}, "", 401, id="wrong"),
     pytest.param({"authorization": "Bearer sk-on"}, "", 401, id="a part of it"),
@@ -636,14 +583,10 @@ def test_keys(
 def test_401_is_in_the_client_s_dialect(make_proxy: ProxyMaker, dialect: str) -> None:
     got = ask(make_proxy(api_keys=["sk-one"]), dialect)
     error = got.json()["error"]
-    word = {"gemini": error.get("status"), "claude": error.get("type")}.get(
-        dialect, error.get("code")
-    )
+    word = {"gemini": error.get("status"), "claude": error.get("type")}.get(dialect, error.get("code"))
     assert (got.status, word) == (
         401,
-        {"gemini": "UNAUTHENTICATED", "claude": "authentication_error"}.get(
-            dialect, "invalid_api_key"
-        ),
+        {"gemini": "UNAUTHENTICATED", "claude": "authentication_error"}.get(dialect, "invalid_api_key"),
     )
 
 
@@ -653,9 +596,7 @@ def test_401_is_in_the_client_s_dialect(make_proxy: ProxyMaker, dialect: str) ->
         pytest.param({"host": "localhost:1"}, 200, id="localhost"),
         pytest.param({"host": "[::1]:8317"}, 200, id="IPv6"),
         pytest.param({"host": "evil.example"}, 403, id="a rebound name"),
-        pytest.param(
-            {"host": "127.0.0.1.evil.example"}, 403, id="a name that looks like an address"
-        ),
+        pytest.param({"host": "127.0.0.1.evil.example"}, 403, id="a name that looks like an address"),
         pytest.param({"origin": "http://evil.example"}, 403, id="another site"),
         pytest.param({"origin": "null"}, 403, id="a sandboxed page"),
         pytest.param({"sec-fetch-site": "cross-site"}, 403, id="cross-site"),
@@ -701,10 +642,7 @@ def test_probes(make_proxy: ProxyMaker, path: str, method: str) -> None:
 
 MODEL_LISTS = [
     pytest.param(
-        "/v1/models",
-        {},
-        lambda d: [m["id"] for m in d["data"] if m["object"] == "model"],
-        id="openai",
+        "/v1/models", {}, lambda d: [m["id"] for m in d["data"] if m["object"] == "model"], id="openai"
     ),
     pytest.param(
         "/v1/models",
@@ -718,9 +656,7 @@ MODEL_LISTS = [
         lambda d: [m["name"][7:] for m in d["models"]],
         id="gemini by header",
     ),
-    pytest.param(
-        "/v1beta/models", {}, lambda d: [m["name"][7:] for m in d["models"]], id="gemini by path"
-    ),
+    pytest.param("/v1beta/models", {}, lambda d: [m["name"][7:] for m in d["models"]], id="gemini by path"),
 ]
 
 
@@ -761,12 +697,9 @@ def test_an_unknown_model_names_the_nearest(proxy: Proxy) -> None:
 
 
 def test_echo_needs_no_account(make_proxy: ProxyMaker) -> None:
-    proxy = make_proxy(
-        claude_api_key=[], codex_api_key=[], gemini_api_key=[], openai_compatibility=[]
-    )
+    proxy = make_proxy(claude_api_key=[], codex_api_key=[], gemini_api_key=[], openai_compatibility=[])
     got = proxy.ask(
-        "/v1/chat/completions",
-        {"model": "echo", "messages": [{"role": "user", "content": "hello"}]},
+        "/v1/chat/completions", {"model": "echo", "messages": [{"role": "user", "content": "hello"}]}
     )
     assert got.json()["choices"][0]["message"]["content"] == "hello"
     body = {"model": "claude-opus-4-8", "messages": []}
@@ -804,21 +737,13 @@ def test_an_open_address_stays_closed_without_keys(make_proxy: ProxyMaker) -> No
 
 def test_credential_files_come_and_go(proxy: Proxy, upstream: Upstream) -> None:
     file = proxy.auth_dir / "claude-a@b.c.json"
-    data = {
-        "type": "claude",
-        "access_token": "sk-ant-oat01-x",
-        "email": "a@b.c",
-        "base_url": upstream.url,
-    }
+    data = {"type": "claude", "access_token": "sk-ant-oat01-x", "email": "a@b.c", "base_url": upstream.url}
     file.write_text(json.dumps(data), encoding="utf-8")
     proxy.app.poll()
     upstream.reply({"ok": 1})
     assert proxy.ask("/v1/messages", {"model": "claude-opus-4-8", "messages": []}).status == 200
     sent = upstream.seen[0].headers
-    assert (sent["authorization"], sent["anthropic-beta"]) == (
-        "Bearer sk-ant-oat01-x",
-        "oauth-2025-04-20",
-    )
+    assert (sent["authorization"], sent["anthropic-beta"]) == ("Bearer sk-ant-oat01-x", "oauth-2025-04-20")
     file.unlink()
     proxy.app.poll()
     assert proxy.ask("/v1/messages", {"model": "claude-opus-4-8", "messages": []}).status == 404
@@ -855,15 +780,9 @@ def test_a_full_disk_under_the_log_is_no_reason_to_end(monkeypatch: pytest.Monke
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX's")
 def test_serving_and_stopping(tmp_path: Path, upstream: Upstream) -> None:
     config = tmp_path / "c.json"
-    key = {
-        "api-key": "sk-ant-api03-secret",
-        "base-url": upstream.url,
-        "models": [{"name": "up-claude"}],
-    }
+    key = {"api-key": "sk-ant-api03-secret", "base-url": upstream.url, "models": [{"name": "up-claude"}]}
     config.write_text(
-        json.dumps(
-            {"claude-api-key": [key], "auth-dir": str(tmp_path / "auth"), "refresh-models": False}
-        ),
+        json.dumps({"claude-api-key": [key], "auth-dir": str(tmp_path / "auth"), "refresh-models": False}),
         encoding="utf-8",
     )
     go = threading.Event()
@@ -904,9 +823,7 @@ def test_secrets_never_reach_the_log(
     proxy = make_proxy(api_keys=["sk-local-secret"])
     upstream.reply({"error": {"message": "no"}}, 500)
     proxy.ask(
-        "/v1/messages?key=sk-local-secret",
-        ASKS["claude"][2],
-        {"authorization": "Bearer sk-wrong-secret"},
+        "/v1/messages?key=sk-local-secret", ASKS["claude"][2], {"authorization": "Bearer sk-wrong-secret"}
     )
     lines = caplog.text + "".join(map(str, proxy.server.lines))
     assert "secret" not in lines
@@ -1017,9 +934,7 @@ def test_a_refused_request_is_not_asked_to_continue(make_proxy: ProxyMaker) -> N
     assert b"connection: close\r\n" in reply
 
 
-@pytest.mark.parametrize(
-    "lines", [["host: ["], ["host: [::1"], ["host: 127.0.0.1", "origin: http://["]]
-)
+@pytest.mark.parametrize("lines", [["host: ["], ["host: [::1"], ["host: 127.0.0.1", "origin: http://["]])
 def test_a_malformed_host_is_refused(proxy: Proxy, lines: list[str]) -> None:
     reply = proxy.raw("\r\n".join(["GET /health HTTP/1.1", *lines, "", ""]).encode())
     assert reply.startswith(b"HTTP/1.1 403 ")
@@ -1031,8 +946,7 @@ def test_http_1_0_has_no_chunks(proxy: Proxy) -> None:
 
 
 @pytest.mark.parametrize(
-    "target",
-    ["http://127.0.0.1/health?x=1", "https://other/health", "/health?a=%zz&&=", "//health"],
+    "target", ["http://127.0.0.1/health?x=1", "https://other/health", "/health?a=%zz&&=", "//health"]
 )
 def test_targets(proxy: Proxy, target: str) -> None:
     assert proxy.raw(f"GET {target} HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n".encode()).startswith(
@@ -1146,9 +1060,7 @@ def test_an_early_refusal_is_delivered(proxy: Proxy, upstream: Upstream) -> None
             peer, _ = listener.accept()
             with closing(peer):
                 peer.recv(1_000)
-                peer.sendall(
-                    b"HTTP/1.1 413 No\r\ncontent-length: %d\r\n\r\n%b" % (len(refusal), refusal)
-                )
+                peer.sendall(b"HTTP/1.1 413 No\r\ncontent-length: %d\r\n\r\n%b" % (len(refusal), refusal))
 
         thread = threading.Thread(target=serve)
         thread.start()
@@ -1179,9 +1091,7 @@ def test_want_of_file_descriptors_does_not_spin(tmp_path: Path) -> None:
         stack.callback(process.kill)
         port = port_of(process)
         peers = [
-            stack.enter_context(
-                closing(socket.create_connection(("127.0.0.1", port), timeout=DEADLINE))
-            )
+            stack.enter_context(closing(socket.create_connection(("127.0.0.1", port), timeout=DEADLINE)))
             for _ in range(60)
         ]
         wait_for(lambda: len(os.listdir(f"/proc/{process.pid}/fd")) >= 39)  # noqa: PTH208

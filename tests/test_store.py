@@ -109,9 +109,7 @@ def test_the_latest_of_several_ends_counts(stale: str, fresh: str) -> None:
         ("NST3:30", "2026-02-09T07:10:11-03:30"),
     ],
 )
-def test_times_are_written_as_go_writes_them(
-    monkeypatch: pytest.MonkeyPatch, zone: str, text: str
-) -> None:
+def test_times_are_written_as_go_writes_them(monkeypatch: pytest.MonkeyPatch, zone: str, text: str) -> None:
     monkeypatch.setenv("TZ", zone)
     time.tzset()
     try:
@@ -126,11 +124,7 @@ def test_times_are_written_as_go_writes_them(
 @settings(max_examples=50, deadline=None)
 @given(st.integers(1, 4_000_000_000))
 def test_written_times_read_back(moment: int) -> None:
-    assert (
-        cp.read_time(cp.write_time(moment))
-        == cp.read_time(cp.write_time(moment, utc=True))
-        == moment
-    )
+    assert cp.read_time(cp.write_time(moment)) == cp.read_time(cp.write_time(moment, utc=True)) == moment
 
 
 LAYOUTS = [
@@ -165,9 +159,7 @@ def test_a_merge_keeps_what_others_wrote(store: cp.Store) -> None:
 
 def test_half_a_surrogate_pair_survives(store: cp.Store) -> None:
     put(store, "a.json", '{"type":"codex","note":"\\ud800"}')
-    assert (
-        store.merge("a.json", {"a": 1}).data["note"] == store.get("a.json").data["note"] == "\ud800"
-    )
+    assert store.merge("a.json", {"a": 1}).data["note"] == store.get("a.json").data["note"] == "\ud800"
 
 
 def test_a_new_file_is_laid_out_as_the_reference_does(store: cp.Store) -> None:
@@ -209,10 +201,7 @@ def test_scan_sees_each_change_once(store: cp.Store) -> None:
     put(store, "b.json", '{"type":"claude"}')
     path = put(store, "a.json", '{"type":"codex"}')
     assert store.scan()
-    assert [(c.name, c.type) for c in store.credentials()] == [
-        ("a.json", "codex"),
-        ("b.json", "claude"),
-    ]
+    assert [(c.name, c.type) for c in store.credentials()] == [("a.json", "codex"), ("b.json", "claude")]
     assert not store.scan()
     path.write_text('{"type":"kimi-"}')
     assert store.scan()
@@ -276,9 +265,7 @@ def test_damaged_and_foreign_files_are_reported_once_and_left(
     assert not store.problems
 
 
-def test_a_file_that_is_being_written_keeps_its_old_contents(
-    store: cp.Store, reports: list[str]
-) -> None:
+def test_a_file_that_is_being_written_keeps_its_old_contents(store: cp.Store, reports: list[str]) -> None:
     path = put(store, "a.json", '{"type":"codex"}')
     store.scan()
     path.write_text('{"type":"cod')
@@ -310,16 +297,10 @@ def test_a_folder_that_went_away(store: cp.Store) -> None:
 
 
 @pytest.mark.parametrize(
-    "name",
-    ["../a.json", "a/b.json", "a\\b.json", ".a.json", "a.txt", "", "c:a.json", "config.json"],
+    "name", ["../a.json", "a/b.json", "a\\b.json", ".a.json", "a.txt", "", "c:a.json", "config.json"]
 )
 def test_names_that_are_refused(store: cp.Store, name: str) -> None:
-    for call in (
-        store.get,
-        store.delete,
-        lambda n: store.merge(n, {}),
-        lambda n: store.create(n, CODEX),
-    ):
+    for call in (store.get, store.delete, lambda n: store.merge(n, {}), lambda n: store.create(n, CODEX)):
         with pytest.raises(cp.ProxyError, match="no name"):
             call(name)
 
@@ -344,9 +325,7 @@ def test_a_symbolic_link_is_written_through(store: cp.Store, tmp_path: Path) -> 
 def test_many_threads_lose_nothing(store: cp.Store) -> None:
     store.create("a.json", CODEX)
     jobs = [
-        threading.Thread(
-            target=lambda n=n: [store.merge("a.json", {f"k{n}-{i}": i}) for i in range(5)]
-        )
+        threading.Thread(target=lambda n=n: [store.merge("a.json", {f"k{n}-{i}": i}) for i in range(5)])
         for n in range(8)
     ]
     for job in jobs:
@@ -403,16 +382,12 @@ def test_kill_at_any_instruction(store: cp.Store, delay: float) -> None:
 @pytest.mark.parametrize(
     ("draft", "age", "access"),
     [
-        pytest.param(
-            '{"type":"codex","access_token":"new"}', 0, "new", id="whole and newer: finished"
-        ),
+        pytest.param('{"type":"codex","access_token":"new"}', 0, "new", id="whole and newer: finished"),
         pytest.param('{"type":"codex","access_token":"ne', 0, "old", id="cut: dropped"),
         pytest.param('{"type":"codex","access_token":"older"}', 90, "old", id="older: dropped"),
     ],
 )
-def test_an_unfinished_write_is_settled(
-    store: cp.Store, draft: str, age: float, access: str
-) -> None:
+def test_an_unfinished_write_is_settled(store: cp.Store, draft: str, age: float, access: str) -> None:
     put(store, "a.json", '{"type":"codex","access_token":"old"}', age=60)
     put(store, ".a.json.0123abcd.new", draft, age)
     put(store, ".config.json.0123abcd.new", "{}")
@@ -448,9 +423,7 @@ def test_a_refresh_lock_outlives_the_deletion_of_its_file(store: cp.Store) -> No
     assert order == ["first", "second"]
 
 
-def test_an_unwritable_draft_leaves_no_trace(
-    store: cp.Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unwritable_draft_leaves_no_trace(store: cp.Store, monkeypatch: pytest.MonkeyPatch) -> None:
     store.create("a.json", CODEX)
 
     def full(*_: Any) -> None:

@@ -44,9 +44,7 @@ LOST = {("chat", "claude")}  # Chat has no place for a signature and the thinkin
 
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
 @pytest.mark.parametrize(("client", "dialect"), PAIRS)
-def test_tool_loops(
-    proxy: Proxy, upstream: Upstream, client: str, dialect: str, stream: bool
-) -> None:
+def test_tool_loops(proxy: Proxy, upstream: Upstream, client: str, dialect: str, stream: bool) -> None:
     upstream.piece = 7
     script(upstream, dialect, FIRST, stream=stream)
     script(upstream, dialect, LAST, stream=stream)
@@ -61,12 +59,7 @@ def test_tool_loops(
     assert cp.PROOF_MARK.decode() not in body
 
 
-SWITCHES = [
-    ("claude", "gemini"),
-    ("gemini", "responses"),
-    ("responses", "claude"),
-    ("claude", "chat"),
-]
+SWITCHES = [("claude", "gemini"), ("gemini", "responses"), ("responses", "claude"), ("claude", "chat")]
 
 
 @pytest.mark.parametrize("client", NAMES)
@@ -99,10 +92,7 @@ PATHS = {
 }
 QUESTION: dict[str, Json] = {
     "claude": {"max_tokens": 9, "messages": [{"role": "user", "content": "q"}]},
-    "chat": {
-        "messages": [{"role": "user", "content": "q"}],
-        "stream_options": {"include_usage": True},
-    },
+    "chat": {"messages": [{"role": "user", "content": "q"}], "stream_options": {"include_usage": True}},
     "responses": {"input": "q"},
     "gemini": {"contents": [{"parts": [{"text": "q"}]}]},
 }
@@ -173,38 +163,21 @@ def parts_of(events: Any) -> list[tuple[str, str, str]]:
     response = cp.collect(events)
     parts = response.choices[0].parts
     return [
-        (p.kind, p.name, cp.dumps_text(json.loads(p.text)) if p.kind == "call" else p.text)
-        for p in parts
+        (p.kind, p.name, cp.dumps_text(json.loads(p.text)) if p.kind == "call" else p.text) for p in parts
     ]
 
 
 # --- failures
 
 BUSY: dict[str, list[bytes]] = {  # a mid-stream error of each dialect
-    "claude": [
-        frame({"type": "error", "error": {"type": "overloaded_error", "message": "busy"}}, "error")
-    ],
+    "claude": [frame({"type": "error", "error": {"type": "overloaded_error", "message": "busy"}}, "error")],
     "chat": [
-        frame(
-            {
-                "error": {
-                    "message": "busy",
-                    "type": "server_error",
-                    "code": "overloaded",
-                    "param": None,
-                }
-            }
-        )
+        frame({"error": {"message": "busy", "type": "server_error", "code": "overloaded", "param": None}})
     ],
     "responses": [
-        frame(
-            {"type": "error", "code": "server_is_overloaded", "message": "busy", "param": None},
-            "error",
-        )
+        frame({"type": "error", "code": "server_is_overloaded", "message": "busy", "param": None}, "error")
     ],
-    "gemini": [
-        b'data: {"error": {"code": 503, "message": "busy", "status": "UNAVAILABLE"}}\r\n\r\n'
-    ],
+    "gemini": [b'data: {"error": {"code": 503, "message": "busy", "status": "UNAVAILABLE"}}\r\n\r\n'],
 }
 STATUS = {"claude": 529, "chat": 503, "responses": 503, "gemini": 503}
 
@@ -305,11 +278,7 @@ def test_a_value_of_the_wrong_type_is_named(
 
 def places(node: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     """Yield the path of every value in JSON."""
-    pairs = (
-        node.items()
-        if isinstance(node, dict)
-        else enumerate(node if isinstance(node, list) else ())
-    )
+    pairs = node.items() if isinstance(node, dict) else enumerate(node if isinstance(node, list) else ())
     for key, value in pairs:
         yield (*path, key)
         yield from places(value, (*path, key))
@@ -339,9 +308,7 @@ def test_no_request_is_too_odd(data: st.DataObject) -> None:
     path = data.draw(st.sampled_from([place for place in places(body) if place != ("model",)]))
     body = changed(body, path, data.draw(st.sampled_from(ODD)))
     try:
-        request = cp.checked(
-            cp.DIALECTS[dialect].read_request({"model": "m", "stream": True, **body})
-        )
+        request = cp.checked(cp.DIALECTS[dialect].read_request({"model": "m", "stream": True, **body}))
     except (KeyError, TypeError, AttributeError, ValueError, IndexError, cp.ProxyError):
         return  # a 400: see Call.request
     for name, target in cp.DIALECTS.items():

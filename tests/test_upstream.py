@@ -157,9 +157,7 @@ def test_bytes_that_fit_are_not_touched(codex: Proxy, upstream: Upstream) -> Non
 
 @pytest.mark.parametrize("piece", [1, 7, 65_536])
 @pytest.mark.parametrize("originator", ["codex_cli_rs", ""])
-def test_what_only_codex_knows(
-    codex: Proxy, upstream: Upstream, originator: str, piece: int
-) -> None:
+def test_what_only_codex_knows(codex: Proxy, upstream: Upstream, originator: str, piece: int) -> None:
     """OpenAI's SDK raises an error if anything comes before response.created."""
     limits = sse({"type": "codex.rate_limits", "rate_limits": {"primary": {"used_percent": 9}}})
     upstream.piece = piece
@@ -194,9 +192,7 @@ def test_what_names_the_account_and_the_conversation(codex: Proxy, upstream: Ups
     assert not {"x-forwarded-for", "cf-ray", "x-api-key", "cookie"} & headers.keys()
 
 
-def test_a_conversation_of_a_client_without_cache_keys_has_one(
-    codex: Proxy, upstream: Upstream
-) -> None:
+def test_a_conversation_of_a_client_without_cache_keys_has_one(codex: Proxy, upstream: Upstream) -> None:
     for session, more in (("one", []), ("one", [HELLO]), ("two", [])):
         upstream.reply(STREAM, headers=SSE)
         body = {"model": "gpt-test", "max_tokens": 9, "messages": [HELLO, *more]}
@@ -306,9 +302,7 @@ def test_streams_from_it(codex: Proxy, upstream: Upstream, dialect: str) -> None
 @pytest.mark.parametrize("dialect", list(ASKS))
 def test_its_connection_is_used_again(codex: Proxy, upstream: Upstream, dialect: str) -> None:
     body = b"".join(STREAM)  # in one piece with its end
-    head = (
-        b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
-    )
+    head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
     for _ in range(2):
         upstream.reply([b"%b%x\r\n%b\r\n0\r\n\r\n" % (head, len(body), body)], framing="raw")
         assert ask(codex, dialect).status == 200
@@ -326,9 +320,7 @@ FAILED = {
 ENDINGS = [
     pytest.param(sse(PAYLOADS[0], FAILED), "busy", id="failed"),
     pytest.param(
-        sse(
-            {"type": "error", "code": "rate_limit_exceeded", "message": "slow down", "param": None}
-        ),
+        sse({"type": "error", "code": "rate_limit_exceeded", "message": "slow down", "param": None}),
         "slow down",
         id="error",
     ),
@@ -475,9 +467,7 @@ def test_what_fails_before_the_first_piece_is_asked_of_the_next(
     assert len(upstream.seen) == 2
 
 
-def test_after_the_first_piece_nobody_else_is_asked(
-    make_proxy: ProxyMaker, upstream: Upstream
-) -> None:
+def test_after_the_first_piece_nobody_else_is_asked(make_proxy: ProxyMaker, upstream: Upstream) -> None:
     proxy = with_keys(make_proxy, upstream, 2)
     upstream.reply([*sse({"type": "message_start", "message": {}}), CLOSE], headers=SSE)
     got = proxy.ask("/v1/messages", {**CLAUDE, "stream": True})
@@ -495,13 +485,9 @@ def test_a_fault_that_may_pass_does_not_block_the_only_account(
     assert [proxy.ask("/v1/messages", CLAUDE).status for _ in range(2)] == [status, 200]
 
 
-def test_another_model_of_a_tired_account_is_served(
-    make_proxy: ProxyMaker, upstream: Upstream
-) -> None:
+def test_another_model_of_a_tired_account_is_served(make_proxy: ProxyMaker, upstream: Upstream) -> None:
     models = [{"name": "up-claude"}, {"name": "up-other"}]
-    proxy = make_proxy(
-        claude_api_key=[{"api-key": "k", "base-url": upstream.url, "models": models}]
-    )
+    proxy = make_proxy(claude_api_key=[{"api-key": "k", "base-url": upstream.url, "models": models}])
     upstream.reply(ERROR, 429, {"retry-after": "60"})
     upstream.reply(OK)
     assert proxy.ask("/v1/messages", CLAUDE).status == 429
@@ -534,9 +520,7 @@ def test_rounds(  # noqa: PLR0917
     proxy = with_keys(make_proxy, upstream, 1, request_retry=retries, max_retry_interval=limit)
     for number in statuses:
         upstream.reply(
-            OK if number == 200 else ERROR,
-            number,
-            {"retry-after": wait} if wait and number != 200 else {},
+            OK if number == 200 else ERROR, number, {"retry-after": wait} if wait and number != 200 else {}
         )
     begun = time.monotonic()
     assert proxy.ask("/v1/messages", CLAUDE).status == status
@@ -570,9 +554,7 @@ def test_a_client_that_leaves_while_its_retry_is_waited_for(
         (False, "other/up-claude", ""),
     ],
 )  # fmt: skip
-def test_prefixes(
-    make_proxy: ProxyMaker, upstream: Upstream, force: bool, model: str, key: str
-) -> None:
+def test_prefixes(make_proxy: ProxyMaker, upstream: Upstream, force: bool, model: str, key: str) -> None:
     keys = [
         {
             "api-key": f"key-{n}",
@@ -638,11 +620,7 @@ def test_a_silent_stream_is_kept_alive(
 @pytest.mark.parametrize("dialect", list(ASKS))
 @pytest.mark.parametrize("fails", [False, True])
 def test_a_whole_answer_that_takes_long_begins_with_blank_lines(
-    make_proxy: ProxyMaker,
-    upstream: Upstream,
-    dialect: str,
-    fails: bool,
-    monkeypatch: pytest.MonkeyPatch,
+    make_proxy: ProxyMaker, upstream: Upstream, dialect: str, fails: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cp, "TICK", 0.25)
     proxy = make_proxy(nonstream_keepalive_interval=1)
@@ -658,9 +636,7 @@ def test_a_whole_answer_that_takes_long_begins_with_blank_lines(
     upstream.reply(
         [
             go,
-            head
-            + b"content-type: application/json\r\ncontent-length: %d\r\n\r\n%b"
-            % (len(answer), answer),
+            head + b"content-type: application/json\r\ncontent-length: %d\r\n\r\n%b" % (len(answer), answer),
         ],
         framing="raw",
     )
@@ -684,21 +660,14 @@ def test_a_whole_answer_that_takes_long_begins_with_blank_lines(
 # --- counting -------------------------------------------------------------------------------------
 
 
-def test_a_count_passes_where_the_upstream_counts(
-    make_proxy: ProxyMaker, upstream: Upstream
-) -> None:
+def test_a_count_passes_where_the_upstream_counts(make_proxy: ProxyMaker, upstream: Upstream) -> None:
     proxy = make_proxy()
     upstream.reply({"input_tokens": 42})
     got = proxy.ask("/v1/messages/count_tokens", CLAUDE)
-    assert (got.json(), upstream.seen[0].path) == (
-        {"input_tokens": 42},
-        "/v1/messages/count_tokens",
-    )
+    assert (got.json(), upstream.seen[0].path) == ({"input_tokens": 42}, "/v1/messages/count_tokens")
     assert "x-cliproxy-estimate" not in got.headers
     upstream.reply({"totalTokens": 7})
-    assert proxy.ask("/v1beta/models/up-gemini:countTokens", ASKS["gemini"][2]).json() == {
-        "totalTokens": 7
-    }
+    assert proxy.ask("/v1beta/models/up-gemini:countTokens", ASKS["gemini"][2]).json() == {"totalTokens": 7}
     assert upstream.seen[1].path == "/v1beta/models/up-gemini:countTokens"
 
 
@@ -714,12 +683,8 @@ def test_a_limit_on_counting_is_none_on_talking(make_proxy: ProxyMaker, upstream
 
 COUNTS = [
     pytest.param("/v1/messages/count_tokens", CLAUDE, "input_tokens", id="claude"),
-    pytest.param(
-        "/v1/responses/input_tokens", ASKS["responses"][2], "input_tokens", id="responses"
-    ),
-    pytest.param(
-        "/v1beta/models/up-chat:countTokens", ASKS["gemini"][2], "totalTokens", id="gemini"
-    ),
+    pytest.param("/v1/responses/input_tokens", ASKS["responses"][2], "input_tokens", id="responses"),
+    pytest.param("/v1beta/models/up-chat:countTokens", ASKS["gemini"][2], "totalTokens", id="gemini"),
 ]
 
 
@@ -744,12 +709,8 @@ def test_compact_is_the_responses_dialect_s_own(make_proxy: ProxyMaker, upstream
 
 def test_codex_compacts_without_a_stream(codex: Proxy, upstream: Upstream) -> None:
     whole = b'{"object": "response.compaction","output": [{"type":"compaction","encrypted_content":"x"}]}'
-    upstream.routes["/responses/compact"] = make_reply(
-        whole, headers={"content-type": "application/json"}
-    )
-    body = (
-        b'{"model":"gpt-test","input":[],"instructions":"x","tools":[],"parallel_tool_calls":false}'
-    )
+    upstream.routes["/responses/compact"] = make_reply(whole, headers={"content-type": "application/json"})
+    body = b'{"model":"gpt-test","input":[],"instructions":"x","tools":[],"parallel_tool_calls":false}'
     headers = {"accept": "application/json"}
     assert codex.ask("/v1/responses/compact", body, headers).body == whole
     assert (upstream.seen[0].body, upstream.seen[0].headers["accept"]) == (body, *headers.values())
@@ -758,9 +719,7 @@ def test_codex_compacts_without_a_stream(codex: Proxy, upstream: Upstream) -> No
     assert upstream.seen[1].json() == json.loads(body)
 
 
-def test_an_account_that_cannot_compact_is_not_asked(
-    make_proxy: ProxyMaker, upstream: Upstream
-) -> None:
+def test_an_account_that_cannot_compact_is_not_asked(make_proxy: ProxyMaker, upstream: Upstream) -> None:
     key = {"api-key": "k", "base-url": upstream.url, "models": [{"name": "m"}]}
     proxy = make_proxy(claude_api_key=[key], codex_api_key=[key])
     upstream.routes["/responses/compact"] = make_reply(OK)
@@ -798,29 +757,19 @@ def test_completions(make_proxy: ProxyMaker, upstream: Upstream, prompt: Any) ->
 
 
 def test_a_stream_of_completions(make_proxy: ProxyMaker, upstream: Upstream) -> None:
-    chunk = {
-        "id": "chatcmpl-1",
-        "object": "chat.completion.chunk",
-        "created": 1,
-        "model": "up-chat",
-    }
+    chunk = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": "up-chat"}
     deltas: list[tuple[dict[str, str], Any]] = [
         ({"role": "assistant"}, None),
         ({"content": "hi"}, None),
         ({}, "stop"),
     ]
     chunks = [
-        {**chunk, "choices": [{"index": 0, "delta": delta, "finish_reason": end}]}
-        for delta, end in deltas
+        {**chunk, "choices": [{"index": 0, "delta": delta, "finish_reason": end}]} for delta, end in deltas
     ]
     upstream.reply([*sse(*chunks), b"data: [DONE]\n\n"], headers=SSE)
     got = make_proxy().ask("/completions", {"model": "up-chat", "prompt": "say", "stream": True})
     rows = [payload["choices"][0] for payload in got.payloads()]
-    assert [(row["text"], row["finish_reason"]) for row in rows] == [
-        ("", None),
-        ("hi", None),
-        ("", "stop"),
-    ]
+    assert [(row["text"], row["finish_reason"]) for row in rows] == [("", None), ("hi", None), ("", "stop")]
     assert {payload["object"] for payload in got.payloads()} == {"text_completion"}
     assert got.body.endswith(b"data: [DONE]\n\n")
 
@@ -831,15 +780,10 @@ def test_completions_of_a_translated_upstream(codex: Proxy, upstream: Upstream) 
     body = {"model": "gpt-test", "prompt": "say"}
     assert codex.ask("/v1/completions", body).json()["choices"][0]["text"] == "hi there"
     got = codex.ask("/v1/completions", {**body, "stream": True})
-    assert (
-        "".join(row["text"] for payload in got.payloads() for row in payload["choices"])
-        == "hi there"
-    )
+    assert "".join(row["text"] for payload in got.payloads() for row in payload["choices"]) == "hi there"
 
 
-def test_a_broken_stream_of_completions_does_not_end_well(
-    make_proxy: ProxyMaker, upstream: Upstream
-) -> None:
+def test_a_broken_stream_of_completions_does_not_end_well(make_proxy: ProxyMaker, upstream: Upstream) -> None:
     upstream.reply([STREAMS["chat"][2][0], CLOSE], headers=SSE)
     got = make_proxy().ask("/v1/completions", {"model": "up-chat", "prompt": "say", "stream": True})
     assert b"[DONE]" not in got.body
@@ -855,9 +799,7 @@ def test_prompts_that_are_no_text(make_proxy: ProxyMaker, prompt: Any) -> None:
 def test_completions_of_echo_and_of_nobody(make_proxy: ProxyMaker) -> None:
     proxy = make_proxy()
     assert (
-        proxy.ask("/v1/completions", {"model": "echo", "prompt": "hello"}).json()["choices"][0][
-            "text"
-        ]
+        proxy.ask("/v1/completions", {"model": "echo", "prompt": "hello"}).json()["choices"][0]["text"]
         == "hello"
     )
     assert proxy.ask("/v1/completions", {"model": "nope", "prompt": "hello"}).status == 404
@@ -871,9 +813,7 @@ def test_a_malformed_whole_completion_is_the_upstream_s_fault(
     assert make_proxy().ask("/v1/completions", {"model": "up-chat", "prompt": "say"}).status == 502
 
 
-def test_a_malformed_stream_is_the_upstream_s_failure(
-    make_proxy: ProxyMaker, upstream: Upstream
-) -> None:
+def test_a_malformed_stream_is_the_upstream_s_failure(make_proxy: ProxyMaker, upstream: Upstream) -> None:
     proxy = make_proxy()
     good = b'data: {"choices":[{"index":0,"delta":{"role":"assistant","content":"x"}}]}\n\n'
     bad = b'data: {"choices":[{"index":0,"delta":{"tool_calls":"none"}}]}\n\n'

@@ -28,9 +28,7 @@ def ask(client: http.client.HTTPConnection, path: str = "/x") -> tuple[int, byte
 
 @pytest.mark.parametrize("piece", [1, 65_536])
 @pytest.mark.parametrize("framing", ["length", "chunked", "close"])
-def test_framings(
-    upstream: Upstream, client: http.client.HTTPConnection, framing: str, piece: int
-) -> None:
+def test_framings(upstream: Upstream, client: http.client.HTTPConnection, framing: str, piece: int) -> None:
     upstream.piece = piece
     upstream.reply([b"one", b"", b"two"], 201, {"x": "y"}, framing=framing)
     upstream.reply({"n": 1})
@@ -47,9 +45,7 @@ def test_what_it_saw(upstream: Upstream, client: http.client.HTTPConnection) -> 
     assert (seen.body, b"X-One: 1\r\n" in seen.head) == (b"abc", True)
 
 
-def test_routes_are_asked_first_and_again(
-    upstream: Upstream, client: http.client.HTTPConnection
-) -> None:
+def test_routes_are_asked_first_and_again(upstream: Upstream, client: http.client.HTTPConnection) -> None:
     upstream.routes["/token"] = lambda seen: make_reply({"path": seen.path})
     upstream.reply(b"scripted")
     assert ask(client, "/token?a")[1] == b'{"path": "/token?a"}'
@@ -57,9 +53,7 @@ def test_routes_are_asked_first_and_again(
     assert ask(client, "/token")[0] == 200
 
 
-def test_an_event_holds_a_reply_back(
-    upstream: Upstream, client: http.client.HTTPConnection
-) -> None:
+def test_an_event_holds_a_reply_back(upstream: Upstream, client: http.client.HTTPConnection) -> None:
     go = threading.Event()
     upstream.reply([b"a", go, b"b"])
     client.request("GET", "/")

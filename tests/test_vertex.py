@@ -109,9 +109,7 @@ def test_keys_of_other_sizes() -> None:
 def cut(pem: str, length: int) -> str:
     """Leave only so many bytes of the DER in it."""
     first, *lines, last = pem.strip().splitlines()
-    return "\n".join(
-        [first, base64.b64encode(base64.b64decode("".join(lines))[:length]).decode(), last]
-    )
+    return "\n".join([first, base64.b64encode(base64.b64decode("".join(lines))[:length]).decode(), last])
 
 
 BAD_KEYS: list[Any] = [
@@ -149,13 +147,7 @@ def test_keys_that_are_cut_or_changed_anywhere(key: rsa.RSAPrivateKey, form: Any
     for length in range(0, len(base64.b64decode("".join(lines))), 37):
         with pytest.raises(cp.ProxyError):
             cp.rs256("a.b", cut(whole, length))
-    swapped = [
-        first,
-        *lines[:9],
-        lines[3],
-        *lines[10:],
-        last,
-    ]  # bytes of the modulus or the exponent
+    swapped = [first, *lines[:9], lines[3], *lines[10:], last]  # bytes of the modulus or the exponent
     with pytest.raises(cp.ProxyError, match="is damaged"):
         cp.rs256("a.b", "\n".join(swapped))
 
@@ -187,13 +179,7 @@ class Cloud:
             "client_id": "1",
         }
         uri = f"{self.upstream.url}/token"
-        return {
-            **about,
-            "private_key": pem_of(self.key),
-            "client_email": EMAIL,
-            "token_uri": uri,
-            **more,
-        }
+        return {**about, "private_key": pem_of(self.key), "client_email": EMAIL, "token_uri": uri, **more}
 
     def credential(self, **more: Any) -> Json:
         """The file that CLIProxyAPI makes of it."""
@@ -222,15 +208,11 @@ class Cloud:
         if self.refusal:
             return make_reply(self.refusal, 400)
         self.tokens.append(f"ya29.{len(self.tokens)}")
-        return make_reply(
-            {"access_token": self.tokens[-1], "expires_in": 3599, "token_type": "Bearer"}
-        )
+        return make_reply({"access_token": self.tokens[-1], "expires_in": 3599, "token_type": "Bearer"})
 
     def answer(self, seen: Seen) -> Reply:
         if not self.tokens or seen.headers.get("authorization") != f"Bearer {self.tokens[-1]}":
-            return make_reply(
-                {"error": {"code": 401, "status": "UNAUTHENTICATED", "message": "no"}}, 401
-            )
+            return make_reply({"error": {"code": 401, "status": "UNAUTHENTICATED", "message": "no"}}, 401)
         assert "x-goog-api-key" not in seen.headers
         if "countTokens" in seen.path:
             known = {"contents", "tools", "systemInstruction", "generationConfig"}
@@ -251,8 +233,7 @@ def cloud(upstream: Upstream, key: rsa.RSAPrivateKey) -> Cloud:
 
 
 NO_KEYS: Json = {
-    name: []
-    for name in ("claude_api_key", "codex_api_key", "gemini_api_key", "openai_compatibility")
+    name: [] for name in ("claude_api_key", "codex_api_key", "gemini_api_key", "openai_compatibility")
 }
 
 
@@ -301,9 +282,7 @@ TRANSLATED = [
 
 
 @pytest.mark.parametrize(("path", "more"), TRANSLATED)
-def test_other_dialects_on_vertex(
-    make_proxy: ProxyMaker, cloud: Cloud, path: str, more: Json
-) -> None:
+def test_other_dialects_on_vertex(make_proxy: ProxyMaker, cloud: Cloud, path: str, more: Json) -> None:
     proxy = make_proxy(**NO_KEYS)
     lay(proxy, cloud.credential())
     talk = [{"role": "user", "content": "hi"}]
@@ -328,9 +307,7 @@ def test_where_vertex_is_asked(
     store.create("vertex-x.json", cloud.credential(location=location, base_url=None))
     [account] = cp.find_accounts(cp.load_config(None), store.credentials(), {})
     call = cp.Call(cp.DIALECTS["gemini"], "generate", b"")
-    path = (
-        f"/v1/projects/proj-1/locations/{place}/publishers/google/models/{{model}}:generateContent"
-    )
+    path = f"/v1/projects/proj-1/locations/{place}/publishers/google/models/{{model}}:generateContent"
     assert (account.base, cp.path_of(call, account.provider)) == (f"https://{host}", path)
 
 
@@ -370,10 +347,7 @@ def test_a_key_that_google_refuses(make_proxy: ProxyMaker, cloud: Cloud) -> None
     proxy = make_proxy(**NO_KEYS)
     path = lay(proxy, cloud.credential())
     cloud.refusal = {"error": "invalid_grant", "error_description": "Invalid JWT Signature."}
-    got = [
-        proxy.ask("/v1beta/models/gemini-2.5-pro:generateContent", {"contents": TALK})
-        for _ in range(3)
-    ]
+    got = [proxy.ask("/v1beta/models/gemini-2.5-pro:generateContent", {"contents": TALK}) for _ in range(3)]
     assert [each.status for each in got] == [401] * 3
     for each in got:
         message = each.json()["error"]["message"]
@@ -391,9 +365,7 @@ def test_a_key_that_google_refuses(make_proxy: ProxyMaker, cloud: Cloud) -> None
 def test_a_clock_that_is_wrong_is_no_end(make_proxy: ProxyMaker, cloud: Cloud) -> None:
     proxy = make_proxy(**NO_KEYS)
     lay(proxy, cloud.credential())
-    words = (
-        "Invalid JWT: Token must be a short-lived token (60 minutes) and in a reasonable timeframe."
-    )
+    words = "Invalid JWT: Token must be a short-lived token (60 minutes) and in a reasonable timeframe."
     cloud.refusal = {"error": "invalid_grant", "error_description": words}
     got = proxy.ask("/v1beta/models/gemini-2.5-pro:generateContent", {"contents": TALK})
     assert words in got.json()["error"]["message"]
@@ -415,16 +387,8 @@ def test_others_answer_where_no_token_can_be_had(make_proxy: ProxyMaker, cloud: 
 
 def test_a_key_that_cannot_sign(make_proxy: ProxyMaker, cloud: Cloud) -> None:
     proxy = make_proxy(**NO_KEYS)
-    lay(
-        proxy,
-        cloud.credential(
-            service_account=cloud.key_file(private_key=pem_of(cloud.key, PKCS8, LOCKED))
-        ),
-    )
-    got = [
-        proxy.ask("/v1beta/models/gemini-2.5-pro:generateContent", {"contents": TALK})
-        for _ in range(2)
-    ]
+    lay(proxy, cloud.credential(service_account=cloud.key_file(private_key=pem_of(cloud.key, PKCS8, LOCKED))))
+    got = [proxy.ask("/v1beta/models/gemini-2.5-pro:generateContent", {"contents": TALK}) for _ in range(2)]
     for each in got:
         assert each.status == 401
         assert "vertex-proj-1.json: the private key is encrypted" in each.json()["error"]["message"]
@@ -448,9 +412,7 @@ def take_over(store: cp.Store, source: Path | str, prefix: str = "") -> Json:
     return cp.login("vertex", wanted, cp.load_config(None), store, terminal).data
 
 
-def test_import(
-    tmp_path: Path, store: cp.Store, cloud: Cloud, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_import(tmp_path: Path, store: cp.Store, cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
     source = tmp_path / "key.json"
     source.write_text(json.dumps(cloud.key_file(), indent=2))
     data = take_over(store, source)
@@ -458,19 +420,12 @@ def test_import(
     assert data == {"type": "vertex", "service_account": cloud.key_file(), **about}
     assert [credential.name for credential in store.credentials()] == ["vertex-proj-1.json"]
     assert cloud.asked() == [], "nobody is asked"
-    old = {
-        "location": "global",
-        "access_token": "old",
-        "expired": "2036-01-01T00:00:00Z",
-        "prefix": "g",
-    }
+    old = {"location": "global", "access_token": "old", "expired": "2036-01-01T00:00:00Z", "prefix": "g"}
     store.merge("vertex-proj-1.json", {**old, "last_refresh": "2026-01-01T00:00:00Z"})
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(source))
     data = take_over(store, "auto", prefix="team")
     assert (data["location"], data["prefix"]) == ("global", "team")
-    assert not data.keys() & {"access_token", "expired", "last_refresh"}, (
-        "they were of an older key"
-    )
+    assert not data.keys() & {"access_token", "expired", "last_refresh"}, "they were of an older key"
     source.write_text(json.dumps(cloud.credential(project_id="proj-2", location="asia-east1")))
     data = take_over(store, source)
     assert (data["project_id"], data["location"]) == ("proj-2", "asia-east1")
@@ -487,9 +442,7 @@ BAD_FILES = [
 
 
 @pytest.mark.parametrize(("change", "says"), BAD_FILES)
-def test_bad_files(
-    tmp_path: Path, store: cp.Store, cloud: Cloud, change: Json | None, says: str
-) -> None:
+def test_bad_files(tmp_path: Path, store: cp.Store, cloud: Cloud, change: Json | None, says: str) -> None:
     source = tmp_path / "key.json"
     if change is not None:
         whole = change if "client_id" in change else cloud.key_file(**change)

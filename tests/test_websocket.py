@@ -183,11 +183,7 @@ def test_another_dialect_is_translated(client: Client, upstream: Upstream) -> No
 def test_failures_leave_the_connection_usable(client: Client, upstream: Upstream) -> None:
     upstream.reply({"error": {"message": "slow down"}}, 429, {"retry-after": "7"})
     (failed,) = client.ask(model="up-responses", input="hi")
-    assert (failed["type"], failed["status"], failed["headers"]) == (
-        "error",
-        429,
-        {"retry-after": "7"},
-    )
+    assert (failed["type"], failed["status"], failed["headers"]) == ("error", 429, {"retry-after": "7"})
     for previous in ("r9", ["r9"], {"r": 9}, 9):
         (unknown,) = client.ask(model="up-chat", input="hi", previous_response_id=previous)
         assert (unknown["status"], unknown["error"]["param"]) == (400, "previous_response_id")
@@ -199,9 +195,7 @@ def test_failures_leave_the_connection_usable(client: Client, upstream: Upstream
     assert types(broken) == ["response.created", "response.output_item.done", "error"]
     assert broken[-1]["status"] == 502
     (echo,) = [
-        e
-        for e in client.ask(model="echo", input="still here")
-        if e["type"] == "response.output_text.done"
+        e for e in client.ask(model="echo", input="still here") if e["type"] == "response.output_text.done"
     ]
     assert echo["text"] == "still here"
 
@@ -252,9 +246,7 @@ def test_a_silent_connection_keeps_no_server_from_stopping(proxy: Proxy, client:
     assert proxy.server.stop(grace=1.0)
 
 
-def test_a_message_may_not_be_larger_than_a_body(
-    client: Client, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_message_may_not_be_larger_than_a_body(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cp, "BODY_LIMIT", 100)
     client.frame(1, b"x" * 60, first=0)
     client.frame(0, b"x" * 60)
@@ -267,8 +259,7 @@ def test_old_answers_are_forgotten(client: Client) -> None:
         for _ in range(cp.REMEMBERED + 1)
     ]
     assert (
-        client.ask(model="echo", input="x", previous_response_id=ids[1])[-1]["type"]
-        == "response.completed"
+        client.ask(model="echo", input="x", previous_response_id=ids[1])[-1]["type"] == "response.completed"
     )
     assert client.ask(model="echo", input="x", previous_response_id=ids[0])[-1]["status"] == 400
 
@@ -283,9 +274,7 @@ def test_old_answers_are_forgotten(client: Client) -> None:
         pytest.param({"ws": True}, {"origin": "http://evil.example"}, b"403", id="a web page"),
     ],
 )
-def test_handshakes(
-    make_proxy: ProxyMaker, settings: Any, headers: dict[str, str], status: bytes
-) -> None:
+def test_handshakes(make_proxy: ProxyMaker, settings: Any, headers: dict[str, str], status: bytes) -> None:
     with closing(Client(make_proxy(**settings), **headers)) as client:
         assert client.head.split()[1] == status
 
@@ -311,9 +300,7 @@ def test_pings_are_answered_while_an_answer_is_sent(client: Client, upstream: Up
     assert len(upstream.seen[1].json()["input"]) == 3
 
 
-@pytest.mark.parametrize(
-    "last", [[], [(9, 10)], [(8, 8)]], ids=["hangs up", "has pinged", "says so"]
-)
+@pytest.mark.parametrize("last", [[], [(9, 10)], [(8, 8)]], ids=["hangs up", "has pinged", "says so"])
 def test_a_client_that_leaves_ends_the_exchange(
     client: Client, upstream: Upstream, last: list[tuple[int, int]]
 ) -> None:

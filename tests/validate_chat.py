@@ -51,10 +51,7 @@ class Calls:
         if signature:
             call["extra_content"] = signature
             return
-        body, field = (
-            delta[call["type"]],
-            {"function": "arguments", "custom": "input"}[call["type"]],
-        )
+        body, field = (delta[call["type"]], {"function": "arguments", "custom": "input"}[call["type"]])
         assert body.keys() == {field}, "name comes once"
         call[call["type"]][field] += body[field]
 
@@ -102,9 +99,7 @@ def validate_stream(data: bytes, *, usage: bool) -> Json:
     if last != "[DONE]":
         error = json.loads(last)
         check_error(error)
-        assert all("error" not in payload for payload in payloads), (
-            "an error must be the last frame"
-        )
+        assert all("error" not in payload for payload in payloads), "an error must be the last frame"
         payloads = payloads or [error]
         assert all(not p.get("usage") for p in payloads), "no success before an error"
         return error  # type: ignore[no-any-return]

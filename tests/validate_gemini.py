@@ -15,12 +15,7 @@ FIELDS = {  # exactly one of them in a part
     "toolResponse",
 }  # fmt: skip
 CHUNK = {"candidates", "usageMetadata", "modelVersion", "responseId", "promptFeedback", "error"}
-TOTAL = (
-    "promptTokenCount",
-    "candidatesTokenCount",
-    "thoughtsTokenCount",
-    "toolUsePromptTokenCount",
-)
+TOTAL = ("promptTokenCount", "candidatesTokenCount", "thoughtsTokenCount", "toolUsePromptTokenCount")
 
 
 def chunks_of(data: bytes, *, sse: bool = True) -> list[Json]:
@@ -48,9 +43,7 @@ def check_part(part: Json) -> None:
         assert isinstance(call.get("args", {}), dict), part
         assert not call.keys() & {"partialArgs", "willContinue"}, part
     if "thoughtSignature" in part:
-        base64.urlsafe_b64decode(
-            part["thoughtSignature"].replace("+", "-").replace("/", "_") + "=="
-        )
+        base64.urlsafe_b64decode(part["thoughtSignature"].replace("+", "-").replace("/", "_") + "==")
     if part.get("text") == "":
         assert part.keys() <= {"text", "thought", "thoughtSignature"}, part
 

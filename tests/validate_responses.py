@@ -17,16 +17,7 @@ PREFIXES = {
     "image_generation_call": "ig_",
 }
 LAST = {"response.completed", "response.incomplete", "response.failed"}
-REQUIRED = [
-    "id",
-    "created_at",
-    "model",
-    "object",
-    "output",
-    "parallel_tool_calls",
-    "tool_choice",
-    "tools",
-]
+REQUIRED = ["id", "created_at", "model", "object", "output", "parallel_tool_calls", "tool_choice", "tools"]
 EMPTY_AT_FIRST = {
     "message": ("content",),
     "reasoning": ("content", "summary"),
@@ -102,26 +93,14 @@ class Validator:
         assert self.item
         assert self.part is None
         assert [item.get(k) for k in ("id", "type")] == [self.item.get(k) for k in ("id", "type")]
-        assert item.get("status") in {
-            None,
-            "completed",
-            "incomplete",
-            "searching",
-            "generating",
-            "failed",
-        }, item
-        assert "status" in item or item["type"] not in {
-            "message",
-            "function_call",
-            "custom_tool_call",
-        }
+        assert item.get("status") in {None, "completed", "incomplete", "searching", "generating", "failed"}, (
+            item
+        )
+        assert "status" in item or item["type"] not in {"message", "function_call", "custom_tool_call"}
         for key in ("content", "summary"):
             if item["type"] in {"message", "reasoning"} and key in item:
                 assert item[key] == self.parts
-        for event, key in (
-            ("function_call_arguments", "arguments"),
-            ("custom_tool_call_input", "input"),
-        ):
+        for event, key in (("function_call_arguments", "arguments"), ("custom_tool_call_input", "input")):
             if item["type"] in {"function_call", "custom_tool_call"} and key in item:
                 assert item[key] == self.whole[f"response.{event}"]
         assert item["type"] != "reasoning" or isinstance(item["summary"], list)
@@ -148,11 +127,7 @@ class Validator:
         if step == "added":
             assert self.part is None
             assert not any(v for k, v in part.items() if k != "type"), part
-            assert part["type"] != "output_text" or part == {
-                **part,
-                "annotations": [],
-                "logprobs": [],
-            }
+            assert part["type"] != "output_text" or part == {**part, "annotations": [], "logprobs": []}
             self.part, self.bodies, self.whole, self.notes = part, {}, {}, []
             return
         assert self.part

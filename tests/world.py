@@ -75,9 +75,7 @@ class World(ThreadingHTTPServer):
         self.serial = itertools.count(1)
         self.asks: list[Ask] = []
         self.codes: dict[str, cp.Json] = {}
-        self.devices: dict[
-            str, cp.Json
-        ] = {}  # device code -> {user_code, state: pending|granted|denied}
+        self.devices: dict[str, cp.Json] = {}  # device code -> {user_code, state: pending|granted|denied}
         self.live: dict[str, str] = {}  # refresh token -> provider
         self.access: dict[str, str] = {}  # access token -> provider
         self.faults: dict[str, list[Fault]] = defaultdict(list)
@@ -208,9 +206,7 @@ class World(ThreadingHTTPServer):
 
     def claude_usage(self, ask: Ask) -> Answer:
         if self.access.get(ask.token) != "claude":
-            return 401, {
-                "error": {"type": "authentication_error", "message": "OAuth token has expired"}
-            }
+            return 401, {"error": {"type": "authentication_error", "message": "OAuth token has expired"}}
         return 200, {
             "five_hour": {"utilization": 12.5, "resets_at": "2026-02-09T10:40:11.123456+00:00"},
             "seven_day": {"utilization": 80, "resets_at": None}, "seven_day_opus": None, "extra_usage": {"is_enabled": False},
@@ -253,11 +249,7 @@ class World(ThreadingHTTPServer):
                 "error": {"code": "access_denied", "message": "denied"}
             }
         verifier = "device-verifier"
-        challenge = (
-            base64.urlsafe_b64encode(hashlib.sha256(verifier.encode()).digest())
-            .rstrip(b"=")
-            .decode()
-        )
+        challenge = base64.urlsafe_b64encode(hashlib.sha256(verifier.encode()).digest()).rstrip(b"=").decode()
         self.codes["device-code"] = {
             "provider": "codex", "redirect_uri": f"{self.url}/codex/deviceauth/callback", "challenge": challenge,
             "method": "S256", "until": self.clock() + CODE_LIFE,
@@ -272,12 +264,7 @@ class World(ThreadingHTTPServer):
         assert ask.headers["chatgpt-account-id"] == self.account
         week = {"used_percent": 40, "limit_window_seconds": 604_800, "reset_at": 1_770_633_611}
         five = {"used_percent": 7.5, "limit_window_seconds": 18_000, "reset_at": 1_770_633_600}
-        more = [
-            {
-                "limit_name": "spark",
-                "rate_limit": {"primary_window": five, "secondary_window": None},
-            }
-        ]
+        more = [{"limit_name": "spark", "rate_limit": {"primary_window": five, "secondary_window": None}}]
         return 200, {
             "rate_limit": {"primary_window": five, "secondary_window": week},
             "additional_rate_limits": more,
@@ -288,39 +275,25 @@ class World(ThreadingHTTPServer):
     def google_authorize(self, ask: Ask) -> tuple[int, str]:
         assert (ask.query["access_type"], ask.query["prompt"]) == ("offline", "consent")
         name = next(
-            name
-            for name in ("gemini", "antigravity")
-            if cp.LOGINS[name].client_id == ask.query["client_id"]
+            name for name in ("gemini", "antigravity") if cp.LOGINS[name].client_id == ask.query["client_id"]
         )
         return self.authorize(ask, name)
 
     def google_token(self, ask: Ask) -> Answer:
         name = next(
-            name
-            for name in ("gemini", "antigravity")
-            if cp.LOGINS[name].client_id == ask.body["client_id"]
+            name for name in ("gemini", "antigravity") if cp.LOGINS[name].client_id == ask.body["client_id"]
         )
         if ask.body.get("client_secret") != "open-secret":
-            return 401, {
-                "error": "invalid_client",
-                "error_description": "The OAuth client was not found.",
-            }
+            return 401, {"error": "invalid_client", "error_description": "The OAuth client was not found."}
         if ask.body["grant_type"] == "authorization_code":
             return self.redeem(ask.body, name)
         if self.live.get(ask.body["refresh_token"]) != name:
-            return 400, {
-                "error": "invalid_grant",
-                "error_description": "Token has been expired or revoked.",
-            }
-        return 200, {
-            key: value for key, value in self.tokens(name).items() if key != "refresh_token"
-        }
+            return 400, {"error": "invalid_grant", "error_description": "Token has been expired or revoked."}
+        return 200, {key: value for key, value in self.tokens(name).items() if key != "refresh_token"}
 
     def google_userinfo(self, ask: Ask) -> Answer:
         return (
-            (200, {"email": self.email})
-            if ask.token in self.access
-            else (401, {"error": {"message": "no"}})
+            (200, {"email": self.email}) if ask.token in self.access else (401, {"error": {"message": "no"}})
         )
 
     def google_projects(self, ask: Ask) -> Answer:
@@ -345,10 +318,7 @@ class World(ThreadingHTTPServer):
 
     def google_v1internal_operations(self, _: Ask) -> Answer:
         self.google["polls"] -= 1
-        done = {
-            "done": True,
-            "response": {"cloudaicompanionProject": {"id": self.google["chosen"]}},
-        }
+        done = {"done": True, "response": {"cloudaicompanionProject": {"id": self.google["chosen"]}}}
         return 200, {"name": "operations/op-1", **(done if self.google["polls"] < 0 else {})}
 
     def google_service(self, ask: Ask) -> Answer:
@@ -397,9 +367,7 @@ class World(ThreadingHTTPServer):
         return self.device_token("kimi", ask, 200)
 
     def qwen_device(self, ask: Ask) -> Answer:
-        return self.device(
-            "qwen", {"client_id", "scope", "code_challenge", "code_challenge_method"}, ask
-        )
+        return self.device("qwen", {"client_id", "scope", "code_challenge", "code_challenge_method"}, ask)
 
     def qwen_token(self, ask: Ask) -> Answer:
         status, answer = self.device_token("qwen", ask, 400)
@@ -457,9 +425,9 @@ class WorldHandler(BaseHTTPRequestHandler):
         form = "urlencoded" in (self.headers.get("content-type") or "")
         body = dict(parse_qsl(raw, strict_parsing=True)) if form else json.loads(raw or "{}")
         headers = {name.lower(): value for name, value in self.headers.items()}
-        assert headers.get("user-agent", "").startswith(
-            ("cliproxy/", "Python-urllib", "curl", "test")
-        ), headers
+        assert headers.get("user-agent", "").startswith(("cliproxy/", "Python-urllib", "curl", "test")), (
+            headers
+        )
         return Ask(self.command, url.path, dict(parse_qsl(url.query)), headers, body)
 
     def do_GET(self) -> None:
@@ -485,13 +453,7 @@ class WorldHandler(BaseHTTPRequestHandler):
     def route(self, ask: Ask) -> tuple[int, Any]:
         if ask.path.startswith("/google/projects/"):
             return self.server.google_service(ask)
-        name = (
-            ask.path.strip("/")
-            .replace("/.", "/")
-            .replace("/", "_")
-            .replace(":", "_")
-            .replace("-", "_")
-        )
+        name = ask.path.strip("/").replace("/.", "/").replace("/", "_").replace(":", "_").replace("-", "_")
         name = name.replace("v1internal_operations_op_1", "v1internal_operations")
         handle: Callable[[Ask], tuple[int, Any]] | None = getattr(self.server, name, None)
         return handle(ask) if handle else (404, {"error": f"no {ask.path}"})
