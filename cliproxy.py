@@ -134,9 +134,10 @@ def sse_split(chunks: Iterable[bytes]) -> Iterator[bytes]:
     after_cr = False
     for chunk in sse_strip_mark(chunks):
         text = chunk
-        if after_cr or b"\r" in chunk:  # CR LF in two chunks: the CR has ended the line
-            text = chunk[after_cr and chunk.startswith(b"\n") :]
-            after_cr = chunk.endswith(b"\r") if chunk else after_cr
+        if chunk and (after_cr or b"\r" in chunk):
+            if after_cr:
+                text = text.removeprefix(b"\n")  # of a CR LF in two chunks: the CR has ended the line
+            after_cr = chunk.endswith(b"\r")
             text = text.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         seam = pieces[-1][-1:] + text[:1] if pieces else b""
         if b"\n\n" in text or seam == b"\n\n":
@@ -1477,111 +1478,6 @@ def turns(messages: Iterable[Message]) -> list[Turn]:
 def text_of(parts: Iterable[Part], joint: str = "\n") -> str:
     """Join the texts among `parts`; other kinds are left out."""
     return joint.join(part.text for part in parts if part.kind == "text")
-
-
-INPUT_HEAD = re.compile(r'\s*\{\s*"input"\s*:\s*"')
-INPUT_BODY = re.compile(  # whole characters and escapes; a high surrogate waits for what follows
-    r'(?:[^"\\]+|\\[^u]|\\u(?![dD][89abAB])[0-9a-fA-F]{4}'
-    r"|\\u[dD][89abAB][0-9a-fA-F]{2}(?:\\u[0-9a-fA-F]{4}|(?=[^\\]|\\[^u])))*"
-)
-
-
-class Unwrapper:
-    """Decodes the text in `{"input": "..."}` while it comes in, cut anywhere."""
-
-    def __init__(self) -> None:
-        self._rest = ""  # not yet decoded
-        self._state = "head"  # head, body, tail
-
-    def feed(self, fragment: str) -> str:
-        """Return what `fragment` adds to the text."""
-        self._rest += fragment
-        if self._state == "head" and (head := INPUT_HEAD.match(self._rest)):
-            self._rest, self._state = self._rest[head.end() :], "body"
-        if self._state != "body":
-            return ""
-        body = INPUT_BODY.match(self._rest)
-        end = body.end() if body else 0
-        text, self._rest = self._rest[:end], self._rest[end:]
-        if self._rest.startswith('"'):
-            self._state = "tail"
-        return unquoted(text)
-
-    def close(self) -> str:
-        """Return what is left of a call that did not have the form asked for."""
-        if self._state != "head":
-            return ""
-        try:
-            data = json.loads(self._rest or "{}")
-        except ValueError:
-            return self._rest
-        if not data:
-            return ""
-        text = data.get("input", self._rest) if isinstance(data, dict) else self._rest
-        return text if isinstance(text, str) else dumps_text(text)
-
-
-class Wrapper:
-    """Encodes a text as `{"input": "..."}` while it comes in."""
-
-    def __init__(self) -> None:
-        self._head = '{"input":"'
-
-    def feed(self, fragment: str) -> str:
-        head, self._head = self._head, ""
-        return head + quote(fragment)[1:-1]
-
-    def close(self) -> str:
-        return self._head + '"}'
-
-
-def unquoted(text: str) -> str:
-    try:
-        return str(json.loads(f'"{text}"', strict=False)) if "\\" in text else text
-    except ValueError:  # an escape that JSON does not know
-        return text
-
-
-IMAGE_TOKENS = 1_500
-
-
-def estimate_tokens(request: Request) -> int:
-    """Estimate the input: a token per four bytes of text and schemas, 1500 per image or file."""
-    size, media = 0, 0
-    stack = [*request.system, *(part for message in request.messages for part in message.parts)]
-    while stack:
-        part = stack.pop()
-        stack.extend(part.parts)
-        text = part.text + part.name
-        if part.media is not None and part.media.source == "text":
-            text += part.media.data
-        elif part.media is not None:
-            media += 1
-        size += len(text.encode("utf-8", "replace"))
-    for tool in request.tools:
-        text = tool.name + tool.description + dumps_text(tool.schema or tool.grammar or {})
-        size += len(text.encode("utf-8", "replace"))
-    return (size + 3) // 4 + media * IMAGE_TOKENS
-
-
-WRAPPERS = frozenset({"parallel", "multi_tool_use.parallel"})  # made up by OpenAI's models
-
-
-def is_wrapper(call: Part, declared: Collection[str]) -> bool:
-    """Tell whether a call holds several calls, and is of no tool that the client declared."""
-    return call.name in WRAPPERS and call.name not in declared
-
-
-def unwrapped(call: Part) -> list[Part]:
-    """Split the call of a wrapper: {tool_uses: [{recipient_name, parameters}]}."""
-    try:
-        uses = arguments_of(call.text)["tool_uses"]
-        names = [use["recipient_name"].rpartition(".")[2] for use in uses]
-        texts = [dumps_text(use["parameters"]) for use in uses]
-        pairs = enumerate(zip(texts, names))
-        return [Part("call", text, f"{call.id}_{n}", name) for n, (text, name) in pairs]
-    except (KeyError, TypeError, AttributeError):
-        return [call]
 
 
 # The `extra` of what a dialect reads holds what the model has no name for, and notes on the form
@@ -4527,6 +4423,26 @@ def responses_error(body: Json, status: int = 0) -> ProxyError:
     return made
 
 
+WRAPPERS = frozenset({"parallel", "multi_tool_use.parallel"})  # made up by OpenAI's models
+
+
+def is_wrapper(call: Part, declared: Collection[str]) -> bool:
+    """Tell whether a call holds several calls, and is of no tool that the client declared."""
+    return call.name in WRAPPERS and call.name not in declared
+
+
+def unwrapped(call: Part) -> list[Part]:
+    """Split the call of a wrapper: {tool_uses: [{recipient_name, parameters}]}."""
+    try:
+        uses = arguments_of(call.text)["tool_uses"]
+        names = [use["recipient_name"].rpartition(".")[2] for use in uses]
+        texts = [dumps_text(use["parameters"]) for use in uses]
+        pairs = enumerate(zip(texts, names))
+        return [Part("call", text, f"{call.id}_{n}", name) for n, (text, name) in pairs]
+    except (KeyError, TypeError, AttributeError):
+        return [call]
+
+
 class ResponsesReader:
     """Reads one answer, of which the items come one after the other."""
 
@@ -6537,6 +6453,70 @@ def fit_request(request: Request, target: Target, dialect: str) -> Fitted:
     for step in STEPS:
         request = step(request, case)
     return Fitted(request, dialect, back)
+
+
+# --- freeform calls, emulated ---------------------------------------------------------------------
+INPUT_HEAD = re.compile(r'\s*\{\s*"input"\s*:\s*"')
+INPUT_BODY = re.compile(  # whole characters and escapes; a high surrogate waits for what follows
+    r'(?:[^"\\]+|\\[^u]|\\u(?![dD][89abAB])[0-9a-fA-F]{4}'
+    r"|\\u[dD][89abAB][0-9a-fA-F]{2}(?:\\u[0-9a-fA-F]{4}|(?=[^\\]|\\[^u])))*"
+)
+
+
+class Unwrapper:
+    """Decodes the text in `{"input": "..."}` while it comes in, cut anywhere."""
+
+    def __init__(self) -> None:
+        self._rest = ""  # not yet decoded
+        self._state = "head"  # head, body, tail
+
+    def feed(self, fragment: str) -> str:
+        """Return what `fragment` adds to the text."""
+        self._rest += fragment
+        if self._state == "head" and (head := INPUT_HEAD.match(self._rest)):
+            self._rest, self._state = self._rest[head.end() :], "body"
+        if self._state != "body":
+            return ""
+        body = INPUT_BODY.match(self._rest)
+        end = body.end() if body else 0
+        text, self._rest = self._rest[:end], self._rest[end:]
+        if self._rest.startswith('"'):
+            self._state = "tail"
+        return unquoted(text)
+
+    def close(self) -> str:
+        """Return what is left of a call that did not have the form asked for."""
+        if self._state != "head":
+            return ""
+        try:
+            data = json.loads(self._rest or "{}")
+        except ValueError:
+            return self._rest
+        if not data:
+            return ""
+        text = data.get("input", self._rest) if isinstance(data, dict) else self._rest
+        return text if isinstance(text, str) else dumps_text(text)
+
+
+class Wrapper:
+    """Encodes a text as `{"input": "..."}` while it comes in."""
+
+    def __init__(self) -> None:
+        self._head = '{"input":"'
+
+    def feed(self, fragment: str) -> str:
+        head, self._head = self._head, ""
+        return head + quote(fragment)[1:-1]
+
+    def close(self) -> str:
+        return self._head + '"}'
+
+
+def unquoted(text: str) -> str:
+    try:
+        return str(json.loads(f'"{text}"', strict=False)) if "\\" in text else text
+    except ValueError:  # an escape that JSON does not know
+        return text
 
 
 # --- the way back ------------------------------------------------------------------------------------
@@ -12582,6 +12562,28 @@ def read_answer(exchange: Exchange, upstream: Dialect, request: Request, wrapped
         else:
             body = unwrap(json.loads(exchange.body()))
             yield from upstream.read_response(body, request)
+
+
+IMAGE_TOKENS = 1_500
+
+
+def estimate_tokens(request: Request) -> int:
+    """Estimate the input: a token per four bytes of text and schemas, 1500 per image or file."""
+    size, media = 0, 0
+    stack = [*request.system, *(part for message in request.messages for part in message.parts)]
+    while stack:
+        part = stack.pop()
+        stack.extend(part.parts)
+        text = part.text + part.name
+        if part.media is not None and part.media.source == "text":
+            text += part.media.data
+        elif part.media is not None:
+            media += 1
+        size += len(text.encode("utf-8", "replace"))
+    for tool in request.tools:
+        text = tool.name + tool.description + dumps_text(tool.schema or tool.grammar or {})
+        size += len(text.encode("utf-8", "replace"))
+    return (size + 3) // 4 + media * IMAGE_TOKENS
 
 
 def answer_echo(call: Call) -> Answer:
