@@ -1,29 +1,21 @@
-"""What the tests share: a scripted upstream on a real loopback socket, and a clock to turn."""
+"""The fixtures that all tests share; what they hand out is made in tests/support."""
 
 from __future__ import annotations
 
-import http.client
-import json
-import os
-import socket
-import struct
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, suppress
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
-from typing import Any, NamedTuple, Union
+from typing import Any
 
 import pytest
 from hypothesis import settings
-from world import World
 
 import cliproxy as cp
-
-ROOT = Path(__file__).parent.parent
-SHARED = Path(os.environ.get("CLIPROXY_SHARED") or ROOT.parent / "shared")
-DEADLINE = 8.0  # seconds that anything may wait: less than pytest's timeout, so that it is told
-CLOSE, RESET, SILENCE = "close", "reset", "silence"  # steps: FIN, RST, nothing until the peer goes
-Step = Union[bytes, str, threading.Event]  # bytes are sent, an Event is waited for
+from support.paths import SHARED
+from support.proxy import Proxy, ProxyMaker
+from support.upstream import Clock, Upstream
+from support.world import World
 
 settings.register_profile("house", max_examples=100, deadline=None)
 settings.load_profile("house")
@@ -36,320 +28,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(absent)
 
 
-class Seen(NamedTuple):
-    """A request as it came over the wire."""
-
-    method: str
-    path: str
-    headers: dict[str, str]  # names in lower case
-    body: bytes
-    connection: int  # 0, 1, 2, ...: which connection it came on
-    head: bytes  # the raw head: order and spelling of the headers
-
-    def json(self) -> Any:
-        return json.loads(self.body)
-
-
-class Reply(NamedTuple):
-    """What to answer, step by step. See Upstream.reply for the ways to make one."""
-
-    steps: tuple[Step, ...]
-    keep: bool = True  # the connection serves another request afterwards
-
-
-Script = Callable[[Seen], Reply]
-
-
-def head_of(status: int, headers: Mapping[str, str]) -> bytes:
-    lines = [f"HTTP/1.1 {status} Scripted", *(f"{k}: {v}" for k, v in headers.items()), "", ""]
-    return "\r\n".join(lines).encode("latin-1")
-
-
-def until_the_end(steps: Iterable[Step]) -> list[Step]:
-    """Leave out what stands behind the step that ends the connection."""
-    kept: list[Step] = []
-    for step in steps:
-        kept.append(step)
-        if step in {CLOSE, RESET, SILENCE}:
-            break
-    return kept
-
-
-def chunked(steps: Iterable[Step]) -> Iterator[Step]:
-    """Put each piece of bytes into a chunk of its own; a hang-up leaves the body unfinished."""
-    for step in steps:
-        yield b"%x\r\n%b\r\n" % (len(step), step) if isinstance(step, bytes) and step else step
-        if step in {CLOSE, RESET, SILENCE}:
-            return
-    yield b"0\r\n\r\n"
-
-
-def make_reply(
-    body: bytes | str | Sequence[Step] | dict[str, Any] | list[Any] = b"",
-    status: int = 200,
-    headers: Mapping[str, str] | None = None,
-    *,
-    framing: str = "",
-) -> Reply:
-    """Make a reply. A dict is sent as JSON, a sequence of steps piece by piece.
-
-    `framing` is length, chunked, close (the end of the connection ends the body) or raw (the steps
-    are all there is, head included). Without it a sequence is chunked, anything else has a length.
-    """
-    if isinstance(body, dict):
-        body, headers = json.dumps(body), {"content-type": "application/json", **(headers or {})}
-    if isinstance(body, str):
-        body = body.encode()
-    steps: list[Step] = [body] if isinstance(body, bytes) else until_the_end(body)
-    framing = framing or ("length" if isinstance(body, bytes) else "chunked")
-    if framing == "raw":
-        return Reply(tuple(steps))
-    length = sum(len(step) for step in steps if isinstance(step, bytes))
-    frame = {
-        "length": {"content-length": str(length)},
-        "chunked": {"transfer-encoding": "chunked"},
-        "close": {"connection": "close"},
-    }[framing]
-    head = head_of(status, {**frame, **(headers or {})})
-    return Reply((head, *(chunked(steps) if framing == "chunked" else steps)), framing != "close")
-
-
-class Upstream:
-    """A provider on a raw loopback socket that answers from a script and records what it saw.
-
-    `replies` are used up one after the other, whatever the path; `routes` maps a path (without its
-    query) to a Reply or to a function of the request, used again and again, and comes first. A
-    request with neither is answered with 599. `piece` cuts what is sent into writes of so many
-    bytes. Events to wait for: `asked` (a request was read), `hung_up` (the peer left before the
-    reply was complete).
-    """
-
-    def __init__(self) -> None:
-        self.replies: list[Reply | Script] = []
-        self.routes: dict[str, Reply | Script] = {}
-        self.seen: list[Seen] = []
-        self.piece = 65_536
-        self.asked, self.hung_up = threading.Event(), threading.Event()
-        self._closing = threading.Event()
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
-        self.port: int = self._listener.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}"
-        self._open: list[socket.socket] = []  # guarded by _lock, as are `seen` and `replies`
-        self._threads: list[threading.Thread] = []
-        self._lock = threading.Lock()
-        self._acceptor = threading.Thread(target=self._accept)
-        self._acceptor.start()
-
-    @property
-    def connections(self) -> int:
-        """How many connections were made to it so far."""
-        return len(self._threads)
-
-    def reply(self, *args: Any, **kwargs: Any) -> None:
-        """Append a reply to the script; arguments as of `make_reply`."""
-        self.replies.append(make_reply(*args, **kwargs))
-
-    def close(self) -> None:
-        self._closing.set()
-        with suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        with self._lock:
-            for peer in self._open:
-                with suppress(OSError):
-                    peer.shutdown(socket.SHUT_RDWR)
-        for thread in (self._acceptor, *self._threads):
-            thread.join(DEADLINE)
-
-    def _accept(self) -> None:
-        while not self._closing.is_set():
-            try:
-                peer, _ = self._listener.accept()
-            except OSError:
-                return
-            peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            peer.settimeout(DEADLINE)
-            thread = threading.Thread(target=self._serve, args=(peer, len(self._threads)))
-            with self._lock:
-                self._open.append(peer)
-                self._threads.append(thread)
-            thread.start()
-
-    def _serve(self, peer: socket.socket, connection: int) -> None:
-        try:
-            with closing(peer), peer.makefile("rb") as stream:
-                while (seen := read_request(stream, connection)) and self._answer(peer, seen):
-                    pass
-        except OSError:
-            self.hung_up.set()
-        finally:
-            with self._lock:
-                self._open.remove(peer)
-
-    def _answer(self, peer: socket.socket, seen: Seen) -> bool:
-        """Answer one request; False if the connection is of no more use."""
-        reply = self._find(seen)
-        self._play(peer, reply.steps)
-        return reply.keep and not {CLOSE, RESET, SILENCE}.intersection(reply.steps)
-
-    def _find(self, seen: Seen) -> Reply:
-        with self._lock:
-            self.seen.append(seen)
-            found = self.routes.get(seen.path.partition("?")[0])
-            if found is None and self.replies:
-                found = self.replies.pop(0)
-        self.asked.set()
-        found = found or make_reply(b"nothing is scripted", 599)
-        return found if isinstance(found, Reply) else found(seen)
-
-    def _play(self, peer: socket.socket, steps: tuple[Step, ...]) -> None:
-        for step in steps:
-            if isinstance(step, bytes):
-                send(peer, step, self.piece)
-            elif isinstance(step, threading.Event):
-                step.wait(DEADLINE)
-            elif step == SILENCE and not peer.recv(1):
-                self.hung_up.set()
-            elif step == RESET:
-                peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-
-
-def send(peer: socket.socket, data: bytes, piece: int) -> None:
-    for start in range(0, len(data), piece):
-        peer.sendall(data[start : start + piece])
-
-
-def read_request(stream: Any, connection: int) -> Seen | None:
-    """Read one request; None at the end of the connection."""
-    lines: list[bytes] = []
-    while (line := stream.readline()).strip():
-        lines.append(line)
-    if not lines:
-        return None
-    method, path, _ = lines[0].decode("latin-1").split(" ", 2)
-    pairs = (line.decode("latin-1").split(":", 1) for line in lines[1:])
-    headers = {name.strip().lower(): value.strip() for name, value in pairs}
-    if headers.get("transfer-encoding", "").lower() == "chunked":
-        body = b"".join(read_chunks(stream))
-    else:
-        body = stream.read(int(headers.get("content-length", 0)))
-    return Seen(method, path, headers, body, connection, b"".join(lines))
-
-
-def read_chunks(stream: Any) -> Iterator[bytes]:
-    while size := int(stream.readline().split(b";")[0], 16):
-        yield stream.read(size)
-        stream.readline()
-    while stream.readline().strip():
-        pass  # trailers
-
-
 @pytest.fixture
 def upstream() -> Iterator[Upstream]:
     with closing(Upstream()) as server:
         yield server
 
 
-class Clock:
-    """A clock that stands still until it is turned: pass it wherever a `now` is asked for."""
-
-    def __init__(self, now: float = 1_800_000_000.0) -> None:
-        self.now = now
-
-    def __call__(self) -> float:
-        return self.now
-
-    def turn(self, seconds: float) -> None:
-        self.now += seconds
-
-
 @pytest.fixture
 def clock() -> Clock:
     return Clock()
-
-
-class Got(NamedTuple):
-    """An answer of the proxy."""
-
-    status: int
-    headers: dict[str, str]
-    body: bytes
-
-    def json(self) -> Any:
-        return json.loads(self.body)
-
-    def payloads(self) -> list[Any]:
-        """The JSON objects of a stream, in order."""
-        return list(cp.sse_read([self.body]))
-
-
-class Proxy:
-    """A running proxy, with a config file and a folder of credentials of its own.
-
-    `upstream` is behind one key of each dialect, serving the models up-claude, up-chat,
-    up-responses and up-gemini; `config` adds to or overrides that.
-    """
-
-    def __init__(
-        self, folder: Path, upstream: Upstream, config: dict[str, Any], environ: dict[str, str]
-    ) -> None:
-        self.auth_dir, self.path, self.upstream = folder / "auth", folder / "config.json", upstream
-        self.settings = {**keys_for(upstream), "auth-dir": str(self.auth_dir), "port": 0, **config}
-        self.write(self.settings)
-        store = cp.Store(self.auth_dir)
-        store.scan()
-        self.app = cp.App(cp.ConfigFile(self.path), store, environ)
-        self.server = cp.make_server(self.app)
-        self.port = self.server.port
-        self.url = f"http://127.0.0.1:{self.port}"
-        self._thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01})
-        self._thread.start()
-
-    def write(self, config: dict[str, Any]) -> None:
-        self.path.write_text(json.dumps(config), encoding="utf-8")
-
-    def close(self) -> None:
-        self.server.stop(grace=0.0)
-        self._thread.join(DEADLINE)
-        self.app.pool.prune(0.0)
-
-    def connect(self) -> socket.socket:
-        return socket.create_connection(("127.0.0.1", self.port), timeout=DEADLINE)
-
-    def raw(self, data: bytes) -> bytes:
-        """Send bytes as they are; return all that comes back until the proxy closes."""
-        with closing(self.connect()) as peer, closing(peer.makefile("rb")) as stream:
-            peer.sendall(data)
-            peer.shutdown(socket.SHUT_WR)
-            return stream.read()
-
-    def ask(
-        self, path: str, body: Any = None, headers: Mapping[str, str] | None = None, method: str = ""
-    ) -> Got:
-        data = body if isinstance(body, (bytes, type(None))) else json.dumps(body).encode()
-        client = http.client.HTTPConnection("127.0.0.1", self.port, timeout=DEADLINE)
-        with closing(client):
-            client.request(method or ("GET" if data is None else "POST"), path, data, dict(headers or {}))
-            reply = client.getresponse()
-            return Got(reply.status, {k.lower(): v for k, v in reply.getheaders()}, reply.read())
-
-
-def keys_for(upstream: Upstream) -> dict[str, Any]:
-    """One account a dialect, all on the scripted upstream."""
-    keyed = {"api-key": "sk-upstream-key", "base-url": upstream.url}
-    return {
-        "claude-api-key": [{**keyed, "models": [{"name": "up-claude"}]}],
-        "codex-api-key": [{**keyed, "base-url": f"{upstream.url}/v1", "models": [{"name": "up-responses"}]}],
-        "gemini-api-key": [{**keyed, "models": [{"name": "up-gemini"}]}],
-        "openai-compatibility": [{
-            "name": "up", "base-url": f"{upstream.url}/v1", "models": [{"name": "up-chat"}],
-            "api-key-entries": [{"api-key": "sk-upstream-key"}],
-        }],
-        "request-retry": 0,
-    }  # fmt: skip
-
-
-ProxyMaker = Callable[..., Proxy]
 
 
 @pytest.fixture

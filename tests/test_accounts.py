@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from conftest import CLOSE, DEADLINE, Clock, Got, Proxy, ProxyMaker, Reply, Seen, Upstream, make_reply
-from world import Fault, World
 
 import cliproxy as cp
+from support.proxy import Got, Proxy, ProxyMaker
+from support.upstream import CLOSE, DEADLINE, Clock, Reply, Seen, Upstream, make_reply
+from support.world import Fault, World
 
 Json = cp.Json
 HI = [{"role": "user", "content": "hi"}]

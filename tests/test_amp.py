@@ -12,15 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import validate_chat
-import validate_claude
-import validate_gemini
-import validate_responses
-from conftest import Proxy, ProxyMaker, Upstream, make_reply
-from dialogue import ANSWERS, NAMES, SSE, STREAMS, Said
-from world import free_port
 
 import cliproxy as cp
+from support import validate_chat, validate_claude, validate_gemini, validate_responses
+from support.dialogue import ANSWERS, NAMES, SSE, STREAMS, Said
+from support.proxy import Proxy, ProxyMaker
+from support.upstream import Upstream, make_reply
+from support.world import free_port
 
 Json = dict[str, Any]
 KEY = {"authorization": "Bearer sk-one"}

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import SHARED
 from hypothesis import given
 from hypothesis import strategies as st
-from validate_chat import check_error, validate_request, validate_response, validate_stream
 
 import cliproxy as cp
 from cliproxy import Citation, Media, Message, Part, PartDelta, PartEnd, PartStart
+from support.paths import SHARED
+from support.validate_chat import check_error, validate_request, validate_response, validate_stream
 
 Json = dict[str, Any]
 DATA = Path(__file__).parent / "data" / "chat"

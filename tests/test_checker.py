@@ -14,7 +14,9 @@ import sys
 from contextlib import suppress
 
 import pytest
-from conftest import SHARED, ProxyMaker
+
+from support.paths import SHARED
+from support.proxy import ProxyMaker
 
 FULL = os.environ.get("CLIPROXY_CHECK") == "full"
 NEEDS = ("anthropic", "openai", "google.genai", "httpx", "pydantic")  # of the checker, and Python 3.11

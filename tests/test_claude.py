@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from validate_claude import check_error, validate, validate_failure
 
 import cliproxy as cp
+from support.validate_claude import check_error, validate, validate_failure
 
 Json = dict[str, Any]
 DATA = Path(__file__).parent / "data" / "claude"

@@ -20,15 +20,14 @@ from typing import Any, Callable, NamedTuple
 import anthropic
 import openai
 import pytest
-import validate_chat
-import validate_claude
-import validate_gemini
-import validate_responses
-from conftest import ROOT, Proxy, ProxyMaker, Seen, Upstream, make_reply
-from dialogue import ANSWERS, NAMES, PROOFS, SCHEMA, SSE, STREAMS, Said
 from google import genai
 
 import cliproxy as cp
+from support import validate_chat, validate_claude, validate_gemini, validate_responses
+from support.dialogue import ANSWERS, NAMES, PROOFS, SCHEMA, SSE, STREAMS, Said
+from support.paths import ROOT
+from support.proxy import Proxy, ProxyMaker
+from support.upstream import Seen, Upstream, make_reply
 
 Json = dict[str, Any]
 KEY = "KEY"  # as the README calls it
@@ -575,7 +574,7 @@ def looping(make_proxy: ProxyMaker, upstream: Upstream) -> Proxy:
 @pytest.mark.parametrize("client", NODE_CLIENTS)
 def test_node_sdks(looping: Proxy, upstream: Upstream, client: str) -> None:
     """Tool loops on each upstream, streamed and whole, and the list of models."""
-    script = Path(__file__).with_name("clients.mjs")
+    script = Path(__file__).parent / "support/clients.mjs"
     models = [f"up-{name}" for name in NAMES]
     run = subprocess.run(
         ["node", script, str(MODULES), looping.url, KEY, client, *models],

@@ -18,13 +18,14 @@ from typing import Any, Callable
 from urllib.parse import parse_qsl, urlsplit
 
 import pytest
-from conftest import DEADLINE, ROOT, Seen, Upstream, make_reply
 from cryptography.hazmat.primitives.asymmetric import rsa
-from test_login import consent, visit
-from test_vertex import pem_of
-from world import World
 
 import cliproxy as cp
+from support.paths import ROOT
+from support.upstream import DEADLINE, Seen, Upstream, make_reply
+from support.world import World
+from test_login import consent, visit
+from test_vertex import pem_of
 
 Json = cp.Json
 pytestmark = [

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
 import cliproxy as cp
+from support.paths import ROOT
 
 DEFAULTS = cp.load_config(None)
 

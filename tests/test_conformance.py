@@ -7,15 +7,13 @@ import re
 from typing import Any
 
 import pytest
-import validate_chat
-import validate_claude
-import validate_responses
-from dialogue import NAMES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import cliproxy as cp
 from cliproxy import Media, Message, Model, Part, Request, Target
+from support import validate_chat, validate_claude, validate_responses
+from support.dialogue import NAMES
 
 Json = dict[str, Any]
 PAIRS = [pytest.param(c, u, id=f"{c} on {u}") for c in NAMES for u in NAMES]

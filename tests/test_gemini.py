@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from validate_gemini import Json, validate_response, validate_stream
 
 import cliproxy as cp
+from support.validate_gemini import Json, validate_response, validate_stream
 
 DATA = Path(__file__).parent / "data" / "gemini"
 SHARED = Path(__file__).parents[2] / "shared" / "recordings"

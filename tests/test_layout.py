@@ -4,14 +4,13 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
-import check_layout
 import pytest
 
+import check_layout
 import cliproxy as cp
+from support.paths import ROOT
 
-ROOT = Path(__file__).parent.parent
 SOURCE = (ROOT / "cliproxy.py").read_text(encoding="utf-8")
 BUDGET = check_layout.budgets((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 OPTIONAL = {

@@ -19,9 +19,9 @@ from typing import Any, Callable
 from urllib.parse import parse_qsl, urlsplit
 
 import pytest
-from world import Clock, Fault, World, free_port, jwt
 
 import cliproxy as cp
+from support.world import Clock, Fault, World, free_port, jwt
 
 Json = cp.Json
 URL = re.compile(r"^https?://\S+$", re.MULTILINE)

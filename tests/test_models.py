@@ -8,9 +8,10 @@ import threading
 from typing import Any
 
 import pytest
-from conftest import DEADLINE, Clock, Got, Proxy, ProxyMaker, Reply, Seen, Upstream, make_reply
 
 import cliproxy as cp
+from support.proxy import Got, Proxy, ProxyMaker
+from support.upstream import DEADLINE, Clock, Reply, Seen, Upstream, make_reply
 
 SSE = {"content-type": "text/event-stream"}
 TALK = [{"role": "user", "content": "hi"}]

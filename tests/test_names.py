@@ -7,9 +7,10 @@ import json
 from typing import Any
 
 import pytest
-from conftest import Proxy, ProxyMaker, Reply, Seen, Upstream, make_reply
 
 import cliproxy as cp
+from support.proxy import Proxy, ProxyMaker
+from support.upstream import Reply, Seen, Upstream, make_reply
 
 Json = dict[str, Any]
 ANSWER = {"type": "message", "role": "assistant", "model": "real", "content": [], "usage": {}}

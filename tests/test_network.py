@@ -19,11 +19,12 @@ from typing import Any, NamedTuple
 
 import pytest
 import trustme
-from conftest import CLOSE, DEADLINE, RESET, SILENCE, Clock, ProxyMaker, Upstream, make_reply
 from hypothesis import given
 from hypothesis import strategies as st
 
 import cliproxy as cp
+from support.proxy import ProxyMaker
+from support.upstream import CLOSE, DEADLINE, RESET, SILENCE, Clock, Upstream, make_reply
 
 # --- heads ---------------------------------------------------------------------------------
 

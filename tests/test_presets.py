@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, Proxy, ProxyMaker, Upstream, make_reply
 
 import cliproxy as cp
+from support.paths import ROOT
+from support.proxy import Proxy, ProxyMaker
+from support.upstream import Upstream, make_reply
 
 ASK = {"model": "some/model", "max_tokens": 9, "messages": [{"role": "user", "content": "hi"}]}
 SPOKEN = {"choices": [{"message": {"role": "assistant", "content": "x"}, "finish_reason": "stop"}]}

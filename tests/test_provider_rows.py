@@ -13,9 +13,11 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import pytest
-from conftest import Proxy, ProxyMaker, Upstream, make_reply
-from dialogue import CLIENTS, NAMES, PROOFS, SSE, frame
-from strict import (
+
+import cliproxy as cp
+from support.dialogue import CLIENTS, NAMES, PROOFS, SSE, frame
+from support.proxy import Proxy, ProxyMaker
+from support.strict import (
     FIRST,
     LAST,
     NEXT,
@@ -27,9 +29,8 @@ from strict import (
     Terms,
     all_faults,
 )  # fmt: skip
-from world import World
-
-import cliproxy as cp
+from support.upstream import Upstream, make_reply
+from support.world import World
 
 Json = dict[str, Any]
 LISTS: Json = {

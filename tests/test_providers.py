@@ -11,10 +11,11 @@ from contextlib import closing
 from typing import Any
 
 import pytest
-from conftest import Got, Proxy, ProxyMaker, Upstream, make_reply
-from dialogue import Said, claude_answer, claude_stream
 
 import cliproxy as cp
+from support.dialogue import Said, claude_answer, claude_stream
+from support.proxy import Got, Proxy, ProxyMaker
+from support.upstream import Upstream, make_reply
 
 SSE = {"content-type": "text/event-stream"}
 TALK = [{"role": "user", "content": "hi"}]

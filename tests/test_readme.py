@@ -6,9 +6,9 @@ import re
 from pathlib import Path
 
 import pytest
-from test_provider_rows import CASES
 
 import cliproxy as cp
+from test_provider_rows import CASES
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 SECTION = README.partition("\n## Providers\n")[2].partition("\n## ")[0]

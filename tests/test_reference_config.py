@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Got, Proxy, Reply, Seen, Upstream, make_reply
 
 import cliproxy as cp
+from support.proxy import Got, Proxy
+from support.upstream import Reply, Seen, Upstream, make_reply
 
 pytest.importorskip("yaml")
 Json = dict[str, Any]

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import SHARED
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from validate_responses import check_response, frames, validate
 
 import cliproxy as cp
 from cliproxy import Part
+from support.paths import SHARED
+from support.validate_responses import check_response, frames, validate
 
 Json = dict[str, Any]
 DATA = Path(__file__).parent / "data" / "responses"

@@ -21,9 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import CLOSE, DEADLINE, RESET, ROOT, SILENCE, Got, Proxy, ProxyMaker, Upstream
 
 import cliproxy as cp
+from support.paths import ROOT
+from support.proxy import Got, Proxy, ProxyMaker
+from support.upstream import CLOSE, DEADLINE, RESET, SILENCE, Upstream
 
 ASKS: dict[str, tuple[str, str, dict[str, Any]]] = {  # dialect -> path, upstream's path, body
     "claude": (

@@ -11,15 +11,13 @@ from typing import Any
 
 import hypothesis
 import pytest
-import validate_chat
-import validate_claude
-import validate_gemini
-import validate_responses
-from conftest import CLOSE, RESET, Got, Proxy, Upstream
-from dialogue import ANSWERS, CLIENTS, NAMES, PROOFS, SSE, STREAMS, Said, frame
 from hypothesis import strategies as st
 
 import cliproxy as cp
+from support import validate_chat, validate_claude, validate_gemini, validate_responses
+from support.dialogue import ANSWERS, CLIENTS, NAMES, PROOFS, SSE, STREAMS, Said, frame
+from support.proxy import Got, Proxy
+from support.upstream import CLOSE, RESET, Upstream
 
 Json = dict[str, Any]
 PAIRS = [pytest.param(c, u, id=f"{c} on {u}") for c in NAMES for u in NAMES]

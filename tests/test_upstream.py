@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import CLOSE, DEADLINE, Got, Proxy, ProxyMaker, Upstream, make_reply
-from dialogue import ANSWERS, Said
 
 import cliproxy as cp
+from support.dialogue import ANSWERS, Said
+from support.proxy import Got, Proxy, ProxyMaker
+from support.upstream import CLOSE, DEADLINE, Upstream, make_reply
 
 SSE = {"content-type": "text/event-stream"}
 HELLO = {"role": "user", "content": "hello"}

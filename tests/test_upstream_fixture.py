@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from contextlib import closing
 
 import pytest
-from conftest import CLOSE, DEADLINE, RESET, SILENCE, Clock, Upstream, make_reply
+
+from support.upstream import CLOSE, DEADLINE, RESET, SILENCE, Clock, Upstream, make_reply
 
 
 @pytest.fixture

@@ -12,13 +12,14 @@ from typing import Any, Callable
 from urllib.parse import parse_qsl
 
 import pytest
-from conftest import Proxy, ProxyMaker, Reply, Seen, Upstream, make_reply
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from google import genai
 
 import cliproxy as cp
+from support.proxy import Proxy, ProxyMaker
+from support.upstream import Reply, Seen, Upstream, make_reply
 
 Json = cp.Json
 PEM, FORMATS = serialization.Encoding.PEM, serialization.PrivateFormat

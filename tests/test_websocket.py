@@ -13,10 +13,11 @@ from contextlib import closing
 from typing import Any
 
 import pytest
-from conftest import DEADLINE, Proxy, ProxyMaker, Upstream
-from dialogue import STREAMS, Said
 
 import cliproxy as cp
+from support.dialogue import STREAMS, Said
+from support.proxy import Proxy, ProxyMaker
+from support.upstream import DEADLINE, Upstream
 
 SSE = {"content-type": "text/event-stream"}
 HANDSHAKE = {

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
-from conftest import Reply, Seen, Upstream, make_reply
-from dialogue import ANSWERS, PROOFS, SSE, STREAMS, Said, frame
+from support.dialogue import ANSWERS, PROOFS, SSE, STREAMS, Said, frame
+from support.upstream import Reply, Seen, Upstream, make_reply
 
 Json = dict[str, Any]
 Faults = Iterator[str]
