@@ -32,7 +32,7 @@ Contents (each room uses only rooms above it; [pure] ones touch no clock, socket
    23. ACCOUNTS      credentials as accounts, and the models they offer
    24. REFUSALS      what a refusal means                                [pure]
    25. ROUTING       which account serves which model, and which rests
-   26. CALLS         a client's call and its answer, edited as bytes
+   26. ERRANDS       what a client sent us out for, its answer, and both edited as bytes
    27. PROVIDERS     the headers and bodies that each provider wants
    28. CATALOG       the models that upstreams list, and as clients read them
    29. UPSTREAM      asking a provider
@@ -11184,7 +11184,7 @@ STRATEGY_ORDERS: dict[str, Callable[[list[Candidate], int, dict[str, int]], list
 
 
 ########################################################################################
-# 26. CALLS
+# 26. ERRANDS
 ########################################################################################
 # What a client wants, on its way through, and what it gets back. Bodies and answers that only need
 # another name are edited as bytes: what was signed, or written with care, stays as it is.
@@ -11192,16 +11192,16 @@ STRATEGY_ORDERS: dict[str, Callable[[list[Candidate], int, dict[str, int]], list
 Pieces = Generator[bytes, None, None]
 
 
-# An id for every call without asking the system for random bytes each time, which takes 9 us.
-CALL_SEED, CALL_NUMBERS = secrets.token_hex(8), count(secrets.randbits(32))
+# An id for every errand without asking the system for random bytes each time, which takes 9 us.
+ERRAND_SEED, ERRAND_NUMBERS = secrets.token_hex(8), count(secrets.randbits(32))
 
 
-class Call:
-    """A client's request for a model, on its way to an upstream.
+class Errand:
+    """What a client sent us out for: its request for a model, on its way to an upstream.
 
-    `action` is generate, count or compact, or the path below the base URL of a call that only passes.
-    `stream` is None while only the body knows. `id` is
-    random hex, `created` Unix time: they seed whatever ids an answer lacks.
+    `action` is generate, count or compact, or the path below the base URL of an errand that only passes.
+    `path_stream` is None while only the body knows. `id` is random hex, `created` Unix time: they seed
+    whatever ids an answer lacks.
     """
 
     def __init__(self, dialect: Dialect, action: str, body: bytes | bytearray) -> None:
@@ -11209,7 +11209,7 @@ class Call:
         self.query: Mapping[str, str] = {}
         self.headers: Headers = {}
         self.watcher = Watcher()
-        self.id = f"{next(CALL_NUMBERS) & 0xFFFFFFFF:08x}{CALL_SEED}"
+        self.id = f"{next(ERRAND_NUMBERS) & 0xFFFFFFFF:08x}{ERRAND_SEED}"
         self.created = int(time.time())
         self.account = ""  # who answered, for the log
         self.usage: Json = {}  # the upstream's words, for the log
@@ -11268,7 +11268,7 @@ class Call:
         return self.dialect.name != "gemini" or self.query.get("alt") == "sse"
 
     def summary(self) -> tuple[str, str, str, Json]:
-        """Return what the log says of a call: its id, model, account and the upstream's usage."""
+        """Return what the log says of an errand: its id, model, account and the upstream's usage."""
         return self.id[:8], self.path_model or self._model or "-", self.account, self.usage
 
     def passed_query(self, path: str) -> str:
@@ -11501,15 +11501,15 @@ def completed_frames(piece: bytes, dialect: Dialect) -> bytes:
     return b"\n\n".join(frames)
 
 
-def edited(call: Call, exchange: Exchange, headers: Headers, edit: Callable[[bytes], bytes]) -> Answer:
+def edited(errand: Errand, exchange: Exchange, headers: Headers, edit: Callable[[bytes], bytes]) -> Answer:
     """Let an answer pass with its JSON edited: a stream event by event, anything else whole."""
     if not headers.get("content-type", "").startswith("text/event-stream"):
         body = edit(exchange.body())
         return begin(
-            exchange.status, headers, tapped(iter_once(body), Tap(call.dialect), call, False), len(body)
+            exchange.status, headers, tapped(iter_once(body), Tap(errand.dialect), errand, False), len(body)
         )
     events = edited_events(exchange, edit)
-    return begin(exchange.status, headers, tapped(events, Tap(call.dialect), call, True))
+    return begin(exchange.status, headers, tapped(events, Tap(errand.dialect), errand, True))
 
 
 def edited_events(exchange: Exchange, edit: Callable[[bytes], bytes]) -> Pieces:
@@ -11534,16 +11534,16 @@ def resumed(first: bytes, pieces: Pieces) -> Pieces:
         yield from pieces
 
 
-def tapped(pieces: Pieces, tap: Tap, call: Call, streaming: bool) -> Pieces:
+def tapped(pieces: Pieces, tap: Tap, errand: Errand, streaming: bool) -> Pieces:
     """Yield the pieces of a passing answer as they come, reading usage on the side.
 
     Raises ProxyError for an error that is the first event of a stream, and after a stream that
     ended without the end that its dialect has.
     """
     with contextlib.closing(pieces):
-        head = first_event(pieces, call) if streaming else b""
+        head = first_event(pieces, errand) if streaming else b""
         if b'"error' in head:
-            raise_first_error(head, call.dialect)
+            raise_first_error(head, errand.dialect)
         rest = b""  # half an event waits for its end, so that an error may stand in its place
         for piece in itertools.chain([head] if head else (), pieces):
             tap.feed(piece)
@@ -11552,8 +11552,8 @@ def tapped(pieces: Pieces, tap: Tap, call: Call, streaming: bool) -> Pieces:
                 out, rest = cut_event(rest + piece)
             error = streaming and b'"error"' in out and ERROR_OBJECT.search(out)
             if out:
-                yield completed_frames(out, call.dialect) if error else out
-    call.usage = tap.usage()
+                yield completed_frames(out, errand.dialect) if error else out
+    errand.usage = tap.usage()
     if streaming and not tap.finished:
         raise ProxyError("upstream_failed", "the upstream ended its stream in the middle")
     if rest:
@@ -11571,12 +11571,12 @@ def cut_event(data: bytes) -> tuple[bytes, bytes]:
     return data[:end], data[end:]
 
 
-def first_event(pieces: Pieces, call: Call) -> bytes:
+def first_event(pieces: Pieces, errand: Errand) -> bytes:
     """Pull the pieces of a stream until its first event is whole, or does not look like an error.
 
     What only Codex knows is left out for others: OpenAI's SDK breaks if it comes first.
     """
-    head, stranger = b"", not call.headers.get("originator", "").startswith("codex")
+    head, stranger = b"", not errand.headers.get("originator", "").startswith("codex")
     for piece in pieces:
         head += piece
         end = EVENT_END.search(head)
@@ -11707,14 +11707,14 @@ def goes_on(name: str) -> bool:
     return name not in DROPPED_HEADERS and not name.startswith(DROPPED_PREFIXES)
 
 
-def upstream_headers(call: Call, account: Account, provider: Provider, same: bool) -> Headers:
-    """Return the headers of a call to an upstream: a real client's own, ours, the account's."""
-    given = call.headers.items() if same else ()
+def upstream_headers(errand: Errand, account: Account, provider: Provider, same: bool) -> Headers:
+    """Return the headers of a request to an upstream: a real client's own, ours, the account's."""
+    given = errand.headers.items() if same else ()
     headers = {name: value for name, value in given if goes_on(name)}
     for name, value in provider.headers.items():
         headers.setdefault(name, value)
     headers.setdefault("user-agent", USER_AGENT)
-    headers["content-type"] = call.type
+    headers["content-type"] = errand.type
     headers["accept-encoding"] = "identity"
     if account.token:
         auth = provider.auth
@@ -11723,9 +11723,9 @@ def upstream_headers(call: Call, account: Account, provider: Provider, same: boo
         headers.update(AUTH_HEADERS[auth](account.token))
     prepare = PREPARE_HEADERS.get(provider.name)
     if prepare:
-        prepare(headers, call, account)
+        prepare(headers, errand, account)
     for name, value in account.headers.items():
-        copied = call.headers.get(value[1:].lower(), "") if value.startswith("$") else value
+        copied = errand.headers.get(value[1:].lower(), "") if value.startswith("$") else value
         headers.update({name: copied} if copied else {})
     return headers
 
@@ -11744,44 +11744,44 @@ def is_anthropic_key(account: Account) -> bool:
 
 
 def add_beta(headers: Headers, beta: str) -> None:
-    """Add a word to the features of Claude's API that a call asks for."""
+    """Add a word to the features of Claude's API that a request asks for."""
     betas = headers.get("anthropic-beta", "").replace(" ", "").split(",")
     headers["anthropic-beta"] = ",".join(dict.fromkeys([*filter(None, betas), beta]))
 
 
-def claude_oauth_headers(headers: Headers, call: Call, account: Account) -> None:
+def claude_oauth_headers(headers: Headers, errand: Errand, account: Account) -> None:
     """Add the beta that a bearer token of a log-in needs. Source: spec/providers.md 2.3."""
     if account.credential or account.token.startswith("sk-ant-oat"):
         add_beta(headers, "oauth-2025-04-20")
 
 
-def conversation_of(call: Call) -> str:
+def conversation_of(errand: Errand) -> str:
     """Return the key by which a conversation is cached; made up for clients that have no such field."""
-    key = call.json.get("prompt_cache_key")
-    if not key and call.dialect.name != "responses":
-        session = session_of(call.headers, call.json)
+    key = errand.json.get("prompt_cache_key")
+    if not key and errand.dialect.name != "responses":
+        session = session_of(errand.headers, errand.json)
         key = session and digest(session)
     return key if isinstance(key, str) and key.isprintable() else ""
 
 
-def xai_headers(headers: Headers, call: Call, account: Account) -> None:
+def xai_headers(headers: Headers, errand: Errand, account: Account) -> None:
     """Name the conversation for its cache. Source: spec/providers.md 9."""
-    if conversation_of(call):
-        headers.setdefault("x-grok-conv-id", conversation_of(call))
+    if conversation_of(errand):
+        headers.setdefault("x-grok-conv-id", conversation_of(errand))
 
 
-def codex_headers(headers: Headers, call: Call, account: Account) -> None:
+def codex_headers(headers: Headers, errand: Errand, account: Account) -> None:
     """Name the ChatGPT account, and the conversation for its cache. Source: spec/providers.md 3.3."""
-    if call.action != "compact":
+    if errand.action != "compact":
         headers["accept"] = "text/event-stream"
     data = account.credential.data if account.credential else {}
     if data.get("account_id"):
         headers["chatgpt-account-id"] = data["account_id"]
-    if conversation_of(call):
-        headers.setdefault("session_id", conversation_of(call))
+    if conversation_of(errand):
+        headers.setdefault("session_id", conversation_of(errand))
 
 
-def kimi_headers(headers: Headers, call: Call, account: Account) -> None:
+def kimi_headers(headers: Headers, errand: Errand, account: Account) -> None:
     """Name this program and the device that the login made up. Source: spec/providers.md 8."""
     headers.update(kimi_knock(account.credential.data) if account.credential else {})
 
@@ -11808,13 +11808,13 @@ def refuse_memory(body: Json) -> None:
             raise ProxyError("invalid_request", message, param=field)
 
 
-def prepare_codex(body: Json, call: Call, candidate: Candidate) -> Json:
+def prepare_codex(body: Json, errand: Errand, candidate: Candidate) -> Json:
     """Fit a Responses body to the ChatGPT backend, which refuses much of the public API's.
 
     Returns the same object if it fits already. Source: spec/dialects.md 4.1.
     """
     refuse_memory(body)
-    if call.action == "compact":  # of Codex alone, who knows how to ask for it
+    if errand.action == "compact":  # of Codex alone, who knows how to ask for it
         refused = CODEX_REMOVED.union(CODEX_FORCED)
         return body if refused.isdisjoint(body) else without(body, refused)
     fitted = {key: value for key, value in body.items() if key not in CODEX_REMOVED}
@@ -11829,12 +11829,12 @@ def prepare_codex(body: Json, call: Call, candidate: Candidate) -> Json:
         fitted["include"] = [*include, "reasoning.encrypted_content"]
     if not fitted.get("tools"):
         fitted.pop("parallel_tool_calls", None)
-    elif b'"web_search_preview' in call.body:  # its former name
+    elif b'"web_search_preview' in errand.body:  # its former name
         search = {"type": "web_search"}
         fitted["tools"] = [
             {**tool, **search} if tool["type"].startswith("web_search") else tool for tool in body["tools"]
         ]
-    if key := conversation_of(call):
+    if key := conversation_of(errand):
         fitted.setdefault("prompt_cache_key", key)
     fitted.pop("service_tier", None)
     if body.get("service_tier") in CODEX_TIERS:
@@ -11866,16 +11866,16 @@ def codex_item(item: Json) -> Json:
     return fitted
 
 
-def prepare_kimi_claude(body: Json, call: Call, candidate: Candidate) -> Json:
+def prepare_kimi_claude(body: Json, errand: Errand, candidate: Candidate) -> Json:
     """Call a model as the coding service does. Source: spec/providers.md 8."""
     model = str(body.get("model") or "")
     name = model.removesuffix("[1m]").removeprefix("kimi-")
     return body if name == model else {**body, "model": name}
 
 
-def prepare_kimi(body: Json, call: Call, candidate: Candidate) -> Json:
+def prepare_kimi(body: Json, errand: Errand, candidate: Candidate) -> Json:
     """Say how to think as Kimi does, and give it back what it thought. Source: spec/providers.md 8."""
-    fitted, effort = prepare_kimi_claude(body, call, candidate), body.get("reasoning_effort")
+    fitted, effort = prepare_kimi_claude(body, errand, candidate), body.get("reasoning_effort")
     if effort:
         switch = {"type": "disabled"} if effort == "none" else {"type": "enabled", "effort": effort}
         fitted = {**without(fitted, frozenset(["reasoning_effort"])), "thinking": switch}
@@ -11902,7 +11902,7 @@ def kimi_messages(messages: Iterable[Json]) -> Iterator[Json]:
 XAI_REMOVED = frozenset("prompt_cache_retention safety_identifier stream_options stop".split())
 
 
-def prepare_xai(body: Json, call: Call, candidate: Candidate) -> Json:
+def prepare_xai(body: Json, errand: Errand, candidate: Candidate) -> Json:
     """Leave out what xAI refuses. Source: spec/providers.md 9."""
     refuse_memory(body)
     fitted = body if XAI_REMOVED.isdisjoint(body) else without(body, XAI_REMOVED)
@@ -11910,7 +11910,7 @@ def prepare_xai(body: Json, call: Call, candidate: Candidate) -> Json:
     return path_delete(fitted, "reasoning.effort") if unfit else fitted
 
 
-def prepare_iflow(body: Json, call: Call, candidate: Candidate) -> Json:
+def prepare_iflow(body: Json, errand: Errand, candidate: Candidate) -> Json:
     """Turn an effort into the switches of the models that have any. Source: spec/providers.md 7."""
     effort, family = body.get("reasoning_effort"), candidate.model.partition("-")[0]
     if effort is None:
@@ -11924,32 +11924,32 @@ def prepare_iflow(body: Json, call: Call, candidate: Candidate) -> Json:
     return {**fitted, "chat_template_kwargs": {"enable_thinking": on, **keep}}
 
 
-def prepare_code_assist(body: Json, call: Call, candidate: Candidate) -> Json:
+def prepare_code_assist(body: Json, errand: Errand, candidate: Candidate) -> Json:
     """Wrap a Gemini body as Code Assist wants it. Source: spec/providers.md 4.3."""
-    if call.action == "count":
+    if errand.action == "count":
         inner = body.get("generateContentRequest") or body
         return {"request": {"model": f"models/{candidate.model}", "contents": inner.get("contents") or []}}
     project = {"project": candidate.account.project} if candidate.account.project else {}
-    return {"model": candidate.model, **project, "user_prompt_id": call.id, "request": body}
+    return {"model": candidate.model, **project, "user_prompt_id": errand.id, "request": body}
 
 
-def prepare_antigravity(body: Json, call: Call, candidate: Candidate) -> Json:
+def prepare_antigravity(body: Json, errand: Errand, candidate: Candidate) -> Json:
     """Wrap a Gemini body as Antigravity wants it, under our own name. Source: spec/providers.md 5."""
-    if call.action == "count":
-        return prepare_code_assist(body, call, candidate)
+    if errand.action == "count":
+        return prepare_code_assist(body, errand, candidate)
     inner = without(body, frozenset(["safetySettings"]))
     if "claude" not in candidate.model:
         inner = path_delete(inner, "generationConfig.maxOutputTokens")
     elif inner.get("tools"):
         inner = path_set(inner, "toolConfig.functionCallingConfig.mode", "VALIDATED")
-    session = int(digest(opening_of(body) or call.id)[:16], 16) >> 1  # the same all through a conversation
+    session = int(digest(opening_of(body) or errand.id)[:16], 16) >> 1  # the same all through a conversation
     kind = "image_gen" if "image" in candidate.account.fact(candidate.model).traits else "agent"
-    wrapped = prepare_code_assist({**inner, "sessionId": f"-{session}"}, call, candidate)
+    wrapped = prepare_code_assist({**inner, "sessionId": f"-{session}"}, errand, candidate)
     del wrapped["user_prompt_id"]
-    return {**wrapped, "requestId": call.id, "userAgent": "cliproxy", "requestType": kind}
+    return {**wrapped, "requestId": errand.id, "userAgent": "cliproxy", "requestType": kind}
 
 
-PREPARE: dict[str, Callable[[Json, Call, Candidate], Json]] = {
+PREPARE: dict[str, Callable[[Json, Errand, Candidate], Json]] = {
     "codex": prepare_codex,
     "kimi": prepare_kimi,
     "kimi-claude": prepare_kimi_claude,
@@ -11965,17 +11965,17 @@ PROTOCOLS = {  # dialect -> what payload rules call it: as an upstream, as a cli
 }  # fmt: skip
 
 
-def shape(body: Json, call: Call, candidate: Candidate, provider: Provider, app: App) -> Json:
+def shape(body: Json, errand: Errand, candidate: Candidate, provider: Provider, app: App) -> Json:
     """Fit a body to its provider and to the owner's payload rules; `body` itself if it fits."""
     prepare, rules = PREPARE.get(provider.name), app.config["payload"]
-    shaped = prepare(body, call, candidate) if prepare else body
+    shaped = prepare(body, errand, candidate) if prepare else body
     if any(rules.values()):
         upstream = PROTOCOLS.get(provider.name) or PROTOCOLS[provider.dialect]
         names, root = (
-            (candidate.model, split_suffix(call.model)[0], call.model),
+            (candidate.model, split_suffix(errand.model)[0], errand.model),
             "request" if provider.wrapped else "",
         )
-        case = PayloadCase(names, upstream[0], PROTOCOLS[call.dialect.name][1], call.headers, root)
+        case = PayloadCase(names, upstream[0], PROTOCOLS[errand.dialect.name][1], errand.headers, root)
         shaped = apply_payload(rules, shaped, {root: body} if root else body, case)
     return shaped
 
@@ -12112,7 +12112,7 @@ def can_list(account: Account) -> bool:
 def ask_for_list(account: Account) -> Listed:
     """Ask an account's upstream for its models. Raises ProxyError and ValueError."""
     provider = account.provider
-    headers = upstream_headers(Call(DIALECTS[provider.dialect], "list", b""), account, provider, False)
+    headers = upstream_headers(Errand(DIALECTS[provider.dialect], "list", b""), account, provider, False)
     headers.pop("content-type")
     reply = fetch("GET", account.base.rstrip("/") + provider.models, headers, proxy=account.proxy)
     if reply.status != 200:
@@ -12282,80 +12282,80 @@ RENEW_INTERVAL = 5.0  # seconds between two looks for tokens that are due
 RENEW_AGAIN, RENEW_FAILED = 30.0, 300.0  # seconds to leave an account alone: renewed, not renewed
 
 
-def dispatch(call: Call, app: App) -> Answer:
+def dispatch(errand: Errand, app: App) -> Answer:
     """Ask the accounts that serve a model, one after the other, until one begins to answer.
 
     Rounds as `request-retry` and `max-retry-interval` allow. Raises the last ProxyError when
     nobody answers, and at once what is the client's own mistake.
     """
-    if call.model == ECHO:
-        return answer_echo(call) if call.action == "generate" else answer_locally(call)
+    if errand.model == ECHO:
+        return answer_echo(errand) if errand.action == "generate" else answer_locally(errand)
     for turn in itertools.count():
         try:
-            return ask_all(call, app)
+            return ask_all(errand, app)
         except ProxyError as error:
             again = judge(error) is not None and not error.final
-            model = call.instead or call.model
+            model = errand.instead or errand.model
             wait = app.router.wait_before(model, turn, error.retry_after) if again else None
-            boot = again and call.stream and turn < app.config["streaming.bootstrap-retries"]
+            boot = again and errand.stream and turn < app.config["streaming.bootstrap-retries"]
             if wait is None and not boot:
                 raise
-            pause(call, wait or 0.0)
+            pause(errand, wait or 0.0)
     raise AssertionError("not reached")
 
 
-def pause(call: Call, seconds: float) -> None:
+def pause(errand: Errand, seconds: float) -> None:
     """Wait for a cooldown to end, watching the client."""
     end, never = time.monotonic() + seconds, threading.Event()
     while (left := end - time.monotonic()) > 0:
-        call.watcher.tick()
+        errand.watcher.tick()
         never.wait(min(left, TICK))
 
 
-def able(call: Call, candidates: list[Candidate]) -> list[Candidate]:
+def able(errand: Errand, candidates: list[Candidate]) -> list[Candidate]:
     """Return those who can be asked: for more of OpenAI's API than talks, not everybody can."""
-    if call.action == "compact":
+    if errand.action == "compact":
         who = "of the responses dialect"
-        found = [c for c in candidates if c.account.provider.dialect == call.dialect.name]
-    elif call.action.startswith("/"):
+        found = [c for c in candidates if c.account.provider.dialect == errand.dialect.name]
+    elif errand.action.startswith("/"):
         who, found = "of APIs like OpenAI's", [c for c in candidates if c.account.provider.whole]
     else:
         return candidates
     if not found:
-        message = f"{call.action} is for accounts {who}; no such account has {call.model!r}"
+        message = f"{errand.action} is for accounts {who}; no such account has {errand.model!r}"
         raise ProxyError("not_implemented", message)
     return found
 
 
-def ask_all(call: Call, app: App) -> Answer:
+def ask_all(errand: Errand, app: App) -> Answer:
     """Ask each ready account once, or as many as `max-retry-credentials` allows."""
     failure: ProxyError | None = None
     config, session = app.config, ""
     if config["routing.session-affinity"]:
-        session = session_of(call.headers, call.json)
-    model = call.instead or call.model
-    candidates = able(call, app.router.candidates(model, session))
-    if call.forced:
+        session = session_of(errand.headers, errand.json)
+    model = errand.instead or errand.model
+    candidates = able(errand, app.router.candidates(model, session))
+    if errand.forced:
         candidates = [candidate._replace(forced=True) for candidate in candidates]
     for candidate in candidates[: config["max-retry-credentials"] or None]:
         if failure and app.router.rests(candidate):
             continue
         try:
-            answer = ask(call, candidate, app)
+            answer = ask(errand, candidate, app)
         except ProxyError as error:
-            log.warning("rid=%s %s: %s", call.id[:8], candidate.account.name, explained(error))
-            counts = call.action == "count" and error.status == 429  # has limits of its own
+            log.warning("rid=%s %s: %s", errand.id[:8], candidate.account.name, explained(error))
+            counts = errand.action == "count" and error.status == 429  # has limits of its own
             if not counts and not app.router.punish(candidate, error):
                 raise
             failure = error
         else:
             app.router.reward(candidate, model, session)
-            call.account = candidate.account.name
+            errand.account = candidate.account.name
             return answer
     raise failure or ProxyError("internal", "no candidate")
 
 
-def ask(call: Call, candidate: Candidate, app: App) -> Answer:
+def ask(errand: Errand, candidate: Candidate, app: App) -> Answer:
     """Ask one account, with a new token if its own has ended or is refused; once for each."""
     account = candidate.account
     token = account.token
@@ -12363,87 +12363,87 @@ def ask(call: Call, candidate: Candidate, app: App) -> Answer:
         app.renew(account, token)
         token = account.token
     try:
-        return ask_once(call, candidate, app)
+        return ask_once(errand, candidate, app)
     except ProxyError as error:
-        if is_proof_refused(error) and not call.bare:
-            call.bare, why = True, "thinking of another provider"
+        if is_proof_refused(error) and not errand.bare:
+            errand.bare, why = True, "thinking of another provider"
         elif account.renewable and is_stale(error):
             app.renew(account, token)
             why = "its token"
         else:
             raise
-        log.info("rid=%s %s refused %s; it is asked again", call.id[:8], account.name, why)
-    return ask_once(call, candidate, app)
+        log.info("rid=%s %s refused %s; it is asked again", errand.id[:8], account.name, why)
+    return ask_once(errand, candidate, app)
 
 
-def ask_once(call: Call, candidate: Candidate, app: App) -> Answer:
+def ask_once(errand: Errand, candidate: Candidate, app: App) -> Answer:
     """Ask one account. Raises ProxyError before the first piece of the answer is given out."""
-    provider = candidate.account.provider_for(call.dialect.name)
-    same = provider.dialect == call.dialect.name
-    call.sent = False
+    provider = candidate.account.provider_for(errand.dialect.name)
+    same = provider.dialect == errand.dialect.name
+    errand.sent = False
     try:
-        if call.action == "count":
-            return count_tokens(call, candidate, provider, app)
-        if call.action != "generate" or (same and not must_fit(call, candidate)):
-            return relay(call, candidate, provider, app)
-        return translate(call, candidate, provider, app)
+        if errand.action == "count":
+            return count_tokens(errand, candidate, provider, app)
+        if errand.action != "generate" or (same and not must_fit(errand, candidate)):
+            return relay(errand, candidate, provider, app)
+        return translate(errand, candidate, provider, app)
     except ProxyError as error:
-        error.sent = error.sent and call.sent
+        error.sent = error.sent and errand.sent
         raise
 
 
-def must_fit(call: Call, candidate: Candidate) -> bool:
+def must_fit(errand: Errand, candidate: Candidate) -> bool:
     """Tell whether a body must be rewritten though the upstream speaks its dialect.
 
     It must if its model's name holds an effort, if it brings back proofs of other providers, or
     if Claude Code took an alias for a newer model than it is (spec/clients.md 1.4).
     """
-    if candidate.effort or call.bare or PROOF_MARK in call.body:
+    if candidate.effort or errand.bare or PROOF_MARK in errand.body:
         return True
     provider = candidate.account.provider
-    array = call.path_stream and not call.sse  # which is not edited
+    array = errand.path_stream and not errand.sse  # which is not edited
     if array and (candidate.forced or provider.wrapped):
         return True
-    if "stream" in provider.quirks and call.path_stream is False and call.action == "generate":
+    if "stream" in provider.quirks and errand.path_stream is False and errand.action == "generate":
         return True
-    if "openapi-schema" in provider.quirks and call.json.get("tools"):
+    if "openapi-schema" in provider.quirks and errand.json.get("tools"):
         return True
-    if candidate.model == call.model or call.dialect.name != "claude":
+    if candidate.model == errand.model or errand.dialect.name != "claude":
         return False
     fact = candidate.account.fact(candidate.model)
-    late = LATE_BETA in call.headers.get("anthropic-beta", "") and "mid-system" not in fact.traits
-    late = late and LATE_SYSTEM.search(call.body) is not None
-    return late or (not fact.levels and b'"adaptive"' in call.body)
+    late = LATE_BETA in errand.headers.get("anthropic-beta", "") and "mid-system" not in fact.traits
+    late = late and LATE_SYSTEM.search(errand.body) is not None
+    return late or (not fact.levels and b'"adaptive"' in errand.body)
 
 
 LATE_BETA = "mid-conversation-system-2026-04-07"  # without it nobody takes such messages
 LATE_SYSTEM = re.compile(rb'"role"\s*:\s*"system"')
 
 
-def path_of(call: Call, provider: Provider) -> str:
-    """Return the provider's path for a call, empty if it has none."""
-    if call.action == "generate" and call.path_stream and provider.stream:
-        return provider.stream if call.sse else provider.stream.removesuffix("?alt=sse")
-    if call.action == "generate":
+def path_of(errand: Errand, provider: Provider) -> str:
+    """Return the provider's path for an errand, empty if it has none."""
+    if errand.action == "generate" and errand.path_stream and provider.stream:
+        return provider.stream if errand.sse else provider.stream.removesuffix("?alt=sse")
+    if errand.action == "generate":
         return provider.generate
-    if call.action.startswith("/"):
-        return call.action
-    return {"count": provider.counting, "compact": f"{provider.generate}/compact"}.get(call.action, "")
+    if errand.action.startswith("/"):
+        return errand.action
+    return {"count": provider.counting, "compact": f"{provider.generate}/compact"}.get(errand.action, "")
 
 
 def open_exchange(
-    call: Call, account: Account, provider: Provider, path: str, body: list[Bytes], app: App
+    errand: Errand, account: Account, provider: Provider, path: str, body: list[Bytes], app: App
 ) -> Exchange:
-    """Send a call to an account. Raises ProxyError for a refusal, with the upstream's own words."""
-    same = provider.dialect == call.dialect.name
-    headers = upstream_headers(call, account, provider, same)
+    """Send an errand to an account. Raises ProxyError for a refusal, with the upstream's own words."""
+    same = provider.dialect == errand.dialect.name
+    headers = upstream_headers(errand, account, provider, same)
     if provider.name == "claude" and not same and LATE_SYSTEM.search(body[0]):
         add_beta(headers, LATE_BETA)
     length = sum(map(len, body))
     for origin, base in account.places:
         head = request_head("POST", base + path, origin, headers, length)
-        call.sent = True
-        exchange = app.pool.open(origin, head, body, call.watcher)
+        errand.sent = True
+        exchange = app.pool.open(origin, head, body, errand.watcher)
         app.router.learn(account, exchange.headers)
         if 200 <= exchange.status < 300:
             return exchange
@@ -12482,47 +12482,49 @@ def passed_headers(exchange: Exchange, config: Config) -> Headers:
 OWN_HEADERS = HOP_BY_HOP | frozenset(["content-length", "content-encoding", "set-cookie", "alt-svc"])
 
 
-def relay(call: Call, candidate: Candidate, provider: Provider, app: App) -> Answer:
+def relay(errand: Errand, candidate: Candidate, provider: Provider, app: App) -> Answer:
     """Let the bytes pass in both directions as they are: client and upstream speak one dialect."""
     account, model = candidate.account, candidate.model
-    body = call.with_model(model)
-    talks = not call.action.startswith("/")
-    odd = provider.dialect == "chat" and chat_odd(call.body, account.quirks, model)
+    body = errand.with_model(model)
+    talks = not errand.action.startswith("/")
+    odd = provider.dialect == "chat" and chat_odd(errand.body, account.quirks, model)
     if talks and (odd or provider.name in PREPARE or any(app.config["payload"].values())):
-        before = call.json if call.path_model else {**call.json, "model": model}
+        before = errand.json if errand.path_model else {**errand.json, "model": model}
         try:
             fitted = chat_fitted(before, account.quirks) if odd else before
-            after = shape(fitted, call, candidate, provider, app)
+            after = shape(fitted, errand, candidate, provider, app)
         except MALFORMED as exc:
-            raise call.malformed(exc) from exc
+            raise errand.malformed(exc) from exc
         body = body if after is before else [dumps(after).encode("ascii")]
-    path = path_of(call, provider).replace("{model}", urlquote(model, safe=""))
-    exchange = open_exchange(call, account, provider, path + call.passed_query(path), body, app)
+    path = path_of(errand, provider).replace("{model}", urlquote(model, safe=""))
+    exchange = open_exchange(errand, account, provider, path + errand.passed_query(path), body, app)
     headers = passed_headers(exchange, app.config)
     streaming = headers.get("content-type", "").startswith("text/event-stream")
-    if provider.only_streams and call.action == "generate" and not call.stream:
+    if provider.only_streams and errand.action == "generate" and not errand.stream:
         with contextlib.closing(exchange), read_of_upstream():
             whole = dumps(collected_response(sse_read(exchange.decoded()))).encode("ascii")
-        whole = renamed(whole, call.model) if candidate.forced else whole
+        whole = renamed(whole, errand.model) if candidate.forced else whole
         return Answer(200, {**headers, "content-type": "application/json"}, iter_once(whole), len(whole))
     if candidate.forced or provider.wrapped:
-        name = call.model if candidate.forced else ""
-        return edited(call, exchange, headers, functools.partial(mended, name=name, wrapped=provider.wrapped))
+        name = errand.model if candidate.forced else ""
+        return edited(
+            errand, exchange, headers, functools.partial(mended, name=name, wrapped=provider.wrapped)
+        )
     encoding = exchange.headers.get("content-encoding", "")
     plain = streaming or app.config["nonstream-keepalive-interval"]  # for what we may put in it
-    if encoding and not plain and encoding in call.headers.get("accept-encoding", ""):
+    if encoding and not plain and encoding in errand.headers.get("accept-encoding", ""):
         headers["content-encoding"] = encoding
         return begin(exchange.status, headers, exchange.pieces(), exchange.length)
-    tap = Tap(call.dialect)
-    pieces = tapped(exchange.decoded() if encoding else exchange.pieces(), tap, call, streaming)
+    tap = Tap(errand.dialect)
+    pieces = tapped(exchange.decoded() if encoding else exchange.pieces(), tap, errand, streaming)
     length = None if encoding or streaming else exchange.length  # a stream may end in an error
     return begin(exchange.status, headers, pieces, length)
 
 
-def translate(call: Call, candidate: Candidate, provider: Provider, app: App) -> Answer:
-    """Translate a call to the upstream's dialect, and the answer back."""
-    request, upstream, account = call.request, DIALECTS[provider.dialect], candidate.account
-    quirks = account.quirks | provider.quirks | ({"no-proofs"} if call.bare else frozenset())
+def translate(errand: Errand, candidate: Candidate, provider: Provider, app: App) -> Answer:
+    """Translate an errand to the upstream's dialect, and the answer back."""
+    request, upstream, account = errand.request, DIALECTS[provider.dialect], candidate.account
+    quirks = account.quirks | provider.quirks | ({"no-proofs"} if errand.bare else frozenset())
     target = Target(provider.name, account.fact(candidate.model), quirks)
     stream = request.stream or provider.only_streams or "stream" in target.quirks
     thinking = (
@@ -12533,18 +12535,18 @@ def translate(call: Call, candidate: Candidate, provider: Provider, app: App) ->
     wanted = request._replace(model=candidate.model, stream=stream, thinking=thinking)
     fitted = fit_request(wanted, target, upstream.name)
     body = without(upstream.write_request(fitted.request, target), upstream.in_path)
-    body = shape(body, call, candidate, provider, app)
+    body = shape(body, errand, candidate, provider, app)
     path = (provider.stream if stream else "") or provider.generate
     path = path.replace("{model}", urlquote(candidate.model, safe=""))
-    exchange = open_exchange(call, account, provider, path, [dumps(body).encode("ascii")], app)
+    exchange = open_exchange(errand, account, provider, path, [dumps(body).encode("ascii")], app)
     answer = read_answer(exchange, upstream, request, provider.wrapped)
     events = fit_events(answer, request, fitted, target)
     headers = passed_headers(exchange, app.config)
     if request.stream:
-        headers["content-type"] = "text/event-stream" if call.sse else "application/json"
-        return begin(200, headers, call.dialect.write_stream(events, request))
+        headers["content-type"] = "text/event-stream" if errand.sse else "application/json"
+        return begin(200, headers, errand.dialect.write_stream(events, request))
     headers["content-type"] = "application/json"
-    whole = dumps(call.dialect.write_response(collect(events), request)).encode("ascii")
+    whole = dumps(errand.dialect.write_response(collect(events), request)).encode("ascii")
     return Answer(200, headers, iter_once(whole), len(whole))
 
 
@@ -12586,14 +12588,14 @@ def estimate_tokens(request: Request) -> int:
     return (size + 3) // 4 + media * IMAGE_TOKENS
 
 
-def answer_echo(call: Call) -> Answer:
+def answer_echo(errand: Errand) -> Answer:
     """Answer as the built-in model `echo` does, in the client's dialect."""
-    request = call.request
+    request = errand.request
     events = echo_events(request)
     if request.stream:
-        kind = "text/event-stream" if call.sse else "application/json"
-        return begin(200, {"content-type": kind}, call.dialect.write_stream(events, request))
-    whole = dumps(call.dialect.write_response(collect(events), request)).encode("ascii")
+        kind = "text/event-stream" if errand.sse else "application/json"
+        return begin(200, {"content-type": kind}, errand.dialect.write_stream(events, request))
+    whole = dumps(errand.dialect.write_response(collect(events), request)).encode("ascii")
     return Answer(200, {"content-type": "application/json"}, iter_once(whole), len(whole))
 
 
@@ -12637,52 +12639,52 @@ COUNT_WORDS = {
 }
 
 
-def count_tokens(call: Call, candidate: Candidate, provider: Provider, app: App) -> Answer:
+def count_tokens(errand: Errand, candidate: Candidate, provider: Provider, app: App) -> Answer:
     """Ask the upstream for a token count, in its dialect; estimate it if it cannot count."""
     try:
-        if provider.counting and provider.dialect == call.dialect.name and not must_fit(call, candidate):
-            return relay(call, candidate, provider, app)
+        if provider.counting and provider.dialect == errand.dialect.name and not must_fit(errand, candidate):
+            return relay(errand, candidate, provider, app)
         if provider.counting:
-            return translated_count(call, candidate, provider, app)
+            return translated_count(errand, candidate, provider, app)
     except ProxyError as error:
         if error.status not in {404, 405, 501}:  # the answers of hosts that have no such call
             raise
-    return answer_locally(call)
+    return answer_locally(errand)
 
 
-def translated_count(call: Call, candidate: Candidate, provider: Provider, app: App) -> Answer:
+def translated_count(errand: Errand, candidate: Candidate, provider: Provider, app: App) -> Answer:
     """Ask an upstream of another dialect for a token count."""
     upstream, model = DIALECTS[provider.dialect], candidate.model
     target = Target(provider.name, candidate.account.fact(model), candidate.account.quirks)
-    fitted = fit_request(call.request._replace(model=model, stream=False), target, upstream.name)
+    fitted = fit_request(errand.request._replace(model=model, stream=False), target, upstream.name)
     written = upstream.write_request(fitted.request, target)
     keys = COUNT_KEYS.get(provider.name) or COUNT_KEYS[upstream.name]
     body = {key: written[key] for key in keys if key in written}
     if upstream.name == "gemini" and provider.name != "vertex":
         body = {"generateContentRequest": {"model": f"models/{model}", **body}}
     if provider.wrapped:
-        body = PREPARE[provider.name](body, call, candidate)
-    path = path_of(call, provider).replace("{model}", urlquote(model, safe=""))
-    exchange = open_exchange(call, candidate.account, provider, path, [dumps(body).encode("ascii")], app)
+        body = PREPARE[provider.name](body, errand, candidate)
+    path = path_of(errand, provider).replace("{model}", urlquote(model, safe=""))
+    exchange = open_exchange(errand, candidate.account, provider, path, [dumps(body).encode("ascii")], app)
     with contextlib.closing(exchange), read_of_upstream():
-        return counted(call, int(json.loads(exchange.body())[COUNT_WORDS[upstream.name]]), {})
+        return counted(errand, int(json.loads(exchange.body())[COUNT_WORDS[upstream.name]]), {})
 
 
-def counted(call: Call, tokens: int, headers: Headers) -> Answer:
+def counted(errand: Errand, tokens: int, headers: Headers) -> Answer:
     """Tell a token count in the client's dialect."""
-    count: Json = {COUNT_WORDS[call.dialect.name]: tokens}
-    if call.dialect.name == "responses":
+    count: Json = {COUNT_WORDS[errand.dialect.name]: tokens}
+    if errand.dialect.name == "responses":
         count["object"] = "response.input_tokens"
     whole = dumps(count).encode("ascii")
     return Answer(200, {"content-type": "application/json", **headers}, iter_once(whole), len(whole))
 
 
-def answer_locally(call: Call) -> Answer:
-    """Estimate a token count that nobody else can give. Raises ProxyError for other calls."""
-    if call.action != "count":
-        message = f"{call.action} is served by upstreams of the {call.dialect.name} dialect only"
+def answer_locally(errand: Errand) -> Answer:
+    """Estimate a token count that nobody else can give. Raises ProxyError for other errands."""
+    if errand.action != "count":
+        message = f"{errand.action} is served by upstreams of the {errand.dialect.name} dialect only"
         raise ProxyError("not_implemented", message)
-    return counted(call, estimate_tokens(call.request), {"x-cliproxy-estimate": "bytes/4"})
+    return counted(errand, estimate_tokens(errand.request), {"x-cliproxy-estimate": "bytes/4"})
 
 
 ########################################################################################
@@ -12733,14 +12735,14 @@ def amp_target(path: str, query: str, given: Collection[str]) -> str:
     return "?".join(filter(None, (path, "&".join(parts))))
 
 
-def ask_amp(call: Call, method: str, target: str, given: Collection[str], app: App) -> Answer:
-    """Pass a call on to Amp's server. Raises ProxyError if that cannot be reached."""
+def ask_amp(errand: Errand, method: str, target: str, given: Collection[str], app: App) -> Answer:
+    """Pass an errand on to Amp's server. Raises ProxyError if that cannot be reached."""
     origin, base = split_url(app.config["ampcode.upstream-url"], app.config["proxy-url"])
-    headers = {name: value for name, value in call.headers.items() if name not in AMP_UNSENT}
+    headers = {name: value for name, value in errand.headers.items() if name not in AMP_UNSENT}
     if key := amp_key(given, app):
         headers.update({"authorization": f"Bearer {key}", "x-api-key": key})
-    head = request_head(method, base + target, origin, headers, len(call.body))
-    exchange = app.pool.open(origin, head, [call.body], call.watcher)
+    head = request_head(method, base + target, origin, headers, len(errand.body))
+    exchange = app.pool.open(origin, head, [errand.body], errand.watcher)
     found = {k: v for k, v in exchange.headers.items() if k not in OWN_HEADERS}
     found = {k: v for k, v in found.items() if not k.startswith("access-control-")}
     if "content-encoding" in exchange.headers:
@@ -12894,10 +12896,10 @@ class Memory:
             del self._items[next(iter(self._items))]
 
 
-def warmed_up(call: Call, body: Json) -> Iterator[Json]:
+def warmed_up(errand: Errand, body: Json) -> Iterator[Json]:
     """Answer a request that is only to be remembered: with no output, and without any upstream."""
     response: Json = {
-        "id": f"resp_{call.id}", "object": "response", "created_at": call.created,
+        "id": f"resp_{errand.id}", "object": "response", "created_at": errand.created,
         "model": body.get("model"), "output": [],
     }  # fmt: skip
     begun = {**response, "status": "in_progress"}
@@ -12942,7 +12944,7 @@ class ClientGone(Exception):  # noqa: N818 -- no error: clients may leave
     """The client has hung up; nobody is left to tell."""
 
 
-# when, method, path, status, seconds, and Call.summary() of a request for a model
+# when, method, path, status, seconds, and Errand.summary() of a request for a model
 LogLine = tuple[float, str, str, int, float, Union[tuple[str, str, str, Json], None]]
 
 
@@ -12966,7 +12968,7 @@ class Handler(socketserver.BaseRequestHandler, Watcher):
         self.method, self.path, self.version, self.headers = "", "/", "HTTP/1.1", Headers()
         self.length: int | None = None  # of the request's body; None: chunked, or not known
         self.keep, self.waited, self.body_read, self.status = True, 0.0, False, 0
-        self.call: Call | None = None
+        self.errand: Errand | None = None
         self.dialect = DIALECTS["chat"]  # in which errors are told
         self.started = ""  # once the answer has begun, how its body goes: plain, chunked, pending
         self.out: list[bytes] = []  # frames that have not been sent
@@ -13185,7 +13187,7 @@ class Handler(socketserver.BaseRequestHandler, Watcher):
             except ProxyError as error:
                 if not answer.headers.get("content-type", "").startswith("text/event-stream"):
                     raise ClientGone from error
-                rid = self.call.id[:8] if self.call else "-"
+                rid = self.errand.id[:8] if self.errand else "-"
                 log.warning("rid=%s broke off: %s", rid, explained(error))
                 self.out.append(stream_error(self.dialect, error))
             self.flush(last=True)
@@ -13230,7 +13232,7 @@ class Handler(socketserver.BaseRequestHandler, Watcher):
         if not 0 < interval <= self.waited:
             return
         if not self.started:
-            if not self.call or self.call.stream or self.version == "HTTP/1.0":
+            if not self.errand or self.errand.stream or self.version == "HTTP/1.0":
                 return
             self.begin(200, {"content-type": "application/json"}, None)
             self.started = "pending"
@@ -13240,7 +13242,7 @@ class Handler(socketserver.BaseRequestHandler, Watcher):
     def log_request(self, begun: float) -> None:
         """Leave a line for the log; it is written within a second, off the hot path."""
         if log.isEnabledFor(logging.INFO):
-            about = self.call.summary() if self.call else None
+            about = self.errand.summary() if self.errand else None
             seconds = time.monotonic() - begun
             self.server.lines.append((time.time(), self.method, self.path, self.status, seconds, about))
 
@@ -13248,14 +13250,14 @@ class Handler(socketserver.BaseRequestHandler, Watcher):
 
     def generate(self, route: Route) -> None:
         """Serve a request for a model, end to end."""
-        call = self.read_call(route)
+        errand = self.read_errand(route)
         try:
-            answer = dispatch(call, self.server.app)
+            answer = dispatch(errand, self.server.app)
         except ProxyError as error:
             amp = amp_provider(self.path) and self.server.app.config["ampcode.upstream-url"]
             if not amp or error.kind != "model_not_found":
                 raise
-            answer = self.ask_amp(call)  # nobody here has it
+            answer = self.ask_amp(errand)  # nobody here has it
         self.send_answer(answer)
 
     def pass_on(self, route: Route) -> None:
@@ -13272,15 +13274,15 @@ class Handler(socketserver.BaseRequestHandler, Watcher):
             target = amp_target(self.path, self.raw_query, self.given_keys())
             return self.send(302, {"location": amp["upstream-url"] + target}, b"")
         self.admit()
-        call = Call(self.dialect, route.action, self.read_body())
-        call.headers, call.watcher = self.headers, self
-        return self.send_answer(self.ask_amp(call))
+        errand = Errand(self.dialect, route.action, self.read_body())
+        errand.headers, errand.watcher = self.headers, self
+        return self.send_answer(self.ask_amp(errand))
 
-    def ask_amp(self, call: Call) -> Answer:
+    def ask_amp(self, errand: Errand) -> Answer:
         given = self.given_keys()
         target = amp_target(self.path, self.raw_query, given)
         try:
-            return ask_amp(call, self.method, target, given, self.server.app)
+            return ask_amp(errand, self.method, target, given, self.server.app)
         except ProxyError as error:
             said = {"error": "amp_upstream_proxy_error", "message": str(error)}
             whole = dumps(said).encode("ascii")
@@ -13288,10 +13290,10 @@ class Handler(socketserver.BaseRequestHandler, Watcher):
 
     def complete(self, route: Route) -> None:
         """Serve a request of the old completions API, as a chat."""
-        call = self.read_call(route)
-        call.headers.pop("accept-encoding", None)  # the answer will be read
-        call.rewrite(chat_of_completion(call.json))
-        self.send_answer(completion_answer(dispatch(call, self.server.app)))
+        errand = self.read_errand(route)
+        errand.headers.pop("accept-encoding", None)  # the answer will be read
+        errand.rewrite(chat_of_completion(errand.json))
+        self.send_answer(completion_answer(dispatch(errand, self.server.app)))
 
     def assist(self, route: Route) -> None:
         """Serve a gemini-cli that takes us for Code Assist. Source: spec/clients.md 4, config.md 12."""
@@ -13299,47 +13301,47 @@ class Handler(socketserver.BaseRequestHandler, Watcher):
             raise ProxyError("forbidden", "this route is for clients on the same machine")
         if self.argument in CODE_ASSIST_ANSWERS:
             return self.send_json(200, CODE_ASSIST_ANSWERS[self.argument])
-        call = self.read_call(route)
-        inner = call.json.get("request")
+        errand = self.read_errand(route)
+        inner = errand.json.get("request")
         if not isinstance(inner, dict):
             raise ProxyError("invalid_request", "'request' is missing or no object", param="request")
-        call.path_model = str(call.json.get("model") or inner.get("model") or "")
-        call.query = {"alt": "sse"} if call.path_stream else {}
-        call.rewrite(without(inner, frozenset(["model", "session_id"])))
-        answer = dispatch(call, self.server.app)
-        if call.action != "count":
+        errand.path_model = str(errand.json.get("model") or inner.get("model") or "")
+        errand.query = {"alt": "sse"} if errand.path_stream else {}
+        errand.rewrite(without(inner, frozenset(["model", "session_id"])))
+        answer = dispatch(errand, self.server.app)
+        if errand.action != "count":
             answer = answer._replace(pieces=enveloped(answer), length=None)
         return self.send_answer(answer)
 
-    def read_call(self, route: Route) -> Call:
+    def read_errand(self, route: Route) -> Errand:
         """Read the request's body, and what its path says."""
         self.dialect = DIALECTS[route.dialect]
-        call = Call(self.dialect, route.action, self.read_body())
-        self.call = call
-        call.headers, call.query, call.watcher = self.headers, self.query, self
+        errand = Errand(self.dialect, route.action, self.read_body())
+        self.errand = errand
+        errand.headers, errand.query, errand.watcher = self.headers, self.query, self
         if route.action.startswith("/"):
-            call.type, call.path_stream = self.headers.get("content-type", call.type), False
-            if call.type.lower().startswith("multipart/form-data"):
-                call.read_form()
+            errand.type, errand.path_stream = self.headers.get("content-type", errand.type), False
+            if errand.type.lower().startswith("multipart/form-data"):
+                errand.read_form()
         if self.argument:
             model, _, verb = self.argument.rpartition(":")
             if verb not in GEMINI_VERBS:
                 known = ", ".join(GEMINI_VERBS)
                 raise ProxyError("not_found", f"unknown method {verb!r}; known: {known}")
-            call.action, call.path_stream = GEMINI_VERBS[verb]
-            call.path_model = model
+            errand.action, errand.path_stream = GEMINI_VERBS[verb]
+            errand.path_model = model
         if amp_provider(self.path):
-            self.read_amp(call)
+            self.read_amp(errand)
         self.waited = 0.0
-        return call
+        return errand
 
-    def read_amp(self, call: Call) -> None:
+    def read_amp(self, errand: Errand) -> None:
         """Choose the model for Amp, which wants to hear of the one that it asked for."""
-        call.forced, call.instead = True, self.server.app.router.mapped(call.model)
-        betas = call.headers.pop("anthropic-beta", "").replace(" ", "").split(",")
+        errand.forced, errand.instead = True, self.server.app.router.mapped(errand.model)
+        betas = errand.headers.pop("anthropic-beta", "").replace(" ", "").split(",")
         for beta in betas:
             if beta not in {"", "context-1m-2025-08-07"}:  # it asks everybody for a long context
-                add_beta(call.headers, beta)
+                add_beta(errand.headers, beta)
 
     def list_models(self, route: Route) -> None:
         router, (one, whole) = self.server.app.router, self.lister(route)
@@ -13409,14 +13411,14 @@ class Handler(socketserver.BaseRequestHandler, Watcher):
 
     def serve_message(self, web: WebSocket, memory: Memory, text: bytearray) -> None:
         """Answer one request with a message for each event."""
-        call = self.call = Call(self.dialect, "generate", text)
-        call.headers, call.watcher = self.headers, web
+        errand = self.errand = Errand(self.dialect, "generate", text)
+        errand.headers, errand.watcher = self.headers, web
         output: list[Json] = []
         begun = time.monotonic()
         try:
-            warm, body = call.json.get("generate") is False, memory.unfold(call.json)
-            call.rewrite(body)
-            for event in warmed_up(call, body) if warm else self.events_of(call):
+            warm, body = errand.json.get("generate") is False, memory.unfold(errand.json)
+            errand.rewrite(body)
+            for event in warmed_up(errand, body) if warm else self.events_of(errand):
                 if event.get("type") == "response.output_item.done":
                     output.append(event["item"])
                 elif event.get("type") in {"response.completed", "response.incomplete"}:
@@ -13426,9 +13428,9 @@ class Handler(socketserver.BaseRequestHandler, Watcher):
             web.send(dumps_text(error_message(error)).encode("utf-8", "replace"))
         self.log_request(begun)
 
-    def events_of(self, call: Call) -> Iterator[Json]:
+    def events_of(self, errand: Errand) -> Iterator[Json]:
         """Ask, and yield the events of the answer as they come."""
-        with contextlib.closing(dispatch(call, self.server.app).pieces) as pieces:
+        with contextlib.closing(dispatch(errand, self.server.app).pieces) as pieces:
             yield from sse_read(pieces)
 
     def refuse_stored(self, route: Route) -> None:

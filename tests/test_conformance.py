@@ -319,9 +319,9 @@ def test_case_13_length_to_responses(upstream: str, stream: list[Json]) -> None:
 def test_case_18_a_client_that_does_not_stream_on_an_upstream_that_only_does() -> None:
     body = {"max_tokens": 50, "temperature": 0, "stop": ["X"], "user": "u",
             "messages": [{"role": "system", "content": "S"}, {"role": "user", "content": "q"}]}  # fmt: skip
-    call = cp.Call(cp.DIALECTS["chat"], "generate", b"{}")
+    errand = cp.Errand(cp.DIALECTS["chat"], "generate", b"{}")
     candidate = cp.Candidate(cp.Account("a", cp.PROVIDERS["codex"], {}), "gpt-5.5")
-    written = cp.prepare_codex({**sent("chat", "responses", body), "stream": True}, call, candidate)
+    written = cp.prepare_codex({**sent("chat", "responses", body), "stream": True}, errand, candidate)
     assert written["stream"] is True
     assert written["store"] is False
     assert isinstance(written["instructions"], str)

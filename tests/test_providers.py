@@ -555,8 +555,8 @@ CLAUDE_KEYS = [  # key, base URL, the header it goes in, whether that of a login
 def test_where_anthropic_wants_a_key(key: str, base: str, header: str, beta: bool) -> None:
     """Without a socket: its own host is not to be reached from here."""
     account = cp.Account("a", cp.PROVIDERS["claude"], {"api-key": key, "base-url": base})
-    call = cp.Call(cp.DIALECTS["claude"], "generate", b"{}")
-    headers = cp.upstream_headers(call, account, account.provider, same=True)
+    errand = cp.Errand(cp.DIALECTS["claude"], "generate", b"{}")
+    headers = cp.upstream_headers(errand, account, account.provider, same=True)
     assert headers[header].removeprefix("Bearer ") == key
     assert len({"x-api-key", "authorization"} & headers.keys()) == 1
     assert (headers.get("anthropic-beta") == "oauth-2025-04-20") is beta

@@ -308,7 +308,7 @@ def test_no_request_is_too_odd(data: st.DataObject) -> None:
     try:
         request = cp.checked(cp.DIALECTS[dialect].read_request({"model": "m", "stream": True, **body}))
     except (KeyError, TypeError, AttributeError, ValueError, IndexError, cp.ProxyError):
-        return  # a 400: see Call.request
+        return  # a 400: see Errand.request
     for name, target in cp.DIALECTS.items():
         wanted = cp.Target(name, cp.model_row("m"), frozenset())
         with contextlib.suppress(cp.ProxyError):

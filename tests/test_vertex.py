@@ -307,9 +307,9 @@ def test_where_vertex_is_asked(
     store = cp.Store(tmp_path)
     store.create("vertex-x.json", cloud.credential(location=location, base_url=None))
     [account] = cp.find_accounts(cp.load_config(None), store.credentials(), {})
-    call = cp.Call(cp.DIALECTS["gemini"], "generate", b"")
+    errand = cp.Errand(cp.DIALECTS["gemini"], "generate", b"")
     path = f"/v1/projects/proj-1/locations/{place}/publishers/google/models/{{model}}:generateContent"
-    assert (account.base, cp.path_of(call, account.provider)) == (f"https://{host}", path)
+    assert (account.base, cp.path_of(errand, account.provider)) == (f"https://{host}", path)
 
 
 def test_a_base_url_of_the_config(make_proxy: ProxyMaker, cloud: Cloud) -> None:
