@@ -5511,7 +5511,7 @@ def gemini_read_chunks(payloads: Iterable[Json], request: Request, *, whole: boo
             if not started:
                 started = True
                 yield MessageStart(chunk.get("responseId", ""), chunk.get("modelVersion", ""))
-                yield from gemini_read_usage(usage)
+                yield from gemini_usage(usage)
             for candidate in gemini_candidates(chunk):
                 number = candidate.get("index", 0)
                 choice = choices.get(number) or GeminiChoice(number, numbers, request.id, whole)
@@ -5521,7 +5521,7 @@ def gemini_read_chunks(payloads: Iterable[Json], request: Request, *, whole: boo
             raise
     if not gemini_done(choices):
         raise ProxyError("upstream_failed", "the upstream ended its answer without a finishReason")
-    yield from gemini_read_usage(usage)
+    yield from gemini_usage(usage)
     for choice in choices.values():
         yield from choice.end()
 
@@ -5539,16 +5539,20 @@ def gemini_candidates(chunk: Json) -> list[Json]:
     return [{"finishReason": reason}] if reason else found
 
 
-def gemini_read_usage(data: Json) -> Iterator[Usage]:
-    """Read usageMetadata, if it counts anything: early ones only name the traffic type."""
-    if "promptTokenCount" not in data:
-        return
-    prompt, hosted = data["promptTokenCount"], data.get("toolUsePromptTokenCount", 0)
-    thoughts = data.get("thoughtsTokenCount", 0)
-    rest = data.get("totalTokenCount", 0) - prompt - hosted - thoughts
-    output = data.get("candidatesTokenCount", max(0, rest)) + thoughts
-    extra = extra_of("gemini", without(data, GEMINI_USAGE))
-    yield Usage(prompt + hosted, data.get("cachedContentTokenCount", 0), 0, output, thoughts, extra)
+def gemini_usage(usage: Json) -> Iterator[Usage]:
+    """Tell of usage that counts anything: early ones only name the traffic type."""
+    if "promptTokenCount" in usage:
+        yield gemini_read_usage(usage)
+
+
+def gemini_read_usage(usage: Json) -> Usage:
+    """Read usageMetadata."""
+    prompt, hosted = usage.get("promptTokenCount", 0), usage.get("toolUsePromptTokenCount", 0)
+    thoughts = usage.get("thoughtsTokenCount", 0)
+    rest = usage.get("totalTokenCount", 0) - prompt - hosted - thoughts
+    output = usage.get("candidatesTokenCount", max(0, rest)) + thoughts
+    extra = extra_of("gemini", without(usage, GEMINI_USAGE))
+    return Usage(prompt + hosted, usage.get("cachedContentTokenCount", 0), 0, output, thoughts, extra)
 
 
 GEMINI_USAGE = frozenset(
@@ -6637,17 +6641,19 @@ def carried(pieces: list[Piece], client: str) -> list[Piece]:
 
 # --- the dialects ------------------------------------------------------------------------------------
 class Dialect(NamedTuple):
-    """One API: its eight functions, and what it sends when there is nothing to say."""
+    """One API: its nine functions, where they find usage, and what it sends when there is nothing to say."""
 
     name: str
     read_request: Callable[[Json], Request]
     write_request: Callable[[Request, Target], Json]
+    read_usage: Callable[[Json], Usage]  # of the object that `usage_at` leads to
     read_response: Callable[[Json, Request], Events]
-    write_response: Callable[[Response, Request], Json]
     read_stream: Callable[[Iterable[Json], Request], Events]
+    write_response: Callable[[Response, Request], Json]
     write_stream: Callable[[Iterable[Event], Request], Frames]
     read_error: Callable[[int, bytes], ProxyError]
     write_error: Callable[[ProxyError], Json]
+    usage_at: tuple[tuple[str, ...], ...]  # paths to it, in an answer or in a payload of a stream
     keepalive: bytes  # between two frames of a stream
     error_event: str = ""  # the `event:` line of a mid-stream error
     in_path: frozenset[str] = frozenset()  # fields of a request that the path holds, not the body
@@ -6678,20 +6684,24 @@ DIALECTS = {
     row.name: row
     for row in (
         Dialect(
-            "claude", claude_read_request, claude_write_request, claude_read_response, claude_write_response,
-            claude_read_stream, claude_write_stream, claude_read_error, claude_write_error, PING, "error",
+            "claude", claude_read_request, claude_write_request, claude_read_usage, claude_read_response, claude_read_stream,
+            claude_write_response, claude_write_stream, claude_read_error, claude_write_error,
+            (("usage",), ("message", "usage")), PING, "error",
         ),
         Dialect(
-            "chat", chat_read_request, chat_write_request, chat_read_response, chat_write_response,
-            chat_read_stream, chat_write_stream, chat_read_error, chat_write_error, KEEP_ALIVE,
+            "chat", chat_read_request, chat_write_request, chat_read_usage, chat_read_response, chat_read_stream,
+            chat_write_response, chat_write_stream, chat_read_error, chat_write_error,
+            (("usage",), ("x_groq", "usage")), KEEP_ALIVE,
         ),
         Dialect(
-            "responses", responses_read_request, responses_write_request, responses_read_response, responses_write_response,
-            responses_read_stream, responses_write_stream, responses_read_error, responses_write_error, KEEP_ALIVE, "error",
+            "responses", responses_read_request, responses_write_request, responses_read_usage, responses_read_response,
+            responses_read_stream, responses_write_response, responses_write_stream, responses_read_error, responses_write_error,
+            (("response", "usage"), ("usage",)), KEEP_ALIVE, "error",
         ),
         Dialect(
-            "gemini", gemini_read_request, gemini_write_request, gemini_read_response, gemini_write_response,
-            gemini_read_stream, gemini_write_stream, gemini_read_error, gemini_write_error, b"\r\n",
+            "gemini", gemini_read_request, gemini_write_request, gemini_read_usage, gemini_read_response, gemini_read_stream,
+            gemini_write_response, gemini_write_stream, gemini_read_error, gemini_write_error,
+            (("usageMetadata",), ("response", "usageMetadata")), b"\r\n",
             in_path=frozenset({"model", "stream"}),
         ),
     )

@@ -1149,7 +1149,9 @@ def test_thinking_without_a_proof_is_marked(client: str) -> None:
 def test_stream_errors() -> None:
     def row(name: str, body: dict[str, Any], event: str = "") -> cp.Dialect:
         none: Any = None
-        return cp.Dialect(name, none, none, none, none, none, none, none, lambda _: body, b"", event)
+        return cp.Dialect(
+            name, none, none, none, none, none, none, none, none, lambda _: body, (), b"", event
+        )
 
     error = cp.ProxyError("overloaded", "busy")
     body = {"type": "error", "error": {"type": "overloaded_error", "message": "busy"}}
