@@ -471,6 +471,54 @@ def error_of_status(status: int, message: str) -> ProxyError:
     return error
 
 
+def error_said(body: Any) -> Json:
+    """Return the error object of a body or payload, in any of the shapes in use."""
+    body = body[0] if isinstance(body, list) and body else body
+    error = (body.get("error") or body) if isinstance(body, dict) else body
+    return error if isinstance(error, dict) else {"message": error}
+
+
+def error_body(status: int, body: bytes) -> Any:
+    """Decode the body of an error answer. Of what is no JSON, often HTML, the first words stay."""
+    with contextlib.suppress(*MALFORMED):
+        return json.loads(body) or f"the upstream answered with status {status}"
+    words = re.sub(r"<[^<>]*>", " ", body.decode("utf-8", "replace")).split()
+    return " ".join(words)[:300] or f"the upstream answered with status {status}"
+
+
+def error_words(error: Json, fallback: str = "the upstream gave no reason") -> str:
+    """Return what an error object says to people: a text, or as FastAPI has it a list of faults."""
+    said = error.get("message") or error.get("detail") or error or fallback
+    if isinstance(said, list) and all(isinstance(one, dict) and one.get("msg") for one in said):
+        said = "; ".join(str(one["msg"]) for one in said)
+    return said if isinstance(said, str) else dumps_text(said)
+
+
+ERROR_WAITS: tuple[
+    tuple[re.Pattern[str], Callable[[str], float] | None], ...
+] = (  # the first that tells counts
+    (re.compile(r'"resets_at"\s*:\s*"?([^",}\s]+)'), None),  # None: a moment, no span
+    (re.compile(r'"resets_in_seconds"\s*:\s*"?(\d{1,9})'), float),
+    (re.compile(r'"retryDelay"\s*:\s*"([\d.hms]+)"'), read_duration),
+    (re.compile(r"(?:try again in|reset after) ([\d.hms]*[hms])\b"), read_duration),  # OpenAI, Groq; Google
+    (re.compile(r'quotaResetDelay"\s*:\s*"([\d.hms]+)"'), read_duration),
+    (re.compile(r'quotaResetTimeStamp"\s*:\s*"([^"]+)"'), None),
+)
+
+
+def error_wait(text: str, until: Callable[[str], float | None] | None = None) -> float | None:
+    """Return the seconds after which the text of an error body asks us to come back; None if it does not.
+
+    `until` gives the seconds to a moment: whoever knows no clock is told of spans only.
+    """
+    for pattern, span in ERROR_WAITS:
+        found, read = pattern.search(text), span or until
+        wait = read(found[1]) if found and read else None
+        if wait:
+            return wait
+    return None
+
+
 def sse_read(chunks: Iterable[bytes]) -> Iterator[Json]:
     """Decode the JSON objects in the `data:` fields of a stream of bytes, cut anywhere.
 
@@ -3862,20 +3910,10 @@ CHAT_KINDS = {  # an error's `code` or `type` -> kind
 }  # fmt: skip
 
 
-def chat_wait(message: str) -> float | None:
-    """Return the seconds in "Please try again in 1m20.5s", as OpenAI and Groq say it."""
-    found = re.search(r"try again in ([\d.hms]+)", message)
-    return (found and read_duration(found[1].rstrip("."))) or None
-
-
 def chat_error(body: Any, status: int = 0) -> ProxyError:
-    """Return the error in a body of any of the shapes in use; `status` 0: it came as a 200."""
-    body = body[0] if isinstance(body, list) and body else body
-    error = (body.get("error") or body) if isinstance(body, dict) else body
-    error = error if isinstance(error, dict) else {"message": error}
-    message = error.get("message") or error.get("detail") or error
-    message = message if isinstance(message, str) else dumps_text(message)
-    words = [str(error.get(key)) for key in ("code", "type")]
+    """Return the error in a body or payload; `status` 0: it came with a 200."""
+    error = error_said(body)
+    message, words = error_words(error), [str(error.get(key)) for key in ("code", "type")]
     numbers = (error.get(key) for key in ("status_code", "code", "status"))
     told = (number for number in numbers if isinstance(number, int) and 400 <= number < 600)
     status = status if status >= 400 else next(told, 0)
@@ -3883,20 +3921,15 @@ def chat_error(body: Any, status: int = 0) -> ProxyError:
     if not kind and not status:
         kind = "invalid_request" if "invalid_request_error" in words else "upstream_error"
     usual = error_of_status(status, message)
-    wait, param = chat_wait(message), error.get("param") or ""
+    wait, param = error_wait(dumps(error)), error.get("param") or ""
     made = ProxyError(kind or usual.kind, message, retry_after=wait, param=param)
     made.status = status or made.status
     return made
 
 
 def chat_read_error(status: int, body: bytes) -> ProxyError:
-    """HTTP status and body -> error. What is not JSON, often HTML, is cut to its first words."""
-    try:
-        data = json.loads(body)
-    except MALFORMED:
-        words = " ".join(re.sub(r"<[^<>]*>", " ", body.decode("utf-8", "replace")).split())
-        data = words[:300]
-    return chat_error(data or f"the upstream answered with status {status}", status)
+    """HTTP status and body -> error."""
+    return chat_error(error_body(status, body), status)
 
 
 def chat_write_error(error: ProxyError) -> Json:
