@@ -1,0 +1,284 @@
+"""JSON Schema in the keywords of each service."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+import cliproxy as cp
+from cliproxy import Format, Model, Target, Tool
+from support.fitting import GEMINI_3, ask, fit, up
+
+GEMINI_25_PRO = Model("gemini-2.5-pro", output=65_536, budget=(128, 32_768), can_stop=False)
+
+
+# --- schemas
+
+CASE_15 = {
+    "type": "object",
+    "$schema": "..",
+    "properties": {
+        "const": {"const": 3},
+        "default": {"type": ["string", "null"]},
+        "n": {"$ref": "#/$defs/N"},
+        "e": {"enum": [1, 2], "type": "integer"},
+    },
+    "required": ["const", "zz"],
+    "additionalProperties": False,
+    "$defs": {"N": {"type": "object", "properties": {"n": {"$ref": "#/$defs/N"}}}},
+}
+
+
+def test_schema_of_case_15() -> None:
+    cleaned = cp.openapi_schema(CASE_15)
+    assert cleaned == {
+        "type": "OBJECT",
+        "properties": {
+            "const": {"type": "INTEGER", "description": "(one of: [3])"},
+            "default": {"type": "STRING", "nullable": True},
+            "n": {"type": "OBJECT", "properties": {"n": {"type": "OBJECT", "description": "N"}}},
+            "e": {"type": "INTEGER", "description": "(one of: [1,2])"},
+        },
+        "required": ["const"],
+    }
+
+
+ANY = {"type": "STRING", "description": "any JSON value"}
+CLEANED = [  # the schema of a property, and what becomes of it
+    pytest.param({"$ref": "#/$defs/a~1b%20c", "description": "mine"}, {"type": "INTEGER", "description": "mine"}, id="ref"),
+    pytest.param({"$ref": "#/$defs/gone"}, {"type": "OBJECT", "description": "gone"}, id="unresolvable"),
+    pytest.param({"$ref": "http://x/y"}, {"type": "OBJECT", "description": "y"}, id="remote"),
+    pytest.param({"type": "string", "x-a": 1, "readOnly": True, "examples": []}, {"type": "STRING"}, id="dropped"),
+    pytest.param({"type": "string", "not": {"enum": ["a"]}},
+                 {"type": "STRING", "description": '(not: {"type":"STRING","enum":["a"]})'}, id="noted") ,
+    pytest.param({"const": "a"}, {"type": "STRING", "enum": ["a"]}, id="const"),
+    pytest.param({"enum": ["a", None]}, {"type": "STRING", "nullable": True, "enum": ["a"]}, id="null entry"),
+    pytest.param({"enum": ["a", 1]}, {"type": "STRING", "enum": ["a", "1"]}, id="mixed"),
+    pytest.param({"enum": [True]}, {"type": "BOOLEAN", "description": "(one of: [true])"}, id="boolean"),
+    pytest.param({"enum": [1, 2.5]}, {"type": "NUMBER", "description": "(one of: [1,2.5])"}, id="numbers"),
+    pytest.param({"enum": [], "type": "string"}, {"type": "STRING"}, id="empty enum"),
+    pytest.param({"enum": [None]}, {**ANY, "nullable": True}, id="only null"),
+    pytest.param({"type": ["string", "integer"]}, {"anyOf": [{"type": "STRING"}, {"type": "INTEGER"}]}, id="types"),
+    pytest.param({"type": "null"}, {"type": "STRING", "nullable": True}, id="null"),
+    pytest.param({"type": ["null"]}, {"type": "STRING", "nullable": True}, id="list of null"),
+    pytest.param(True, ANY, id="true"),
+    pytest.param({}, ANY, id="any"),
+    pytest.param({"description": "d"}, {"type": "STRING", "description": "d"}, id="described"),
+    pytest.param({"allOf": [{"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"]},
+                            {"properties": {"b": {"type": "number"}}, "required": ["b"]}]},
+                 {"type": "OBJECT", "properties": {"a": {"type": "STRING"}, "b": {"type": "NUMBER"}},
+                  "required": ["a", "b"]}, id="allOf"),
+    pytest.param({"oneOf": [{"type": "string"}, {"type": "integer"}]},
+                 {"anyOf": [{"type": "STRING"}, {"type": "INTEGER"}]}, id="oneOf"),
+    pytest.param({"anyOf": [{"type": "string"}, {"type": "null"}], "description": "d"},
+                 {"type": "STRING", "description": "d", "nullable": True}, id="optional"),
+    pytest.param({"anyOf": [{"type": "null"}]}, {"type": "STRING", "nullable": True}, id="nothing but null"),
+    pytest.param({"type": "string", "minLength": 1, "anyOf": [{"format": "enum"}, {"enum": ["b"]}]},
+                 {"anyOf": [{"type": "STRING", "format": "enum"}, {"type": "STRING", "enum": ["b"]}]}, id="siblings"),
+    pytest.param({"properties": {"a": {}, "b": {}}, "anyOf": [{"required": ["a"]}, {"required": ["b"]}]},
+                 {"type": "OBJECT", "properties": {"a": ANY, "b": ANY}}, id="one of them required"),
+    pytest.param({"type": "object", "anyOf": [{"anyOf": [{}, {}]}]},
+                 {"anyOf": [{"type": "OBJECT"}, {"type": "OBJECT"}]}, id="alternatives in the only one"),
+    pytest.param({"type": "string", "anyOf": [{"anyOf": [{"format": "enum"}, {"pattern": "x"}]}, {"enum": ["b"]}]},
+                 {"anyOf": [{"anyOf": [{"type": "STRING", "format": "enum"}, {"type": "STRING", "pattern": "x"}]},
+                            {"type": "STRING", "enum": ["b"]}]}, id="alternatives in one of them"),
+    pytest.param({"type": "integer", "exclusiveMinimum": 0, "exclusiveMaximum": 9},
+                 {"type": "INTEGER", "minimum": 1, "maximum": 8}, id="exclusive"),
+    pytest.param({"type": "number", "exclusiveMinimum": 0},
+                 {"type": "NUMBER", "description": "(exclusiveMinimum: 0)"}, id="exclusive number"),
+    pytest.param({"type": "integer", "multipleOf": 2}, {"type": "INTEGER", "description": "(multipleOf: 2)"}, id="multiple"),
+    pytest.param({"type": "array"}, {"type": "ARRAY", "items": ANY}, id="no items"),
+    pytest.param({"type": "array", "items": True}, {"type": "ARRAY", "items": ANY}, id="any items"),
+    pytest.param({"items": [{"type": "string"}, {"type": "integer"}]},
+                 {"type": "ARRAY", "items": {"anyOf": [{"type": "STRING"}, {"type": "INTEGER"}]}}, id="tuple"),
+    pytest.param({"prefixItems": [{"type": "string"}], "type": "array"},
+                 {"type": "ARRAY", "items": {"type": "STRING"}}, id="prefix items"),
+    pytest.param({"type": "object"}, {"type": "OBJECT"}, id="free object"),
+    pytest.param({"type": "object", "properties": {}, "required": []}, {"type": "OBJECT"}, id="empty object"),
+    pytest.param({"properties": {"a": False, "b": True}, "required": ["a"]},
+                 {"type": "OBJECT", "properties": {"b": ANY}}, id="boolean schemas"),
+    pytest.param({"type": "string", "format": "uri"}, {"type": "STRING", "description": '(format: "uri")'}, id="format"),
+    pytest.param({"type": "string", "format": "date-time"}, {"type": "STRING", "format": "date-time"}, id="date"),
+    pytest.param({"properties": {"$ref": {"type": "string"}, "title": {"type": "string"}}},
+                 {"type": "OBJECT", "properties": {"$ref": {"type": "STRING"}, "title": {"type": "STRING"}}}, id="names"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("schema", "cleaned"), CLEANED)
+def test_cleaned_schemas(schema: Any, cleaned: Any) -> None:
+    root = {"type": "object", "properties": {"p": schema}, "$defs": {"a/b c": {"type": "integer"}}}
+    before = json.dumps(root)
+    assert cp.openapi_schema(root)["properties"]["p"] == cleaned
+    assert json.dumps(root) == before  # the client's own schema is left alone
+
+
+SCALARS = st.one_of(st.none(), st.booleans(), st.integers(-9, 9), st.sampled_from(["a", "#/$defs/A", "b"]))
+KEYWORDS = st.sampled_from(["$ref", "const", "default", "title", "format", "type", "properties", "a"])
+
+
+def schemas(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    many = st.lists(inner, max_size=2)
+    return st.fixed_dictionaries({}, optional={
+        "type": st.sampled_from(["object", "string", "array", "null", "integer", ["string", "null"], ["array", "object"]]),
+        "properties": st.dictionaries(KEYWORDS, inner, max_size=3), "required": st.one_of(st.booleans(), st.lists(KEYWORDS, max_size=3)),
+        "anyOf": many, "oneOf": many, "allOf": many, "items": st.one_of(inner, many), "prefixItems": many,
+        "$ref": st.sampled_from(["#", "#/$defs/A", "#/$defs/B", "#/properties/a", "#/nowhere"]),
+        "const": SCALARS, "enum": st.lists(SCALARS, max_size=3), "not": st.just({}), "additionalProperties": st.booleans(),
+        "format": st.sampled_from(["uri", "int32"]), "minItems": st.integers(0, 3), "pattern": st.just("x"),
+        "$defs": st.fixed_dictionaries({"A": inner, "B": inner}), "exclusiveMinimum": st.integers(), "x-y": SCALARS,
+    })  # fmt: skip
+
+
+SCHEMAS = schemas(st.recursive(st.one_of(st.booleans(), st.just({})), schemas, max_leaves=4))
+
+
+def check_subset(node: Any) -> None:
+    assert set(node) <= cp.OPENAPI_KEYWORDS
+    assert ("type" in node) != ("anyOf" in node)
+    assert node.get("type", "OBJECT") in {"OBJECT", "STRING", "ARRAY", "INTEGER", "NUMBER", "BOOLEAN"}
+    assert all(isinstance(value, str) for value in node.get("enum", ()))
+    assert set(node.get("required", ())) <= set(node.get("properties", ()))
+    assert node.get("type") != "ARRAY" or "items" in node
+    inner = [
+        *node.get("properties", {}).values(),
+        *node.get("anyOf", ()),
+        *([node["items"]] if "items" in node else []),
+    ]
+    for child in inner:
+        check_subset(child)
+
+
+@settings(max_examples=40, deadline=None)
+@given(SCHEMAS)
+@example({"type": "object", "anyOf": [{"anyOf": [{}, False]}]})
+@example({"type": "object", "anyOf": [{"anyOf": [{}, False]}, {}]})
+@example({"type": "object", "properties": {"a": {}}, "anyOf": [{"anyOf": [{}, False]}]})
+def test_any_schema_can_be_cleaned(schema: dict[str, Any]) -> None:
+    check_subset(cp.openapi_schema(schema))
+    cp.walk_schema(schema, cp.gemini_node)
+    cp.walk_schema(schema, cp.claude_node)
+
+
+@settings(max_examples=60)
+@given(
+    st.dictionaries(st.text(max_size=9), st.sampled_from([{"type": "string"}, {"type": ["integer", "null"]}]))
+)
+def test_property_names_are_kept(properties: dict[str, Any]) -> None:
+    schema = {"type": "object", "properties": properties}
+    assert cp.openapi_schema(schema).get("properties", {}).keys() == properties.keys()
+    assert cp.walk_schema(schema, cp.gemini_node)["properties"].keys() == properties.keys()
+    assert cp.walk_schema(schema, cp.claude_node)["properties"].keys() == properties.keys()
+
+
+def test_schemas_without_end() -> None:
+    bomb: dict[str, Any] = {
+        "$defs": {"z": {"type": "string"}},
+        "type": "object",
+        "properties": {"a": {"$ref": "#/$defs/0"}},
+    }
+    for at in range(12):  # each refers eight times to the next: 8 ** 12
+        bomb["$defs"][str(at)] = {"properties": {str(n): {"$ref": f"#/$defs/{at + 1}"} for n in range(8)}}
+    assert len(json.dumps(cp.openapi_schema(bomb))) < 1_000_000
+    deep: dict[str, Any] = {"type": "string"}
+    for _ in range(300):
+        deep = {"type": "object", "properties": {"a": deep}}
+    for clean in (cp.openapi_schema, lambda s: cp.walk_schema(s, cp.gemini_node)):
+        assert clean(deep)["properties"]
+    loop = {"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a"}}}
+    assert cp.openapi_schema(loop)["type"] == "OBJECT"
+
+
+ROOTS = [
+    pytest.param(None, {"type": "object", "properties": {}}, id="none"),
+    pytest.param({"additionalProperties": False},
+                 {"type": "object", "properties": {}, "additionalProperties": False}, id="no type"),
+    pytest.param({"allOf": [{"properties": {"a": {}}, "required": ["a"]}, {"properties": {"b": {}}}]},
+                 {"type": "object", "properties": {"a": {}, "b": {}}, "required": ["a"]}, id="allOf"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("schema", "root"), ROOTS)
+@pytest.mark.parametrize("dialect", ["claude", "chat", "responses"])
+def test_root_of_arguments(schema: Any, root: Any, dialect: str) -> None:
+    assert fit(ask(dialect="gemini", tools=(Tool("f", schema=schema),)), dialect).tools[0].schema == root
+
+
+def test_tool_schemas_for_gemini() -> None:
+    schema = {
+        "type": "object",
+        "properties": {
+            "a": {"const": 1, "exclusiveMinimum": 0, "$ref": "#/definitions/x"},
+            "const": {"type": "string"},
+        },
+        "definitions": {"x": {"type": "string", "pattern": "y"}},
+    }
+    request = ask(
+        tools=(Tool("f", schema=schema), Tool("g", schema={"type": "object", "properties": {}}), Tool("h"))
+    )
+    plain = fit(request, "gemini").tools
+    assert plain[0].schema == {
+        "type": "object",
+        "properties": {"a": {"enum": [1], "$ref": "#/$defs/x"}, "const": {"type": "string"}},
+        "$defs": {"x": {"type": "string"}},
+    }
+    target = Target("gemini-cli", GEMINI_3, frozenset({"openapi-schema"}))
+    strict = fit(request, "gemini", target).tools
+    assert strict[0].schema
+    assert strict[0].schema["properties"]["a"]["type"] == "STRING"
+    own = request._replace(dialect="gemini")
+    assert fit(own, "gemini", target).tools == own.tools
+
+
+def test_answer_formats() -> None:
+    schema = {
+        "type": "object",
+        "properties": {
+            "a": {"type": "string", "maxLength": 3, "format": "uri", "description": "d"},
+            "b": {"oneOf": [{"type": "object", "properties": {}}, {"type": "array", "minItems": 2}]},
+            "c": {"$ref": "#/$defs/C", "description": "dropped"},
+            "d": {"type": "string", "format": "regex"},
+        },
+        "$defs": {"C": {"type": "object"}},
+    }
+    request = ask(format=Format("schema", "n", schema))
+    written = fit(request, "claude").format
+    assert written
+    assert written.schema == {
+        "type": "object",
+        "properties": {
+            "a": {"type": "string", "format": "uri", "description": "d (maxLength: 3)"},
+            "b": {"anyOf": [
+                {"type": "object", "properties": {}, "additionalProperties": False},
+                {"type": "array", "description": "(minItems: 2)"},
+            ]},
+            "c": {"$ref": "#/$defs/C"},
+            "d": {"type": "string", "description": '(format: "regex")'},
+        },
+        "$defs": {"C": {"type": "object", "additionalProperties": False}},
+        "additionalProperties": False,
+    }  # fmt: skip
+    assert fit(request, "responses").format == request.format
+    form = fit(request, "gemini").format
+    assert form
+    assert form.schema
+    assert "maxLength" not in form.schema["properties"]["a"]
+    assert fit(ask(format=Format("json")), "claude").format == Format("json")
+
+
+ASK: dict[str, dict[str, Any]] = {
+    "claude": {"max_tokens": 9, "messages": [{"role": "user", "content": "q"}]},
+    "chat": {"messages": [{"role": "user", "content": "q"}]},
+    "responses": {"input": [{"role": "user", "content": "q"}]},
+    "gemini": {"contents": [{"role": "user", "parts": [{"text": "q"}]}]},
+}
+
+
+def test_case_15_schema_on_the_wire() -> None:
+    target = Target("gemini-cli", GEMINI_25_PRO, frozenset({"openapi-schema"}))
+    tool = {"type": "function", "function": {"name": "f", "parameters": CASE_15}}
+    written = up("chat", {**ASK["chat"], "tools": [tool]}, "gemini", target)
+    assert written["tools"][0]["functionDeclarations"][0]["parameters"] == cp.openapi_schema(CASE_15)
