@@ -73,3 +73,8 @@ def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
         yield world
         world.shutdown()
         thread.join()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> cp.Store:
+    return cp.Store(tmp_path / "auth")

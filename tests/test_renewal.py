@@ -1,0 +1,348 @@
+"""New tokens for old ones: when, by whom, and what a provider's answer comes to."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from concurrent import futures
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import cliproxy as cp
+from support.logins import Attempt, consent, sign_in
+from support.world import Fault, World, free_port
+
+Json = cp.Json
+
+
+@pytest.mark.parametrize("provider", ["claude", "codex", "gemini", "antigravity", "kimi", "xai", "qwen"])
+def test_refresh(world: World, store: cp.Store, provider: str) -> None:
+    credential = sign_in(world, store, provider)
+    store.merge(credential.name, {"note": "mine"})
+    world.clock.advance(4000)
+    assert cp.due(credential, world.clock())
+    renewed = cp.refresh(credential, store, world.config(), world.clock)
+    assert renewed == store.get(credential.name)
+    assert cp.field_of(renewed.data, "access_token") != cp.field_of(credential.data, "access_token")
+    assert cp.field_of(renewed.data, "refresh_token")
+    kept = provider in {"gemini", "antigravity"}
+    assert (renewed.data["refresh_token"] == credential.data["refresh_token"]) == kept
+    assert renewed.data["note"] == "mine"
+    assert cp.expires_at(renewed.data) == world.clock() + 3600
+    assert not cp.due(renewed, world.clock())
+    if provider == "gemini":
+        assert renewed.data["token"]["refresh_token"] == credential.data["refresh_token"]
+        assert renewed.data["token"]["access_token"] == renewed.data["access_token"]
+
+
+def test_a_file_of_type_gemini_cli_is_gemini_s(world: World, store: cp.Store) -> None:
+    credential = sign_in(world, store, "gemini")
+    store.merge(credential.name, {"type": "gemini-cli", "note": "mine"})
+    world.clock.advance(4000)
+    for known in (store.get(credential.name), store.credentials()[0]):
+        assert cp.due(known, world.clock())
+        renewed = cp.refresh(known, store, world.config(), world.clock)
+        assert cp.expires_at(renewed.data) == world.clock() + 3600
+    assert renewed.data["type"] == "gemini-cli", "as the other program wrote it"
+    again = Attempt(world, store, "gemini-cli")
+    again.paste(consent(again.url()))
+    assert again.result().name == credential.name, "no second file"
+    assert store.get(credential.name).data["note"] == "mine"
+
+
+def test_refresh_fields(world: World, store: cp.Store) -> None:
+    for provider, fields in {
+        "claude": {"grant_type", "client_id", "refresh_token"},
+        "codex": {"grant_type", "client_id", "refresh_token"},
+        "gemini": {"grant_type", "client_id", "refresh_token", "client_secret"},
+    }.items():
+        credential = sign_in(world, store, provider)
+        cp.refresh(credential, store, world.config(), world.clock)
+        assert set(world.asks[-1].body) == fields
+
+
+def test_the_token_of_another_process_is_used(world: World, store: cp.Store) -> None:
+    credential = sign_in(world, store, "codex")
+    theirs = store.merge(credential.name, {"access_token": "theirs"})
+    before = len(world.asks)
+    assert cp.refresh(credential, store, world.config(), world.clock) == theirs
+    assert len(world.asks) == before
+
+
+def test_fifty_refreshes_are_one(world: World, store: cp.Store) -> None:
+    credential = sign_in(world, store, "codex")
+    world.clock.advance(4000)
+    with ThreadPoolExecutor(50) as pool:
+        jobs = [pool.submit(cp.refresh, credential, store, world.config(), world.clock) for _ in range(50)]
+        tokens = {job.result().data["access_token"] for job in jobs}
+    assert len(tokens) == 1
+    assert world.count("/codex/token") == 2  # the login's, and this one
+
+
+CHILD = """
+import json, sys, cliproxy as cp
+folder, name, config = sys.argv[1], sys.argv[2], cp.Config(None, json.loads(sys.argv[3]), ())
+store = cp.Store(folder)
+credential = cp.Credential(name, store.folder / name, "codex", json.loads(sys.argv[4]), (0, 0, 0))
+print("ready", flush=True)
+sys.stdin.readline()
+print(cp.refresh(credential, store, config).data["access_token"], flush=True)
+"""
+
+
+def spawn(
+    world: World, store: cp.Store, credential: cp.Credential, program: str = CHILD
+) -> subprocess.Popen[str]:
+    config = world.config()
+    command = [
+        sys.executable,
+        "-c",
+        program,
+        str(store.folder),
+        credential.name,
+        json.dumps(config.data),
+        json.dumps(credential.data),
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(Path(cp.__file__).parent)}
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    )
+    assert process.stdout
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def test_two_processes_make_one_refresh(world: World, store: cp.Store) -> None:
+    credential = sign_in(world, store, "codex")
+    children = [spawn(world, store, credential) for _ in range(3)]
+    for process in children:
+        assert process.stdin
+        process.stdin.write("\n")
+        process.stdin.flush()
+    tokens = {process.communicate(timeout=10)[0] for process in children}
+    assert len(tokens) == 1
+    assert world.count("/codex/token") == 2
+
+
+@pytest.mark.skipif(os.name != "posix", reason="kills itself by signal")
+def test_a_kill_between_the_answer_and_the_rename(world: World, store: cp.Store) -> None:
+    """The old refresh token is dead by then: the new one must be found again."""
+    credential = sign_in(world, store, "codex")
+    doomed = CHILD.replace("import json, sys", "import json, os, sys").replace(
+        "store = ",
+        "replaces = [cp.replace, lambda *a: os.kill(os.getpid(), 9)]; "  # the first only tries
+        "cp.replace = lambda *a: replaces.pop(0)(*a); store = ",
+    )
+    process = spawn(world, store, credential, doomed)
+    assert process.communicate("\n", timeout=10)[0] == ""
+    assert process.returncode == -9
+    assert store.get(credential.name).data == credential.data
+    assert store.scan()
+    (saved,) = store.credentials()
+    assert saved.data["refresh_token"] in world.live
+    assert cp.refresh(credential, store, world.config(), world.clock) == saved
+
+
+def test_a_full_disk_costs_no_refresh_token(
+    world: World, store: cp.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The old one dies with its use: it is used only if the new one can be kept."""
+    credential = sign_in(world, store, "codex")
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(cp.ProxyError, match="No space left"):
+            cp.refresh(credential, store, world.config(), world.clock)
+    assert credential.data["refresh_token"] in world.live
+    assert cp.refresh(credential, store, world.config(), world.clock)
+
+
+def test_a_login_waits_for_a_refresh_under_way(world: World, store: cp.Store) -> None:
+    """Else that would lay the tokens of the old login over those of the new one."""
+    credential = sign_in(world, store, "codex")
+    with store.refreshing(credential.name):
+        attempt = Attempt(world, store, "codex")
+        attempt.paste(consent(attempt.url()))
+        with pytest.raises(futures.TimeoutError):
+            attempt.future.result(timeout=0.5)
+        store.merge(credential.name, {"access_token": "renewed", "refresh_token": "renewed"})
+    fresh = attempt.result().data
+    assert fresh["refresh_token"] in world.live
+    assert fresh["access_token"] != "renewed"
+
+
+def test_the_client_that_a_file_names_renews_it(world: World, store: cp.Store) -> None:
+    """A refresh token is of use to the client alone that got it."""
+    credential = sign_in(world, store, "gemini")
+    token = {"client_id": "theirs", "client_secret": "theirs"}
+    store.merge(credential.name, {"token": token})
+    config = world.config()
+    del config.data["providers"]["gemini"]["client-secret"]
+    world.faults["google/token"].append(Fault(200, {"access_token": "new", "expires_in": 3600}))
+    renewed = cp.refresh(credential, store, config, world.clock)
+    sent = world.asks[-1].body
+    assert (sent["client_id"], sent["client_secret"]) == ("theirs", "theirs")
+    assert renewed.data["token"]["client_id"] == "theirs"
+
+
+REFUSALS = [
+    pytest.param("codex", 400, {"error": {"code": "refresh_token_reused"}}, True, id="reused"),
+    pytest.param("codex", 401, {"error": "token_expired"}, True, id="error is a word"),
+    pytest.param("codex", 403, {"error_code": "account_deactivated"}, True, id="error_code"),
+    pytest.param("codex", 401, {"error": {"message": "?"}}, True, id="401 without a code"),
+    pytest.param("codex", 403, b"<html>Just a moment...</html>", False, id="a challenge page"),
+    pytest.param("codex", 400, {"error": {"code": "invalid_request"}}, False, id="our own fault"),
+    pytest.param("claude", 400, {"error": "invalid_grant"}, True, id="invalid_grant"),
+    pytest.param(
+        "claude", 403, {"error": {"type": "permission_error", "message": "no"}}, True, id="claude 403"
+    ),
+    pytest.param("claude", 403, b"<html>", False, id="claude's cloudflare"),
+    pytest.param("gemini", 401, {"error": "invalid_client"}, False, id="a wrong client secret"),
+    pytest.param("qwen", 400, {"error": "invalid_request"}, True, id="qwen 400"),
+    pytest.param("kimi", 403, {"error": "x"}, True, id="kimi 403"),
+]
+
+
+@pytest.mark.parametrize(("provider", "status", "body", "final"), REFUSALS)
+def test_refusals(world: World, store: cp.Store, provider: str, status: int, body: Any, final: bool) -> None:
+    credential = sign_in(world, store, provider)
+    world.clock.advance(4000)
+    path = f"{provider.replace('gemini', 'google')}/token"
+    world.faults[path].append(Fault(status, body))
+    before = world.count(f"/{path}")
+    with pytest.raises(cp.ProxyError) as caught:
+        cp.refresh(credential, store, world.config(), world.clock)
+    assert world.count(f"/{path}") == before + 1
+    after = store.get(credential.name)
+    assert bool(cp.refused(after.data)) == final
+    assert cp.due(after, world.clock()) != final
+    if not final:
+        assert after.data == credential.data
+        cp.refresh(credential, store, world.config(), world.clock)
+        return
+    assert caught.value.kind == "unauthorized"
+    assert f"cliproxy login {provider}" in str(caught.value)
+    with pytest.raises(cp.ProxyError, match="cliproxy login"):
+        cp.refresh(after, store, world.config(), world.clock)
+    assert world.count(f"/{path}") == before + 1, "it was asked again"
+    store.merge(
+        credential.name, {"refresh_token": world.tokens(provider)["refresh_token"]}
+    )  # the file changes
+    renewed = cp.refresh(after, store, world.config(), world.clock)
+    assert not cp.refused(renewed.data)
+    assert not renewed.data["cliproxy"].get("refused")
+
+
+@pytest.mark.parametrize(
+    ("headers", "wait"),
+    [({"retry-after": "17"}, 17), ({"retry-after": "17", "retry-after-ms": "16500"}, 16.5), ({"retry-after": "nan"}, 60),
+     ({"retry-after-ms": "8500"}, 8.5), ({"retry-after": "1"}, 5), ({"retry-after": "9999"}, 300), ({}, 60)],
+)  # fmt: skip
+def test_too_many_requests(world: World, store: cp.Store, headers: dict[str, str], wait: float) -> None:
+    credential = sign_in(world, store, "claude")
+    world.faults["claude/token"].append(Fault(429, {"error": {"type": "rate_limit_error"}}, headers))
+    before = len(world.asks)
+    with pytest.raises(cp.ProxyError) as caught:
+        cp.refresh(credential, store, world.config(), world.clock)
+    assert (caught.value.kind, caught.value.retry_after) == ("rate_limited", wait)
+    assert len(world.asks) == before + 1
+    assert not cp.refused(store.get(credential.name).data)
+
+
+def test_server_errors_are_tried_three_times(world: World, store: cp.Store) -> None:
+    credential = sign_in(world, store, "claude")
+    world.faults["claude/token"] += [Fault(500), Fault(503)]
+    cp.refresh(credential, store, world.config(), world.clock)
+    credential = store.get(credential.name)
+    world.faults["claude/token"] += [Fault(500), Fault(503), Fault(502, b"<html>")]
+    with pytest.raises(cp.ProxyError) as caught:
+        cp.refresh(credential, store, world.config(), world.clock)
+    assert caught.value.status == 502
+    assert cp.refresh(credential, store, world.config(), world.clock)
+
+
+def test_a_lost_answer_is_not_asked_for_again_where_tokens_rotate(world: World, store: cp.Store) -> None:
+    credential = sign_in(world, store, "codex")
+    world.faults["codex/token"].append(Fault(0, spend=True))
+    with pytest.raises(cp.ProxyError) as caught:
+        cp.refresh(credential, store, world.config(), world.clock)
+    assert caught.value.sent
+    assert world.count("/codex/token") == 2
+    assert store.get(credential.name).data == credential.data
+
+
+def test_a_lost_answer_is_asked_for_again_at_google(world: World, store: cp.Store) -> None:
+    credential = sign_in(world, store, "antigravity")
+    world.faults["google/token"] += [Fault(0, spend=True), Fault(0)]
+    assert cp.refresh(credential, store, world.config(), world.clock)
+
+
+def test_an_unreachable_provider_is_tried_again(
+    world: World, store: cp.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    credential = sign_in(world, store, "codex")
+    tries: list[str] = []
+    real = cp.fetch
+
+    def counted(method: str, url: str, *args: Any, **options: Any) -> cp.Reply:
+        tries.append(url)
+        return real(method, url, *args, **options)
+
+    monkeypatch.setattr(cp, "fetch", counted)
+    config = world.config(codex={"token-url": f"http://127.0.0.1:{free_port()}/token"})
+    with pytest.raises(cp.ProxyError) as caught:
+        cp.refresh(credential, store, config, world.clock)
+    assert not caught.value.sent
+    assert len(tries) == 3
+
+
+def test_no_refresh_token(world: World, store: cp.Store) -> None:
+    credential = store.create("claude-x.json", {"type": "claude", "access_token": "a", "email": "x"})
+    with pytest.raises(cp.ProxyError, match="no refresh token"):
+        cp.refresh(credential, store, world.config(), world.clock)
+    assert not cp.due(credential, world.clock())
+
+
+def test_a_file_that_is_gone(world: World, store: cp.Store) -> None:
+    credential = sign_in(world, store, "codex")
+    store.delete(credential.name)
+    with pytest.raises(cp.ProxyError) as caught:
+        cp.refresh(credential, store, world.config(), world.clock)
+    assert caught.value.kind == "not_found"
+
+
+NOW = 1_770_000_000.0
+DUE = [
+    pytest.param("claude", {"expired": NOW + 4 * 3600 - 1}, True, id="claude, in four hours"),
+    pytest.param("claude", {"expired": NOW + 4 * 3600 + 60}, False, id="claude, later"),
+    pytest.param("claude", {"expired": NOW + 3000, "last_refresh": NOW - 600}, False, id="a short life: half of it"),
+    pytest.param("claude", {"expired": NOW + 1700, "last_refresh": NOW - 1900}, True, id="a short life, over half"),
+    pytest.param("codex", {"expired": NOW + 5 * 86400 - 1}, True, id="codex, in five days"),
+    pytest.param("codex", {"expired": NOW + 6 * 86400}, False, id="codex, later"),
+    pytest.param("codex", {"last_refresh": NOW - 6 * 86400}, True, id="no expiry, long ago"),
+    pytest.param("codex", {"last_refresh": NOW - 86400}, False, id="no expiry, lately"),
+    pytest.param("codex", {}, True, id="neither"),
+    pytest.param("codex", {"expired": NOW - 1, "disabled": True}, False, id="disabled"),
+    pytest.param("kimi", {"expired": NOW + 301}, False, id="kimi, later"),
+    pytest.param("kimi", {"expired": NOW + 299}, True, id="kimi, soon"),
+    pytest.param("codex", {"refresh_interval": 60, "last_refresh": NOW - 61, "expired": NOW + 9e6}, True, id="interval"),
+    pytest.param("codex", {"refresh_interval_seconds": "60", "last_refresh": NOW - 59, "expired": NOW - 9}, False, id="interval, not yet"),
+    pytest.param("vertex", {}, False, id="nothing to renew"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("provider", "data", "answer"), DUE)
+def test_due(provider: str, data: Json, answer: bool) -> None:
+    token = {"refresh_token": "r"} if provider != "vertex" else {}
+    credential = cp.Credential(
+        "a.json", Path("a.json"), provider, {"type": provider, **token, **data}, (0, 0, 0)
+    )
+    assert cp.due(credential, NOW) == answer
