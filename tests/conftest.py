@@ -12,6 +12,7 @@ import pytest
 from hypothesis import settings
 
 import cliproxy as cp
+from support.accounts import House
 from support.paths import SHARED
 from support.proxy import Proxy, ProxyMaker
 from support.upstream import Clock, Upstream
@@ -78,3 +79,8 @@ def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
 @pytest.fixture
 def store(tmp_path: Path) -> cp.Store:
     return cp.Store(tmp_path / "auth")
+
+
+@pytest.fixture
+def house(world: World, make_proxy: ProxyMaker, upstream: Upstream) -> House:
+    return House(world, make_proxy, upstream)

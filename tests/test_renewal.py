@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
+import threading
+import time
+from collections import Counter
 from concurrent import futures
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,10 +18,10 @@ from typing import Any
 import pytest
 
 import cliproxy as cp
+from support.accounts import House, Json
 from support.logins import Attempt, consent, sign_in
+from support.upstream import DEADLINE, make_reply
 from support.world import Fault, World, free_port
-
-Json = cp.Json
 
 
 @pytest.mark.parametrize("provider", ["claude", "codex", "gemini", "antigravity", "kimi", "xai", "qwen"])
@@ -346,3 +350,181 @@ def test_due(provider: str, data: Json, answer: bool) -> None:
         "a.json", Path("a.json"), provider, {"type": provider, **token, **data}, (0, 0, 0)
     )
     assert cp.due(credential, NOW) == answer
+
+
+# Tokens
+
+
+def test_an_expired_token_is_renewed_on_use(house: House) -> None:
+    house.add(note="kept")
+    assert house.ask().status == 200
+    assert house.refreshes == 1
+    data = house.file()
+    assert data["access_token"] == house.account().token
+    assert data["note"] == "kept"
+    assert house.ask().status == 200
+    assert house.refreshes == 1
+
+
+def test_fifty_at_once_make_one_refresh(house: House) -> None:
+    house.add()
+    with ThreadPoolExecutor(50) as pool:
+        statuses = Counter(got.status for got in pool.map(lambda _: house.ask(), range(50)))
+    assert statuses == {200: 50}
+    assert house.refreshes == 1
+
+
+def test_fifty_at_once_share_a_failure(house: House) -> None:
+    house.add()
+    gate = threading.Event()
+    account = house.account()
+    with ThreadPoolExecutor(8) as pool, account.refreshing:
+        house.world.faults["claude/token"] += [Fault(500)] * 3
+        asks = [pool.submit(house.ask) for _ in range(8)]
+        gate.wait(0.3)  # they are all waiting by now
+        assert not any(ask.done() for ask in asks)
+        account.refreshing.release()
+        try:
+            statuses = [ask.result(DEADLINE).status for ask in asks]
+        finally:
+            account.refreshing.acquire()
+    assert set(statuses) == {500}
+    assert house.refreshes == 3  # the tries of one refresh
+
+
+def test_two_programs_on_one_folder_make_one_refresh(house: House) -> None:
+    """Two stores have two locks each: only the files keep them apart."""
+    house.add()
+    app = house.proxy.app
+    store = cp.Store(house.proxy.auth_dir)
+    store.scan()
+    other = cp.App(app.config_file, store, {})
+    (theirs,) = [a for a in other.router.accounts() if a.credential]
+    stale = theirs.token
+    with ThreadPoolExecutor(20) as pool:
+        renewals = [pool.submit(other.renew, theirs, stale) for _ in range(5)]
+        asks = [pool.submit(house.ask) for _ in range(15)]
+        assert {ask.result().status for ask in asks} == {200}
+        assert [renewal.result() for renewal in renewals] == [None] * 5
+    assert theirs.token == house.account().token
+    assert house.refreshes == 1
+
+
+def test_a_401_is_a_new_token_and_the_same_account(house: House) -> None:
+    house.add("a", ends=3600)
+    house.add("b", ends=3600)
+    house.world.access.clear()  # both are revoked, long before their time
+    got = house.ask()
+    assert got.status == 200
+    tokens = [seen.headers["authorization"] for seen in house.upstream.seen]
+    assert len(tokens) == 2
+    assert tokens[0] != tokens[1]
+    assert house.refreshes == 1
+    assert house.file("claude-a.json")["access_token"] in tokens[1]
+
+
+def test_a_second_401_is_final(house: House) -> None:
+    house.add("a", ends=3600)
+    error = {"type": "error", "error": {"type": "authentication_error", "message": "no"}}
+    house.upstream.routes["/v1/messages"] = make_reply(error, 401)
+    assert house.ask().status == 401
+    assert (len(house.upstream.seen), house.refreshes) == (2, 1)
+    got = house.ask()
+    assert (got.status, len(house.upstream.seen)) == (403, 2)
+    said = re.search(r"free first, in (\d+) s", got.body.decode())
+    assert said is not None
+    assert 1790 < int(said[1]) <= 1800
+
+
+def test_a_new_token_ends_the_rest_of_the_old_one(house: House) -> None:
+    house.add("a", ends=3600)
+    error = {"type": "error", "error": {"type": "authentication_error", "message": "no"}}
+    house.upstream.routes["/v1/messages"] = make_reply(error, 401)
+    house.ask()
+    house.upstream.routes["/v1/messages"] = house.serve
+    house.add("a", ends=3600)  # somebody logs in anew
+    assert house.ask().status == 200
+
+
+def test_a_token_that_ends_while_its_account_rests_is_renewed(house: House) -> None:
+    """Both ways: by the keeper, whatever the account does; and on use, if the rest was for the token."""
+    file = house.add("a", ends=3600)
+    limit = {"type": "error", "error": {"type": "rate_limit_error", "message": "slow down"}}
+    house.upstream.routes["/v1/messages"] = make_reply(limit, 429, {"retry-after": "3000"})
+    assert house.ask().status == 429
+    house.proxy.app.store.merge(file, {"expired": cp.write_time(time.time() - 5)})
+    house.proxy.app.poll()
+    house.proxy.app.renew_due()
+    assert house.refreshes == 1
+    assert not house.account().expired(time.time())
+    assert house.ask().status == 429  # it still rests
+
+
+def test_right_after_start(house: House, world: World) -> None:
+    """The file was there, expired, before the proxy began."""
+    house.add()
+    app = cp.App(house.proxy.app.config_file, house.proxy.app.store, {})
+    app.renew_due()
+    assert house.refreshes == 1
+
+
+def test_renewing_ahead_of_time(house: House, caplog: pytest.LogCaptureFixture) -> None:
+    house.add("soon", ends=600)  # of a life of 4200 s
+    house.add("later", ends=9000)
+    app = house.proxy.app
+    app.renew_due()
+    assert house.refreshes == 1
+    app.renew_due()
+    assert house.refreshes == 1
+    house.world.faults["claude/token"] += [Fault(503)] * 6
+    house.add("soon", ends=600)
+    app.renew_due()
+    app.renew_due()  # a failure: not again at once
+    assert house.refreshes == 4
+    assert "claude-access" not in caplog.text
+
+
+def test_the_keeper_runs_until_it_is_stopped(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cp, "RENEW_INTERVAL", 0.01)
+    house.add()
+    stop = threading.Event()
+    keeper = threading.Thread(target=house.proxy.app.keep_renewed, args=(stop,))
+    keeper.start()
+    deadline = time.monotonic() + DEADLINE
+    while not house.refreshes and time.monotonic() < deadline:
+        stop.wait(0.01)
+    stop.set()
+    keeper.join(DEADLINE)
+    assert house.refreshes == 1
+
+
+def test_a_dead_refresh_token_is_not_asked_again(house: House) -> None:
+    house.add()
+    house.world.live.clear()
+    got = house.ask()
+    assert (got.status, house.refreshes) == (401, 1)
+    assert "run `cliproxy login claude`" in got.json()["error"]["message"]
+    for _ in range(3):
+        house.proxy.app.poll()
+        house.proxy.app.renew_due()
+        got = house.ask()
+        assert got.status == 401
+        assert "run `cliproxy login claude`" in got.json()["error"]["message"]
+    assert house.refreshes == 1
+    house.add("a")  # a new login: the file has changed
+    assert house.ask().status == 200
+
+
+def test_others_answer_for_one_that_needs_a_login(house: House) -> None:
+    house.add("a")
+    house.world.live.clear()
+    house.add("b", ends=3600)
+    assert [house.ask().status for _ in range(3)] == [200] * 3
+    assert house.refreshes == 1
+
+
+def test_a_token_service_that_fails_is_no_login_problem(house: House) -> None:
+    house.add()
+    house.world.faults["claude/token"] += [Fault(503, {"error": "busy"})] * 3
+    assert house.ask().status == 529
+    assert house.ask().status == 200  # it is the only account there is
