@@ -73,6 +73,7 @@ import time
 import zlib
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from email.utils import parsedate_to_datetime
+from enum import Enum
 from functools import partial, reduce
 from http import HTTPStatus
 from http.server import ThreadingHTTPServer
@@ -7103,8 +7104,10 @@ def slip(word: str, words: Iterable[str]) -> str:
 def bad_setting(at: str, value: Any, allowed: str) -> ProxyError:
     """Return the error for a value that cannot be; secrets and whole lists are not shown."""
     secret = re.search("key|secret|token|password|header|proxy", at)
-    kind = "a mapping" if isinstance(value, dict) else "a list" if isinstance(value, list) else ""
-    shown = kind or (mask(str(value)) if secret else dumps_text(value)[:80])
+    if isinstance(value, (dict, list)):
+        shown = "a mapping" if isinstance(value, dict) else "a list"
+    else:
+        shown = mask(str(value)) if secret else dumps_text(value)[:80]
     message = f"{at}: {shown} is not possible; allowed: {allowed}"
     return ProxyError("invalid_request", message, param=at)
 
@@ -7198,21 +7201,27 @@ def read_setting(value: Any, row: Setting, at: str, notes: list[str]) -> Any:
         raise bad_setting(at, value, str(exc)) from exc
 
 
+def rows_under(rows: tuple[Setting, ...], section: str) -> tuple[Setting, ...]:
+    """Return the rows of a section, their keys without its name."""
+    head = f"{section}."
+    return tuple(row._replace(key=row.key[len(head) :]) for row in rows if row.key.startswith(head))
+
+
 def read_section(data: Json, rows: tuple[Setting, ...], at: str, notes: list[str]) -> Json:
     """Read a mapping: complete, in the order of the rows, unknown keys kept at the end."""
+    plain = {row.key: row for row in rows if "." not in row.key}
     found: Json = {}
     for name in dict.fromkeys(row.key.partition(".")[0] for row in rows):
         here, value = f"{at}.{name}".lstrip("."), data.get(name)
-        own = [row for row in rows if row.key == name]
-        if own:
-            found[name] = read_setting(value, own[0], here, notes)
+        if name in plain:
+            found[name] = read_setting(value, plain[name], here, notes)
         else:
-            pairs = ((row, row.key.partition(".")) for row in rows)
-            inner = tuple(row._replace(key=key) for row, (head, _, key) in pairs if head == name)
-            found[name] = read_section(read_plain(value, dict, here), inner, here, notes)
+            within = read_plain(value, dict, here)
+            found[name] = read_section(within, rows_under(rows, name), here, notes)
     extra = {name: value for name, value in data.items() if name not in found}
-    places = ((name, f"{at}.{name}".lstrip(".")) for name in extra)
-    notes.extend(f"{where} is not a known key{slip(name, found)}" for name, where in places)
+    for name in extra:
+        here = f"{at}.{name}".lstrip(".")
+        notes.append(f"{here} is not a known key{slip(name, found)}")
     return {name: value for name, value in found.items() if value is not None} | extra
 
 
@@ -7239,26 +7248,39 @@ def migrate(data: Json, notes: list[str]) -> None:
     """Move what is spelled as it once was to where it belongs now. Source: spec/config.md 3."""
     if "amp-upstream-url" in data:  # its documentation promised it
         data.setdefault("amp-restrict-management-to-localhost", True)
-    for old, new in ((row.key, row.help) for row in SETTINGS if row.status == "old" and row.help):
-        value = data.pop(old, None)
-        if value is not None:
-            section, _, key = new.rpartition(".")
-            home = data[section] if section else data
-            home[key] = value if isinstance(value, bool) else home[key] or value
-            notes.append(f"{old} is an old spelling of {new}")
+    for row in SETTINGS:
+        if row.status == "old" and row.help:
+            move_setting(data, row.key, row.help, notes)
     legacy = legacy_keys(data.pop("auth").get("providers"), notes)
     data["api-keys"] = data["api-keys"] or legacy
     old_keys = data.pop("generative-language-api-key", [])
     data["gemini-api-key"] = keys_added(data["gemini-api-key"], old_keys, API_KEY)
-    endpoints, data["openai-compatibility"] = data["openai-compatibility"], []
+    data["openai-compatibility"] = usable_endpoints(data["openai-compatibility"], notes)
+
+
+def move_setting(data: Json, old: str, new: str, notes: list[str]) -> None:
+    """Move what stands at an old key to its new one, unless something else is there already."""
+    value = data.pop(old, None)
+    if value is None:
+        return
+    section, _, key = new.rpartition(".")
+    home = data[section] if section else data
+    home[key] = value if isinstance(value, bool) else home[key] or value
+    notes.append(f"{old} is an old spelling of {new}")
+
+
+def usable_endpoints(endpoints: list[Json], notes: list[str]) -> list[Json]:
+    """Return the endpoints that have an address, their keys where they belong now."""
+    usable = []
     for at, row in enumerate(endpoints):
         old_keys = row.pop("api-keys", [])
         row["api-key-entries"] = keys_added(row["api-key-entries"], old_keys, KEY_ENTRY)
         if row["base-url"] or row["name"].lower() in PRESETS:
-            data["openai-compatibility"].append(row)
+            usable.append(row)
         else:
             why = "it has no usable base-url, and its name is not one we know"
             notes.append(f"openai-compatibility[{at}] is ignored: {why}")
+    return usable
 
 
 def drop_bad_patterns(mappings: list[Json], notes: list[str]) -> None:
@@ -7318,7 +7340,9 @@ class Config:
     """A complete snapshot of the settings. Nobody changes it: a new one replaces it."""
 
     def __init__(self, path: Path | None, data: Json, warnings: tuple[str, ...]) -> None:
-        self.path, self.data, self.warnings = path, data, warnings
+        self.path = path
+        self.data = data
+        self.warnings = warnings
         self._found: Json = {}  # by dotted key: each request asks for the same few
 
     def __getitem__(self, key: str) -> Any:
@@ -7440,10 +7464,10 @@ def reference_lines(
     for row in rows:
         default = f", {dumps_text(row.default)}" if row.default or row.shape is int else ""
         mark = " *(not in CLIProxyAPI)*" if row.status else ""
-        inner = row.shape
-        while isinstance(inner, (Items, Named)):
-            inner = inner.of
-        shown = in_effect(inner) if isinstance(inner, tuple) else []
+        record = row.shape
+        while isinstance(record, (Items, Named)):
+            record = record.of
+        shown = in_effect(record) if isinstance(record, tuple) else []
         same = next((f"; keys as in `{key}`" for known, key in told if shown == known), "")
         yield f"{indent}- `{row.key}` ({shape_name(row.shape)}{default}): {row.help}{same}{mark}"
         if shown and not same:
@@ -7489,6 +7513,8 @@ IDLE_COUNT = 128  # idle connections kept for one origin
 
 CONTROLS = bytes(set(range(32)) - set(b"\t\r\n")) + b"\x7f"
 HEADER = re.compile(r"\n([!#$%&'*+.^_`|~0-9A-Za-z-]+):(.*)")  # RFC 9112 5, RFC 9110 5.6.2
+LOOPBACK = re.compile(r"127\.\d{1,3}\.\d{1,3}\.\d{1,3}")
+HEX = re.compile(rb"[0-9A-Fa-f]{1,15}")
 HOP_BY_HOP = frozenset(
     "connection keep-alive proxy-authenticate proxy-authorization proxy-connection te trailer"
     " transfer-encoding upgrade".split()
@@ -7752,13 +7778,13 @@ class Wire:
 
         Raises HeadError if it is too large or too slow, ConnectionError if it breaks off.
         """
-        data, end = self.rest.lstrip(b"\r\n"), 0.0
+        data = self.rest.lstrip(b"\r\n")
+        end = math.inf if not data else time.monotonic() + HEAD_TIMEOUT
         self.answered = bool(data)
         while (stop := data.find(b"\r\n\r\n", 0, HEAD_LIMIT)) < 0:
             if len(data) >= HEAD_LIMIT:
                 raise HeadError("head_too_large", f"a head is larger than {HEAD_LIMIT:,} bytes")
-            end = end or (time.monotonic() + HEAD_TIMEOUT if data else 0.0)
-            if end and time.monotonic() > end:
+            if time.monotonic() > end:
                 raise HeadError("caller_timeout", f"a head took more than {HEAD_TIMEOUT:.0f} s")
             self.rest = b""
             more = self.recv(idle)
@@ -7767,7 +7793,11 @@ class Wire:
             if not more:
                 raise ConnectionError("the connection broke off in a head")
             self.answered = True
-            data = data + more if data else more.lstrip(b"\r\n")
+            if data:
+                data += more
+            else:
+                data = more.lstrip(b"\r\n")
+                end = time.monotonic() + HEAD_TIMEOUT
         self.rest = data[stop + 4 :]
         return data[:stop]
 
@@ -7786,7 +7816,8 @@ class Wire:
         ahead, self.rest = self.rest[:length], self.rest[length:]
         if len(ahead) == length:
             return ahead
-        whole, at, begun = bytearray(min(length, GROWTH)), len(ahead), time.monotonic()
+        begun, at = time.monotonic(), len(ahead)
+        whole = bytearray(min(length, GROWTH))
         whole[:at] = ahead
         while at < length:
             if at == len(whole):
@@ -7800,7 +7831,8 @@ class Wire:
 
     def read_chunked(self, limit: int, idle: Callable[[], None]) -> bytearray:
         """Return a whole chunked body. Raises ValueError, ConnectionError, ProxyError."""
-        whole, chunks, begun = bytearray(), Chunks(), time.monotonic()
+        whole, chunks = bytearray(), Chunks()
+        begun = time.monotonic()
         while not chunks.done:
             whole += self.read(chunks, idle)
             if len(whole) > limit:
@@ -7886,10 +7918,6 @@ def is_loopback(host: str) -> bool:
     return host in {"localhost", "::1", "[::1]"} or bool(LOOPBACK.fullmatch(host))
 
 
-LOOPBACK = re.compile(r"127\.\d{1,3}\.\d{1,3}\.\d{1,3}")
-HEX = re.compile(rb"[0-9A-Fa-f]{1,15}")
-
-
 @functools.lru_cache(maxsize=1)
 def tls_context() -> Any:
     """Return the process's one client context: the system's CAs, else those of certifi."""
@@ -7933,7 +7961,8 @@ CONNECT_HINTS = {  # what a message of OpenSSL holds -> what to do about it
 
 def dial(origin: Origin) -> socket.socket:
     """Connect a socket to an origin; a proxy on the way may want TLS of its own."""
-    proxy, host, port = urlsplit(origin.proxy), origin.host, origin.port
+    host, port = origin.host, origin.port
+    proxy = urlsplit(origin.proxy)
     if origin.proxy:
         if proxy.scheme not in TUNNELS or not proxy.hostname:
             raise ValueError(f"the proxy URL must start with {', '.join(TUNNELS)}")
@@ -7967,7 +7996,9 @@ class NestedTls:
     def __init__(self, sock: Any, host: str) -> None:
         import ssl  # noqa: PLC0415 -- loaded already
 
-        self._sock, self._unsent, self._wants = sock, b"", ssl.SSLWantReadError
+        self._sock = sock
+        self._unsent = b""
+        self._wants = ssl.SSLWantReadError
         self._coming, self._going = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = tls_context().wrap_bio(self._coming, self._going, server_hostname=host)
         self.selected_alpn_protocol = self._tls.selected_alpn_protocol
@@ -8043,8 +8074,8 @@ def tunnel_socks(wire: Wire, origin: Origin) -> None:
     name, password = proxy_user(origin)
     take = functools.partial(wire.read_exactly, idle=no_answer)
     wire.send([b"\5\2\0\2" if name else b"\5\1\0"], no_answer)
-    version, method = take(2)
-    if version != 5 or method not in {0, 2}:
+    socks, method = take(2)
+    if socks != 5 or method not in {0, 2}:
         raise ValueError("the proxy speaks no SOCKS 5, or refuses the log-in")
     if method == 2:
         wire.send([b"\1%c%b%c%b" % (len(name), name, len(password), password)], no_answer)
@@ -8052,9 +8083,9 @@ def tunnel_socks(wire: Wire, origin: Origin) -> None:
             raise ValueError("the proxy refuses its user name or password")
     host = origin.host.encode("idna")
     wire.send([b"\5\1\0\3%c%b%b" % (len(host), host, origin.port.to_bytes(2, "big"))], no_answer)
-    _, refusal, _, kind = take(4)
-    if refusal:
-        raise ValueError(f"the proxy cannot reach the host (SOCKS error {refusal})")
+    _, failure, _, kind = take(4)
+    if failure:
+        raise ValueError(f"the proxy cannot reach the host (SOCKS error {failure})")
     take({1: 4, 4: 16}.get(kind) or take(1)[0])
     take(2)
 
@@ -8083,7 +8114,10 @@ class Exchange:
     def __init__(self, pool: Pool, origin: Origin, wire: Wire, watcher: Watcher) -> None:
         self.status, self.headers = 0, Headers()
         self.length: int | None = None  # of the body as it comes, None if the head does not tell
-        self._pool, self._origin, self._wire, self._watcher = pool, origin, wire, watcher
+        self._pool = pool
+        self._origin = origin
+        self._wire = wire
+        self._watcher = watcher
         self._body: Chunks | Plain = Plain(None)
         self._keep = True  # may the connection be used again?
         self._closed = False
@@ -8096,27 +8130,40 @@ class Exchange:
             self._keep = False
             if not self._wire.peek():
                 raise
-        interim = iter(range(INTERIM_COUNT))
-        while self.status < 200 and self.status != 101:
-            if next(interim, None) is None:
-                raise ValueError("it sends interim answers without end")
-            head = self._wire.read_head(self._idle)
-            if head is None:
-                raise ConnectionError("it closed the connection without an answer")
-            first, self.headers = parse_head(head)
-            version, _, rest = first.partition(" ")
-            if not version.startswith("HTTP/1.") or not rest[:3].isdigit():
-                raise ValueError(f"{first[:40]!r} is not an HTTP/1 answer")
-            self.status = int(rest[:3])
-        if bytes(pieces[0][:5]) == b"HEAD " or self.status in {204, 304}:  # RFC 9112 6.3
+        for _ in range(INTERIM_COUNT):
+            protocol = self._read_head()
+            if self.status >= 200 or self.status == 101:
+                break
+        else:
+            raise ValueError("it sends interim answers without end")
+        self._frame(bodiless=bytes(pieces[0][:5]) == b"HEAD " or self.status in {204, 304})
+        close = "close" in self.headers.get("connection", "").lower()
+        self._keep = self._keep and protocol == "HTTP/1.1" and not close
+
+    def _read_head(self) -> str:
+        """Read the head of an answer; return its HTTP version."""
+        head = self._wire.read_head(self._idle)
+        if head is None:
+            raise ConnectionError("it closed the connection without an answer")
+        first, self.headers = parse_head(head)
+        protocol, _, rest = first.partition(" ")
+        if not protocol.startswith("HTTP/1.") or not rest[:3].isdigit():
+            raise ValueError(f"{first[:40]!r} is not an HTTP/1 answer")
+        self.status = int(rest[:3])
+        return protocol
+
+    def _frame(self, *, bodiless: bool) -> None:
+        """Choose how the body ends: by its length, its chunks, or the connection (RFC 9112 6.3)."""
+        if bodiless:
             self.length = 0
         elif "transfer-encoding" in self.headers or "content-length" in self.headers:
             self.length = body_length(self.headers)
-        chunked = self.length is None and "transfer-encoding" in self.headers
-        self._body = Chunks() if chunked else Plain(self.length)
-        framed = chunked or self.length is not None  # else the body ends with the connection
-        close = "close" in self.headers.get("connection", "").lower()
-        self._keep = self._keep and framed and version == "HTTP/1.1" and not close
+            if self.length is None:
+                self._body = Chunks()
+                return
+        else:
+            self._keep = False
+        self._body = Plain(self.length)
 
     def _stuck(self) -> None:
         self._watcher.tick()
@@ -8731,9 +8778,9 @@ class Terminal:
     """Whom a login talks to. `inbox` takes lines and callbacks from any thread."""
 
     def __init__(
-        self, say: Callable[[str], None], fileno: int | None = None, screen: tuple[int, int] = (0, 0)
+        self, tell: Callable[[str], None], fileno: int | None = None, screen: tuple[int, int] = (0, 0)
     ) -> None:
-        self.say, self.screen = say, screen  # columns and lines, zeros if it can show no QR code
+        self.say, self.screen = tell, screen  # columns and lines, zeros if it can show no QR code
         self.inbox: SimpleQueue[Arrival] = SimpleQueue()
         self.closed = False  # no line will come any more
         self.pause: Callable[[float], object] = threading.Event().wait
@@ -8864,59 +8911,91 @@ def qr_check(data: bytes, size: int) -> bytes:
     return bytes(rest[len(data) :])
 
 
+def qr_marks(version: int) -> list[int]:
+    """Return where alignment marks stand, in either direction."""
+    if version == 1:
+        return []
+    count = version // 7 + 2
+    step = (version * 4 + count * 2 + 1) // (count * 2 - 2) * 2
+    return [6, *(10 + 4 * version - step * at for at in range(count - 1))]
+
+
+def qr_room(version: int) -> int:
+    """Return how many code words fit in, with those of the check."""
+    marks = len(qr_marks(version))
+    bits = (16 * version + 128) * version + 64
+    if marks:
+        bits -= (25 * marks - 10) * marks - 55
+    if version > 6:  # it is written into the code
+        bits -= 36
+    return bits // 8
+
+
+def qr_fit(length: int) -> tuple[int, int, int]:
+    """Return the smallest version that holds so many bytes, its data words, and bits of a length."""
+    for version, (check, blocks) in enumerate(zip(QR_CHECK, QR_BLOCKS), 1):
+        room = qr_room(version) - check * blocks
+        width = 8 if version < 10 else 16
+        if length + 1 + (width + 4) // 8 <= room:
+            return version, room, width
+    raise ValueError("too long for a QR code")
+
+
 def qr_codewords(data: bytes) -> tuple[int, bytes]:
     """Return the smallest version that holds `data`, and its interleaved code words."""
-    for version, (check, blocks) in enumerate(zip(QR_CHECK, QR_BLOCKS), 1):
-        marks = version // 7 + 2 if version > 1 else 0  # alignment marks in a row
-        bits = (16 * version + 128) * version + 64 - (36 if version > 6 else 0)
-        bits -= (25 * marks - 10) * marks - 55 if marks else 0
-        room, width = bits // 8 - check * blocks, 8 if version < 10 else 16
-        if len(data) + 1 + (width + 4) // 8 <= room:
-            break
-    else:
-        raise ValueError("too long for a QR code")
+    version, room, width = qr_fit(len(data))
+    check, blocks = QR_CHECK[version - 1], QR_BLOCKS[version - 1]
     stream = (4 << width | len(data)) << 8 * len(data) | int.from_bytes(data, "big")
     size = (4 + width) // 8 + 1 + len(data)
     packed = (stream << 4).to_bytes(size, "big")[:room]
     packed += bytes((0xEC, 0x11)[at % 2] for at in range(room - len(packed)))
     starts = [room // blocks * at + max(0, at - blocks + room % blocks) for at in range(blocks + 1)]
-    parts = [packed[a:b] for a, b in zip(starts, starts[1:])]
+    parts = [packed[start:end] for start, end in zip(starts, starts[1:])]
     checks = [qr_check(part, check) for part in parts]
     mixed = [part[at] for at in range(len(parts[-1])) for part in parts if at < len(part)]
-    return version, bytes([*mixed, *(c[at] for at in range(check) for c in checks)])
+    mixed += [words[at] for at in range(check) for words in checks]
+    return version, bytes(mixed)
 
 
-def qr_frame(version: int) -> dict[tuple[int, int], int]:
-    """Return the fixed modules by (x, y): finders, timing, alignment marks and version."""
-    size, fixed = 17 + 4 * version, {}
+Modules = dict[tuple[int, int], int]  # of a QR code, by (x, y): 1 is dark
+
+
+def qr_rings(cells: Modules, size: int, center: tuple[int, int], radius: int, light: set[int]) -> None:
+    """Draw a mark of square rings; those with a radius in `light` are light."""
+    reach = range(-radius, radius + 1)
+    for dx, dy in itertools.product(reach, reach):
+        place = center[0] + dx, center[1] + dy
+        if min(place) >= 0 and max(place) < size:
+            cells[place] = 0 if max(abs(dx), abs(dy)) in light else 1
+
+
+def qr_frame(version: int) -> Modules:
+    """Return the fixed modules: timing, alignment marks, finders and version."""
+    size, fixed = 17 + 4 * version, Modules()
     for at in range(size):
         fixed[at, 6] = fixed[6, at] = 1 - at % 2
-    count = version // 7 + 2
-    step = (version * 4 + count * 2 + 1) // (count * 2 - 2) * 2 if version > 1 else 1
-    marks = [6, *(size - 7 - step * at for at in range(count - 1))] if version > 1 else []
     corners = {(6, 6), (6, size - 7), (size - 7, 6)}
-    for x, y in {(x, y) for x in marks for y in marks} - corners:
-        for dx, dy in ((dx, dy) for dx in range(-2, 3) for dy in range(-2, 3)):
-            fixed[x + dx, y + dy] = int(max(abs(dx), abs(dy)) != 1)
-    for x, y in ((3, 3), (3, size - 4), (size - 4, 3)):
-        for dx, dy in ((dx, dy) for dx in range(-4, 5) for dy in range(-4, 5)):
-            if 0 <= x + dx < size and 0 <= y + dy < size:
-                fixed[x + dx, y + dy] = int(max(abs(dx), abs(dy)) not in {2, 4})
-    word = qr_remainder(version, 0x1F25, 12)
-    for at in range(18 if version > 6 else 0):
-        place = size - 11 + at % 3, at // 3
-        fixed[place] = fixed[place[::-1]] = word >> at & 1
+    marks = qr_marks(version)
+    for center in {*itertools.product(marks, marks)} - corners:
+        qr_rings(fixed, size, center, 2, {1})
+    for center in ((3, 3), (3, size - 4), (size - 4, 3)):
+        qr_rings(fixed, size, center, 4, {2, 4})
+    if version > 6:
+        word = qr_remainder(version, 0x1F25, 12)
+        for at in range(18):
+            place = size - 11 + at % 3, at // 3
+            fixed[place] = fixed[place[::-1]] = word >> at & 1
     return fixed
 
 
-def qr_format(fixed: dict[tuple[int, int], int], size: int, mask: int) -> None:
-    """Add the two copies of the format: level L and the mask."""
-    word = qr_remainder(1 << 3 | mask, 0x537, 10) ^ 0x5412
+def qr_format(fixed: Modules, size: int, flip: int) -> None:
+    """Add the two copies of the format: level L and the number of the mask."""
+    word = qr_remainder(1 << 3 | flip, 0x537, 10) ^ 0x5412
     line = [*range(6), 7, 8]
+    corner = [*((8, y) for y in line), *((x, 8) for x in reversed(line[:-1]))]
+    apart = [*((size - 1 - at, 8) for at in range(8)), *((8, size - 7 + at) for at in range(7))]
     for at in range(15):
-        bit = word >> at & 1
-        fixed[(8, line[at]) if at < 8 else ([7, *range(5, -1, -1)][at - 8], 8)] = bit
-        fixed[(size - 1 - at, 8) if at < 8 else (8, size - 15 + at)] = bit
+        fixed[corner[at]] = fixed[apart[at]] = word >> at & 1
     fixed[8, size - 8] = 1
 
 
@@ -8934,21 +9013,26 @@ def qr_matrix(data: bytes) -> list[list[int]]:
     """
     version, words = qr_codewords(data)
     size, drawn = 17 + 4 * version, []
-    for mask, flip in enumerate(QR_MASKS):
+    for number, light in enumerate(QR_MASKS):
         cells = qr_frame(version)
-        qr_format(cells, size, mask)
+        qr_format(cells, size, number)
         bits = iter([word >> shift & 1 for word in words for shift in range(7, -1, -1)])
         for x, y in qr_path(size):
             if (x, y) not in cells:
-                cells[x, y] = next(bits, 0) ^ (flip(x, y) == 0)
-        rows = [[cells[x, y] for x in range(size)] for y in range(size)]
-        lumps = sum(
-            above[x : x + 2] == below[x : x + 2] == [above[x]] * 2
-            for above, below in zip(rows, rows[1:])
-            for x in range(size - 1)
-        )
-        drawn.append((lumps, rows))
-    return min(drawn)[1]  # the one with the fewest lumps scans best
+                bit = next(bits, 0)
+                cells[x, y] = bit if light(x, y) else 1 - bit
+        drawn.append([[cells[x, y] for x in range(size)] for y in range(size)])
+    return min(drawn, key=qr_lumps)  # the one with the fewest scans best
+
+
+def qr_lumps(rows: list[list[int]]) -> int:
+    """Count the squares of two by two in one colour."""
+    lumps = 0
+    for above, below in zip(rows, rows[1:]):
+        for x in range(len(above) - 1):
+            if above[x : x + 2] == below[x : x + 2] == [above[x]] * 2:
+                lumps += 1
+    return lumps
 
 
 def qr_lines(text: str) -> list[str]:
@@ -12966,8 +13050,8 @@ def error_message(error: ProxyError) -> Json:
 ########################################################################################
 # 32. SERVER
 ########################################################################################
-# A ThreadingHTTPServer whose handler reads heads with NETWORK's strict parser. A thread serves one
-# client connection and is the only one that writes its socket. Here, and nowhere else, an
+# A ThreadingHTTPServer whose Handler has a Visit a request, read with NETWORK's strict parser. A thread
+# serves one client connection and is the only one that writes its socket. Here, and nowhere else, an
 # exception becomes an HTTP status.
 
 CLIENT_TICK = 30.0  # seconds: the patience of a recv() from a client, or of a send()
@@ -12980,6 +13064,7 @@ ACCEPT_PAUSE = 0.5  # seconds before the next try when no connection can be acce
 GRACE = 30.0  # seconds that running answers get when the server stops
 STOP_TICK = 0.02  # seconds between looks whether they have ended
 
+REQUEST_LINE = re.compile(r"([A-Za-z]+) ([^ ]+) (HTTP/1\.[01])")
 REASONS = {status.value: status.phrase for status in HTTPStatus}
 
 
@@ -12991,32 +13076,46 @@ class ClientGone(Exception):  # noqa: N818 -- no error: clients may leave
 LogLine = tuple[float, str, str, int, float, Union[tuple[str, str, str, Json], None]]
 
 
-class Handler(socketserver.BaseRequestHandler, Watcher):
-    """One client connection, on its own thread."""
+class Stage(Enum):
+    """How far the answer to a request has got, and once it has begun, how its body goes."""
 
-    server: Server
+    SILENT = "nothing of it has been sent or held ready"
+    PENDING = "blank lines have gone out, in chunks, while its status is not known"
+    PLAIN = "its bytes go out as they are"
+    CHUNKED = "its bytes go out in chunks"
+    UPGRADED = "the connection speaks WebSocket"
 
-    def handle(self) -> None:
-        try:
-            sock = self.server.secure(self.request)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            with contextlib.closing(Wire(sock, CLIENT_TICK)) as self.wire:
-                while self.serve_one():
-                    pass
-        except (ClientGone, OSError):
-            pass  # nobody is left to tell
 
-    def serve_one(self) -> bool:
-        """Serve one request; return whether the connection may serve another."""
-        self.method, self.path, self.version, self.headers = "", "/", "HTTP/1.1", Headers()
-        self.length: int | None = None  # of the request's body; None: chunked, or not known
-        self.keep, self.waited, self.body_read, self.status = True, 0.0, False, 0
+class Visit(Watcher):
+    """One request of a client, and its answer."""
+
+    def __init__(self, server: Server, wire: Wire, address: str) -> None:
+        self.server = server
+        self.wire = wire
+        self.address = address  # the client's
+        # of the request
+        self.method = ""
+        self.path = "/"
+        self.raw_query = ""
+        self.query: dict[str, str] = {}
+        self.protocol = "HTTP/1.1"
+        self.headers = Headers()
+        self.length: int | None = None  # of the body; None: chunked, or not known
+        self.body_read = False
+        self.argument = ""  # what the `*` of the route's path stands for
         self.errand: Errand | None = None
+        # of the answer
         self.dialect = DIALECTS["chat"]  # in which errors are told
-        self.started = ""  # once the answer has begun, how its body goes: plain, chunked, pending
+        self.stage = Stage.SILENT
+        self.status = 0
+        self.head = b""  # the head, until it is sent with the first frame
         self.out: list[bytes] = []  # frames that have not been sent
-        self.head = b""  # the head, until it is sent with the first of them
         self.between = False  # has a whole event of a stream been sent, and nothing of the next?
+        self.waited = 0.0  # seconds since something was sent
+        self.keep = True  # may the connection serve another request?
+
+    def serve(self) -> bool:
+        """Serve the request; return whether the connection may serve another."""
         begun = 0.0
         try:
             head = self.wire.read_head(self.idle)
@@ -13029,7 +13128,8 @@ class Handler(socketserver.BaseRequestHandler, Watcher):
         except ProxyError as error:
             self.fail(error)
         except (ClientGone, ConnectionError):
-            self.keep, self.status = False, 499
+            self.keep = False
+            self.status = 499
         except Exception:
             log.exception("bug: %s %s", self.method, escaped(self.path))
             self.fail(ProxyError("internal", "internal error; the log has more"))
@@ -13037,7 +13137,7 @@ class Handler(socketserver.BaseRequestHandler, Watcher):
             self.server.working.discard(self)
         if self.method:
             self.log_request(begun)
-        if self.started and not self.body_read:
+        if self.stage is not Stage.SILENT and not self.body_read:
             self.linger()
         return self.keep
 
@@ -13049,32 +13149,36 @@ class Handler(socketserver.BaseRequestHandler, Watcher):
             self.keep = False
             raise ProxyError("caller_timeout", f"the request stalled for {SLOW_CLIENT:.0f} s")
 
-    def read_request_line(self, head: bytes) -> None:
+    def read_request(self, head: bytes) -> None:
         """Take the head apart. Raises ValueError for what no client sends in good faith."""
-        first, self.headers = parse_head(head)
-        words = first.split(" ")
-        if len(words) != 3 or words[2] not in {"HTTP/1.1", "HTTP/1.0"} or not words[0].isalpha():
-            raise ValueError(f"{first[:60]!r} is no HTTP/1 request line")
-        self.method, target, version = words
-        if not target.startswith(("/", "http://", "https://")) and target != "*":
-            raise ValueError(f"{target[:60]!r} is no path")
-        self.path, _, query = target.partition("?")
-        if target.startswith("http"):
-            self.path = urlsplit(self.path).path or "/"
-        self.raw_query = query
-        self.query = dict(parse_qsl(query, keep_blank_values=True)) if query else {}
-        self.version, self.length = version, body_length(self.headers)
-        if self.length is None and version == "HTTP/1.0":
+        line, self.headers = parse_head(head)
+        found = REQUEST_LINE.fullmatch(line)
+        if not found:
+            raise ValueError(f"{line[:60]!r} is no HTTP/1 request line")
+        self.method, target, self.protocol = found.groups()
+        self.read_target(target)
+        self.length = body_length(self.headers)
+        if self.length is None and self.protocol == "HTTP/1.0":
             raise ValueError("a chunked body in HTTP/1.0")
         self.body_read = self.length == 0
-        last, keeps = self.headers.get("connection", "").lower(), version == "HTTP/1.1"
-        self.keep = "close" not in last if keeps else "keep-alive" in last
-        self.keep = self.keep and not self.server.stopping
+        wish = self.headers.get("connection", "").lower()
+        keeps = "close" not in wish if self.protocol == "HTTP/1.1" else "keep-alive" in wish
+        self.keep = keeps and not self.server.stopping
+
+    def read_target(self, target: str) -> None:
+        """Take the path and the query out of a request's target."""
+        if not target.startswith(("/", "http://", "https://")) and target != "*":
+            raise ValueError(f"{target[:60]!r} is no path")
+        self.path, _, self.raw_query = target.partition("?")
+        if target.startswith("http"):
+            self.path = urlsplit(self.path).path or "/"
+        if self.raw_query:
+            self.query = dict(parse_qsl(self.raw_query, keep_blank_values=True))
 
     def answer(self, head: bytes) -> None:
         """Find the row of ROUTES and do what it says."""
         try:
-            self.read_request_line(head)
+            self.read_request(head)
         except ValueError as exc:
             raise ProxyError("invalid_request", f"malformed request: {exc}") from exc
         self.dialect = dialect_of(self.path, self.headers)
@@ -13159,11 +13263,11 @@ class Handler(socketserver.BaseRequestHandler, Watcher):
 
     def fail(self, error: ProxyError) -> None:
         """Answer with an error in the client's dialect, unless an answer has begun: then hang up."""
-        if self.started == "pending":  # blank lines have gone out: the status is lost
+        if self.stage is Stage.PENDING:  # the status is lost
             self.out.append(dumps(self.dialect.write_error(error)).encode("ascii"))
             self.flush(last=True)
             return
-        if self.started:
+        if self.stage is not Stage.SILENT:
             self.keep = False
             return
         dialect = self.dialect
@@ -13188,14 +13292,17 @@ class Handler(socketserver.BaseRequestHandler, Watcher):
 
     def begin(self, status: int, headers: Headers, length: int | None) -> None:
         """Hold a head ready, to go out with the first piece of its body."""
-        self.status, self.started, framing = status, "plain", f"content-length: {length}\r\n"
+        self.status = status
+        self.stage = Stage.PLAIN
+        framing = f"content-length: {length}\r\n"
         if status == 204:  # RFC 9110 8.6
             framing = ""
-        elif length is None:
-            chunked = self.version == "HTTP/1.1"
-            self.keep = self.keep and chunked
-            self.started = "chunked" if chunked else "plain"
-            framing = "transfer-encoding: chunked\r\n" if chunked else ""
+        elif length is None and self.protocol == "HTTP/1.1":
+            self.stage = Stage.CHUNKED
+            framing = "transfer-encoding: chunked\r\n"
+        elif length is None:  # it ends with the connection
+            self.keep = False
+            framing = ""
         self.head = self.make_head(status, headers, framing)
 
     def make_head(self, status: int, headers: Headers, framing: str) -> bytes:
@@ -13223,10 +13330,10 @@ class Handler(socketserver.BaseRequestHandler, Watcher):
         for. A failure of a stream becomes its dialect's error frame; of anything else, a hang-up.
         """
         with contextlib.closing(answer.pieces) as pieces:
-            if self.started != "pending":
+            if self.stage is not Stage.PENDING:
                 self.begin(answer.status, answer.headers, answer.length)
             try:
-                self.hold(pieces)
+                self.send_pieces(pieces)
             except ProxyError as error:
                 if not answer.headers.get("content-type", "").startswith("text/event-stream"):
                     raise ClientGone from error
@@ -13235,7 +13342,7 @@ class Handler(socketserver.BaseRequestHandler, Watcher):
                 self.out.append(stream_error(self.dialect, error))
             self.flush(last=True)
 
-    def hold(self, pieces: Pieces) -> None:
+    def send_pieces(self, pieces: Pieces) -> None:
         """Take pieces until they end; what pulls them flushes before it waits."""
         for piece in pieces:
             self.out.append(piece)
@@ -13249,7 +13356,7 @@ class Handler(socketserver.BaseRequestHandler, Watcher):
         data = b"".join(self.out)
         self.out.clear()
         self.between = data.endswith((b"\n\n", b"\r\n\r\n"))
-        if self.started != "plain":
+        if self.stage is not Stage.PLAIN:
             data = b"%x\r\n%b\r\n" % (len(data), data) if data else b""
             data += b"0\r\n\r\n" if last else b""
         data, self.head = self.head + data, b""
@@ -13262,9 +13369,9 @@ class Handler(socketserver.BaseRequestHandler, Watcher):
             raise ClientGone
         self.waited += TICK
         config = self.server.app.config
-        if self.started == "chunked" and self.between:
+        if self.stage is Stage.CHUNKED and self.between:
             self.keep_alive(config["streaming.keepalive-seconds"], self.dialect.keepalive)
-        elif self.started in {"", "pending"}:
+        elif self.stage in {Stage.SILENT, Stage.PENDING}:
             self.keep_alive(config["nonstream-keepalive-interval"], b"\n")
 
     def keep_alive(self, interval: float, sign: bytes) -> None:
@@ -13274,11 +13381,11 @@ class Handler(socketserver.BaseRequestHandler, Watcher):
         """
         if not 0 < interval <= self.waited:
             return
-        if not self.started:
-            if not self.errand or self.errand.stream or self.version == "HTTP/1.0":
+        if self.stage is Stage.SILENT:
+            if not self.errand or self.errand.stream or self.protocol == "HTTP/1.0":
                 return
             self.begin(200, {"content-type": "application/json"}, None)
-            self.started = "pending"
+            self.stage = Stage.PENDING
         self.out.append(sign)
         self.flush()
 
@@ -13306,7 +13413,7 @@ class Handler(socketserver.BaseRequestHandler, Watcher):
     def pass_on(self, route: Route) -> None:
         """Pass a request on to Amp's own server, or send a browser there."""
         amp = self.server.app.config["ampcode"]
-        here = is_loopback(self.client_address[0].removeprefix("::ffff:"))
+        here = is_loopback(self.address.removeprefix("::ffff:"))
         if not amp["upstream-url"]:
             how = "set ampcode.upstream-url"
             return self.send_json(503, {"error": "amp upstream proxy not available", "message": how})
@@ -13340,17 +13447,17 @@ class Handler(socketserver.BaseRequestHandler, Watcher):
 
     def assist(self, route: Route) -> None:
         """Serve a gemini-cli that takes us for Code Assist. Source: spec/clients.md 4, config.md 12."""
-        if not is_loopback(self.client_address[0].removeprefix("::ffff:")):
+        if not is_loopback(self.address.removeprefix("::ffff:")):
             raise ProxyError("forbidden", "this route is for clients on the same machine")
         if self.argument in CODE_ASSIST_ANSWERS:
             return self.send_json(200, CODE_ASSIST_ANSWERS[self.argument])
         errand = self.read_errand(route)
-        inner = errand.json.get("request")
-        if not isinstance(inner, dict):
+        within = errand.json.get("request")
+        if not isinstance(within, dict):
             raise ProxyError("invalid_request", "'request' is missing or no object", param="request")
-        errand.path_model = str(errand.json.get("model") or inner.get("model") or "")
+        errand.path_model = str(errand.json.get("model") or within.get("model") or "")
         errand.query = {"alt": "sse"} if errand.path_stream else {}
-        errand.rewrite(without(inner, frozenset(["model", "session_id"])))
+        errand.rewrite(without(within, frozenset(["model", "session_id"])))
         answer = dispatch(errand, self.server.app)
         if errand.action != "count":
             answer = answer._replace(pieces=enveloped(answer), length=None)
@@ -13361,7 +13468,9 @@ class Handler(socketserver.BaseRequestHandler, Watcher):
         self.dialect = DIALECTS[route.dialect]
         errand = Errand(self.dialect, route.action, self.read_body())
         self.errand = errand
-        errand.headers, errand.query, errand.watcher = self.headers, self.query, self
+        errand.headers = self.headers
+        errand.query = self.query
+        errand.watcher = self
         if route.action.startswith("/"):
             errand.type, errand.path_stream = self.headers.get("content-type", errand.type), False
             if errand.type.lower().startswith("multipart/form-data"):
@@ -13387,7 +13496,7 @@ class Handler(socketserver.BaseRequestHandler, Watcher):
                 add_beta(errand.headers, beta)
 
     def list_models(self, route: Route) -> None:
-        router, (one, whole) = self.server.app.router, self.lister(route)
+        router, (one, whole) = self.server.app.router, self.list_writers(route)
         names = [*router.models(), ECHO]
         self.send_json(200, whole([one(known_model(router, name)) for name in names]))
 
@@ -13398,19 +13507,20 @@ class Handler(socketserver.BaseRequestHandler, Watcher):
             close = ", ".join(map(repr, nearest_names(name, names, 3)))
             hint = f"; nearest: {close}" if close else ""
             raise ProxyError("model_not_found", f"no model {name!r}{hint}")
-        self.send_json(200, self.lister(route)[0](known_model(router, name)))
+        self.send_json(200, self.list_writers(route)[0](known_model(router, name)))
 
-    def lister(self, route: Route) -> tuple[Callable[[Model], Json], Callable[[list[Json]], Json]]:
+    def list_writers(self, route: Route) -> tuple[Callable[[Model], Json], Callable[[list[Json]], Json]]:
         """Return the shape of models that this client reads, and of their list.
 
         Its headers tell, or Amp's path.
         """
         amp, agent = amp_provider(self.path), self.headers.get("user-agent", "")
         claude = "anthropic-version" in self.headers or agent.startswith("claude-cli")
-        shape = "claude" if claude else "chat"
+        if amp:
+            return MODEL_SHAPES[AMP_SHAPES.get(amp, "chat")]
         if route.dialect == "gemini" or "x-goog-api-key" in self.headers:
-            shape = "gemini"
-        return MODEL_SHAPES[AMP_SHAPES.get(amp, "chat") if amp else shape]
+            return MODEL_SHAPES["gemini"]
+        return MODEL_SHAPES["claude" if claude else "chat"]
 
     def show_health(self, route: Route) -> None:
         self.send_json(200, {"status": "ok"})
@@ -13425,15 +13535,17 @@ class Handler(socketserver.BaseRequestHandler, Watcher):
     def upgrade(self, route: Route) -> None:
         """Go on as a WebSocket until the client leaves, if the owner lets it."""
         asked = self.headers.get("upgrade", "").lower() == "websocket"
-        key, version = (self.headers.get(f"sec-websocket-{name}", "") for name in ("key", "version"))
-        if not (asked and key and version == "13" and self.server.app.config["ws"]):
+        key, edition = (self.headers.get(f"sec-websocket-{name}", "") for name in ("key", "version"))
+        if not (asked and key and edition == "13" and self.server.app.config["ws"]):
             ours = self.server.app.config["ws"]
             why = "send a WebSocket handshake" if ours else "no WebSocket here"
             raise ProxyError("upgrade_required", f"{why}; or POST to the same path")
         lines = {"connection": "Upgrade", "upgrade": "websocket"}
         lines["sec-websocket-accept"] = accept_of(key)
         self.write(self.make_head(101, lines, ""))
-        self.keep, self.status, self.started = False, 101, "upgraded"
+        self.keep = False
+        self.status = 101
+        self.stage = Stage.UPGRADED
         web, memory = WebSocket(self.wire, self.write, self.idle_socket), Memory()
         try:
             while True:
@@ -13523,11 +13635,11 @@ def escaped(text: str) -> str:
 
 
 class Route(NamedTuple):
-    """One public route. `path` may end in `*`: the rest becomes the handler's argument."""
+    """One public route. `path` may end in `*`: the rest becomes the visit's argument."""
 
     method: str
     path: str
-    handle: Callable[[Handler, Route], None]
+    handle: Callable[[Visit, Route], None]
     dialect: str = ""
     action: str = "generate"
     admit: bool = True  # does it want a client key?
@@ -13541,37 +13653,38 @@ CODE_ASSIST_ANSWERS: dict[str, Json] = {  # what gemini-cli asks before it talks
     "listExperiments": {"experimentIds": [], "flags": []},
 }
 ROUTE_ROWS = (
-    Route("POST", "/v1/messages",               Handler.generate,       "claude"),
-    Route("POST", "/v1/messages/count_tokens",  Handler.generate,       "claude", "count"),
-    Route("POST", "/v1/chat/completions",       Handler.generate,       "chat"),
-    Route("POST", "/v1/completions",            Handler.complete,       "chat"),
-    Route("POST", "/v1/responses",              Handler.generate,       "responses"),
-    Route("POST", "/v1/responses/compact",      Handler.generate,       "responses", "compact"),
-    Route("POST", "/v1/responses/input_tokens", Handler.generate,       "responses", "count"),
-    Route("POST", "/v1/embeddings",             Handler.generate,       "chat", "/embeddings"),
-    Route("POST", "/v1/images/generations",     Handler.generate,       "chat", "/images/generations"),
-    Route("POST", "/v1/images/edits",           Handler.generate,       "chat", "/images/edits"),
-    Route("POST", "/v1/images/variations",      Handler.generate,       "chat", "/images/variations"),
-    Route("POST", "/v1/audio/speech",           Handler.generate,       "chat", "/audio/speech"),
-    Route("POST", "/v1/audio/transcriptions",   Handler.generate,       "chat", "/audio/transcriptions"),
-    Route("POST", "/v1/audio/translations",     Handler.generate,       "chat", "/audio/translations"),
-    Route("GET",  "/v1/responses",              Handler.upgrade,        "responses"),
-    Route("GET",  "/v1/responses/*",            Handler.refuse_stored,  "responses"),
-    Route("GET",  "/v1/models",                 Handler.list_models),
-    Route("GET",  "/v1/models/*",               Handler.show_model),
-    Route("POST", "/v1/models/*",               Handler.generate,       "gemini"),
-    Route("GET",  "/v1beta/models",             Handler.list_models,    "gemini"),
-    Route("GET",  "/v1beta/models/*",           Handler.show_model,     "gemini"),
-    Route("POST", "/v1beta/models/*",           Handler.generate,       "gemini"),
-    Route("POST", "/v1internal:*",              Handler.assist,         "gemini"),
-    Route("GET",  "/health",                    Handler.show_health,    admit=False),
-    Route("GET",  "/healthz",                   Handler.show_health,    admit=False),
-    Route("GET",  "/",                          Handler.show_root,      admit=False),
+    Route("POST", "/v1/messages",               Visit.generate,       "claude"),
+    Route("POST", "/v1/messages/count_tokens",  Visit.generate,       "claude", "count"),
+    Route("POST", "/v1/chat/completions",       Visit.generate,       "chat"),
+    Route("POST", "/v1/completions",            Visit.complete,       "chat"),
+    Route("POST", "/v1/responses",              Visit.generate,       "responses"),
+    Route("POST", "/v1/responses/compact",      Visit.generate,       "responses", "compact"),
+    Route("POST", "/v1/responses/input_tokens", Visit.generate,       "responses", "count"),
+    Route("POST", "/v1/embeddings",             Visit.generate,       "chat", "/embeddings"),
+    Route("POST", "/v1/images/generations",     Visit.generate,       "chat", "/images/generations"),
+    Route("POST", "/v1/images/edits",           Visit.generate,       "chat", "/images/edits"),
+    Route("POST", "/v1/images/variations",      Visit.generate,       "chat", "/images/variations"),
+    Route("POST", "/v1/audio/speech",           Visit.generate,       "chat", "/audio/speech"),
+    Route("POST", "/v1/audio/transcriptions",   Visit.generate,       "chat", "/audio/transcriptions"),
+    Route("POST", "/v1/audio/translations",     Visit.generate,       "chat", "/audio/translations"),
+    Route("GET",  "/v1/responses",              Visit.upgrade,        "responses"),
+    Route("GET",  "/v1/responses/*",            Visit.refuse_stored,  "responses"),
+    Route("GET",  "/v1/models",                 Visit.list_models),
+    Route("GET",  "/v1/models/*",               Visit.show_model),
+    Route("POST", "/v1/models/*",               Visit.generate,       "gemini"),
+    Route("GET",  "/v1beta/models",             Visit.list_models,    "gemini"),
+    Route("GET",  "/v1beta/models/*",           Visit.show_model,     "gemini"),
+    Route("POST", "/v1beta/models/*",           Visit.generate,       "gemini"),
+    Route("POST", "/v1internal:*",              Visit.assist,         "gemini"),
+    Route("GET",  "/health",                    Visit.show_health,    admit=False),
+    Route("GET",  "/healthz",                   Visit.show_health,    admit=False),
+    Route("GET",  "/",                          Visit.show_root,      admit=False),
 )
 # fmt: on
 ROUTES = {(row.method, row.path): row for row in ROUTE_ROWS}
-OPTIONS = Route("OPTIONS", "*", Handler.show_options, admit=False)
-AMP_ROUTES = {kind: Route("*", "*", Handler.pass_on, action=kind, admit=False) for kind in ("call", "page")}
+OPEN_ROUTES = [row for row in ROUTE_ROWS if row.path.endswith("*")]
+OPTIONS = Route("OPTIONS", "*", Visit.show_options, admit=False)
+AMP_ROUTES = {kind: Route("*", "*", Visit.pass_on, action=kind, admit=False) for kind in ("call", "page")}
 
 
 VERSIONS = frozenset({"v1", "v1beta"})
@@ -13613,15 +13726,20 @@ def find_route(method: str, path: str) -> tuple[Route, str]:
     route = ROUTES.get((method, tidy))
     if route:
         return route, ""
-    for row in ROUTE_ROWS:
-        if row.method == method and row.path.endswith("*") and tidy.startswith(row.path[:-1]):
+    for row in OPEN_ROUTES:
+        if row.method == method and tidy.startswith(row.path[:-1]):
             return row, unquote(tidy[len(row.path) - 1 :]).removeprefix("models/")
+    raise no_route(method, path, tidy)
+
+
+def no_route(method: str, path: str, tidy: str) -> ProxyError:
+    """Return the error for a request that no row serves."""
     allowed = [row.method for row in ROUTE_ROWS if row.path == tidy]
     if allowed:
-        raise ProxyError("method_not_allowed", f"{tidy} takes {', '.join(allowed)}, not {method}")
+        return ProxyError("method_not_allowed", f"{tidy} takes {', '.join(allowed)}, not {method}")
     close = nearest_names(tidy, [row.path for row in ROUTE_ROWS], 1)
     hint = f"; did you mean {close[0]}?" if close else ""
-    raise ProxyError("not_found", f"no route for {method} {path}{hint}")
+    return ProxyError("not_found", f"no route for {method} {path}{hint}")
 
 
 def dialect_of(path: str, headers: Headers) -> Dialect:
@@ -13632,6 +13750,22 @@ def dialect_of(path: str, headers: Headers) -> Dialect:
     if "x-goog-api-key" in headers or any(word in path for word in words):
         return DIALECTS["gemini"]
     return DIALECTS["responses" if "/responses" in path else "chat"]
+
+
+class Handler(socketserver.BaseRequestHandler):
+    """One client connection, on its own thread: a Visit after the other."""
+
+    server: Server
+
+    def handle(self) -> None:
+        try:
+            sock = self.server.secure(self.request)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            with contextlib.closing(Wire(sock, CLIENT_TICK)) as wire:
+                while Visit(self.server, wire, self.client_address[0]).serve():
+                    pass
+        except (ClientGone, OSError):
+            pass  # nobody is left to tell
 
 
 class Server(ThreadingHTTPServer):
@@ -13650,7 +13784,7 @@ class Server(ThreadingHTTPServer):
         self.host, self.port = address[0], int(self.server_address[1])
         self.loopback = is_loopback(address[0])
         self._never = threading.Event()  # to wait on
-        self.working: set[Handler] = set()  # those that serve a request; one step changes it
+        self.working: set[Visit] = set()  # those that serve a request; one step changes it
         self.lines: collections.deque[LogLine] = collections.deque()
 
     def server_bind(self) -> None:
@@ -13771,7 +13905,6 @@ def restart_compiled() -> None:
 def cmd_serve(options: argparse.Namespace) -> int:
     """Serve until SIGINT or SIGTERM, which end the process."""
     restart_compiled()
-    sys.setswitchinterval(0.0005)  # spec/performance.md, lesson 7
     app = make_app(options)
     server = make_server(app)
     stop = threading.Event()
@@ -13902,7 +14035,7 @@ def cmd_accounts(options: argparse.Namespace) -> int:
         ends = expires_at(fresh.data)
         say(f"{fresh.name}: renewed" + (f", good until {moment(ends)}" if ends else ""))
         return 0
-    rows = [account_row(account, app, ask=options.limits) for account in app.router.accounts()]
+    rows = [account_row(account, app, limits=options.limits) for account in app.router.accounts()]
     known = {account.credential.name for account in app.router.accounts() if account.credential}
     rows += [file_row(c) for c in app.store.credentials() if c.name not in known]
     if options.json:
@@ -13912,13 +14045,13 @@ def cmd_accounts(options: argparse.Namespace) -> int:
     return 0
 
 
-def account_row(account: Account, app: App, *, ask: bool) -> Json:
+def account_row(account: Account, app: App, *, limits: bool) -> Json:
     """Return what is known of an account, without any secret."""
     data = account.credential.data if account.credential else {}
     row: Json = {"provider": account.provider.name, "name": account.name, "plan": plan_of(data)}
     row.update(app.router.report(account), expires=account.ends, last_refresh=last_refresh(data))
     row["why"] = account.refused or "; ".join(rest["why"] for rest in row["cooling"])
-    if ask and account.credential:
+    if limits and account.credential:
         try:
             if account.renewable and account.expired(time.time()):
                 app.renew(account, account.token)
@@ -13949,9 +14082,9 @@ def moment(when: float | None) -> str:
 
 def bar(percent: float, width: int = 10) -> str:
     """Draw how much of a limit is used."""
-    filled = max(0, min(width, round(percent * width / 100)))
+    used = max(0, min(width, round(percent * width / 100)))
     full, empty = "█░" if (sys.stdout.encoding or "").lower().startswith("utf") else "#."
-    return full * filled + empty * (width - filled)
+    return full * used + empty * (width - used)
 
 
 def state_words(row: Json) -> str:
@@ -14107,7 +14240,7 @@ def make_parser() -> argparse.ArgumentParser:
         description=(__doc__ or "").split("\n", 1)[0],
         epilog="Without a command it serves; CLIProxyAPI's flags, such as -codex-login, work as well.",
     )
-    parser.add_argument("--version", action="version", version=version())
+    parser.add_argument("--version", action="version", version=full_version())
     rows = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for command in COMMANDS:
         row = rows.add_parser(command.name, help=command.help, parents=[common], allow_abbrev=False)
@@ -14133,7 +14266,7 @@ def make_flag_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def version() -> str:
+def full_version() -> str:
     """Return the version and eight digits of this file's own sha256, which tell copies apart."""
     return f"cliproxy {__version__} ({hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:8]})"
 
@@ -14142,7 +14275,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line; return the exit status."""
     words = sys.argv[1:] if argv is None else argv
     if words == ["--version"]:
-        say(version())
+        say(full_version())
         return 0
     flags = not words or (words[0].startswith("-") and words[0] not in {"-h", "--help"})
     options = (make_flag_parser() if flags else make_parser()).parse_args(words)
