@@ -8411,18 +8411,19 @@ def read_date(text: str) -> float | None:
         offset = int(zone[0] + "1") * timedelta(hours=int(digits[:2]), minutes=int(digits[2:]))
     try:
         year, month, day, hour, minute, second = (int(field or 0) for field in fields)
-        moment = datetime(year, month, day, hour, minute, second, tzinfo=timezone.utc) - offset
+        when = datetime(year, month, day, hour, minute, second, tzinfo=timezone.utc) - offset
     except (ValueError, OverflowError):
         return None
-    return moment.timestamp() + float(fraction or 0)
+    return when.timestamp() + float(fraction or 0)
 
 
-def write_time(moment: float, *, utc: bool = False) -> str:
+def write_time(when: float, *, utc: bool = False) -> str:
     """Return RFC 3339 with the local offset, or with `Z`: as Go writes it."""
-    local = time.gmtime(moment) if utc else time.localtime(moment)
+    local = time.gmtime(when) if utc else time.localtime(when)
     minutes = 0 if utc else (local.tm_gmtoff or 0) // 60
-    zone = f"{'-' if minutes < 0 else '+'}{abs(minutes) // 60:02}:{abs(minutes) % 60:02}"
-    return time.strftime("%Y-%m-%dT%H:%M:%S", local) + (zone if minutes else "Z")
+    sign = "-" if minutes < 0 else "+"
+    zone = f"{sign}{abs(minutes) // 60:02}:{abs(minutes) % 60:02}" if minutes else "Z"
+    return time.strftime("%Y-%m-%dT%H:%M:%S", local) + zone
 
 
 def field_of(data: Json, *keys: str) -> Any:
@@ -8460,8 +8461,9 @@ def overlaid(old: Json, changes: Json) -> Json:
     new = dict(old)
     for key, value in changes.items():
         if isinstance(value, dict):
-            inner = overlaid(new[key] if isinstance(new.get(key), dict) else {}, value)
-            new.update({key: inner} if inner or key in new or not value else {})
+            merged = overlaid(new[key] if isinstance(new.get(key), dict) else {}, value)
+            if merged or key in new or not value:
+                new[key] = merged
         else:
             new[key] = value
     return {key: value for key, value in new.items() if value is not None or key not in changes}
@@ -8478,7 +8480,7 @@ def dump_like(data: Json, old: bytes) -> bytes:
         text = json.dumps(data, ensure_ascii=False, **layout).encode()
     except UnicodeEncodeError:  # half of a surrogate pair
         text = json.dumps(data, **layout).encode()
-    return text + b"\n" * old.endswith(b"\n")
+    return text + (b"\n" if old.endswith(b"\n") else b"")
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -8632,14 +8634,14 @@ class Store:
         """Write a new file; of one that is there already, the keys not in `data` stay."""
         with self._writing():
             path = self._path(name)
-            old, raw = Json(), b"\n"  # a new file is laid out as CLIProxyAPI does: compact, with LF
+            if not path.exists():  # a new file is laid out as CLIProxyAPI does: compact, with LF
+                return self._write(name, overlaid({}, data), b"\n")
             try:
                 credential, raw = read_credential(path)
-                old = credential.data
-            except ProxyError as error:
-                if error.kind == "internal":  # damaged or foreign: kept, out of the way
-                    replace(path, path.with_suffix(".json.damaged"))
-            return self._write(name, overlaid(old, data), raw)
+            except ProxyError:  # damaged or foreign: kept, out of the way
+                replace(path, path.with_suffix(".json.damaged"))
+                return self._write(name, overlaid({}, data), b"\n")
+            return self._write(name, overlaid(credential.data, data), raw)
 
     def delete(self, name: str) -> None:
         """Remove a file. Raises ProxyError if there is none."""
@@ -8712,8 +8714,8 @@ class Store:
 
     def _look(self, name: str, stamp: Stamp, racy: bool) -> None:
         """Read a file again if it may have changed."""
-        known = self._known[name].stamp if name in self._known else self._bad.get(name)
-        if known == stamp and not racy:
+        last = self._known[name].stamp if name in self._known else self._bad.get(name)
+        if last == stamp and not racy:
             return
         try:
             credential = read_credential(self.folder / name)[0]
@@ -9116,9 +9118,9 @@ def read_rsa_key(pem: str) -> tuple[int, int]:
         with contextlib.suppress(ValueError, IndexError):
             [key] = der_values(base64.b64decode(re.sub(r"\\n|\s", "", match[2]), validate=True))
             if not match[1]:  # PKCS#8: of which kind it is, and the key
-                _, kind, inner = der_values(key)[:3]
+                _, kind, wrapped = der_values(key)[:3]
                 why = why if kind.startswith(RSA_OID) else "is not of RSA"
-                [key] = der_values(inner)
+                [key] = der_values(wrapped)
             _, modulus, public, private = (int.from_bytes(v, "big") for v in der_values(key)[:4])
             if pow(pow(2, public, modulus), private, modulus) == 2:
                 return modulus, private
@@ -9172,14 +9174,14 @@ def error_code(answer: Json) -> str:
 
 def token_refusal(title: str, reply: Reply, answer: Json) -> ProxyError:
     """Return the error for a refused call, with when to come back if the provider says so."""
-    inner = answer.get("error")
-    inner = inner if isinstance(inner, dict) else answer
-    text = inner.get("error_description") or inner.get("message") or error_code(answer)
+    error = answer.get("error")
+    said = error if isinstance(error, dict) else answer
+    text = said.get("error_description") or said.get("message") or error_code(answer)
     text = text or f"HTTP {reply.status}"
-    error = error_of_status(max(reply.status, 400), f"{title} refused: {text}")
-    error.retry_after = retry_after(reply.headers, time.time())
-    error.body, error.headers = reply.body, reply.headers
-    return error
+    failure = error_of_status(max(reply.status, 400), f"{title} refused: {text}")
+    failure.retry_after = retry_after(reply.headers, time.time())
+    failure.body, failure.headers = reply.body, reply.headers
+    return failure
 
 
 # Files: from the answer of a token URL to what is stored
@@ -9404,20 +9406,21 @@ class Flow:
         """
         head, _, tail = text.strip().strip("'\"<>").partition("#")
         fields = dict(parse_qsl(f"{head.partition('?')[2] or head}&{tail}"))
-        code, state, manual = fields.get("code", ""), fields.get("state", ""), False
-        if not code and re.fullmatch(r"[\w./~+-]{20,}", head):
-            code, manual = head, True
-            state = tail or (self.state if self.row.pkce else "")
-        if "error" in fields and (not state or same_text(state, self.state)):
+        bare = not fields.get("code") and re.fullmatch(r"[\w./~+-]{20,}", head) is not None
+        code, state = fields.get("code", ""), fields.get("state", "")
+        if bare:
+            code, state = head, tail or (self.state if self.row.pkce else "")
+        ours = same_text(state, self.state)
+        if "error" in fields and (ours or not state):
             why = fields.get("error_description") or fields["error"]
             message = f"{self.row.title} refused the login: {why}; nothing was saved"
             raise ProxyError("forbidden", message)
-        if not code or not same_text(state, self.state):
+        if not code or not ours:
             what = "that is no answer to this login" if state else "that holds no code and state"
             advice = "open the URL above, and paste the address where it ends"
             raise ProxyError("invalid_request", f"{what}: {advice}")
         page = self.row.manual.partition("://")[2]
-        return code, self.redirect(manual=manual or bool(page and page in head))
+        return code, self.redirect(manual=bare or bool(page and page in head))
 
 
 # What single providers need
@@ -9434,10 +9437,10 @@ def codex_device(flow: Flow) -> Device:
     if not user_code:
         raise token_refusal(row.title, reply, shown)
     origin = row.device_url.partition("/api/")[0]
-    ask = {"device_auth_id": shown.get("device_auth_id"), "user_code": user_code}
+    asked = {"device_auth_id": shown.get("device_auth_id"), "user_code": user_code}
 
     def poll() -> Json:
-        reply, answer = flow.call(f"{row.device_url}/token", ask)
+        reply, answer = flow.call(f"{row.device_url}/token", asked)
         if reply.status in {403, 404}:
             return {"error": "authorization_pending"}
         if not answer.get("authorization_code"):
@@ -9455,13 +9458,15 @@ def codex_device(flow: Flow) -> Device:
 
 def oauth_device(flow: Flow) -> Device:
     """Begin a device flow. Source: RFC 8628; Qwen adds PKCE, Kimi headers."""
-    row, ask = flow.row, {"client_id": flow.row.client_id}
-    fields = {**ask, "grant_type": "urn:ietf:params:oauth:grant-type:device_code"}
-    ask.update({"scope": row.scope} if row.scope else {})
+    row = flow.row
+    asked = {"client_id": row.client_id}
+    fields = {**asked, "grant_type": "urn:ietf:params:oauth:grant-type:device_code"}
+    if row.scope:
+        asked["scope"] = row.scope
     if row.pkce:
-        ask.update(code_challenge=challenge(flow.verifier), code_challenge_method="S256")
+        asked.update(code_challenge=challenge(flow.verifier), code_challenge_method="S256")
         fields["code_verifier"] = flow.verifier
-    reply, shown = flow.call(row.device_url, ask, row.knock(flow.data), form=True)
+    reply, shown = flow.call(row.device_url, asked, row.knock(flow.data), form=True)
     if not shown.get("device_code"):
         raise token_refusal(row.title, reply, shown)
     fields["device_code"] = shown["device_code"]
@@ -9526,8 +9531,9 @@ CLAUDE_WINDOWS = (
 def window_of(name: str, limit: Json, used: str, resets: str) -> list[Window]:
     """Return a limit as a window, [] if the provider says nothing of it."""
     share: Any = limit.get(used)
-    known = isinstance(share, (int, float))
-    return [Window(name, share, read_time(limit.get(resets)))] if known else []
+    if not isinstance(share, (int, float)):
+        return []
+    return [Window(name, share, read_time(limit.get(resets)))]
 
 
 def claude_usage(body: Json) -> list[Window]:
@@ -9628,9 +9634,8 @@ GOOGLE_CLIENT = {"ideType": "IDE_UNSPECIFIED", "platform": "PLATFORM_UNSPECIFIED
 
 def google_project(flow: Flow, token: str, wanted: str) -> str:
     """Return the project to use, after onboarding if need be. Source: spec/providers.md 4.1."""
-    asked: Json = {"metadata": {**GOOGLE_CLIENT}}
-    if wanted:
-        asked = {"metadata": {**GOOGLE_CLIENT, "duetProject": wanted}, "cloudaicompanionProject": wanted}
+    metadata = {**GOOGLE_CLIENT, **filled(duetProject=wanted)}
+    asked = {"metadata": metadata, **filled(cloudaicompanionProject=wanted)}
     url = f"{flow.row.base_url}/v1internal:loadCodeAssist"
     reply, loaded = flow.call(url, asked, token=token)
     if reply.status >= 400 and b"SECURITY_POLICY_VIOLATED" not in reply.body:
@@ -9806,9 +9811,6 @@ LOGINS = {row.provider: row for row in (
 # fmt: on
 
 
-# Logging in
-
-
 ########################################################################################
 # 20. RENEWAL
 ########################################################################################
@@ -9817,7 +9819,7 @@ LOGINS = {row.provider: row for row in (
 RETRY_WAITS = (1.0, 2.0)  # seconds between the tries of a refresh
 
 
-def refused(data: Json) -> str:
+def why_dead(data: Json) -> str:
     """Return why the provider will never renew these tokens; empty as long as it may."""
     own = data.get("cliproxy")
     last = own.get("refused") if isinstance(own, dict) else None
@@ -9837,7 +9839,7 @@ def due(credential: Credential, now: float) -> bool:
     """Tell whether to renew the tokens ahead of need. Source: spec/providers.md 1."""
     data = credential.data
     since, ends = last_refresh(data), expires_at(data)
-    if data.get("disabled") or refused(data) or not renewer(data):
+    if data.get("disabled") or why_dead(data) or not renewer(data):
         return False
     every = read_time(field_of(data, "refresh_interval", "refresh_interval_seconds"))
     if every and since:
@@ -9859,7 +9861,7 @@ def refresh(
         fresh = store.get(credential.name)
         if is_newer(fresh.data, credential.data, now()):
             return fresh
-        token, why = renewer(fresh.data), refused(fresh.data)
+        token, why = renewer(fresh.data), why_dead(fresh.data)
         if not token or why or fresh.type not in LOGINS:
             raise need_login(fresh, why or "there is no refresh token")
         flow = Flow(LOGINS[fresh.type], config, fresh.data, now=now)
@@ -9886,9 +9888,9 @@ def not_the_client_s(error: ProxyError) -> ProxyError:
     return error
 
 
-def is_newer(fresh: Json, known: Json, now: float) -> bool:
+def is_newer(fresh: Json, old: Json, now: float) -> bool:
     """Tell whether somebody else renewed the tokens since we read the file."""
-    same = field_of(fresh, "access_token") == field_of(known, "access_token")
+    same = field_of(fresh, "access_token") == field_of(old, "access_token")
     return not same and (expires_at(fresh) or 0.0) > now
 
 
@@ -9916,8 +9918,8 @@ def renew(flow: Flow, token: str) -> Json:
         except ProxyError as error:
             if error.status == 429:
                 error.retry_after = min(max(error.retry_after or 60.0, 5.0), 300.0)
-            answered = bool(error.headers)
-            again = error.status >= 500 if answered else not (error.sent and flow.row.rotates)
+            whole = not (error.sent and flow.row.rotates)  # the token works still
+            again = error.status >= 500 if error.headers else whole
             if wait is None or not again:
                 raise
         flow.terminal.pause(wait)
@@ -9935,9 +9937,6 @@ def usage_of(credential: Credential, config: Config) -> list[Window]:
     if reply.status >= 400:
         raise token_refusal(row.title, reply, answer)
     return row.usage(answer)
-
-
-# Taking over what the vendors' programs hold
 
 
 ########################################################################################
@@ -10081,18 +10080,21 @@ def tunnel(port: int, here: int) -> str:
 
 def show_url(flow: Flow, url: str, *, open_it: bool) -> None:
     """Show where to go, as a QR code too if that fits; and go there if a browser can be had."""
-    say, (columns, lines) = flow.terminal.say, flow.terminal.screen
-    say(f"Open this URL{'' if open_it else ' in a browser, on any machine'}:\n\n{url}\n")
+    columns, lines = flow.terminal.screen
+    where = "" if open_it else " in a browser, on any machine"
+    flow.terminal.say(f"Open this URL{where}:\n\n{url}\n")
     if open_it:
         import webbrowser  # noqa: PLC0415
 
         threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
-        say("If no browser opens, do it yourself; the address where it ends may be pasted here.\n")
+        flow.terminal.say(
+            "If no browser opens, do it yourself; the address where it ends may be pasted here.\n"
+        )
     elif columns:
         with contextlib.suppress(ValueError):
             code = qr_lines(url)
             if len(code) < lines and 2 * len(code) <= columns:  # a line is two modules high
-                say("\n".join(code) + "\n")
+                flow.terminal.say("\n".join(code) + "\n")
 
 
 PASTE_CODE = """Then paste the code that the page shows here, and press Enter.
@@ -10176,9 +10178,10 @@ def redeem(flow: Flow, code: str, uri: str, arrival: Arrival) -> Json:
 DEVICE_ENDS = {"access_denied": "was refused", "expired_token": "came too late"}
 
 
-def device_login(flow: Flow, begin: Callable[[Flow], Device]) -> Json:
+def device_login(flow: Flow, start: Callable[[Flow], Device]) -> Json:
     """Let the user type a code on another device; return the token answer."""
-    (shown, poll), code = begin(flow), ""
+    shown, poll = start(flow)
+    code = ""
     url = str(shown.get("verification_uri_complete") or shown.get("verification_uri") or "")
     show_url(flow, url, open_it=flow.options.browser and not is_headless())
     flow.terminal.say(f"and enter the code {shown.get('user_code')}, if it asks for one. Waiting...")
@@ -10268,9 +10271,6 @@ def logout(credential: Credential, store: Store, config: Config) -> str:
     return f"{credential.name} is deleted{told}"
 
 
-# Staying logged in
-
-
 ########################################################################################
 # 23. ACCOUNTS
 ########################################################################################
@@ -10301,17 +10301,17 @@ def aliased(names: Collection[str], rows: Sequence[Json]) -> list[Offer]:
     An alias replaces the name it stands for, unless it is a fork. Case does not count.
     Source: spec/config.md 5.
     """
-    known = {name.lower(): name for name in names}
-    aliases = [offer_of({**row, "name": known.get(row["name"].lower(), row["name"])}) for row in rows]
+    listed = {name.lower(): name for name in names}
+    aliases = [offer_of({**row, "name": listed.get(row["name"].lower(), row["name"])}) for row in rows]
     gone = {row["name"].lower() for row in rows} - {row["name"].lower() for row in rows if row.get("fork")}
     gone |= {offer.public.lower() for offer in aliases}
     return [*(Offer(name, name) for name in names if name.lower() not in gone), *aliases]
 
 
 def model_with(model: Model, facts: Json) -> Model:
-    """Return a row with `facts` in place of what it says, those that are known."""
-    known: Json = {key: value for key, value in facts.items() if value or value is False}
-    return model._replace(**known)
+    """Return a row with `facts` in place of what it says, those that say something."""
+    told: Json = {key: value for key, value in facts.items() if value or value is False}
+    return model._replace(**told)
 
 
 def user_facts(row: Json) -> Json:
@@ -10339,42 +10339,43 @@ class Account:
         self, name: str, provider: Provider, entry: Json, credential: Credential | None = None
     ) -> None:
         self.name, self.provider = name, provider
-        self.also = PROVIDERS.get(entry.get("also", ""))
-        self.key = entry.get("api-key") or ""
-        self.base, self.proxy = entry.get("base-url") or provider.base, entry.get("proxy-url") or ""
+        told = {key: value for key, value in entry.items() if value}
+        self.also = PROVIDERS.get(told.get("also", ""))
+        self.key = told.get("api-key", "")
+        self.base, self.proxy = told.get("base-url", provider.base), told.get("proxy-url", "")
         others = provider.others if self.base == provider.base else ()
         self.places = [split_url(base, self.proxy) for base in (self.base, *others)]
         self.origin, self.path = self.places[0]
-        self.project = str(entry.get("project-id") or "")  # Google's
-        self.prefix = (entry.get("prefix") or "").strip(" /")
+        self.project = str(told.get("project-id", ""))  # Google's
+        self.prefix = told.get("prefix", "").strip(" /")
         self.priority = whole_number(entry.get("priority"), 0)
         self.weight = whole_number(entry.get("weight"), 1)
         self.retries = entry.get("request-retry")  # None, as below: what the config says
         self.disable_cooling: bool | None = entry.get("disable-cooling")
-        self.headers = {name.lower(): str(v) for name, v in (entry.get("headers") or {}).items()}
-        self.excluded = [pattern.lower() for pattern in entry.get("excluded-models") or ()]
-        self.models = list(dict.fromkeys(map(offer_of, entry.get("models") or ()))) or None
-        self.aliases: Sequence[Json] = entry.get("model-aliases") or ()
-        self.rules: Sequence[Json] = entry.get("request-scoped-errors") or ()
-        self.quirks = provider.quirks | frozenset(entry.get("quirks") or ())
+        self.headers = {name.lower(): str(v) for name, v in told.get("headers", EMPTY).items()}
+        self.excluded = [pattern.lower() for pattern in told.get("excluded-models", ())]
+        self.models = list(dict.fromkeys(map(offer_of, told.get("models", ())))) or None
+        self.aliases: Sequence[Json] = told.get("model-aliases", ())
+        self.rules: Sequence[Json] = told.get("request-scoped-errors", ())
+        self.quirks = provider.quirks | frozenset(told.get("quirks", ()))
         plan = plan_of(credential.data).lower() if credential else ""
         self.facts: Mapping[str, Model] = models_of(provider.name, plan)
         self.listed: Collection[str] = self.facts  # what it offers, unless `models` says so
         self.refreshing = threading.Lock()  # held across the one network call it is made for
         self._attempts = 0  # to renew the tokens; guarded by refreshing, as the next
         self._failure: ProxyError | None = None  # of the last one
-        self.hold(credential)
+        self.take_over(credential)
 
-    def hold(self, credential: Credential | None) -> None:
-        """Take over what the credential's file says. The token is there before its new end."""
+    def take_over(self, credential: Credential | None) -> None:
+        """Be what the credential's file says. The token is there before its new end."""
         data = credential.data if credential else EMPTY
         self.credential = credential
         key = field_of(data, "api_key", "access_token")  # iFlow hands out a key for its token
         self.token = str(key or "") if credential else self.key
         self.mark = digest(self.token)[:12]  # tells tokens apart, and tells nothing of them
-        self.refused = refused(data)
+        self.dead = why_dead(data)
         renews = bool(credential and credential.type in LOGINS and renewer(data))
-        self.renewable = renews and not self.refused
+        self.renewable = renews and not self.dead
         self.ends = expires_at(data)
 
     def expired(self, now: float) -> bool:
@@ -10386,8 +10387,8 @@ class Account:
         """Tell whether only a new login helps."""
         return not self.renewable and self.expired(now)
 
-    def renew(self, stale: str, ask: Callable[[Credential], Credential]) -> None:
-        """Replace the tokens by those that `ask` gets, unless they are others than `stale` by now.
+    def renew(self, stale: str, get_new: Callable[[Credential], Credential]) -> None:
+        """Replace the tokens by those that `get_new` gets, unless they are others than `stale` by now.
 
         One thread asks; those that come meanwhile get what it gets. Raises ProxyError, as it does.
         """
@@ -10397,9 +10398,10 @@ class Account:
                 return
             if self._attempts != attempts and self._failure:
                 raise self._failure
-            self._attempts, self._failure = self._attempts + 1, None
+            self._attempts += 1
+            self._failure = None
             try:
-                self.hold(ask(self.credential))
+                self.take_over(get_new(self.credential))
             except ProxyError as error:
                 self._failure = error
                 raise
@@ -10497,16 +10499,6 @@ FILE_KEYS = {  # what a credential file may say of its account. Source: spec/pro
 }
 
 
-def unusable(credential: Credential, config: Config) -> str:
-    """Say why a credential file is not used; empty if it is, or if its owner disabled it."""
-    try:
-        list(accounts_of_file(config, credential))
-    except ProxyError as error:
-        return str(error)
-    enabled = config["providers"].get(credential.type, {}).get("enabled")
-    return "" if enabled or credential.data.get("disabled") else UNUSABLE.get(credential.type, "")
-
-
 CHANNEL_SETTINGS = {  # what credential files may hold, and the setting that adds to it by channel
     "excluded-models": "oauth-excluded-models",
     "model-aliases": "oauth-model-alias",
@@ -10519,17 +10511,20 @@ def find_accounts(
     credentials: Iterable[Credential],
     environ: Mapping[str, str],
     listed: Callable[[Account], Mapping[str, Json]] = lambda _: EMPTY,
+    report: Callable[[str], None] = lambda _: None,
 ) -> list[Account]:
     """Return all accounts that the owner has, each named after where it stands.
 
-    `listed` returns the models that an account's upstream says it has.
+    `listed` returns the models that an account's upstream says it has; `report` is told which
+    credentials are not used, and why.
     """
-    accounts = [
-        *accounts_of_lists(config),
-        *accounts_of_endpoints(config, environ),
-        *accounts_of_files(config, credentials),
-        *accounts_of_environ(config, environ),
-    ]
+    accounts = [*accounts_of_lists(config), *accounts_of_endpoints(config, environ)]
+    for credential in credentials:
+        found, why = accounts_of_file(config, credential)
+        accounts += found
+        if why:
+            report(f"{credential.name} is not used: {why}")
+    accounts += accounts_of_environ(config, environ)
     for account in accounts:
         account.learn(listed(account), config["models"])
     return accounts
@@ -10550,17 +10545,17 @@ def accounts_of_lists(config: Config) -> Iterator[Account]:
             yield Account(name, provider, with_overrides(config, provider, entry))
 
 
-def endpoint_provider(name: str, known: str) -> Provider:
-    """Return the row of an OpenAI-compatible service; `known` may name a row of PRESETS."""
-    provider, preset = PROVIDERS["openai-compatibility"]._replace(name=name), PRESETS.get(known)
-    if preset:
-        provider = provider._replace(base=preset.base, quirks=preset.quirks, family=("*",))
-    return provider
+def endpoint_provider(name: str, service: str) -> Provider:
+    """Return the row of an OpenAI-compatible service; `service` may name a row of PRESETS."""
+    provider, preset = PROVIDERS["openai-compatibility"]._replace(name=name), PRESETS.get(service)
+    if preset is None:
+        return provider
+    return provider._replace(base=preset.base, quirks=preset.quirks, family=("*",))
 
 
-def preset_key(known: str, base: str, environ: Mapping[str, str]) -> str:
+def preset_key(service: str, base: str, environ: Mapping[str, str]) -> str:
     """Return the key that the environment holds for a service we know, if it is who is asked."""
-    preset = PRESETS.get(known) or Preset("", (), frozenset())
+    preset = PRESETS.get(service) or Preset("", (), frozenset())
     host, own = urlsplit(base).hostname, urlsplit(preset.base).hostname
     keys = preset.keys if not base or own in {host, "127.0.0.1"} else ()
     return next((environ[variable] for variable in keys if environ.get(variable)), "")
@@ -10571,9 +10566,9 @@ def accounts_of_endpoints(config: Config, environ: Mapping[str, str]) -> Iterato
     numbers: dict[str, Iterator[int]] = {}  # of the keys of all entries of one name
     for number, entry in enumerate(entries):
         name = (entry.get("name") or f"openai-compatibility[{number}]").strip().lower()
-        base, _, known = entry["base-url"].partition("provider://")
-        provider = endpoint_provider(name, known or name)
-        keys = entry["api-key-entries"] or [{"api-key": preset_key(known or name, base, environ)}]
+        base, _, service = entry["base-url"].partition("provider://")
+        provider = endpoint_provider(name, service or name)
+        keys = entry["api-key-entries"] or [{"api-key": preset_key(service or name, base, environ)}]
         for key in keys:
             key_number = next(numbers.setdefault(name, count()))
             merged = {**entry, "base-url": base}
@@ -10592,34 +10587,47 @@ def service_provider(provider: Provider, entry: Json) -> Provider:
     return provider._replace(base=base, auth="bearer", **paths)
 
 
-def accounts_of_files(config: Config, credentials: Iterable[Credential]) -> Iterator[Account]:
-    for credential in credentials:
-        if not unusable(credential, config):
-            yield from accounts_of_file(config, credential)
-
-
-def accounts_of_file(config: Config, credential: Credential) -> Iterator[Account]:
-    """Yield the accounts of a login, none if it is disabled. Raises ProxyError for what cannot be."""
-    name, also = FILE_PROVIDERS.get(credential.type, ("", ""))
-    provider = PROVIDERS.get(name)
-    if provider is None or credential.data.get("disabled"):
-        return
+def login_settings(config: Config, credential: Credential, provider: Provider) -> Json:
+    """Return what a credential file, and the config for its kind, say of its accounts."""
     underscores_last = sorted(credential.data.items(), key=lambda pair: "_" in pair[0])
     said = {key.replace("_", "-"): value for key, value in underscores_last}
     said = {key: value for key, value in said.items() if key in FILE_KEYS}
-    data = read_section(said, tuple(FILE_KEYS.values()), "", [])
+    settings = read_section(said, tuple(FILE_KEYS.values()), "", [])
     for key, setting in CHANNEL_SETTINGS.items():
-        data[key] = [*(data.get(key) or ()), *config[setting].get(provider.name, ())]
-    data["also"], host = also, data["resource-url"]  # Qwen tells each account where to go
-    if host and not config["providers"].get(name, {}).get("base-url"):
+        settings[key] = [*(settings.get(key) or ()), *config[setting].get(provider.name, ())]
+    host = settings["resource-url"]  # Qwen tells each account where to go
+    if host and not config["providers"].get(provider.name, {}).get("base-url"):
         base = host if "://" in host else f"https://{host}"
-        data["base-url"] = base if base.endswith("/v1") else f"{base.rstrip('/')}/v1"
-    projects = data["project-id"].replace(" ", "").strip(",").split(",")
+        settings["base-url"] = base if base.endswith("/v1") else f"{base.rstrip('/')}/v1"
+    return settings
+
+
+def accounts_of_login(config: Config, credential: Credential) -> Iterator[Account]:
+    """Yield the accounts of a login: one for each of its projects. Raises ProxyError."""
+    name, also = FILE_PROVIDERS.get(credential.type, ("", ""))
+    provider = PROVIDERS.get(name)
+    if provider is None:
+        return
+    settings = {**login_settings(config, credential, provider), "also": also}
+    projects = settings["project-id"].replace(" ", "").strip(",").split(",")
     for project in projects:  # each has a quota of its own
         account_name = f"{credential.name}::{project}" if len(projects) > 1 else credential.name
-        entry = {**data, "project-id": project}
+        entry = {**settings, "project-id": project}
         row = service_provider(provider, entry) if name == "vertex" else provider
         yield Account(account_name, row, with_overrides(config, row, entry), credential)
+
+
+def accounts_of_file(config: Config, credential: Credential) -> tuple[list[Account], str]:
+    """Return the accounts of a credential file, and why there are none; empty if its owner disabled it."""
+    if credential.data.get("disabled"):
+        return [], ""
+    enabled = config["providers"].get(credential.type, {}).get("enabled")
+    why = "" if enabled else UNUSABLE.get(credential.type, "")
+    try:
+        accounts = list(accounts_of_login(config, credential))
+    except ProxyError as error:
+        return [], str(error)
+    return ([], why) if why else (accounts, "")
 
 
 def accounts_of_environ(config: Config, environ: Mapping[str, str]) -> Iterator[Account]:
@@ -10704,6 +10712,18 @@ def wanted_action(rules: Iterable[Json], error: ProxyError) -> str:
     return ""
 
 
+def decide(error: ProxyError, rules: Iterable[Json]) -> tuple[Verdict | None, bool]:
+    """Return whether, and how, the account rests, and whether nobody else is to be asked.
+
+    The owner's rules outrank `judge`, for which a request at fault is at fault everywhere.
+    """
+    verdict, action = judge(error), wanted_action(rules, error)
+    if not action:
+        return verdict, error.final or verdict is None
+    rests = "cooldown" in action
+    return (verdict or Verdict(60.0, soft=True)) if rests else None, action.startswith("stop")
+
+
 HINTS = (  # what some refusals mean for the owner
     ("only authorized for use with Claude Code", "Anthropic wants an API key here: claude-api-key"),
     ("Third-party apps now draw", "Anthropic bills this as extra usage; an API key is the other way"),
@@ -10749,34 +10769,28 @@ def claude_claims(headers: Mapping[str, str]) -> list[str]:
     return [match[1] for match, value in matches if match and value == "rejected" and match[1] != "overage"]
 
 
-def told_wait(error: ProxyError, now: float) -> float | None:
+def wait_asked(error: ProxyError, now: float) -> float | None:
     """Return the seconds that an upstream asks us to wait, in a header or in its body.
 
-    Claude's windows, `retry-after`, Codex's `resets_at`, Google's delays; what the dialect found.
     `now` is Unix time. Source: spec/providers.md 2.4, 3.4, 4.3.
     """
+
+    def until(when: object) -> float | None:
+        end = read_time(when)
+        return None if end is None else max(1.0, end - now)
+
     unified = "anthropic-ratelimit-unified"
     names = [f"{unified}-{claim}-reset" for claim in claude_claims(error.headers)]
     if not names and error.headers.get(f"{unified}-status") == "rejected":
         names = [f"{unified}-reset"]
-    ends = [end for name in names if (end := read_time(error.headers.get(name)))]
-    said = error.body.decode("utf-8", "replace")
-    found = re.search(r'"resets_at"\s*:\s*"?([^",}\s]+)', said)
-    end = read_time(found[1]) if found else None
-    found = re.search(r'"resets_in_seconds"\s*:\s*"?(\d+)', said)
-    end = now + int(found[1][:9]) if found and end is None else end
-    ends = ends or ([end] if end else [])
-    if ends:
-        return max(1.0, max(ends) - now)
-    hint = retry_after(error.headers, now)
-    if hint is None:
-        hint = error.retry_after
-    found = re.search(r'quotaResetDelay"\s*:\s*"([\d.hms]+)"|reset after ([\d.hms]*[hms])\b', said)
-    if hint is None and found:
-        hint = read_duration(found[1] or found[2]) or None
-    found = re.search(r'quotaResetTimeStamp"\s*:\s*"([^"]+)"', said)
-    end = read_time(found[1]) if found and hint is None else None
-    return hint if end is None else max(1.0, end - now)
+    windows = filter(None, (until(error.headers.get(name)) for name in names))
+    waits = (  # the first that is told counts
+        max(windows, default=None),
+        error_wait(error.body.decode("utf-8", "replace"), until),
+        retry_after(error.headers, now),
+        error.retry_after,  # as the dialect's reader found it
+    )
+    return next((wait for wait in waits if wait is not None), None)
 
 
 def told_limits(headers: Mapping[str, str], now: float) -> list[Window]:
@@ -10837,26 +10851,32 @@ DEFAULT_ALIASES: Mapping[str, Mapping[str, str]] = {"antigravity": {  # of CLIPr
 }}  # fmt: skip
 CURSORS = 4_096  # models, or sessions, that are remembered
 
-# fmt: off
-SESSION_KEYS: tuple[tuple[str, Callable[[Mapping[str, str], Json], Any]], ...] = (
-    # the first that is there names the conversation. Source: spec/providers.md 11.1
-    ("x-claude-code-session-id", lambda headers, _: headers.get("x-claude-code-session-id")),
-    ("metadata.user_id session", lambda _, body: claude_session(body)),
-    *((name, lambda headers, _, name=name: headers.get(name)) for name in (
-        "session-id", "session_id", "x-session-id", "x-session-affinity", "x-amp-thread-id", "x-client-request-id")),
-    *((name, lambda _, body, name=name: body.get(name)) for name in ("session_id", "sessionId", "prompt_cache_key")),
-    ("conversation",             lambda _, body: body["conversation"]["id"] if isinstance(body.get("conversation"), dict) else body.get("conversation")),
-    ("metadata.user_id",         lambda _, body: (body.get("metadata") or {}).get("user_id")),
-    ("conversation_id",          lambda _, body: body.get("conversation_id")),
-    ("its opening",              lambda _, body: opening_of(body)),
+# where clients name their conversation, the first that is there counting. Source: spec/providers.md 11.1
+SESSION_HEADERS = (
+    "session-id session_id x-session-id x-session-affinity x-amp-thread-id x-client-request-id".split()
 )
-# fmt: on
+SESSION_FIELDS = "session_id sessionId prompt_cache_key".split()
 
 
-def claude_session(body: Json) -> str:
+def session_names(headers: Mapping[str, str], body: Json) -> Iterator[Any]:
+    """Yield what may identify the conversation of a request, the best first, whatever it is."""
+    metadata, conversation = body.get("metadata"), body.get("conversation")
+    user = metadata.get("user_id") if isinstance(metadata, dict) else None
+    yield headers.get("x-claude-code-session-id")
+    yield claude_session(str(user or ""))
+    yield from map(headers.get, SESSION_HEADERS)
+    yield from map(body.get, SESSION_FIELDS)
+    yield conversation.get("id") if isinstance(conversation, dict) else conversation
+    yield user
+    yield body.get("conversation_id")
+    with contextlib.suppress(*MALFORMED):  # of another form than we know
+        yield opening_of(body)
+
+
+def claude_session(user: str) -> str:
     """Return the session in the user id that Claude Code sends, in either of its forms."""
-    user = str((body.get("metadata") or {}).get("user_id") or "")
-    return str(read_object(user.encode()).get("session_id") or user.partition("_session_")[2])
+    told = read_object(user.encode("utf-8", "replace"))
+    return str(told.get("session_id") or user.partition("_session_")[2])
 
 
 def opening_of(body: Json) -> str:
@@ -10871,13 +10891,9 @@ def opening_of(body: Json) -> str:
 
 def session_of(headers: Mapping[str, str], body: Json) -> str:
     """Return what identifies the conversation that a request belongs to; empty if nothing does."""
-    for _, find in SESSION_KEYS:
-        try:
-            found = find(headers, body)
-        except MALFORMED:
-            continue  # of another form than we know
-        if isinstance(found, str) and 0 < len(found) <= 256 and found.isprintable():
-            return found
+    for name in session_names(headers, body):
+        if isinstance(name, str) and 0 < len(name) <= 256 and name.isprintable():
+            return name
     return ""
 
 
@@ -11148,35 +11164,38 @@ class Router:
         """
         if error.retry_after is not None:
             error.retry_after = min(error.retry_after, LONGEST_REST)
-        verdict, account = judge(error), candidate.account
-        action = wanted_action(account.rules, error)
-        if action:
-            error.final = action.startswith("stop")
-            verdict = (verdict or Verdict(60.0, soft=True)) if "cooldown" in action else None
-        if verdict is None or not error.sent:
-            error.final = error.final or not (action or verdict)
-            return not error.final
-        with self._lock:
-            whole = verdict.whole or bool({"5h", "7d"}.intersection(claude_claims(error.headers)))
-            key = (account.name, "" if whole else candidate.model)
-            wait, level = self._wait(verdict, error, self._cooling.get(key))
-            for bound in [b for b, (name, _) in self._bound.items() if name == account.name]:
-                del self._bound[bound]
-            off = self._config["disable-cooling"]
-            off = off if account.disable_cooling is None else account.disable_cooling
-            if wait > 0 and (verdict.hard or not off):
-                if error.status == 429 and error.retry_after is None:
-                    error.retry_after = wait  # without it Codex gives up at once
-                # A key's name is its place in the config, where another may stand one day.
-                mark = account.mark if verdict.token or not account.credential else ""
-                end = self._now() + wait
-                rest = Cooldown(end, level, verdict.soft, mark, error.status, explained(error))
-                for name in self._siblings(account, error.status):
-                    self._cooling[name, key[1]] = rest
-                self._changed = True
-                while len(self._cooling) > CURSORS:  # clients can ask for whatever they like
-                    del self._cooling[next(iter(self._cooling))]
+        verdict, error.final = decide(error, candidate.account.rules)
+        if verdict and error.sent:
+            with self._lock:
+                self._unbind(candidate.account)
+                self._cool(candidate, verdict, error)
         return not error.final
+
+    def _unbind(self, account: Account) -> None:
+        """Let the sessions of an account go elsewhere."""
+        for session in [s for s, (name, _) in self._bound.items() if name == account.name]:
+            del self._bound[session]
+
+    def _cool(self, candidate: Candidate, verdict: Verdict, error: ProxyError) -> None:
+        """Send an account to rest for one model or for all, and its login's other projects."""
+        account = candidate.account
+        whole = verdict.whole or bool({"5h", "7d"}.intersection(claude_claims(error.headers)))
+        model = "" if whole else candidate.model
+        wait, level = self._wait(verdict, error, self._cooling.get((account.name, model)))
+        off = account.disable_cooling
+        off = self._config["disable-cooling"] if off is None else off
+        if wait <= 0 or (off and not verdict.hard):
+            return
+        if error.status == 429 and error.retry_after is None:
+            error.retry_after = wait  # without it Codex gives up at once
+        # A key's name is its place in the config, where another may stand one day.
+        mark = account.mark if verdict.token or not account.credential else ""
+        end, why = self._now() + wait, explained(error)
+        for name in self._siblings(account, error.status):
+            self._cooling[name, model] = Cooldown(end, level, verdict.soft, mark, error.status, why)
+        self._changed = True
+        while len(self._cooling) > CURSORS:  # clients can ask for whatever they like
+            del self._cooling[next(iter(self._cooling))]
 
     def _siblings(self, account: Account, status: int) -> list[str]:
         """Return whose rest it is: of all projects of a login if they may not stand in for it."""
@@ -11242,7 +11261,7 @@ class Router:
             limits = (self._limits.get(account.name) or {}).get("windows") or ()
             windows = [Window(*row)._asdict() for row in limits]
             found = {"requests": self._answers[account.name], "cooling": rests, "limits": windows}
-        lost = bool(account.refused) or account.lost(now)
+        lost = bool(account.dead) or account.lost(now)
         states = {"needs login": lost, "cooling": bool(rests), "expired": account.expired(now)}
         return {"state": next((state for state, is_so in states.items() if is_so), "ready"), **found}
 
@@ -11274,7 +11293,7 @@ class Router:
 def login_needed(account: Account) -> ProxyError:
     """Return the error of an account whose tokens have ended for good."""
     type = account.credential.type if account.credential else account.provider.name
-    why = account.refused or "the token has expired, and there is no refresh token"
+    why = account.dead or "the token has expired, and there is no refresh token"
     return ProxyError("unauthorized", f"{account.name}: {why}; run `cliproxy login {type}`")
 
 
@@ -12329,14 +12348,15 @@ class App:
     def reload(self) -> None:
         """Make the accounts anew from the config, the credential files and the environment."""
         log.setLevel(logging.DEBUG if self.config["debug"] else logging.NOTSET)
-        credentials = self.store.credentials()
-        reasons = [(c.name, why) for c in credentials if (why := unusable(c, self.config))]
-        for message in dict.fromkeys(f"{name} is not used: {why}" for name, why in reasons):
-            if message not in self._told:
-                log.warning("%s", message)
-            self._told.add(message)
-        accounts = find_accounts(self.config, credentials, self.environ, self.catalog.listed)
+        accounts = find_accounts(
+            self.config, self.store.credentials(), self.environ, self.catalog.listed, self._tell_once
+        )
         self.router.configure(accounts, self.config)
+
+    def _tell_once(self, message: str) -> None:
+        if message not in self._told:
+            log.warning("%s", message)
+        self._told.add(message)
 
     def poll(self) -> None:
         """Take over what changed on disk; called every second."""
@@ -12594,7 +12614,7 @@ def refusal(exchange: Exchange, dialect: Dialect, config: Config) -> ProxyError:
     error.status, error.dialect = exchange.status, dialect.name
     error.body = completed_error(body, error, dialect)
     error.headers = passed_headers(exchange, config)
-    error.retry_after = told_wait(error, time.time())
+    error.retry_after = wait_asked(error, time.time())
     return error
 
 
@@ -14050,7 +14070,7 @@ def account_row(account: Account, app: App, *, limits: bool) -> Json:
     data = account.credential.data if account.credential else {}
     row: Json = {"provider": account.provider.name, "name": account.name, "plan": plan_of(data)}
     row.update(app.router.report(account), expires=account.ends, last_refresh=last_refresh(data))
-    row["why"] = account.refused or "; ".join(rest["why"] for rest in row["cooling"])
+    row["why"] = account.dead or "; ".join(rest["why"] for rest in row["cooling"])
     if limits and account.credential:
         try:
             if account.renewable and account.expired(time.time()):
@@ -14068,7 +14088,7 @@ def file_row(credential: Credential) -> Json:
     state = "disabled" if data.get("disabled") else "not served"
     row: Json = {"provider": credential.type, "name": credential.name, "plan": plan_of(data)}
     row.update(state=state, requests=0, cooling=[], limits=[], expires=expires_at(data))
-    return {**row, "last_refresh": last_refresh(data), "why": refused(data)}
+    return {**row, "last_refresh": last_refresh(data), "why": why_dead(data)}
 
 
 def moment(when: float | None) -> str:

@@ -275,7 +275,7 @@ def test_a_new_login_keeps_the_other_keys(world: World, store: cp.Store) -> None
     name = sign_in(world, store, "codex").name
     note = {"message": "m", "token": cp.digest("codex-refresh-2")}
     store.merge(name, {"prefix": "work", "disabled": False, "cliproxy": {"refused": note}})
-    assert cp.refused(store.get(name).data)
+    assert cp.why_dead(store.get(name).data)
     credential = sign_in(world, store, "codex")
     assert credential.name == name
     assert (credential.data["prefix"], credential.data["cliproxy"]) == ("work", {})

@@ -199,7 +199,7 @@ WAITS = [
 def test_how_long_to_wait(headers: dict[str, str], body: bytes, expected: float | None) -> None:
     error = cp.ProxyError("rate_limited", "slow down")
     error.headers, error.body = headers, body
-    assert cp.told_wait(error, 1_000_000.0) == expected
+    assert cp.wait_asked(error, 1_000_000.0) == expected
 
 
 def test_a_preview_stands_in(make_proxy: ProxyMaker, upstream: Upstream) -> None:

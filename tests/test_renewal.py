@@ -226,7 +226,7 @@ def test_refusals(world: World, store: cp.Store, provider: str, status: int, bod
         cp.refresh(credential, store, world.config(), world.clock)
     assert world.count(f"/{path}") == before + 1
     after = store.get(credential.name)
-    assert bool(cp.refused(after.data)) == final
+    assert bool(cp.why_dead(after.data)) == final
     assert cp.due(after, world.clock()) != final
     if not final:
         assert after.data == credential.data
@@ -241,7 +241,7 @@ def test_refusals(world: World, store: cp.Store, provider: str, status: int, bod
         credential.name, {"refresh_token": world.tokens(provider)["refresh_token"]}
     )  # the file changes
     renewed = cp.refresh(after, store, world.config(), world.clock)
-    assert not cp.refused(renewed.data)
+    assert not cp.why_dead(renewed.data)
     assert not renewed.data["cliproxy"].get("refused")
 
 
@@ -258,7 +258,7 @@ def test_too_many_requests(world: World, store: cp.Store, headers: dict[str, str
         cp.refresh(credential, store, world.config(), world.clock)
     assert (caught.value.kind, caught.value.retry_after) == ("rate_limited", wait)
     assert len(world.asks) == before + 1
-    assert not cp.refused(store.get(credential.name).data)
+    assert not cp.why_dead(store.get(credential.name).data)
 
 
 def test_server_errors_are_tried_three_times(world: World, store: cp.Store) -> None:
