@@ -32,14 +32,15 @@ Contents (each room uses only rooms above it; [pure] ones touch no clock, socket
    23. ACCOUNTS      credentials as accounts, and the models they offer
    24. REFUSALS      what a refusal means                                [pure]
    25. ROUTING       which account serves which model, and which rests
-   26. ERRANDS       what a client sent us out for, its answer, and both edited as bytes
+   26. ERRANDS       what a client sent us out for
    27. PROVIDERS     the headers and bodies that each provider wants
    28. CATALOG       the models that upstreams list, and as clients read them
-   29. UPSTREAM      asking a provider
-   30. AMP           what Amp asks its own server for
-   31. WEBSOCKET     RFC 6455, and the conversation that a connection remembers
-   32. SERVER        the listening side
-   33. COMMANDS      the command line
+   29. ANSWERS       what goes back to the client, passed on or edited as bytes
+   30. UPSTREAM      asking a provider
+   31. AMP           what Amp asks its own server for
+   32. WEBSOCKET     RFC 6455, and the conversation that a connection remembers
+   33. SERVER        the listening side
+   34. COMMANDS      the command line
 """
 
 from __future__ import annotations
@@ -11332,11 +11333,8 @@ STRATEGY_ORDERS: dict[str, Callable[[list[Candidate], int, dict[str, int]], list
 ########################################################################################
 # 26. ERRANDS
 ########################################################################################
-# What a client wants, on its way through, and what it gets back. Bodies and answers that only need
-# another name are edited as bytes: what was signed, or written with care, stays as it is.
-
-Pieces = Generator[bytes, None, None]
-
+# What a client wants, on its way through. A body that only needs another name is edited as bytes:
+# what was signed, or written with care, stays as it is.
 
 # An id for every errand without asking the system for random bytes each time, which takes 9 us.
 ERRAND_SEED, ERRAND_NUMBERS = secrets.token_hex(8), count(secrets.randbits(32))
@@ -11486,301 +11484,6 @@ def find_model(body: bytes | bytearray) -> tuple[tuple[int, int], str] | None:
 NESTING = bytes.maketrans(b"{", b"[")  # either opens a nested value
 
 
-MEMBER = re.compile(r'[\s,]*"((?:[^"\\]|\\.)*)"\s*:\s*')  # of an object, up to its value
-MODEL_KEYS = frozenset({"model", "modelVersion"})
-MODEL_HOMES = frozenset({"message", "response"})  # objects that may hold them
-
-
-def members(text: str, at: int) -> Iterator[tuple[str, int, int]]:
-    """Yield the name of each member of an object, and where its value begins and ends.
-
-    `at` is behind the opening brace. Raises ValueError for what is no JSON.
-    """
-    while member := MEMBER.match(text, at):
-        _, at = read_json(text, member.end())
-        yield member[1], member.end(), at
-
-
-def model_spans(text: str, at: int) -> Iterator[tuple[int, int]]:
-    """Yield where an answer, or an event of one, tells its model: spec/providers.md 15.4."""
-    for name, start, end in members(text, at):
-        if name in MODEL_KEYS and text[start] == '"':
-            yield start, end
-        elif name in MODEL_HOMES and text[start] == "{":
-            yield from model_spans(text, start + 1)
-
-
-def renamed(data: bytes, name: str) -> bytes:
-    """Return a JSON text with `name` where it tells the model; the other bytes stay."""
-    if b'"model' not in data:
-        return data
-    text = data.decode("utf-8", "surrogateescape")
-    with contextlib.suppress(*MALFORMED):
-        for start, end in reversed(list(model_spans(text, text.index("{") + 1))):
-            text = text[:start] + quote(name) + text[end:]
-    return text.encode("utf-8", "surrogateescape")
-
-
-def out_of_envelope(data: bytes) -> bytes:
-    """Return what stands in the `response` of an answer of Code Assist; what has none stays."""
-    text = data.decode("utf-8", "surrogateescape")
-    with contextlib.suppress(*MALFORMED):
-        for name, start, end in members(text, text.index("{") + 1):
-            if name == "response":
-                return text[start:end].encode("utf-8", "surrogateescape")
-    return data
-
-
-def mended(data: bytes, name: str, wrapped: bool) -> bytes:
-    """Return a JSON text without its envelope, if it is `wrapped`, and with `name`, if there is one."""
-    data = out_of_envelope(data) if wrapped else data
-    return renamed(data, name) if name else data
-
-
-def edited_event(event: bytes, edit: Callable[[bytes], bytes]) -> bytes:
-    """Return a server-sent event with its JSON text edited; what holds none stays."""
-    data = sse_data(event)
-    if not data.startswith(b"{"):
-        return event + b"\n\n"
-    lines = [line for line in event.split(b"\n") if not line.startswith(b"data:")]
-    return b"\n".join([*lines, b"data: " + edit(data)]) + b"\n\n"
-
-
-class Answer(NamedTuple):
-    """What goes back to the client. Its body comes in `pieces`, the first one without delay.
-
-    `headers` are the upstream's worth passing on; `length` is that of the body, if known. After
-    the first piece a ProxyError may come: it is for the client as an error of a stream.
-    """
-
-    status: int
-    headers: Headers
-    pieces: Pieces
-    length: int | None = None
-
-
-def enveloped(answer: Answer) -> Pieces:
-    """Put an answer of Gemini, or each event of its stream, into the envelope of Code Assist."""
-
-    def wrapped(data: bytes) -> bytes:
-        return b'{"response":' + data + b"}"
-
-    with contextlib.closing(answer.pieces) as pieces:
-        if answer.headers.get("content-type", "").startswith("text/event-stream"):
-            for event in sse_split(pieces):
-                yield edited_event(event, wrapped)
-        else:
-            yield wrapped(b"".join(pieces))
-
-
-class Tap:
-    """Reads usage and the end of a passing stream from the few pieces that can hold them."""
-
-    def __init__(self, dialect: Dialect) -> None:
-        self.finished = False
-        self._ends = STREAM_ENDS[dialect.name]
-        self._tail = b""  # a word may be cut in two
-        self._found: list[bytes] = []
-        self._more = 0  # bytes to keep, since the object may go on in the next pieces
-
-    def feed(self, piece: bytes) -> None:
-        window = self._tail + piece
-        self._tail = window[-32:]
-        if self._more > 0:
-            self._found.append(piece)
-            self._more -= len(piece)
-        elif b'"usage' in window:
-            self._found.append(window)
-            self._more = USAGE_LIMIT
-        if not self.finished:
-            for end in self._ends:
-                if end in window:
-                    self.finished = True
-
-    def usage(self) -> Json:
-        """Return the usage objects that passed, merged, later values winning."""
-        text, usage = b"".join(self._found).decode("utf-8", "replace"), Json()
-        for match in USAGE_KEY.finditer(text):
-            with contextlib.suppress(*MALFORMED):
-                usage.update(read_json(text, match.end())[0])
-        return usage
-
-
-USAGE_LIMIT = 4_096  # bytes: longer than any usage object
-STREAM_ENDS = {  # how a complete stream of each dialect ends; chat endpoints may leave theirs out
-    "claude": (b'"message_stop"',),  # in quotes, which a model that talks of it cannot write
-    "chat": (b"",),
-    "responses": (b'"response.completed"', b'"response.incomplete"', b'"response.failed"'),
-    "gemini": (b'"finishReason"', b'"blockReason"'),
-}
-USAGE_KEY = re.compile(r'"usage(?:Metadata)?"\s*:\s*(?={)')
-
-
-ERROR_FIELDS = {  # what a client needs in `error`; third parties leave some out
-    "claude": ("type", "message"), "chat": ("message", "type"), "responses": ("message", "type"),
-    "gemini": ("code", "message", "status"),
-}  # fmt: skip
-
-
-def completed_error(body: bytes, error: ProxyError, dialect: Dialect) -> bytes:
-    """Return an error as it came, with the fields that its dialect wants of every error."""
-    with contextlib.suppress(*MALFORMED):
-        said = json.loads(body)
-        told = said.get("error") if isinstance(said, dict) else None
-        if isinstance(told, dict) and not told.keys() >= set(ERROR_FIELDS[dialect.name]):
-            ours = dialect.write_error(error)
-            return dumps({**ours, **said, "error": {**ours["error"], **told}}).encode("ascii")
-    return body
-
-
-ERROR_OBJECT = re.compile(rb'"error"\s*:\s*\{')
-
-
-def completed_frames(piece: bytes, dialect: Dialect) -> bytes:
-    """Complete the errors among the frames of a stream that are whole in this piece of it."""
-    frames = piece.split(b"\n\n")
-    for number, frame in enumerate(frames):
-        head, mark, data = frame.partition(b"data: ")
-        if ERROR_OBJECT.search(data):
-            error = dialect.read_error(502, data)
-            frames[number] = head + mark + completed_error(data, error, dialect)
-    return b"\n\n".join(frames)
-
-
-def edited(errand: Errand, exchange: Exchange, headers: Headers, edit: Callable[[bytes], bytes]) -> Answer:
-    """Let an answer pass with its JSON edited: a stream event by event, anything else whole."""
-    if not headers.get("content-type", "").startswith("text/event-stream"):
-        body = edit(exchange.body())
-        return begin(
-            exchange.status, headers, tapped(iter_once(body), Tap(errand.dialect), errand, False), len(body)
-        )
-    events = edited_events(exchange, edit)
-    return begin(exchange.status, headers, tapped(events, Tap(errand.dialect), errand, True))
-
-
-def edited_events(exchange: Exchange, edit: Callable[[bytes], bytes]) -> Pieces:
-    with contextlib.closing(exchange):
-        for event in sse_split(exchange.decoded()):
-            yield edited_event(event, edit)
-
-
-def iter_once(data: bytes) -> Pieces:
-    yield data
-
-
-def begin(status: int, headers: Headers, pieces: Pieces, length: int | None = None) -> Answer:
-    """Pull the first piece, so that a failure before it can still be an HTTP error."""
-    first = next(pieces, b"")
-    return Answer(status, headers, resumed(first, pieces), length)
-
-
-def resumed(first: bytes, pieces: Pieces) -> Pieces:
-    with contextlib.closing(pieces):
-        yield first
-        yield from pieces
-
-
-def tapped(pieces: Pieces, tap: Tap, errand: Errand, streaming: bool) -> Pieces:
-    """Yield the pieces of a passing answer as they come, reading usage on the side.
-
-    Raises ProxyError for an error that is the first event of a stream, and after a stream that
-    ended without the end that its dialect has.
-    """
-    with contextlib.closing(pieces):
-        head = first_event(pieces, errand) if streaming else b""
-        if b'"error' in head:
-            raise_first_error(head, errand.dialect)
-        rest = b""  # half an event waits for its end, so that an error may stand in its place
-        for piece in itertools.chain([head] if head else (), pieces):
-            tap.feed(piece)
-            out = piece
-            if streaming and (rest or not piece.endswith(EVENT_ENDS)):
-                out, rest = cut_event(rest + piece)
-            error = streaming and b'"error"' in out and ERROR_OBJECT.search(out)
-            if out:
-                yield completed_frames(out, errand.dialect) if error else out
-    errand.usage = tap.usage()
-    if streaming and not tap.finished:
-        raise ProxyError("upstream_failed", "the upstream ended its stream in the middle")
-    if rest:
-        yield rest
-
-
-EVENT_ENDS = (b"\n\n", b"\r\n\r\n")
-LARGE_EVENT = 2**16  # bytes: not held back, since every piece is added to what there is
-
-
-def cut_event(data: bytes) -> tuple[bytes, bytes]:
-    """Cut the bytes of a stream at the end of their last whole event."""
-    ends = [at + len(mark) for mark in EVENT_ENDS if (at := data.rfind(mark)) >= 0]
-    end = len(data) if len(data) > LARGE_EVENT else max(ends, default=0)
-    return data[:end], data[end:]
-
-
-def first_event(pieces: Pieces, errand: Errand) -> bytes:
-    """Pull the pieces of a stream until its first event is whole, or does not look like an error.
-
-    What only Codex knows is left out for others: OpenAI's SDK breaks if it comes first.
-    """
-    head, stranger = b"", not errand.headers.get("originator", "").startswith("codex")
-    for piece in pieces:
-        head += piece
-        end = EVENT_END.search(head)
-        if end and stranger and b'"codex.rate_limits"' in head[: end.end()]:
-            head = head[end.end() :]
-            end = EVENT_END.search(head)
-        if end or (len(head) > ERROR_HINT and not re.search(rb"error|failed|codex\.", head)):
-            break
-    return head
-
-
-EVENT_END = re.compile(rb"\n\r?\n")
-ERROR_HINT = 32  # bytes, of which an error is one: `event: error`, `data: {"error"`
-
-
-def raise_first_error(head: bytes, dialect: Dialect) -> None:
-    """Raise the error that a stream begins with, if it does. What is no JSON is the client's."""
-    payload: Json = {}
-    with contextlib.suppress(ProxyError):
-        payload = next(sse_read([head]), payload)
-    error = payload.get("error") or path_get(payload, "response.error")
-    if payload.get("type") == "error" or error:
-        with contextlib.suppress(*MALFORMED):
-            for _ in dialect.read_stream(iter((payload,)), Request(dialect.name, "", ())):
-                pass  # it raises, as it would were the stream translated
-        raise dialect.read_error(502, dumps({"error": error or payload}).encode("ascii"))
-
-
-@contextlib.contextmanager
-def read_of_upstream() -> Iterator[None]:
-    """Make what is malformed in an answer the upstream's failure, not a bug of ours."""
-    try:
-        yield
-    except MALFORMED as exc:
-        message = f"the upstream's answer is malformed: {exc!r}"
-        raise ProxyError("upstream_failed", message) from exc
-
-
-def collected_response(payloads: Iterable[Json]) -> Json:
-    """Return the response object that a Responses stream ends with, its output complete.
-
-    Raises ProxyError if the stream failed or broke off. Source: spec/dialects.md 4.1.
-    """
-    items: dict[int, Json] = {}
-    for payload in payloads:
-        kind = payload.get("type")
-        if kind == "response.output_item.done":
-            items[payload.get("output_index", len(items))] = payload["item"]
-        elif kind in {"response.completed", "response.incomplete"}:
-            response = payload["response"]
-            output = response.get("output") or [item for _, item in sorted(items.items())]
-            return {**response, "output": output}
-        elif kind in {"response.failed", "error"}:
-            error = payload.get("error") or path_get(payload, "response.error") or payload
-            raise DIALECTS["responses"].read_error(502, dumps({"error": error}).encode("ascii"))
-    raise ProxyError("upstream_failed", "the upstream closed the stream before response.completed")
-
-
 COMPLETION_DROPPED = frozenset("prompt suffix echo best_of logprobs".split())
 
 
@@ -11797,37 +11500,6 @@ def chat_of_completion(body: Json) -> Json:
         raise ProxyError("invalid_request", message, param="prompt")
     kept = {key: value for key, value in body.items() if key not in COMPLETION_DROPPED}
     return {**kept, "messages": [{"role": "user", "content": prompt}]}
-
-
-def completion_of_chat(chat: Json) -> Json:
-    """Return a chat answer, or a chunk of its stream, in the shape of the old completions API."""
-    choices = [
-        {
-            "index": row.get("index", 0),
-            "text": (row.get("delta") or row.get("message") or EMPTY).get("content") or "",
-            "logprobs": None,
-            "finish_reason": row.get("finish_reason"),
-        }
-        for row in chat.get("choices") or ()
-    ]
-    id = str(chat.get("id", "")).replace("chatcmpl-", "cmpl-", 1)
-    return {**chat, "id": id, "object": "text_completion", "choices": choices}
-
-
-def completion_answer(answer: Answer) -> Answer:
-    """Return a chat's answer as one of the old completions API."""
-    if answer.headers.get("content-type", "").startswith("text/event-stream"):
-        return answer._replace(pieces=completion_frames(answer.pieces), length=None)
-    with read_of_upstream():
-        whole = dumps(completion_of_chat(json.loads(b"".join(answer.pieces)))).encode("ascii")
-    return Answer(answer.status, answer.headers, iter_once(whole), len(whole))
-
-
-def completion_frames(pieces: Pieces) -> Pieces:
-    with contextlib.closing(pieces):
-        for chunk in sse_read(pieces):
-            yield sse_frame(completion_of_chat(chunk))
-    yield b"data: [DONE]\n\n"
 
 
 ########################################################################################
@@ -12318,7 +11990,341 @@ MODEL_SHAPES: dict[str, tuple[Callable[[Model], Json], Callable[[list[Json]], Js
 
 
 ########################################################################################
-# 29. UPSTREAM
+# 29. ANSWERS
+########################################################################################
+# What goes back to the client. An answer that passes is watched for usage, errors and its end; what
+# needs another name, or no envelope, is edited as bytes: the rest stays as the upstream wrote it.
+
+Pieces = Generator[bytes, None, None]
+
+MEMBER = re.compile(r'[\s,]*"((?:[^"\\]|\\.)*)"\s*:\s*')  # of an object, up to its value
+MODEL_KEYS = frozenset({"model", "modelVersion"})
+MODEL_HOMES = frozenset({"message", "response"})  # objects that may hold them
+
+
+def members(text: str, at: int) -> Iterator[tuple[str, int, int]]:
+    """Yield the name of each member of an object, and where its value begins and ends.
+
+    `at` is behind the opening brace. Raises ValueError for what is no JSON.
+    """
+    while member := MEMBER.match(text, at):
+        _, at = read_json(text, member.end())
+        yield member[1], member.end(), at
+
+
+def model_spans(text: str, at: int) -> Iterator[tuple[int, int]]:
+    """Yield where an answer, or an event of one, tells its model: spec/providers.md 15.4."""
+    for name, start, end in members(text, at):
+        if name in MODEL_KEYS and text[start] == '"':
+            yield start, end
+        elif name in MODEL_HOMES and text[start] == "{":
+            yield from model_spans(text, start + 1)
+
+
+def renamed(data: bytes, name: str) -> bytes:
+    """Return a JSON text with `name` where it tells the model; the other bytes stay."""
+    if b'"model' not in data:
+        return data
+    text = data.decode("utf-8", "surrogateescape")
+    with contextlib.suppress(*MALFORMED):
+        for start, end in reversed(list(model_spans(text, text.index("{") + 1))):
+            text = text[:start] + quote(name) + text[end:]
+    return text.encode("utf-8", "surrogateescape")
+
+
+def out_of_envelope(data: bytes) -> bytes:
+    """Return what stands in the `response` of an answer of Code Assist; what has none stays."""
+    text = data.decode("utf-8", "surrogateescape")
+    with contextlib.suppress(*MALFORMED):
+        for name, start, end in members(text, text.index("{") + 1):
+            if name == "response":
+                return text[start:end].encode("utf-8", "surrogateescape")
+    return data
+
+
+def mended(data: bytes, name: str, wrapped: bool) -> bytes:
+    """Return a JSON text without its envelope, if it is `wrapped`, and with `name`, if there is one."""
+    data = out_of_envelope(data) if wrapped else data
+    return renamed(data, name) if name else data
+
+
+def edited_event(event: bytes, edit: Callable[[bytes], bytes]) -> bytes:
+    """Return a server-sent event with its JSON text edited; what holds none stays."""
+    data = sse_data(event)
+    if not data.startswith(b"{"):
+        return event + b"\n\n"
+    lines = [line for line in event.split(b"\n") if not line.startswith(b"data:")]
+    return b"\n".join([*lines, b"data: " + edit(data)]) + b"\n\n"
+
+
+class Answer(NamedTuple):
+    """What goes back to the client. Its body comes in `pieces`, the first one without delay.
+
+    `headers` are the upstream's worth passing on; `length` is that of the body, if known. After
+    the first piece a ProxyError may come: it is for the client as an error of a stream.
+    """
+
+    status: int
+    headers: Headers
+    pieces: Pieces
+    length: int | None = None
+
+
+def enveloped(answer: Answer) -> Pieces:
+    """Put an answer of Gemini, or each event of its stream, into the envelope of Code Assist."""
+
+    def wrapped(data: bytes) -> bytes:
+        return b'{"response":' + data + b"}"
+
+    with contextlib.closing(answer.pieces) as pieces:
+        if answer.headers.get("content-type", "").startswith("text/event-stream"):
+            for event in sse_split(pieces):
+                yield edited_event(event, wrapped)
+        else:
+            yield wrapped(b"".join(pieces))
+
+
+class Tap:
+    """Reads usage and the end of a passing stream from the few pieces that can hold them."""
+
+    def __init__(self, dialect: Dialect) -> None:
+        self.finished = False
+        self._ends = STREAM_ENDS[dialect.name]
+        self._tail = b""  # a word may be cut in two
+        self._found: list[bytes] = []
+        self._more = 0  # bytes to keep, since the object may go on in the next pieces
+
+    def feed(self, piece: bytes) -> None:
+        window = self._tail + piece
+        self._tail = window[-32:]
+        if self._more > 0:
+            self._found.append(piece)
+            self._more -= len(piece)
+        elif b'"usage' in window:
+            self._found.append(window)
+            self._more = USAGE_LIMIT
+        if not self.finished:
+            for end in self._ends:
+                if end in window:
+                    self.finished = True
+
+    def usage(self) -> Json:
+        """Return the usage objects that passed, merged, later values winning."""
+        text, usage = b"".join(self._found).decode("utf-8", "replace"), Json()
+        for match in USAGE_KEY.finditer(text):
+            with contextlib.suppress(*MALFORMED):
+                usage.update(read_json(text, match.end())[0])
+        return usage
+
+
+USAGE_LIMIT = 4_096  # bytes: longer than any usage object
+STREAM_ENDS = {  # how a complete stream of each dialect ends; chat endpoints may leave theirs out
+    "claude": (b'"message_stop"',),  # in quotes, which a model that talks of it cannot write
+    "chat": (b"",),
+    "responses": (b'"response.completed"', b'"response.incomplete"', b'"response.failed"'),
+    "gemini": (b'"finishReason"', b'"blockReason"'),
+}
+USAGE_KEY = re.compile(r'"usage(?:Metadata)?"\s*:\s*(?={)')
+
+
+ERROR_FIELDS = {  # what a client needs in `error`; third parties leave some out
+    "claude": ("type", "message"), "chat": ("message", "type"), "responses": ("message", "type"),
+    "gemini": ("code", "message", "status"),
+}  # fmt: skip
+
+
+def completed_error(body: bytes, error: ProxyError, dialect: Dialect) -> bytes:
+    """Return an error as it came, with the fields that its dialect wants of every error."""
+    with contextlib.suppress(*MALFORMED):
+        said = json.loads(body)
+        told = said.get("error") if isinstance(said, dict) else None
+        if isinstance(told, dict) and not told.keys() >= set(ERROR_FIELDS[dialect.name]):
+            ours = dialect.write_error(error)
+            return dumps({**ours, **said, "error": {**ours["error"], **told}}).encode("ascii")
+    return body
+
+
+ERROR_OBJECT = re.compile(rb'"error"\s*:\s*\{')
+
+
+def completed_frames(piece: bytes, dialect: Dialect) -> bytes:
+    """Complete the errors among the frames of a stream that are whole in this piece of it."""
+    frames = piece.split(b"\n\n")
+    for number, frame in enumerate(frames):
+        head, mark, data = frame.partition(b"data: ")
+        if ERROR_OBJECT.search(data):
+            error = dialect.read_error(502, data)
+            frames[number] = head + mark + completed_error(data, error, dialect)
+    return b"\n\n".join(frames)
+
+
+def edited(errand: Errand, exchange: Exchange, headers: Headers, edit: Callable[[bytes], bytes]) -> Answer:
+    """Let an answer pass with its JSON edited: a stream event by event, anything else whole."""
+    if not headers.get("content-type", "").startswith("text/event-stream"):
+        body = edit(exchange.body())
+        return begin(
+            exchange.status, headers, tapped(iter_once(body), Tap(errand.dialect), errand, False), len(body)
+        )
+    events = edited_events(exchange, edit)
+    return begin(exchange.status, headers, tapped(events, Tap(errand.dialect), errand, True))
+
+
+def edited_events(exchange: Exchange, edit: Callable[[bytes], bytes]) -> Pieces:
+    with contextlib.closing(exchange):
+        for event in sse_split(exchange.decoded()):
+            yield edited_event(event, edit)
+
+
+def iter_once(data: bytes) -> Pieces:
+    yield data
+
+
+def begin(status: int, headers: Headers, pieces: Pieces, length: int | None = None) -> Answer:
+    """Pull the first piece, so that a failure before it can still be an HTTP error."""
+    first = next(pieces, b"")
+    return Answer(status, headers, resumed(first, pieces), length)
+
+
+def resumed(first: bytes, pieces: Pieces) -> Pieces:
+    with contextlib.closing(pieces):
+        yield first
+        yield from pieces
+
+
+def tapped(pieces: Pieces, tap: Tap, errand: Errand, streaming: bool) -> Pieces:
+    """Yield the pieces of a passing answer as they come, reading usage on the side.
+
+    Raises ProxyError for an error that is the first event of a stream, and after a stream that
+    ended without the end that its dialect has.
+    """
+    with contextlib.closing(pieces):
+        head = first_event(pieces, errand) if streaming else b""
+        if b'"error' in head:
+            raise_first_error(head, errand.dialect)
+        rest = b""  # half an event waits for its end, so that an error may stand in its place
+        for piece in itertools.chain([head] if head else (), pieces):
+            tap.feed(piece)
+            out = piece
+            if streaming and (rest or not piece.endswith(EVENT_ENDS)):
+                out, rest = cut_event(rest + piece)
+            error = streaming and b'"error"' in out and ERROR_OBJECT.search(out)
+            if out:
+                yield completed_frames(out, errand.dialect) if error else out
+    errand.usage = tap.usage()
+    if streaming and not tap.finished:
+        raise ProxyError("upstream_failed", "the upstream ended its stream in the middle")
+    if rest:
+        yield rest
+
+
+EVENT_ENDS = (b"\n\n", b"\r\n\r\n")
+LARGE_EVENT = 2**16  # bytes: not held back, since every piece is added to what there is
+
+
+def cut_event(data: bytes) -> tuple[bytes, bytes]:
+    """Cut the bytes of a stream at the end of their last whole event."""
+    ends = [at + len(mark) for mark in EVENT_ENDS if (at := data.rfind(mark)) >= 0]
+    end = len(data) if len(data) > LARGE_EVENT else max(ends, default=0)
+    return data[:end], data[end:]
+
+
+def first_event(pieces: Pieces, errand: Errand) -> bytes:
+    """Pull the pieces of a stream until its first event is whole, or does not look like an error.
+
+    What only Codex knows is left out for others: OpenAI's SDK breaks if it comes first.
+    """
+    head, stranger = b"", not errand.headers.get("originator", "").startswith("codex")
+    for piece in pieces:
+        head += piece
+        end = EVENT_END.search(head)
+        if end and stranger and b'"codex.rate_limits"' in head[: end.end()]:
+            head = head[end.end() :]
+            end = EVENT_END.search(head)
+        if end or (len(head) > ERROR_HINT and not re.search(rb"error|failed|codex\.", head)):
+            break
+    return head
+
+
+EVENT_END = re.compile(rb"\n\r?\n")
+ERROR_HINT = 32  # bytes, of which an error is one: `event: error`, `data: {"error"`
+
+
+def raise_first_error(head: bytes, dialect: Dialect) -> None:
+    """Raise the error that a stream begins with, if it does. What is no JSON is the client's."""
+    payload: Json = {}
+    with contextlib.suppress(ProxyError):
+        payload = next(sse_read([head]), payload)
+    error = payload.get("error") or path_get(payload, "response.error")
+    if payload.get("type") == "error" or error:
+        with contextlib.suppress(*MALFORMED):
+            for _ in dialect.read_stream(iter((payload,)), Request(dialect.name, "", ())):
+                pass  # it raises, as it would were the stream translated
+        raise dialect.read_error(502, dumps({"error": error or payload}).encode("ascii"))
+
+
+@contextlib.contextmanager
+def read_of_upstream() -> Iterator[None]:
+    """Make what is malformed in an answer the upstream's failure, not a bug of ours."""
+    try:
+        yield
+    except MALFORMED as exc:
+        message = f"the upstream's answer is malformed: {exc!r}"
+        raise ProxyError("upstream_failed", message) from exc
+
+
+def collected_response(payloads: Iterable[Json]) -> Json:
+    """Return the response object that a Responses stream ends with, its output complete.
+
+    Raises ProxyError if the stream failed or broke off. Source: spec/dialects.md 4.1.
+    """
+    items: dict[int, Json] = {}
+    for payload in payloads:
+        kind = payload.get("type")
+        if kind == "response.output_item.done":
+            items[payload.get("output_index", len(items))] = payload["item"]
+        elif kind in {"response.completed", "response.incomplete"}:
+            response = payload["response"]
+            output = response.get("output") or [item for _, item in sorted(items.items())]
+            return {**response, "output": output}
+        elif kind in {"response.failed", "error"}:
+            error = payload.get("error") or path_get(payload, "response.error") or payload
+            raise DIALECTS["responses"].read_error(502, dumps({"error": error}).encode("ascii"))
+    raise ProxyError("upstream_failed", "the upstream closed the stream before response.completed")
+
+
+def completion_of_chat(chat: Json) -> Json:
+    """Return a chat answer, or a chunk of its stream, in the shape of the old completions API."""
+    choices = [
+        {
+            "index": row.get("index", 0),
+            "text": (row.get("delta") or row.get("message") or EMPTY).get("content") or "",
+            "logprobs": None,
+            "finish_reason": row.get("finish_reason"),
+        }
+        for row in chat.get("choices") or ()
+    ]
+    id = str(chat.get("id", "")).replace("chatcmpl-", "cmpl-", 1)
+    return {**chat, "id": id, "object": "text_completion", "choices": choices}
+
+
+def completion_answer(answer: Answer) -> Answer:
+    """Return a chat's answer as one of the old completions API."""
+    if answer.headers.get("content-type", "").startswith("text/event-stream"):
+        return answer._replace(pieces=completion_frames(answer.pieces), length=None)
+    with read_of_upstream():
+        whole = dumps(completion_of_chat(json.loads(b"".join(answer.pieces)))).encode("ascii")
+    return Answer(answer.status, answer.headers, iter_once(whole), len(whole))
+
+
+def completion_frames(pieces: Pieces) -> Pieces:
+    with contextlib.closing(pieces):
+        for chunk in sse_read(pieces):
+            yield sse_frame(completion_of_chat(chunk))
+    yield b"data: [DONE]\n\n"
+
+
+########################################################################################
+# 30. UPSTREAM
 ########################################################################################
 # One request of a client, asked of one account after the other until one begins to answer. Two
 # lanes: the bytes pass through when both sides speak one dialect, else they are translated by
@@ -12835,7 +12841,7 @@ def answer_locally(errand: Errand) -> Answer:
 
 
 ########################################################################################
-# 30. AMP
+# 31. AMP
 ########################################################################################
 # What Amp's command line asks its own server for, beside models, is passed on to that server, with the
 # owner's key in place of the client's. Its pages are for browsers, which are sent there. Source:
@@ -12904,7 +12910,7 @@ def ask_amp(errand: Errand, method: str, target: str, given: Collection[str], ap
 
 
 ########################################################################################
-# 31. WEBSOCKET
+# 32. WEBSOCKET
 ########################################################################################
 # The server's side of RFC 6455 for /v1/responses: a text message is a request, a text message each
 # event of its answer. A connection remembers its last answers, so that a client need only send what
@@ -13068,7 +13074,7 @@ def error_message(error: ProxyError) -> Json:
 
 
 ########################################################################################
-# 32. SERVER
+# 33. SERVER
 ########################################################################################
 # A ThreadingHTTPServer whose Handler has a Visit a request, read with NETWORK's strict parser. A thread
 # serves one client connection and is the only one that writes its socket. Here, and nowhere else, an
@@ -13871,7 +13877,7 @@ def make_server(app: App) -> Server:
 
 
 ########################################################################################
-# 33. COMMANDS
+# 34. COMMANDS
 ########################################################################################
 # argparse rows. Whatever goes wrong is one sentence on stderr and exit status 1; usage errors are 2.
 
