@@ -47,7 +47,6 @@ from __future__ import annotations
 
 import argparse
 import base64
-import binascii
 import collections
 import contextlib
 import errno
@@ -1579,6 +1578,18 @@ def inner(data: Json, *names: str) -> Json:
     return reduce(lambda found, name: found.get(name) or EMPTY, names, data)
 
 
+def params_of(data: Mapping[str, Any], names: Mapping[str, str]) -> Json:
+    """Return the fields that a table has a name for, under that name; null says nothing. Works both ways."""
+    return {names[key]: value for key, value in data.items() if key in names and value is not None}
+
+
+def number_at(data: Any, path: tuple[str, ...]) -> int:
+    """Return the number at the end of a path; 0 if there is none, or something else."""
+    for name in path:
+        data = data.get(name) if isinstance(data, dict) else None
+    return data if type(data) in {int, float} and math.isfinite(data) else 0
+
+
 class Parts:
     """The parts of one choice, as a reader tells of them: one is open at a time.
 
@@ -2142,8 +2153,22 @@ def openapi_inner(node: Json) -> Json:
 # by its "type", the whole block, which then is written as it came. Keys that begin with "_" are
 # notes on the form of the original: `_string`, a `content` or `system` that was one string.
 
-CLAUDE_CHOICES = {"auto": "auto", "any": "required", "tool": "required", "none": "none"}
-CLAUDE_MODES = {"auto": "auto", "required": "any", "none": "none"}
+
+# -- tables ----------------------------------------------------------------------------
+
+CLAUDE_PARAMS = words_read(PARAMS, "claude")
+CLAUDE_PARAMS_WRITE = words_write(PARAMS, "claude")
+CLAUDE_MODES = {"auto": "auto", "any": "required", "tool": "required", "none": "none"}
+CLAUDE_MODES_WRITE = {mode: word for word, mode in reversed(CLAUDE_MODES.items())}
+CLAUDE_FINISH = words_read(FINISH_REASONS, "claude")
+CLAUDE_FINISH_WRITE = words_write(FINISH_REASONS, "claude")
+CLAUDE_USAGE = {  # field of Usage -> where it stands
+    "input": ("input_tokens",),  # without what the cache held: spec/dialects.md 2.10
+    "cache_read": ("cache_read_input_tokens",),
+    "cache_write": ("cache_creation_input_tokens",),
+    "output": ("output_tokens",),
+    "reasoning": ("output_tokens_details", "thinking_tokens"),
+}
 CLAUDE_DISPLAYS = {"summarized": "auto", "omitted": "omitted"}
 CLAUDE_HOSTED = {  # what we write for another dialect's tool; read: any date
     "web_search": "web_search_20250305",
@@ -2152,22 +2177,12 @@ CLAUDE_HOSTED = {  # what we write for another dialect's tool; read: any date
 }
 # a kind of `source` -> the field of it that holds the data
 CLAUDE_SOURCES = {"base64": "data", "text": "data", "url": "url", "file": "file_id"}
-CLAUDE_MIMES = {  # what can be sent inline, by kind of media; no other kind is taken at all
-    "image": frozenset({"image/jpeg", "image/png", "image/gif", "image/webp"}),
-    "document": frozenset({"application/pdf"}),
-}
 CLAUDE_JSON = "Answer with one JSON object only."  # there is no such mode: spec/dialects.md 2.9
-CLAUDE_PARAMS_READ = words_read(PARAMS, "claude")
-CLAUDE_PARAMS_WRITE = words_write(PARAMS, "claude")
-CLAUDE_FINISH_READ = words_read(FINISH_REASONS, "claude")
-CLAUDE_FINISH_WRITE = words_write(FINISH_REASONS, "claude")
-
 # fmt: off
-CLAUDE_COUNTS = ("input_tokens", "cache_read_input_tokens", "cache_creation_input_tokens", "output_tokens")
 CLAUDE_MODELLED = {name: frozenset(words.split()) for name, words in {
     # The fields that have a place in the model; the rest of an object is kept in `extra`.
     "request":       "model messages system tools tool_choice thinking output_config metadata stream "
-                     + " ".join(CLAUDE_PARAMS_READ),
+                     + " ".join(CLAUDE_PARAMS),
     "tool_choice":   "type name disable_parallel_tool_use",
     "thinking":      "type budget_tokens display",
     "output_config": "effort format",
@@ -2175,16 +2190,24 @@ CLAUDE_MODELLED = {name: frozenset(words.split()) for name, words in {
     "tool":          "name description input_schema strict",
     "message":       "role content",
     "answer":        "id type role model content usage",
-    "usage":         " ".join(CLAUDE_COUNTS),
+    "usage":         " ".join(path[0] for path in CLAUDE_USAGE.values() if len(path) == 1),
 }.items()}
 # fmt: on
 
 
+def claude_own(thing: Any) -> Json:
+    """Return what Claude's own form of a thing held beside the modelled fields."""
+    own: Json = thing.extra.get("claude", EMPTY)
+    return own
+
+
 def claude_rest(data: Json, known: frozenset[str]) -> Json:
     """Return what the model has no place for: unknown fields, and empty forms of known ones."""
-    empty: tuple[Any, ...] = (None, [], "")
-    rest = {k: v for k, v in data.items() if k not in known or v is False or v in empty}
-    if isinstance(data.get("content", data.get("system")), str):
+    rest: Json = {}
+    if not (data.keys() <= known and all(data.values())):  # most are
+        empty: tuple[Any, ...] = (None, [], "")
+        rest = {k: v for k, v in data.items() if k not in known or v is False or v in empty}
+    if type(data.get("content")) is str or type(data.get("system")) is str:
         rest["_string"] = True
     return rest
 
@@ -2199,24 +2222,12 @@ def claude_merge(fresh: Json, rest: Mapping[str, Any]) -> Json:
     return fresh
 
 
+# -- parts and messages, read ----------------------------------------------------------
+
+
 def claude_read_cache(data: Json) -> str:
     control = data.get("cache_control")
     return (control.get("ttl") or "5m") if control else ""
-
-
-def claude_write_cache(cache: str) -> Json:
-    return {"type": "ephemeral", "ttl": cache} if cache == "1h" else {"type": "ephemeral"}
-
-
-# ---- blocks, of requests and of answers alike
-
-
-def claude_read_citation(citation: Json, length: int = 0) -> Citation:
-    """Read a citation. It is about the whole block: from 0 to the block's `length`."""
-    url = citation.get("url") or citation.get("source") or ""
-    title = citation.get("title") or citation.get("document_title") or ""
-    text = citation.get("cited_text") or ""
-    return Citation(url, title, 0, length, text, {"claude": citation})
 
 
 def claude_read_text(block: Json) -> Part:
@@ -2243,106 +2254,111 @@ def claude_read_search_result(block: Json) -> Part:
     return Part("media", media=Media("document", "text", text, "text/plain", block["title"]))
 
 
+def claude_read_thought(block: Json) -> Part:
+    return Part("thinking", block.get("thinking") or "", proof=block.get("signature") or "")
+
+
 def claude_read_call(block: Json, kind: str = "call") -> Part:
     return Part(kind, dumps_text(block.get("input") or {}), block["id"], block["name"])
 
 
+def claude_read_result(block: Json) -> Part:
+    parts, error = claude_read_content(block.get("content")), bool(block.get("is_error"))
+    return Part("result", id=block["tool_use_id"], parts=parts, error=error)
+
+
 # fmt: off
-CLAUDE_READERS: dict[str, tuple[Callable[[Json], Part], str]] = {
-    # type of a block    its reader, and the fields that are modelled; if none, the block is kept whole
-    "text":              (claude_read_text,   "type text citations"),
-    "image":             (claude_read_media,  "type source"),
-    "document":          (claude_read_media,  "type source title"),
-    "tool_use":          (claude_read_call,   "type id name input"),
-    "tool_result":       (lambda b: Part("result", id=b["tool_use_id"], parts=claude_read_content(b.get("content")),
-                                         error=bool(b.get("is_error"))), "type tool_use_id content is_error"),
-    "thinking":          (lambda b: Part("thinking", b.get("thinking") or "", proof=b.get("signature") or ""),
-                          "type thinking signature"),
-    "redacted_thinking": (lambda b: Part("thinking", proof=b["data"], redacted=True), "type data"),
-    "search_result":     (claude_read_search_result, ""),
-    "server_tool_use":   (lambda b: claude_read_call(b, "hosted"), ""),
-    "mcp_tool_use":      (lambda b: claude_read_call(b, "hosted"), ""),
-    "*_tool_result":     (lambda b: Part("hosted_result", id=b["tool_use_id"], name=b["type"][:-12]), ""),
-    "*":                 (lambda b: Part("opaque"), ""),
-}
+CLAUDE_READERS: tuple[tuple[str, Callable[[Json], Part], str], ...] = (
+    # type of a block      its reader                 the fields that are modelled; if none, the block is kept whole
+    ("text",               claude_read_text,          "type text citations"),
+    ("image",              claude_read_media,         "type source"),
+    ("document",           claude_read_media,         "type source title"),
+    ("tool_use",           claude_read_call,          "type id name input"),
+    ("tool_result",        claude_read_result,        "type tool_use_id content is_error"),
+    ("thinking",           claude_read_thought,       "type thinking signature"),
+    ("redacted_thinking",  lambda block: Part("thinking", proof=block["data"], redacted=True), "type data"),
+    ("search_result",      claude_read_search_result, ""),
+    ("server_tool_use",    lambda block: claude_read_call(block, "hosted"), ""),
+    ("mcp_tool_use",       lambda block: claude_read_call(block, "hosted"), ""),
+    ("*_tool_result",      lambda block: Part("hosted_result", id=block["tool_use_id"], name=block["type"][:-12]), ""),
+    ("*",                  lambda block: Part("opaque"), ""),
+)
 # fmt: on
+CLAUDE_BLOCKS = {kind: (read, frozenset(known.split())) for kind, read, known in CLAUDE_READERS}
 
 
-def claude_read_block(block: Json) -> Part:
+def claude_read_part(block: Json) -> Part:
+    """Read a content block, of a request or of an answer."""
     kind = block["type"]
-    if kind not in CLAUDE_READERS:
+    if kind not in CLAUDE_BLOCKS:
         kind = "*_tool_result" if kind.endswith("_tool_result") else "*"
-    read, known = CLAUDE_READERS[kind]
-    part, rest = read(block), block
-    if known and (kind != "document" or block["source"]["type"] in CLAUDE_SOURCES):
-        rest = claude_rest(block, frozenset(known.split()))
-    return part._replace(cache=claude_read_cache(block), extra=extra_of("claude", rest)) if rest else part
+    read, known = CLAUDE_BLOCKS[kind]
+    if kind == "document" and block["source"]["type"] not in CLAUDE_SOURCES:
+        known = frozenset()
+    part = read(block)
+    rest = claude_rest(block, known) if known else block
+    return part._replace(cache=claude_read_cache(block), extra={"claude": rest}) if rest else part
 
 
 def claude_read_content(content: str | list[Json] | None) -> tuple[Part, ...]:
     if isinstance(content, str):
         return (Part("text", content),) if content else ()
-    return tuple(map(claude_read_block, content or ()))
+    return tuple(map(claude_read_part, content or ()))
 
 
-def claude_write_text(part: Part, _request: Request) -> Json:
+def claude_read_message(message: Json) -> Message:
+    rest = claude_rest(message, CLAUDE_MODELLED["message"])
+    return Message(message["role"], claude_read_content(message["content"]), extra_of("claude", rest))
+
+
+# -- parts and messages, written -------------------------------------------------------
+
+
+def claude_write_cache(cache: str) -> Json:
+    return {"type": "ephemeral", "ttl": cache} if cache == "1h" else {"type": "ephemeral"}
+
+
+def claude_write_text(part: Part) -> Json:
     """Write a text. Only citations that Claude made can go back to it."""
-    own = (citation.extra.get("claude", EMPTY) for citation in part.citations)
+    own = map(claude_own, part.citations)
     citations = [c for c in own if c and c.get("encrypted_index") != ""]
-    return {"type": "text", "text": part.text, **({"citations": citations} if citations else {})}
+    return {"type": "text", "text": part.text, **filled(citations=citations)}
 
 
-def claude_write_thinking(part: Part, _request: Request) -> Json:
-    whole = {"type": "thinking", "thinking": part.text, "signature": part.proof}
-    return {"type": "redacted_thinking", "data": part.proof} if part.redacted else whole
+def claude_write_thought(part: Part) -> Json:
+    if part.redacted:
+        return {"type": "redacted_thinking", "data": part.proof}
+    return {"type": "thinking", "thinking": part.text, "signature": part.proof}
 
 
-def claude_write_call(part: Part, _request: Request) -> Json:
+def claude_write_call(part: Part) -> Json:
     arguments = {"input": part.text} if part.custom else arguments_of(part.text)
     return {"type": "tool_use", "id": part.id, "name": part.name, "input": arguments}
 
 
-def claude_write_result(part: Part, request: Request) -> Json:
+def claude_write_result(part: Part) -> Json:
     block: Json = {"type": "tool_result", "tool_use_id": part.id}
-    content = claude_write_content(part.parts, part.extra, request)
+    content = claude_write_content(part.parts, claude_own(part))
     return {**block, **filled(content=content, is_error=part.error or None)}
 
 
-def claude_media(media: Media) -> Media:
-    """Bring inline data into a form that Claude takes: plain texts are not encoded there."""
-    if media.source != "base64":
-        return media
-    if media.mime.startswith("text/") or media.mime == "application/json":
-        with contextlib.suppress(ValueError):
-            text = binascii.a2b_base64(media.data).decode("utf-8", "replace")
-            return media._replace(kind="document", source="text", data=text)
-    return media._replace(mime="image/jpeg") if media.mime == "image/jpg" else media
-
-
-CLAUDE_FIELDS = {"responses": "input", "gemini": "contents"}  # where messages are, elsewhere
-
-
-def claude_write_media(part: Part, request: Request) -> Json:
-    """Write an image or a document. Raises ProxyError("invalid_request") for anything else."""
-    media = claude_media(part.media or Media("", "", ""))
-    mimes, own = CLAUDE_MIMES.get(media.kind, frozenset()), request.dialect == "claude"
-    fits = {"base64": media.mime in mimes, "file_id": own}.get(media.source, True)
-    if not mimes or not fits:
-        field = CLAUDE_FIELDS.get(request.dialect, "messages")
-        what = f"{media.kind} ({media.mime or media.source})"
-        raise ProxyError("invalid_request", f"{field}: Claude takes no such {what}", param=field)
+def claude_write_media(part: Part) -> Json:
+    """Write an image or a document."""
+    media = part.media or Media("document", "text", part.text)
     kind = "file" if media.source == "file_id" else media.source
     source = {"type": kind, CLAUDE_SOURCES[kind]: media.data}
-    if kind in {"base64", "text"}:
-        source["media_type"] = media.mime if kind == "base64" else "text/plain"
-    title = {"title": media.name} if media.name and media.kind == "document" else {}
-    return {"type": media.kind, "source": source, **title}
+    if kind == "base64":
+        source["media_type"] = media.mime
+    if kind == "text":
+        source["media_type"] = "text/plain"
+    title = media.name if media.kind == "document" else ""
+    return {"type": media.kind, "source": source, **filled(title=title)}
 
 
-CLAUDE_WRITERS: dict[str, Callable[[Part, Request], Json]] = {  # another kind is not written
+CLAUDE_WRITERS: dict[str, Callable[[Part], Json]] = {  # another kind is not written
     "text": claude_write_text,
     "refusal": claude_write_text,
-    "thinking": claude_write_thinking,
+    "thinking": claude_write_thought,
     "call": claude_write_call,
     "result": claude_write_result,
     "media": claude_write_media,
@@ -2351,33 +2367,38 @@ CLAUDE_WRITERS: dict[str, Callable[[Part, Request], Json]] = {  # another kind i
 
 def claude_writable(part: Part) -> bool:
     """Tell whether Claude has a block for a part, or made it."""
-    return part.kind in CLAUDE_WRITERS or "type" in part.extra.get("claude", EMPTY)
+    return part.kind in CLAUDE_WRITERS or "type" in claude_own(part)
 
 
-def claude_filled(part: Part) -> bool:
-    """Tell whether Claude takes a part back: a text must not be blank."""
+def claude_takes_back(part: Part) -> bool:
+    """Tell whether a part can stand in a request: a text must not be blank."""
     return claude_writable(part) and (part.kind != "text" or bool(part.text.strip()))
 
 
-def claude_write_block(part: Part, request: Request) -> Json:
-    own = part.extra.get("claude", EMPTY)
+def claude_write_part(part: Part) -> Json:
+    """Write a content block, of a request or of an answer."""
+    own = claude_own(part)
     if "type" in own:
         return own
-    block = CLAUDE_WRITERS[part.kind](part, request)
+    block = CLAUDE_WRITERS[part.kind](part)
     if part.cache and part.kind != "thinking":
         block["cache_control"] = claude_write_cache(part.cache)
     return claude_merge(block, own)
 
 
-def claude_write_content(
-    parts: tuple[Part, ...], extra: Mapping[str, Json], request: Request
-) -> str | list[Json]:
-    if "_string" in extra.get("claude", EMPTY):
+def claude_write_content(parts: Iterable[Part], own: Json) -> str | list[Json]:
+    if "_string" in own:
         return text_of(parts, "")
-    return [claude_write_block(part, request) for part in filter(claude_filled, parts)]
+    return [claude_write_part(part) for part in parts if claude_takes_back(part)]
 
 
-# ---- requests
+def claude_write_message(message: Message) -> Json:
+    own = claude_own(message)
+    content = claude_write_content(message.parts, own)
+    return claude_merge({"role": SIDES.get(message.role, "user"), "content": content}, own)
+
+
+# -- requests, read --------------------------------------------------------------------
 
 
 def claude_read_tool(tool: Json) -> Tool:
@@ -2396,110 +2417,115 @@ def claude_read_tool(tool: Json) -> Tool:
     )
 
 
-def claude_read_choice(choice: Json | None) -> ToolChoice | None:
+def claude_read_choice(choice: Json) -> ToolChoice | None:
     if not choice:
         return None
     names = (choice["name"],) if choice["type"] == "tool" else ()
-    return ToolChoice(CLAUDE_CHOICES[choice["type"]], names)
+    return ToolChoice(CLAUDE_MODES[choice["type"]], names)
 
 
-def claude_read_thinking(thinking: Json, config: Json) -> Thinking:
-    """Read `thinking` and the effort, which is a part of `output_config`."""
-    kind = thinking.get("type")
-    said = config.get("effort")
-    effort = "none" if kind == "disabled" else said if said in EFFORTS else ""
-    summary = CLAUDE_DISPLAYS.get(thinking.get("display", ""), "")
-    return Thinking(effort, thinking.get("budget_tokens"), summary, kind == "adaptive")
+def claude_read_format(form: Json) -> Format | None:
+    return Format("schema", schema=form["schema"]) if form else None
 
 
 def claude_read_params(body: Json) -> Json:
-    read = CLAUDE_PARAMS_READ
-    params = {read[key]: body[key] for key in body.keys() & read.keys() if body[key] is not None}
-    if user := (body.get("metadata") or EMPTY).get("user_id"):
+    params = params_of(body, CLAUDE_PARAMS)
+    user = inner(body, "metadata").get("user_id")
+    if user:
         params["user"] = user
-    if (body.get("tool_choice") or EMPTY).get("disable_parallel_tool_use"):
+    if inner(body, "tool_choice").get("disable_parallel_tool_use"):
         params["parallel"] = False
     return params
 
 
-def claude_request_rest(body: Json) -> Json:
+def claude_read_thinking(body: Json) -> Thinking:
+    """Read `thinking` and the effort, which is a part of `output_config`."""
+    thinking, effort = inner(body, "thinking"), inner(body, "output_config").get("effort")
+    kind = thinking.get("type")
+    if kind == "disabled":
+        effort = "none"
+    elif effort not in EFFORTS:
+        effort = ""
+    summary = CLAUDE_DISPLAYS.get(thinking.get("display", ""), "")
+    return Thinking(effort, thinking.get("budget_tokens"), summary, kind == "adaptive")
+
+
+def claude_read_rest(body: Json) -> Json:
     """Return what the model has no place for, of the body and of the objects in it."""
     rest = claude_rest(body, CLAUDE_MODELLED["request"])
     for key in ("tool_choice", "thinking", "output_config", "metadata"):
-        if inner := claude_rest(body.get(key) or {}, CLAUDE_MODELLED[key]):
-            rest[key] = inner
-    if (body.get("thinking") or EMPTY).get("type") == "disabled" and body.get("output_config"):
+        below = claude_rest(inner(body, key), CLAUDE_MODELLED[key])
+        if below:
+            rest[key] = below
+    if inner(body, "thinking").get("type") == "disabled" and body.get("output_config"):
         rest["output_config"] = without(body["output_config"], frozenset({"format"}))
     return rest
 
 
-def claude_read_message(message: Json) -> Message:
-    rest = claude_rest(message, CLAUDE_MODELLED["message"])
-    return Message(message["role"], claude_read_content(message["content"]), extra_of("claude", rest))
-
-
 def claude_read_request(body: Json) -> Request:
     """Read the body of POST /v1/messages."""
-    config = body.get("output_config") or {}
-    form = config.get("format")
     return Request(
         dialect="claude",
         model=body["model"],
         messages=tuple(map(claude_read_message, body["messages"])),
         system=claude_read_content(body.get("system")),
         tools=tuple(map(claude_read_tool, body.get("tools") or ())),
-        choice=claude_read_choice(body.get("tool_choice")),
+        choice=claude_read_choice(inner(body, "tool_choice")),
         params=claude_read_params(body),
-        thinking=claude_read_thinking(body.get("thinking") or {}, config),
-        format=Format("schema", schema=form["schema"]) if form else None,
+        thinking=claude_read_thinking(body),
+        format=claude_read_format(inner(body, "output_config", "format")),
         stream=bool(body.get("stream")),
-        extra=extra_of("claude", claude_request_rest(body)),
+        extra=extra_of("claude", claude_read_rest(body)),
     )
+
+
+# -- requests, written -----------------------------------------------------------------
 
 
 def claude_write_messages(request: Request) -> list[Json]:
     """Write the messages; those that were Claude's already keep their order and number."""
     messages: Iterable[Message] = request.messages
     if request.dialect != "claude":
-        filled = (m._replace(parts=tuple(filter(claude_filled, m.parts))) for m in messages)
-        messages = [Message(*turn) for turn in answered_turns(filled)]
-    written = []
-    for message in messages:
-        if content := claude_write_content(message.parts, message.extra, request):
-            fresh = {"role": SIDES.get(message.role, "user"), "content": content}
-            written.append(claude_merge(fresh, message.extra.get("claude", EMPTY)))
-    return written
+        kept = (m._replace(parts=tuple(filter(claude_takes_back, m.parts))) for m in messages)
+        messages = [Message(*turn) for turn in answered_turns(kept)]
+    written = map(claude_write_message, messages)
+    return [message for message in written if message["content"]]
 
 
 def claude_write_system(request: Request) -> str | list[Json]:
     lines = request.system
     if request.format and request.format.kind == "json":
         lines = (*lines, Part("text", CLAUDE_JSON))
-    return claude_write_content(lines, request.extra, request)
+    return claude_write_content(lines, claude_own(request))
 
 
 def claude_hosted_tool(tool: Tool) -> Json | None:
     """Write a tool that another dialect's service runs, if Claude's has one like it."""
     if tool.name not in CLAUDE_HOSTED:
         return None
-    written: Json = {"type": CLAUDE_HOSTED[tool.name], "name": tool.name}
     definition = next(iter(tool.extra.values()), EMPTY)
-    if domains := (definition.get("filters") or EMPTY).get("allowed_domains"):
-        written["allowed_domains"] = domains
-    if place := definition.get("user_location"):  # Chat nests it once more
-        written["user_location"] = {"type": "approximate", **place.get("approximate", place)}
-    return written
+    domains, place = inner(definition, "filters").get("allowed_domains"), inner(definition, "user_location")
+    if place:  # Chat nests it once more
+        place = {"type": "approximate", **place.get("approximate", place)}
+    written = {"type": CLAUDE_HOSTED[tool.name], "name": tool.name}
+    return {**written, **filled(allowed_domains=domains, user_location=place)}
 
 
 def claude_write_tool(tool: Tool, request: Request) -> Json | None:
     """Write a tool; None for one that only another service can run."""
-    own = tool.extra.get("claude", EMPTY)
+    own = claude_own(tool)
     if tool.kind == "hosted":
         return own or claude_hosted_tool(tool)
     schema = tool.schema if request.dialect == "claude" else plain_root(tool.schema)
     cache = tool.cache and claude_write_cache(tool.cache)
-    written = filled(name=tool.name, description=tool.description, input_schema=schema)
-    return claude_merge({**written, **filled(strict=tool.strict or None, cache_control=cache)}, own)
+    written = filled(
+        name=tool.name,
+        description=tool.description,
+        input_schema=schema,
+        strict=tool.strict or None,
+        cache_control=cache,
+    )
+    return claude_merge(written, own)
 
 
 def claude_write_choice(request: Request, tools: list[Json]) -> Json | None:
@@ -2507,7 +2533,7 @@ def claude_write_choice(request: Request, tools: list[Json]) -> Json | None:
     choice = request.choice or ToolChoice("auto" if serial else "")
     if not choice.mode or not tools:
         return None
-    written: Json = {"type": CLAUDE_MODES[choice.mode]}
+    written: Json = {"type": CLAUDE_MODES_WRITE[choice.mode]}
     if choice.mode == "required" and len(choice.names) == 1:
         written = {"type": "tool", "name": choice.names[0]}
     if serial and choice.mode != "none":
@@ -2515,7 +2541,27 @@ def claude_write_choice(request: Request, tools: list[Json]) -> Json | None:
     return written
 
 
-def claude_write_thinking_field(thinking: Thinking) -> Json:
+def claude_write_format(form: Format | None) -> Json:
+    if form is None or form.kind != "schema":
+        return {}
+    return {"type": "json_schema", "schema": form.schema}
+
+
+def claude_write_params(request: Request, thinks: bool) -> Json:
+    """Write the plain parameters that Claude takes together. Source: spec/dialects.md 1C.1."""
+    params = params_of(request.params, CLAUDE_PARAMS_WRITE)
+    if "temperature" in params:
+        params["temperature"] = min(params["temperature"], 1)
+        if request.dialect != "claude":
+            params.pop("top_p", None)
+    if thinks:
+        least = {"temperature": 1, "top_p": 0.95, "top_k": math.inf}
+        params = {k: v for k, v in params.items() if k not in least or v >= least[k]}
+    params["stop_sequences"] = [s for s in params.pop("stop_sequences", ()) if s.strip()]
+    return params
+
+
+def claude_write_thinking(thinking: Thinking) -> Json:
     """Write `thinking`; the effort stands elsewhere."""
     if thinking.effort == "none":
         return {"type": "disabled"}
@@ -2529,36 +2575,11 @@ def claude_write_thinking_field(thinking: Thinking) -> Json:
     return written
 
 
-def claude_write_config(request: Request) -> Json:
-    config: Json = {}
-    if request.thinking.effort not in {"", "none"}:
-        config["effort"] = request.thinking.effort
-    if request.format and request.format.kind == "schema":
-        config["format"] = {"type": "json_schema", "schema": request.format.schema}
-    return config
-
-
-def claude_write_params(request: Request, thinks: bool) -> Json:
-    """Write the plain parameters that Claude takes together. Source: spec/dialects.md 1C.1."""
-    write = CLAUDE_PARAMS_WRITE
-    params = {write[name]: value for name, value in request.params.items() if name in write}
-    if "temperature" in params:
-        params["temperature"] = min(params["temperature"], 1)
-        if request.dialect != "claude":
-            params.pop("top_p", None)
-    if thinks:
-        least = {"temperature": 1, "top_p": 0.95, "top_k": math.inf}
-        params = {k: v for k, v in params.items() if k not in least or v >= least[k]}
-    params["stop_sequences"] = [s for s in params.pop("stop_sequences", ()) if s.strip()]
-    return params
-
-
 def claude_write_request(request: Request, target: Target) -> Json:
-    """Write the body of POST /v1/messages. Raises ProxyError for media that Claude cannot take."""
+    """Write the body of POST /v1/messages."""
     tools = [written for tool in request.tools if (written := claude_write_tool(tool, request))]
-    thinking = claude_write_thinking_field(request.thinking)
-    thinks = thinking.get("type", "disabled") != "disabled"
-    user = request.params.get("user")
+    thinking = claude_write_thinking(request.thinking)
+    effort = request.thinking.effort if request.thinking.effort != "none" else ""
     body: Json = {
         "model": target.model.id or request.model,
         "messages": claude_write_messages(request),
@@ -2566,62 +2587,64 @@ def claude_write_request(request: Request, target: Target) -> Json:
         "tools": tools,
         "tool_choice": claude_write_choice(request, tools),
         "thinking": thinking,
-        "output_config": claude_write_config(request),
-        "metadata": {"user_id": user} if user else None,
-        **claude_write_params(request, thinks),
+        "output_config": filled(effort=effort, format=claude_write_format(request.format)),
+        "metadata": filled(user_id=request.params.get("user")),
+        **claude_write_params(request, thinking.get("type") in {"enabled", "adaptive"}),
         "stream": request.stream or None,
     }
     fresh = {key: value for key, value in body.items() if value or value == 0 or key == "messages"}
-    body = claude_merge(fresh, request.extra.get("claude", EMPTY))
+    body = claude_merge(fresh, claude_own(request))
     typed = ("thinking", "tool_choice")  # without a type, they are what is left of a dropped one
     return {k: value for k, value in body.items() if k not in typed or (value and "type" in value)}
 
 
-# ---- answers, read
+# -- answers, read ---------------------------------------------------------------------
 
-
-CLAUDE_TEXTS = {  # kind of a part whose body comes in deltas -> type of the delta, and its field
-    "text": (b"text_delta", b"text"),
-    "refusal": (b"text_delta", b"text"),
-    "thinking": (b"thinking_delta", b"thinking"),
-    "call": (b"input_json_delta", b"partial_json"),
-    "hosted": (b"input_json_delta", b"partial_json"),
+# kind of a part whose body comes in deltas -> type of the delta, and its field
+CLAUDE_TEXTS = {
+    "text": ("text_delta", "text"),
+    "refusal": ("text_delta", "text"),
+    "thinking": ("thinking_delta", "thinking"),
+    "call": ("input_json_delta", "partial_json"),
+    "hosted": ("input_json_delta", "partial_json"),
 }
-CLAUDE_DELTAS = {kind.decode(): field.decode() for kind, field in CLAUDE_TEXTS.values()}
+CLAUDE_DELTAS = dict(CLAUDE_TEXTS.values())
+
+
+def claude_read_usage(usage: Json) -> Usage:
+    """Read token counts; Claude's input is without what the cache held. spec/dialects.md 2.10."""
+    fresh, read, write, output, reasoning = (number_at(usage, path) for path in CLAUDE_USAGE.values())
+    rest = without(usage, CLAUDE_MODELLED["usage"])
+    return Usage(fresh + read + write, read, write, output, reasoning, extra_of("claude", rest))
+
+
+def claude_read_citation(citation: Json, length: int = 0) -> Citation:
+    """Read a citation. It is about the whole block: from 0 to the block's `length`."""
+    return Citation(
+        url=first_said(citation, "url", "source"),
+        title=first_said(citation, "title", "document_title"),
+        end=length,
+        text=citation.get("cited_text") or "",
+        extra={"claude": citation},
+    )
 
 
 class ClaudeReader:
-    """One answer on its way in: the open block, and what its end will need."""
+    """One answer on its way in: the parts, and what its end will need."""
 
     def __init__(self) -> None:
-        self.at = -1  # number of the last part that began
-        self.part = Part("")  # of the open block
-        self.begun = False  # is its PartStart out? not before there is something in it
-        self.texts: list[str] = []
-        self.citations: list[Json] = []
+        self.parts = Parts(count())
+        self.citations: list[Json] = []  # of the open block
         self.called = False  # is there a call that the client must answer?
         self.usage: Json = {}
         self.end: Json = {}
 
-    def begin(self) -> Event:
-        self.at, self.begun = self.at + 1, True
-        return PartStart(self.at, self.part._replace(text="", proof="", citations=()))
-
-    def add(self, field: str, value: Any) -> Iterator[Event]:
-        if not value:
-            return  # a part begins with its first content
-        if not self.begun:
-            yield self.begin()
-        if field == "text":
-            self.texts.append(value)
-        yield PartDelta(self.at, field, value)
-
     def message_start(self, payload: Json) -> Iterator[Event]:
-        if self.at >= 0:
+        if self.parts.kinds:
             raise ProxyError("upstream_failed", "the upstream began a second answer within one")
         message = payload["message"]
         yield MessageStart(message.get("id") or "", message.get("model") or "")
-        yield from self.take_usage(message)
+        yield from self.read_usage(message)
         self.end.update(without(message, CLAUDE_MODELLED["answer"]))
         for block in message.get("content") or ():  # whole, also in a stream after a server tool
             yield from self.content_block_start({"content_block": block})
@@ -2632,71 +2655,73 @@ class ClaudeReader:
         block = payload["content_block"]
         if block["type"] in {"text", "thinking"}:
             block = {key: value for key, value in block.items() if value}  # its body is to come
-        part = self.part = claude_read_block(block)
+        part = claude_read_part(block)
+        yield from self.parts.open(part)
         self.citations = list(block.get("citations") or ())
         if part.kind in {"call", "hosted"}:
-            caller = block.get("caller") or EMPTY  # of a call by code: the code has its result
-            self.called |= part.kind == "call" and caller.get("type", "direct") == "direct"
-            yield self.begin()
+            yield from self.parts.begin()
+            caller = inner(block, "caller").get("type", "direct")  # of a call by code: it has its result
+            self.called = self.called or (part.kind == "call" and caller == "direct")
         elif part.kind in CLAUDE_TEXTS:
-            yield from self.add("text", part.text)
-            yield from self.add("proof", part.proof)
+            yield from self.parts.add("text", part.text)
+            yield from self.parts.add("proof", part.proof)
 
     def content_block_delta(self, payload: Json) -> Iterator[Event]:
-        delta = payload["delta"]
-        if self.part.kind in CLAUDE_TEXTS and delta["type"] in CLAUDE_DELTAS:
-            yield from self.add("text", delta[CLAUDE_DELTAS[delta["type"]]])
-        elif delta["type"] == "signature_delta" and self.part.kind == "thinking":
-            yield from self.add("proof", delta["signature"])
-        elif delta["type"] == "citations_delta":
+        delta, part = payload["delta"], self.parts.part or Part("")
+        kind = delta["type"]
+        if kind in CLAUDE_DELTAS and part.kind in CLAUDE_TEXTS:
+            yield from self.parts.add("text", delta[CLAUDE_DELTAS[kind]])
+        elif kind == "signature_delta" and part.kind == "thinking":
+            yield from self.parts.add("proof", delta["signature"])
+        elif kind == "citations_delta":
             self.citations.append(delta["citation"])
-        elif self.part.kind == "opaque":
-            whole = {**self.part.extra["claude"], **without(delta, frozenset({"type"}))}
-            self.part = self.part._replace(extra={"claude": whole})
+        elif part.kind == "opaque":
+            whole = {**claude_own(part), **without(delta, frozenset({"type"}))}
+            self.parts.part = part._replace(extra={"claude": whole})
 
     def content_block_stop(self, _payload: Json) -> Iterator[Event]:
         """End the open part. Arguments that came in no delta are those of the block's start."""
-        part, self.part = self.part, Part("")
-        if part.kind and part.kind not in CLAUDE_TEXTS:
-            self.at += 1
-            yield from part_events(self.at, part)
-        if part.kind in {"call", "hosted"} and not self.texts:
-            yield from self.add("text", part.text)
-        text = "".join(self.texts)
+        parts, part = self.parts, self.parts.part
+        if part is None:
+            return
+        if part.kind not in CLAUDE_TEXTS:
+            yield from parts.whole(part)
+            return
+        if part.kind in {"call", "hosted"} and not parts.texts:
+            yield from parts.add("text", part.text)
+        text = "".join(parts.texts)
         if part.kind == "hosted":
-            whole = {**part.extra["claude"], "input": arguments_of(text)}
-            yield from self.add("extra", {"claude": whole})
+            yield from parts.add("extra", {"claude": {**claude_own(part), "input": arguments_of(text)}})
         for citation in self.citations:
-            yield from self.add("citation", claude_read_citation(citation, len(text)))
-        if self.begun:
-            yield PartEnd(self.at)
-        self.begun, self.texts, self.citations = False, [], []
+            yield from parts.add("citation", claude_read_citation(citation, len(text)))
+        yield from parts.close()
 
-    def take_usage(self, data: Json) -> Iterator[Event]:
+    def read_usage(self, data: Json) -> Iterator[Event]:
         """Overwrite the counts that `data` has; they are running totals."""
-        counts = {key: n for key, n in (data.get("usage") or EMPTY).items() if n is not None}
+        counts = {key: n for key, n in inner(data, "usage").items() if n is not None}
         self.usage.update(counts)
         if counts:
             yield claude_read_usage(self.usage)
 
     def message_delta(self, payload: Json) -> Iterator[Event]:
         self.end.update(without(payload, frozenset({"type", "delta", "usage"})))
-        self.end.update(payload.get("delta") or EMPTY)
-        yield from self.take_usage(payload)
+        self.end.update(inner(payload, "delta"))
+        yield from self.read_usage(payload)
 
     def message_stop(self, payload: Json) -> Iterator[Event]:
         """End the answer. Source of the precedence: spec/dialects.md 2.7."""
         yield from self.content_block_stop(payload)
-        raw, rest = self.end.get("stop_reason") or "", dict(self.end)
-        sequence = rest.pop("stop_sequence", None) or ""
-        finish = CLAUDE_FINISH_READ.get(raw, "stop")
-        if raw in CLAUDE_FINISH_READ or not raw:
+        rest = dict(self.end)
+        raw, sequence = rest.get("stop_reason") or "", rest.pop("stop_sequence", None) or ""
+        finish = CLAUDE_FINISH.get(raw, "stop")
+        if raw in CLAUDE_FINISH or not raw:
             rest.pop("stop_reason", None)  # any other has no row: for Claude's writer only
-        finish = "tool_calls" if self.called and finish == "stop" else finish
+        if self.called and finish == "stop":
+            finish = "tool_calls"
         yield MessageEnd(finish, sequence, raw, extra=extra_of("claude", rest))
 
     def error(self, payload: Json) -> Iterator[Event]:
-        raise claude_failure(payload, "upstream_error")
+        raise claude_error(payload)
 
 
 CLAUDE_EVENTS: dict[str, Callable[[ClaudeReader, Json], Iterator[Event]]] = {  # skipped: others
@@ -2709,96 +2734,28 @@ CLAUDE_EVENTS: dict[str, Callable[[ClaudeReader, Json], Iterator[Event]]] = {  #
 }
 
 
-def claude_read_usage(usage: Json) -> Usage:
-    """Read token counts; Claude's input is without what the cache held. spec/dialects.md 2.10."""
-    fresh, read, write, output = (usage.get(name) or 0 for name in CLAUDE_COUNTS)
-    reasoning = (usage.get("output_tokens_details") or EMPTY).get("thinking_tokens") or 0
-    rest = without(usage, CLAUDE_MODELLED["usage"])
-    return Usage(fresh + read + write, read, write, output, reasoning, extra_of("claude", rest))
-
-
 def claude_read_response(body: Json, _request: Request) -> Events:
-    reader = ClaudeReader()
+    """Read a whole answer."""
     if body.get("type") != "message":
-        reader.error(body)
+        raise claude_error(body)
+    reader = ClaudeReader()
     yield from reader.message_start({"message": body})
     yield from reader.message_stop(body)
-
-
-# ---- answers, written
-
-
-def claude_write_usage(usage: Usage) -> Json:
-    """Usage -> the three kinds of input, which add up to all of it.
-
-    OpenRouter reports the same tokens as read from and written to the cache (recorded, 2026).
-    """
-    written_too = max(0, min(usage.cache_write, usage.input - usage.cache_read))
-    fresh = max(0, usage.input - usage.cache_read - written_too)
-    counts = (fresh, usage.cache_read, written_too, usage.output)
-    written: Json = dict(zip(CLAUDE_COUNTS, counts))
-    if usage.reasoning:
-        written["output_tokens_details"] = {"thinking_tokens": usage.reasoning}
-    return claude_merge(written, usage.extra.get("claude", EMPTY))
-
-
-def claude_write_citation(citation: Citation) -> Json:
-    """Write a citation; one from elsewhere has no index that Claude could take back."""
-    source = {"url": citation.url, "title": citation.title, "cited_text": citation.text}
-    made = {"type": "web_search_result_location", **source, "encrypted_index": ""}
-    return citation.extra.get("claude") or made
-
-
-def claude_write_stop(end: MessageEnd) -> Json:
-    """Write why the answer ended: Claude's own word if it was Claude that ended it."""
-    reason = "stop_sequence" if end.stop_sequence else CLAUDE_FINISH_WRITE[end.finish]
-    if CLAUDE_FINISH_READ.get(end.raw) == end.finish:
-        reason = end.raw
-    stop = {"stop_reason": reason, "stop_sequence": end.stop_sequence or None}
-    return {**stop, **end.extra.get("claude", EMPTY)}
-
-
-def claude_write_message(start: MessageStart, request: Request) -> Json:
-    made = f"msg_{digest(request.id, 'message')}"
-    name = {"id": start.id or made, "type": "message", "role": "assistant"}
-    stop: Json = {"content": [], "stop_reason": None, "stop_sequence": None}
-    usage = claude_write_usage(Usage())
-    return {**name, "model": start.model or request.model, **stop, "usage": usage}
-
-
-def claude_shown(part: Part) -> Part | None:
-    """Return a part of an answer as Claude can show it: of media only their address, as a text."""
-    if part.media and part.media.source == "url":
-        return Part("text", f"[{part.media.kind}: {part.media.data}]")
-    return part if part.kind != "media" and claude_writable(part) else None
-
-
-def claude_write_answer(part: Part, request: Request) -> Json:
-    block = claude_write_block(part, request)
-    return {**block, **filled(citations=[*map(claude_write_citation, part.citations)])}
-
-
-def claude_write_response(response: Response, request: Request) -> Json:
-    message = claude_write_message(response.start, request)
-    for choice in response.choices[:1]:
-        known = filter(None, map(claude_shown, choice.parts))
-        message["content"] = [claude_write_answer(part, request) for part in known]
-        message.update(claude_write_stop(choice.end))
-    message["usage"] = claude_write_usage(response.usage or Usage())
-    return message
 
 
 def claude_read_stream(payloads: Iterable[Json], _request: Request) -> Events:
     """Read the payloads of a stream. Raises ProxyError for an error event, or if it ends early."""
     # `index` is not looked at: blocks never overlap, and some gateways leave it out.
     reader, kind = ClaudeReader(), ""
+    parts = reader.parts
     for payload in payloads:
         kind = payload.get("type") or "error"
-        if kind == "content_block_delta" and reader.begun:  # nearly all of them
+        if kind == "content_block_delta" and parts.begun:  # nearly all of them
             delta = payload["delta"]
-            if text := delta.get(CLAUDE_DELTAS.get(delta["type"])):
-                reader.texts.append(text)
-                yield PartDelta(reader.at, "text", text)
+            text = delta.get(CLAUDE_DELTAS.get(delta["type"]))
+            if text:
+                parts.texts.append(text)
+                yield PartDelta(parts.at, "text", text)
                 continue
         if kind == "message_stop":
             break
@@ -2809,13 +2766,61 @@ def claude_read_stream(payloads: Iterable[Json], _request: Request) -> Events:
     yield from reader.message_stop({})
 
 
-def claude_frame(kind: str, **fields: Any) -> bytes:
-    return sse_frame({"type": kind, **fields}, kind)
+# -- answers, written ------------------------------------------------------------------
 
 
-CLAUDE_HEAD = (
-    b'event: content_block_delta\ndata: {"type":"content_block_delta","index":%d,"delta":{"type":"%b","%b":'
-)
+def claude_write_usage(usage: Usage) -> Json:
+    """Usage -> the three kinds of input, which add up to all of it.
+
+    OpenRouter reports the same tokens as read from and written to the cache (recorded, 2026).
+    """
+    uncached = usage.input - usage.cache_read
+    written_too = max(0, min(usage.cache_write, uncached))
+    written: Json = {
+        "input_tokens": max(0, uncached - written_too),
+        "cache_read_input_tokens": usage.cache_read,
+        "cache_creation_input_tokens": written_too,
+        "output_tokens": usage.output,
+    }
+    if usage.reasoning:
+        written["output_tokens_details"] = {"thinking_tokens": usage.reasoning}
+    return claude_merge(written, claude_own(usage))
+
+
+def claude_write_citation(citation: Citation) -> Json:
+    """Write a citation; one from elsewhere has no index that Claude could take back."""
+    source = {"url": citation.url, "title": citation.title, "cited_text": citation.text}
+    made = {"type": "web_search_result_location", **source, "encrypted_index": ""}
+    return claude_own(citation) or made
+
+
+def claude_write_end(end: MessageEnd) -> Json:
+    """Write why the answer ended: Claude's own word if it was Claude that ended it."""
+    reason = "stop_sequence" if end.stop_sequence else CLAUDE_FINISH_WRITE[end.finish]
+    if CLAUDE_FINISH.get(end.raw) == end.finish:
+        reason = end.raw
+    return {"stop_reason": reason, "stop_sequence": end.stop_sequence or None, **claude_own(end)}
+
+
+def claude_write_start(start: MessageStart, request: Request) -> Json:
+    """Write an answer in which there is nothing yet."""
+    return {
+        "id": start.id or f"msg_{digest(request.id, 'message')}",
+        "type": "message",
+        "role": "assistant",
+        "model": start.model or request.model,
+        "content": [],
+        "stop_reason": None,
+        "stop_sequence": None,
+        "usage": claude_write_usage(Usage()),
+    }
+
+
+def claude_shown(part: Part) -> Part | None:
+    """Return a part of an answer as Claude can show it: of media only their address, as a text."""
+    if part.media and part.media.source == "url":
+        return Part("text", f"[{part.media.kind}: {part.media.data}]")
+    return part if part.kind != "media" and claude_writable(part) else None
 
 
 class ClaudeWriter:
@@ -2823,101 +2828,115 @@ class ClaudeWriter:
 
     def __init__(self, request: Request) -> None:
         self.request = request
+        self.begun = False
         self.at = -1  # index of the last block that was started
         self.part = Part("")  # the open one
+        self.open = False  # is its block started?
         self.head = b""  # empty: no block is open, or none that takes deltas
-        self.open = False
-        self.begun = False  # is anything out?
-        self.kept: dict[type, Any] = {Usage: Usage(), MessageEnd: MessageEnd("stop")}
+        self.usage = Usage()
+        self.end = MessageEnd("stop")
 
-    def message_start(self, event: MessageStart) -> bytes:
-        self.begun = True
-        return claude_frame("message_start", message=claude_write_message(event, self.request))
-
-    def start(self, part: Part) -> bytes:
-        """Start a block."""
-        block = claude_write_block(part, self.request)
-        if part.kind == "hosted":
-            block = {**block, "input": {}}  # comes in deltas, like that of any call
-        self.at, self.open = self.at + 1, True
-        if part.kind in CLAUDE_TEXTS:
-            self.head = CLAUDE_HEAD % (self.at, *CLAUDE_TEXTS[part.kind])
-        return claude_frame("content_block_start", index=self.at, content_block=block)
-
-    def part_start(self, event: PartStart) -> bytes:
-        """Start a block, unless it must wait for its proof."""
-        shown = claude_shown(event.part)
-        self.part = shown or Part("")
-        if not shown or shown.redacted:
-            return b""
-        frame = self.start(shown._replace(text=""))
-        return frame + self.text(shown.text) if shown.text else frame
-
-    def text(self, text: str) -> bytes:
-        return self.head + quote(text).encode("ascii") + b"}}\n\n" if self.head else b""
-
-    def part_delta(self, event: PartDelta) -> bytes:
-        if event.field == "proof":  # of redacted thinking it is all there is; else it comes last
-            self.part = self.part._replace(proof=event.value)
-            return self.start(self.part) if self.part.redacted else b""
-        if event.field == "citation" and self.part.kind == "text":
-            return self.delta(type="citations_delta", citation=claude_write_citation(event.value))
-        return b""
+    def text(self, event: PartDelta) -> bytes:
+        return self.head + quote(event.value).encode("ascii") + b"}}\n\n" if self.head else b""
 
     def delta(self, **delta: Any) -> bytes:
         return claude_frame("content_block_delta", index=self.at, delta=delta)
 
-    def part_end(self, _event: PartEnd) -> bytes:
-        frame, part = b"", self.part
-        if part.kind == "thinking" and part.proof and not part.redacted:
-            frame = self.delta(type="signature_delta", signature=part.proof)
+    def message_start(self, event: MessageStart) -> Iterator[bytes]:
+        self.begun = True
+        yield claude_frame("message_start", message=claude_write_start(event, self.request))
+
+    def start(self, part: Part) -> bytes:
+        """Start a block."""
+        block = claude_write_part(part)
+        if part.kind == "hosted":
+            block = {**block, "input": {}}  # comes in deltas, like that of any call
+        self.at, self.open = self.at + 1, True
+        if part.kind in CLAUDE_TEXTS:
+            self.head = CLAUDE_HEAD % (self.at, *(word.encode() for word in CLAUDE_TEXTS[part.kind]))
+        return claude_frame("content_block_start", index=self.at, content_block=block)
+
+    def part_start(self, event: PartStart) -> Iterator[bytes]:
+        """Start a block, unless it must wait for its proof."""
+        shown = claude_shown(event.part)
+        self.part = shown or Part("")
+        if shown and not shown.redacted:
+            yield self.start(shown._replace(text=""))
+            if shown.text:
+                yield self.text(PartDelta(self.at, "text", shown.text))
+
+    def part_delta(self, event: PartDelta) -> Iterator[bytes]:
+        if event.field == "citation" and self.part.kind == "text":
+            yield self.delta(type="citations_delta", citation=claude_write_citation(event.value))
+        if event.field == "proof":  # of redacted thinking it is all there is; else it comes last
+            self.part = self.part._replace(proof=event.value)
+            if self.part.redacted:
+                yield self.start(self.part)
+
+    def part_end(self, _event: PartEnd) -> Iterator[bytes]:
+        if self.part.kind == "thinking" and self.part.proof and not self.part.redacted:
+            yield self.delta(type="signature_delta", signature=self.part.proof)
         if self.open:
-            frame += claude_frame("content_block_stop", index=self.at)
+            yield claude_frame("content_block_stop", index=self.at)
         self.head, self.open = b"", False
-        return frame
 
-    def keep(self, event: Usage | MessageEnd) -> bytes:
-        self.kept[type(event)] = event
-        return b""
+    def take_usage(self, event: Usage) -> Iterable[bytes]:
+        self.usage = event
+        return ()
 
-    def finish(self) -> bytes:
-        """Write the two last frames, when nothing more can come: usage may be late."""
-        stop = claude_write_stop(self.kept[MessageEnd])
-        aside = {key: stop.pop(key) for key in ("context_management",) if key in stop}
-        usage = claude_write_usage(self.kept[Usage])
-        last = claude_frame("message_delta", delta=stop, usage=usage, **aside)
-        return last + claude_frame("message_stop")
+    def message_end(self, event: MessageEnd) -> Iterable[bytes]:
+        self.end = event
+        return ()
+
+    takes: ClassVar[Mapping[type, Callable[[Any, Any], Iterable[bytes]]]] = {
+        MessageStart: message_start,
+        PartStart: part_start,
+        PartDelta: part_delta,
+        PartEnd: part_end,
+        Usage: take_usage,
+        MessageEnd: message_end,
+    }
+
+    def finish(self) -> Iterator[bytes]:
+        end, usage = claude_write_end(self.end), claude_write_usage(self.usage)
+        aside = {key: end.pop(key) for key in ("context_management",) if key in end}
+        last = claude_frame("message_delta", delta=end, usage=usage, **aside)
+        yield last + claude_frame("message_stop")
+
+    def fail(self, error: ProxyError) -> Iterator[bytes]:
+        yield sse_frame(claude_write_error(error), "error")
 
 
-CLAUDE_FRAMES: dict[type, Callable[[ClaudeWriter, Any], bytes]] = {
-    MessageStart: ClaudeWriter.message_start,
-    PartStart: ClaudeWriter.part_start,
-    PartDelta: ClaudeWriter.part_delta,
-    PartEnd: ClaudeWriter.part_end,
-    Usage: ClaudeWriter.keep,
-    MessageEnd: ClaudeWriter.keep,
-}
+CLAUDE_HEAD = (
+    b'event: content_block_delta\ndata: {"type":"content_block_delta","index":%d,"delta":{"type":"%b","%b":'
+)
+
+
+def claude_frame(kind: str, **fields: Any) -> bytes:
+    return sse_frame({"type": kind, **fields}, kind)
+
+
+def claude_write_answer(part: Part) -> Json:
+    return {**claude_write_part(part), **filled(citations=[*map(claude_write_citation, part.citations)])}
+
+
+def claude_write_response(response: Response, request: Request) -> Json:
+    """Write a whole answer."""
+    message = claude_write_start(response.start, request)
+    for choice in response.choices[:1]:
+        known = filter(None, map(claude_shown, choice.parts))
+        message["content"] = [claude_write_answer(part) for part in known]
+        message.update(claude_write_end(choice.end))
+    message["usage"] = claude_write_usage(response.usage or Usage())
+    return message
 
 
 def claude_write_stream(events: Iterable[Event], request: Request) -> Frames:
     """Write events as frames; an error after the first becomes an `error` event, and the end."""
-    writer = ClaudeWriter(request)
-    try:
-        for event in events:
-            if isinstance(event, PartDelta) and event.field == "text":
-                frame = writer.text(event.value)
-            else:
-                frame = CLAUDE_FRAMES[type(event)](writer, event)
-            if frame:
-                yield frame
-        yield writer.finish()
-    except ProxyError as error:
-        if not writer.begun:
-            raise
-        yield sse_frame(claude_write_error(error), "error")
+    return write_frames(ClaudeWriter(request), events)
 
 
-# ---- errors
+# -- errors ----------------------------------------------------------------------------
 
 CLAUDE_KINDS = {kind.claude: name for name, kind in reversed(KINDS.items())}
 CLAUDE_KINDS.update(api_error="upstream_error", timeout_error="upstream_timeout")
@@ -2928,27 +2947,23 @@ CLAUDE_PHRASES = (  # a finer kind than the type tells
 )
 
 
-def claude_failure(body: Any, kind: str) -> ProxyError:
-    """Return the error that a body or an `error` event stands for; `kind` if it does not say."""
-    body = body if isinstance(body, dict) else {}
-    error = body.get("error") or body
-    error = error if isinstance(error, dict) else {"message": error}
-    message = str(error.get("message") or error.get("detail") or "the upstream gave no reason")
-    kind = CLAUDE_KINDS.get(error.get("type", ""), kind)
-    kind = next((finer for phrase, finer in CLAUDE_PHRASES if phrase in message), kind)
-    return ProxyError(kind, message)
+def claude_error(body: Any, status: int = 0) -> ProxyError:
+    """Return the error in a body or an `error` event: the kind is told by its type, else by the HTTP status.
+
+    `status` 0: it came with a 200.
+    """
+    said = error_said(body)
+    message = error_words(said)
+    error = error_of_status(status, message) if status else ProxyError("upstream_error", message)
+    kind = CLAUDE_KINDS.get(str(said.get("type")), error.kind)
+    error.kind = next((finer for phrase, finer in CLAUDE_PHRASES if phrase in message), kind)
+    error.status = error.status if status else KINDS[error.kind].status
+    return error
 
 
 def claude_read_error(status: int, body: bytes) -> ProxyError:
-    """Read an error answer: the kind is told by its type, else by the HTTP status."""
-    text = body[:500].decode("utf-8", "replace").strip()
-    fallback = error_of_status(status, text or f"the upstream said {status}, and nothing else")
-    try:
-        error = claude_failure(json.loads(body), fallback.kind)
-    except MALFORMED:
-        return fallback
-    error.status = fallback.status
-    return error
+    """Read an error answer."""
+    return claude_error(error_body(status, body), status)
 
 
 def claude_write_error(error: ProxyError) -> Json:
@@ -6085,7 +6100,8 @@ ABILITIES = (  # what a dialect has room for
     #     from a target's        claude              chat                    responses           gemini
     Words("media",               "image document",   "image document audio", "image document",   "image document audio video"),
     Words("urls",                "image document",   "image audio",          "image document",   "image document audio video"),
-    Words("image",               "image/jpeg image/jpg image/png image/gif image/webp", "", "",  ""),  # types; empty: any
+    Words("image",               "image/jpeg image/png image/gif image/webp", "", "",            ""),  # types; empty: any
+    Words("document",            "application/pdf",  "",                     "",                 ""),
     Words("audio",               "",                 "audio/wav audio/x-wav audio/wave audio/mp3 audio/mpeg", "", ""),
     Words("hosted",              "web_search web_fetch code_execution", "",  "web_search code_execution",
           "web_search web_fetch code_execution"),
@@ -6247,25 +6263,31 @@ def fit_hosted(part: Part, case: Case) -> Iterable[Part]:
 
 def fit_media(part: Part, case: Case) -> Iterable[Part]:
     if part.media is not None and not case.own:
-        refuse("media", part.media, case)
         media = plain_media(part.media, case.dialect)
+        refuse("media", media, case)
         part = part if media is part.media else part._replace(media=media)
     return fit_text(part, case)
 
 
-def plain_media(media: Media, dialect: str) -> Media:
-    """Write base64 as all but Gemini want it, and text files as text for Chat. Source: RFC 4648 5.
+TEXT_FILES = frozenset({"claude", "chat"})  # these take texts, as such, and no other file but PDF
 
-    OpenAI's Chat takes no file but PDF: "got unsupported MIME type 'text/plain'".
+
+def plain_media(media: Media, dialect: str) -> Media:
+    """Write base64 as all but Gemini want it, and text files as text where only that is taken.
+
+    OpenAI's Chat takes no file but PDF: "got unsupported MIME type 'text/plain'". Source: RFC 4648 5.
     """
     if media.source != "base64":
         return media
     if "-" in media.data or "_" in media.data:
         data = media.data.translate(PLAIN_BASE64)
         media = media._replace(data=data + "=" * (-len(data) % 4))
-    if dialect == "chat" and media.kind == "document" and media.mime.startswith("text/"):
+    if media.mime == "image/jpg":
+        media = media._replace(mime="image/jpeg")
+    if dialect in TEXT_FILES and (media.mime.startswith("text/") or media.mime == "application/json"):
         with contextlib.suppress(ValueError):
-            return media._replace(source="text", data=base64.b64decode(media.data).decode())
+            text = base64.b64decode(media.data).decode("utf-8", "replace")
+            return media._replace(kind="document", source="text", data=text)
     return media
 
 

@@ -45,6 +45,11 @@ def write(*messages: cp.Message, dialect: str = "chat", **fields: Any) -> Json:
     return cp.claude_write_request(ask(*messages, dialect=dialect, **fields), TARGET)
 
 
+def write_fitted(message: cp.Message, dialect: str = "chat") -> Json:
+    fitted = cp.fit_request(ask(message, dialect=dialect), TARGET, "claude")
+    return cp.claude_write_request(fitted.request, TARGET)
+
+
 def user(*parts: cp.Part) -> cp.Message:
     return cp.Message("user", parts)
 
@@ -332,24 +337,24 @@ MEDIA = [
 
 @pytest.mark.parametrize(("message", "block"), MEDIA)
 def test_media(message: cp.Message, block: Json) -> None:
-    assert write(message)["messages"][0]["content"] == [block]
+    assert write_fitted(message)["messages"][0]["content"] == [block]
 
 
 REFUSED = [
-    pytest.param(media("audio", "base64", "AA==", "audio/wav"), "chat", "messages", "audio/wav", id="audio"),
+    pytest.param(media("audio", "base64", "AA==", "audio/wav"), "chat", "messages", "audio", id="audio"),
     pytest.param(media("video", "url", "https://e.example/v"), "gemini", "contents", "video", id="video"),
     pytest.param(
         media("image", "base64", "AA==", "image/tiff"), "responses", "input", "image/tiff", id="tiff"
     ),
     pytest.param(media("document", "base64", "AA==", "application/zip"), "chat", "messages", "zip", id="zip"),
-    pytest.param(media("document", "file_id", "file-1"), "responses", "input", "file_id", id="foreign file"),
+    pytest.param(media("document", "file_id", "file-1"), "responses", "input", "file-1", id="foreign file"),
 ]
 
 
 @pytest.mark.parametrize(("message", "dialect", "field", "word"), REFUSED)
 def test_media_that_claude_cannot_take(message: cp.Message, dialect: str, field: str, word: str) -> None:
     with pytest.raises(cp.ProxyError, match=word) as caught:
-        write(message, dialect=dialect)
+        write_fitted(message, dialect)
     assert (caught.value.kind, caught.value.param) == ("invalid_request", field)
 
 
@@ -954,7 +959,7 @@ ERRORS = [
     pytest.param(
         529, {"error": {"type": "overloaded_error", "message": "busy"}}, "overloaded", "busy", id="529"
     ),
-    pytest.param(529, None, "overloaded", "<html>", id="529 in HTML"),
+    pytest.param(529, None, "overloaded", "busy", id="529 in HTML"),
     pytest.param(
         429, {"error": {"type": "rate_limit_error", "message": "slow"}}, "rate_limited", "slow", id="429"
     ),
@@ -989,8 +994,8 @@ ERRORS = [
     pytest.param(403, {"error": "no"}, "forbidden", "no", id="a text"),
     pytest.param(404, {"message": "where"}, "not_found", "where", id="no error object"),
     pytest.param(404, {"detail": "where"}, "not_found", "where", id="detail"),
-    pytest.param(503, [], "overloaded", "no reason", id="a list"),
-    pytest.param(418, {}, "invalid_request", "no reason", id="a teapot"),
+    pytest.param(503, [], "overloaded", "status 503", id="a list"),
+    pytest.param(418, {}, "invalid_request", "status 418", id="a teapot"),
 ]
 
 
