@@ -13,6 +13,7 @@ from hypothesis import settings
 
 import cliproxy as cp
 from support.accounts import House
+from support.codex import add_codex
 from support.paths import SHARED
 from support.proxy import Proxy, ProxyMaker
 from support.upstream import Clock, Upstream
@@ -84,3 +85,10 @@ def store(tmp_path: Path) -> cp.Store:
 @pytest.fixture
 def house(world: World, make_proxy: ProxyMaker, upstream: Upstream) -> House:
     return House(world, make_proxy, upstream)
+
+
+@pytest.fixture
+def codex(make_proxy: ProxyMaker, upstream: Upstream) -> Proxy:
+    proxy = make_proxy(providers={"codex": {"base-url": upstream.url}})
+    add_codex(proxy, "a")
+    return proxy

@@ -11,6 +11,7 @@ import pytest
 
 import cliproxy as cp
 from support.accounts import CLAUDE_ASK, HI, House, Json
+from support.models import answers, ask_for, key, log_in, names
 from support.proxy import Proxy, ProxyMaker
 from support.upstream import Reply, Seen, Upstream, make_reply
 
@@ -218,3 +219,182 @@ def test_the_projects_of_one_login(
     statuses = [google.proxy.ask(path, GEMINI_ASK).status for _ in range(2)]
     projects = [seen.json()["project"] for seen in upstream.seen]
     assert (statuses, projects) == (([200, 200], ["one", "two", "two"]) if switch else ([429, 429], ["one"]))
+
+
+CHANNELS = {  # channel -> the dialect in which its upstream is asked, and a model that it lists
+    "claude": ("claude", "claude-opus-4-8"),
+    "codex": ("responses", "gpt-5.5"),
+}
+
+
+def asked(upstream: Upstream) -> list[str]:
+    """The models that the upstream was asked for."""
+    return [seen.json()["model"] for seen in upstream.seen]
+
+
+# --- other names --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("channel", CHANNELS)
+def test_aliases_of_a_channel(make_proxy: ProxyMaker, upstream: Upstream, channel: str) -> None:
+    dialect, model = CHANNELS[channel]
+    rows = [
+        {"name": model.upper(), "alias": "one"},
+        {"name": model, "alias": "two"},
+        {"name": "brand-new", "alias": "three"},
+    ]
+    proxy = make_proxy(oauth_model_alias={channel: rows}, claude_api_key=[], codex_api_key=[])
+    log_in(proxy, channel)
+    assert {"one", "two", "three"} <= names(proxy)
+    assert model not in names(proxy), "an alias replaces the name"
+    upstream.replies = [answers] * 4
+    for name in ("one", "TWO", "one(high)", "three"):
+        assert ask_for(proxy, dialect, name).status == 200
+    assert asked(upstream) == [model, model, model, "brand-new"]
+    assert "high" in json.dumps(upstream.seen[2].json()), "the effort goes on through the alias"
+
+
+def test_a_fork_keeps_both_names(make_proxy: ProxyMaker, upstream: Upstream) -> None:
+    rows = [{"name": "claude-opus-4-8", "alias": "big", "fork": True, "display-name": "The Big One"}]
+    proxy = make_proxy(oauth_model_alias={"Claude": rows})
+    log_in(proxy, "claude")
+    assert {"big", "claude-opus-4-8", "up-claude"} <= names(proxy)
+
+
+def test_an_alias_may_hold_an_effort(make_proxy: ProxyMaker, upstream: Upstream) -> None:
+    rows = [{"name": "gpt-5.5(low)", "alias": "quick"}]
+    proxy = make_proxy(oauth_model_alias={"codex": rows})
+    log_in(proxy, "codex")
+    upstream.replies = [answers] * 2
+    ask_for(proxy, "responses", "quick")
+    ask_for(proxy, "responses", "quick(high)")
+    assert [seen.json()["reasoning"]["effort"] for seen in upstream.seen] == ["low", "low"]
+    assert asked(upstream) == ["gpt-5.5", "gpt-5.5"]
+
+
+def test_aliases_of_a_channel_leave_keys_alone(make_proxy: ProxyMaker, upstream: Upstream) -> None:
+    rows = [{"name": "claude-opus-4-8", "alias": "big"}]
+    proxy = make_proxy(oauth_model_alias={"claude": rows}, claude_api_key=key(upstream))
+    assert "big" not in names(proxy)
+    assert "claude-opus-4-8" in names(proxy)
+
+
+def test_one_alias_over_several_models_is_a_pool(make_proxy: ProxyMaker, upstream: Upstream) -> None:
+    models = [
+        {"name": "first", "alias": "pool"},
+        {"name": "second", "alias": "pool"},
+        {"name": "first", "alias": "pool"},
+    ]
+    proxy = make_proxy(claude_api_key=key(upstream, *models))
+    upstream.replies = [answers] * 3
+    for _ in range(3):
+        ask_for(proxy, "claude", "pool")
+    assert asked(upstream) == ["first", "second", "first"]
+    upstream.seen.clear()
+    upstream.reply(
+        {"error": {"type": "rate_limit_error", "message": "slow down"}}, 429, {"retry-after": "60"}
+    )
+    upstream.replies += [answers] * 2
+    assert ask_for(proxy, "claude", "pool").status == 200, "the next one answers"
+    assert ask_for(proxy, "claude", "pool").status == 200
+    assert asked(upstream) == ["second", "first", "first"], "who was refused rests"
+
+
+def test_a_pool_of_several_endpoints(make_proxy: ProxyMaker, upstream: Upstream) -> None:
+    entries = [
+        {
+            "name": name,
+            "base-url": f"{upstream.url}/{name}",
+            "models": [{"name": f"{name}-model", "alias": "pool"}],
+        }
+        for name in ("aa", "bb")
+    ]
+    proxy = make_proxy(openai_compatibility=[*entries, {**entries[0], "name": "cc", "disabled": True}])
+    upstream.routes["/aa/chat/completions"] = make_reply({"error": {"message": "down"}}, 503)
+    upstream.routes["/bb/chat/completions"] = make_reply({"choices": []})
+    assert ask_for(proxy, "chat", "pool").status == 200
+    assert asked(upstream) == ["aa-model", "bb-model"]
+
+
+# --- exclusions, prefixes, stand-ins ------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("pattern", "hidden"),
+    [
+        ("claude-opus-4-8", {"claude-opus-4-8"}),
+        ("Claude-*", {"claude-opus-4-8", "claude-sonnet-5", "claude-haiku-4-5-20251001"}),
+        ("*-4-8", {"claude-opus-4-8"}),
+        ("*haiku*", {"claude-haiku-4-5-20251001"}),
+        ("*", {"claude-opus-4-8", "claude-sonnet-5", "claude-haiku-4-5-20251001"}),
+    ],
+)
+def test_exclusions(make_proxy: ProxyMaker, upstream: Upstream, pattern: str, hidden: set[str]) -> None:
+    shown = {"claude-opus-4-8", "claude-sonnet-5", "claude-haiku-4-5-20251001"}
+    by_key = make_proxy(claude_api_key=key(upstream, **{"excluded-models": [pattern]}))
+    by_channel = make_proxy(oauth_excluded_models={"Claude": [pattern]}, claude_api_key=[])
+    log_in(by_channel, "claude")
+    by_file = make_proxy(claude_api_key=[])
+    log_in(by_file, "claude", excluded_models=[pattern])
+    for proxy in (by_key, by_channel, by_file):
+        assert shown - names(proxy) == hidden
+
+
+def test_exclusions_are_of_the_real_name(make_proxy: ProxyMaker, upstream: Upstream) -> None:
+    models = [{"name": "real", "alias": "asked"}, {"name": "other", "alias": "real-2"}]
+    proxy = make_proxy(claude_api_key=key(upstream, *models, **{"excluded-models": ["real", "real-2"]}))
+    assert {"asked", "real-2"} & names(proxy) == {"real-2"}
+
+
+@pytest.mark.parametrize(("force", "bare"), [(False, 200), (True, 404)])
+def test_prefixes(make_proxy: ProxyMaker, upstream: Upstream, force: bool, bare: int) -> None:
+    entry = key(upstream, {"name": "real", "alias": "asked"}, prefix="/team/")
+    proxy = make_proxy(claude_api_key=entry, force_model_prefix=force)
+    upstream.replies = [answers] * 2
+    assert ask_for(proxy, "claude", "team/asked").status == 200
+    assert asked(upstream) == ["real"]
+    assert ask_for(proxy, "claude", "asked").status == bare
+    assert ("asked" in names(proxy)) is not force
+
+
+CLAUDE_CODE = [
+    "claude-haiku-4-5-20251001",
+    "claude-sonnet-4-5-20250929",
+    "claude-opus-4-5-20251101",
+    "claude-sonnet-5[1m]",
+]
+
+
+@pytest.mark.parametrize("model", CLAUDE_CODE)
+def test_claude_code_with_a_chatgpt_account_alone(
+    make_proxy: ProxyMaker, upstream: Upstream, model: str
+) -> None:
+    proxy = make_proxy(claude_api_key=[], codex_api_key=[], gemini_api_key=[], openai_compatibility=[])
+    log_in(proxy, "codex")
+    upstream.replies = [answers]
+    got = ask_for(proxy, "claude", model)
+    assert (got.status, got.json()["model"]) == (200, model)
+    assert asked(upstream)[0].startswith("gpt-5")
+
+
+def test_the_owner_s_own_stand_ins_come_first(make_proxy: ProxyMaker, upstream: Upstream) -> None:
+    proxy = make_proxy(model_fallbacks={"claude-haiku-*": ["missing", "up-chat"]}, claude_api_key=[])
+    log_in(proxy, "codex")
+    upstream.reply({"choices": []})
+    ask_for(proxy, "claude", "claude-haiku-4-5")
+    assert asked(upstream) == ["up-chat"]
+
+
+def test_the_name_of_an_endpoint_we_know_is_enough(make_proxy: ProxyMaker, upstream: Upstream) -> None:
+    override = {"groq": {"base-url": f"{upstream.url}/openai/v1"}}
+    proxy = make_proxy(
+        {"GROQ_API_KEY": "gsk-1"},
+        openai_compatibility=[{"name": "Groq"}, {"name": "nobody"}],
+        providers=override,
+    )
+    upstream.reply({"choices": []})
+    assert ask_for(proxy, "chat", "llama-4").status == 200
+    assert (upstream.seen[0].path, upstream.seen[0].headers["authorization"]) == (
+        "/openai/v1/chat/completions",
+        "Bearer gsk-1",
+    )

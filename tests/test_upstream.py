@@ -2,95 +2,29 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import threading
 import time
 from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 import cliproxy as cp
+from support.codex import ASKS, HELLO, ITEM, PAYLOADS, RESPONSE, STREAM, USAGE, add_codex, ask, sse
 from support.dialogue import ANSWERS, Said
-from support.proxy import Got, Proxy, ProxyMaker
+from support.proxy import Proxy, ProxyMaker
 from support.upstream import CLOSE, DEADLINE, Upstream, make_reply
 
 SSE = {"content-type": "text/event-stream"}
-HELLO = {"role": "user", "content": "hello"}
-
-
-def sse(*payloads: dict[str, Any]) -> list[bytes]:
-    return [cp.sse_frame(payload, payload.get("type", "")) for payload in payloads]
 
 
 # --- the ChatGPT backend -----------------------------------------------------------------------
 
-ITEM = {
-    "type": "message", "id": "msg_1", "role": "assistant", "status": "completed",
-    "content": [{"type": "output_text", "text": "hi there", "annotations": [], "logprobs": []}],
-}  # fmt: skip
-USAGE = {
-    "input_tokens": 7, "output_tokens": 3, "total_tokens": 10,
-    "input_tokens_details": {"cached_tokens": 0}, "output_tokens_details": {"reasoning_tokens": 0},
-}  # fmt: skip
-RESPONSE = {
-    "id": "resp_1",
-    "object": "response",
-    "created_at": 1,
-    "model": "gpt-test",
-    "status": "in_progress",
-    "output": [],
-}
-OPENED = {**ITEM, "status": "in_progress", "content": []}
-PLACE = {"item_id": "msg_1", "output_index": 0, "content_index": 0}
-PAYLOADS: list[dict[str, Any]] = [
-    {"type": "response.created", "response": RESPONSE},
-    {"type": "response.output_item.added", "output_index": 0, "item": OPENED},
-    {
-        "type": "response.content_part.added",
-        **PLACE,
-        "part": {"type": "output_text", "text": "", "annotations": []},
-    },
-    {"type": "response.output_text.delta", **PLACE, "delta": "hi "},
-    {"type": "response.output_text.delta", **PLACE, "delta": "there"},
-    {"type": "response.output_text.done", **PLACE, "text": "hi there"},
-    {"type": "response.content_part.done", **PLACE, "part": ITEM["content"][0]},
-    {"type": "response.output_item.done", "output_index": 0, "item": ITEM},
-    {
-        "type": "response.completed",
-        "response": {**RESPONSE, "status": "completed", "usage": USAGE},
-    },  # output is empty, as it is there
-]
-STREAM = sse(*PAYLOADS)
 FITTING = {  # nothing in it must change
     "model": "gpt-test", "instructions": "", "input": [HELLO], "stream": True, "store": False,
     "include": ["reasoning.encrypted_content"],
 }  # fmt: skip
-
-
-@pytest.fixture
-def codex(make_proxy: ProxyMaker, upstream: Upstream) -> Proxy:
-    proxy = make_proxy(providers={"codex": {"base-url": upstream.url}})
-    add_codex(proxy, "a")
-    return proxy
-
-
-def add_codex(proxy: Proxy, name: str, **more: Any) -> Path:
-    file = proxy.auth_dir / f"codex-{name}@example.com.json"
-    data = {
-        "type": "codex",
-        "access_token": f"token-{name}",
-        "account_id": f"acct-{name}",
-        "email": f"{name}@example.com",
-        **more,
-    }
-    file.write_text(json.dumps(data), encoding="utf-8")
-    proxy.app.poll()
-    return file
-
-
 FORCED = {
     "instructions": "",
     "input": [HELLO],
@@ -250,28 +184,12 @@ def test_a_translated_client_is_us(codex: Proxy, upstream: Upstream, path: str) 
     assert (headers["originator"], headers["user-agent"]) == ("cliproxy", cp.USER_AGENT)
 
 
-ASKS: dict[str, tuple[str, str, dict[str, Any]]] = {  # dialect -> path, path of a stream, body
-    "responses": ("/v1/responses", "/v1/responses", {"model": "gpt-test", "input": "hello"}),
-    "chat": ("/v1/chat/completions", "/v1/chat/completions", {"model": "gpt-test", "messages": [HELLO]}),
-    "claude": ("/v1/messages", "/v1/messages", {"model": "gpt-test", "max_tokens": 9, "messages": [HELLO]}),
-    "gemini": (
-        "/v1beta/models/gpt-test:generateContent", "/v1beta/models/gpt-test:streamGenerateContent?alt=sse",
-        {"contents": [{"role": "user", "parts": [{"text": "hello"}]}]},
-    ),
-}  # fmt: skip
 TEXTS = {  # where the text of a whole answer stands
     "responses": lambda d: d["output"][0]["content"][0]["text"],
     "chat": lambda d: d["choices"][0]["message"]["content"],
     "claude": lambda d: d["content"][0]["text"],
     "gemini": lambda d: d["candidates"][0]["content"]["parts"][0]["text"],
 }
-
-
-def ask(proxy: Proxy, dialect: str, *, stream: bool = False) -> Got:
-    path, stream_path, body = ASKS[dialect]
-    if stream:
-        return proxy.ask(stream_path, body if dialect == "gemini" else {**body, "stream": True})
-    return proxy.ask(path, body)
 
 
 @pytest.mark.parametrize("piece", [1, 7, 65_536])
@@ -576,88 +494,6 @@ def test_prefixes(make_proxy: ProxyMaker, upstream: Upstream, force: bool, model
     assert {"up-claude", "team/up-claude"} <= listed
 
 
-# --- keep-alives ---------------------------------------------------------------------------------
-
-STREAMS: dict[str, tuple[str, dict[str, Any], list[bytes]]] = {  # dialect -> path, body, a stream in two halves
-    "claude": ("/v1/messages", {**CLAUDE, "stream": True}, sse({"type": "message_start", "message": {}}, {"type": "message_stop"})),
-    "chat": (
-        "/v1/chat/completions", {"model": "up-chat", "stream": True, "messages": [HELLO]},
-        [b'data: {"choices":[{"index":0,"delta":{"content":"x"},"finish_reason":null}]}\n\n', b"data: [DONE]\n\n"],
-    ),
-    "responses": ("/v1/responses", {"model": "up-responses", "stream": True, "input": "x"}, [STREAM[0], STREAM[-1]]),
-    "gemini": (
-        "/v1beta/models/up-gemini:streamGenerateContent?alt=sse", ASKS["gemini"][2],
-        [b'data: {"candidates":[{"content":{"parts":[{"text":"x"}]}}]}\r\n\r\n', b'data: {"candidates":[{"finishReason":"STOP"}]}\r\n\r\n'],
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("dialect", list(STREAMS))
-def test_a_silent_stream_is_kept_alive(
-    make_proxy: ProxyMaker, upstream: Upstream, dialect: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(cp, "TICK", 0.25)
-    proxy = make_proxy(streaming={"keepalive-seconds": 1})
-    path, body, (first, last) = STREAMS[dialect]
-    go = threading.Event()
-    upstream.reply([first, go, last], headers=SSE)
-    sign = cp.DIALECTS[dialect].keepalive
-    data = json.dumps(body).encode()
-    with closing(proxy.connect()) as peer:
-        head = f"POST {path} HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\ncontent-length: {len(data)}\r\n\r\n"
-        peer.sendall(head.encode() + data)
-        seen = b""
-        while sign not in seen.partition(b"\r\n\r\n")[2]:
-            seen += peer.recv(4096)
-        go.set()
-        while more := peer.recv(4096):
-            seen += more
-    assert first in seen
-    assert last in seen
-    assert seen.endswith(b"0\r\n\r\n")
-    assert list(cp.sse_read([sign])) in ([], [{"type": "ping"}])
-
-
-@pytest.mark.parametrize("dialect", list(ASKS))
-@pytest.mark.parametrize("fails", [False, True])
-def test_a_whole_answer_that_takes_long_begins_with_blank_lines(
-    make_proxy: ProxyMaker, upstream: Upstream, dialect: str, fails: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(cp, "TICK", 0.25)
-    proxy = make_proxy(nonstream_keepalive_interval=1)
-    path, _, body = ASKS[dialect]
-    path, body = (
-        path.replace("gpt-test", "up-gemini"),
-        {**body, **({"model": f"up-{dialect}"} if "model" in body else {})},
-    )
-    go = threading.Event()
-    head = b"HTTP/1.1 500 Bad\r\n" if fails else b"HTTP/1.1 200 OK\r\n"
-    answer = gzip.compress(json.dumps(ERROR if fails else OK).encode())
-    head += b"content-encoding: gzip\r\n"  # which cannot stand behind blank lines
-    upstream.reply(
-        [
-            go,
-            head + b"content-type: application/json\r\ncontent-length: %d\r\n\r\n%b" % (len(answer), answer),
-        ],
-        framing="raw",
-    )
-    data = json.dumps(body).encode()
-    with closing(proxy.connect()) as peer:
-        request = f"POST {path} HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\naccept-encoding: gzip\r\n"
-        request += f"content-length: {len(data)}\r\n\r\n"
-        peer.sendall(request.encode() + data)
-        seen = b""
-        while b"1\r\n\n\r\n" not in seen:
-            seen += peer.recv(4096)
-        go.set()
-        while more := peer.recv(4096):
-            seen += more
-    assert seen.startswith(b"HTTP/1.1 200 OK\r\n"), "the status has gone out before it was known"
-    wire = seen.partition(b"\r\n\r\n")[2]
-    whole = json.loads(cp.Chunks().feed(wire))
-    assert ("error" in whole) if fails else (whole == OK)
-
-
 # --- counting -------------------------------------------------------------------------------------
 
 
@@ -727,103 +563,6 @@ def test_an_account_that_cannot_compact_is_not_asked(make_proxy: ProxyMaker, ups
     for _ in range(2):
         got = proxy.ask("/v1/responses/compact", {"model": "m", "input": "x"})
         assert (got.status, got.json()) == (200, OK)
-
-
-# --- the old completions API -------------------------------------------------------------------------
-
-CHAT_ANSWER = {
-    "id": "chatcmpl-1", "object": "chat.completion", "created": 1, "model": "up-chat",
-    "choices": [{"index": 0, "message": {"role": "assistant", "content": "hi"}, "finish_reason": "stop", "logprobs": {"content": []}}],
-    "usage": {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3},
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("prompt", ["say", ["say"]])
-def test_completions(make_proxy: ProxyMaker, upstream: Upstream, prompt: Any) -> None:
-    upstream.reply(CHAT_ANSWER)
-    got = make_proxy().ask(
-        "/v1/completions",
-        {"model": "up-chat", "prompt": prompt, "max_tokens": 5, "logprobs": 3, "echo": False},
-    )
-    assert upstream.seen[0].path == "/v1/chat/completions"
-    assert upstream.seen[0].json() == {
-        "model": "up-chat",
-        "max_tokens": 5,
-        "messages": [{"role": "user", "content": "say"}],
-    }
-    assert got.json() == {
-        "id": "cmpl-1", "object": "text_completion", "created": 1, "model": "up-chat", "usage": CHAT_ANSWER["usage"],
-        "choices": [{"index": 0, "text": "hi", "finish_reason": "stop", "logprobs": None}],
-    }  # fmt: skip
-
-
-def test_a_stream_of_completions(make_proxy: ProxyMaker, upstream: Upstream) -> None:
-    chunk = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": "up-chat"}
-    deltas: list[tuple[dict[str, str], Any]] = [
-        ({"role": "assistant"}, None),
-        ({"content": "hi"}, None),
-        ({}, "stop"),
-    ]
-    chunks = [
-        {**chunk, "choices": [{"index": 0, "delta": delta, "finish_reason": end}]} for delta, end in deltas
-    ]
-    upstream.reply([*sse(*chunks), b"data: [DONE]\n\n"], headers=SSE)
-    got = make_proxy().ask("/completions", {"model": "up-chat", "prompt": "say", "stream": True})
-    rows = [payload["choices"][0] for payload in got.payloads()]
-    assert [(row["text"], row["finish_reason"]) for row in rows] == [("", None), ("hi", None), ("", "stop")]
-    assert {payload["object"] for payload in got.payloads()} == {"text_completion"}
-    assert got.body.endswith(b"data: [DONE]\n\n")
-
-
-def test_completions_of_a_translated_upstream(codex: Proxy, upstream: Upstream) -> None:
-    upstream.reply(STREAM, headers=SSE)
-    upstream.reply(STREAM, headers=SSE)
-    body = {"model": "gpt-test", "prompt": "say"}
-    assert codex.ask("/v1/completions", body).json()["choices"][0]["text"] == "hi there"
-    got = codex.ask("/v1/completions", {**body, "stream": True})
-    assert "".join(row["text"] for payload in got.payloads() for row in payload["choices"]) == "hi there"
-
-
-def test_a_broken_stream_of_completions_does_not_end_well(make_proxy: ProxyMaker, upstream: Upstream) -> None:
-    upstream.reply([STREAMS["chat"][2][0], CLOSE], headers=SSE)
-    got = make_proxy().ask("/v1/completions", {"model": "up-chat", "prompt": "say", "stream": True})
-    assert b"[DONE]" not in got.body
-    assert "error" in got.payloads()[-1]
-
-
-@pytest.mark.parametrize("prompt", [[1, 2], ["a", "b"], [[1]], None, {}])
-def test_prompts_that_are_no_text(make_proxy: ProxyMaker, prompt: Any) -> None:
-    got = make_proxy().ask("/v1/completions", {"model": "up-chat", "prompt": prompt})
-    assert (got.status, got.json()["error"]["param"]) == (400, "prompt")
-
-
-def test_completions_of_echo_and_of_nobody(make_proxy: ProxyMaker) -> None:
-    proxy = make_proxy()
-    assert (
-        proxy.ask("/v1/completions", {"model": "echo", "prompt": "hello"}).json()["choices"][0]["text"]
-        == "hello"
-    )
-    assert proxy.ask("/v1/completions", {"model": "nope", "prompt": "hello"}).status == 404
-    assert proxy.ask("/v1/completions", {"prompt": "hello"}).status == 400
-
-
-def test_a_malformed_whole_completion_is_the_upstream_s_fault(
-    make_proxy: ProxyMaker, upstream: Upstream
-) -> None:
-    upstream.reply(b"<html>", headers={"content-type": "text/html"})
-    assert make_proxy().ask("/v1/completions", {"model": "up-chat", "prompt": "say"}).status == 502
-
-
-def test_a_malformed_stream_is_the_upstream_s_failure(make_proxy: ProxyMaker, upstream: Upstream) -> None:
-    proxy = make_proxy()
-    good = b'data: {"choices":[{"index":0,"delta":{"role":"assistant","content":"x"}}]}\n\n'
-    bad = b'data: {"choices":[{"index":0,"delta":{"tool_calls":"none"}}]}\n\n'
-    upstream.reply([good, bad], headers={"content-type": "text/event-stream"})
-    ask = {"model": "up-chat", "max_tokens": 9, "messages": [{"role": "user", "content": "hi"}]}
-    got = proxy.ask("/v1/messages", {**ask, "stream": True})
-    last = got.payloads()[-1]
-    assert (got.status, last["type"]) == (200, "error")
-    assert "malformed" in last["error"]["message"]
 
 
 # --- thinking of another provider, which nothing marks
