@@ -7516,6 +7516,8 @@ def example_config() -> str:
 # (spec/performance.md, lessons 1 to 4). Foreign exceptions leave this room as ProxyError.
 
 HEAD_LIMIT = 65_536  # bytes
+AHEAD_LIMIT = 131_072  # bytes that a client may send ahead of its answer
+AHEAD_READS = 256  # reads in one look whether it has left
 BODY_LIMIT = 100 * 2**20  # bytes, of a client's request, also when unpacked
 PIECE = 65_536  # bytes of one recv
 JOIN_LIMIT = 65_536  # bytes: a smaller body is sent in one piece with its head
@@ -7744,6 +7746,7 @@ class Wire:
         self.sock = sock
         self.tls = hasattr(sock, "selected_alpn_protocol")
         self.rest = b""
+        self.spoilt = False  # was something thrown away that was read ahead?
         self.since = 0.0  # time.monotonic() when it became idle
         self.silent = 0.0  # seconds since the last progress
         self.answered = False  # has a byte of the awaited message come?
@@ -7790,11 +7793,29 @@ class Wire:
         try:
             self.rest = self.sock.recv(PIECE)
         except OSError as exc:
-            nothing = isinstance(exc, BlockingIOError) or type(exc).__name__ == "SSLWantReadError"
-            return None if nothing else b""
+            return None if nothing_yet(exc) else b""
         finally:
             self.sock.settimeout(None if self.blocks else self.patience)
         return self.rest
+
+    def ended(self) -> bool:
+        """Tell whether the peer has left, past what it has sent already. Never waits.
+
+        More than AHEAD_LIMIT bytes are not kept: the connection is then of no further use.
+        """
+        self.sock.settimeout(0.0)
+        try:
+            for _ in range(AHEAD_READS):
+                more = self.sock.recv(PIECE)
+                if not more:
+                    return True
+                self.spoilt = self.spoilt or len(self.rest) + len(more) > AHEAD_LIMIT
+                self.rest = b"" if self.spoilt else self.rest + more
+        except OSError as exc:
+            return not nothing_yet(exc)
+        finally:
+            self.sock.settimeout(None if self.blocks else self.patience)
+        return False
 
     def read_head(self, idle: Callable[[], None]) -> bytes | None:
         """Return the next head without its blank line, None if the peer closed before it.
@@ -7878,6 +7899,11 @@ class Wire:
                 self.sock.unwrap()  # type: ignore[attr-defined]  # says goodbye, and does not wait
         with contextlib.suppress(OSError):
             self.sock.close()
+
+
+def nothing_yet(error: OSError) -> bool:
+    """Tell whether a read that may not wait failed for want of bytes only."""
+    return isinstance(error, BlockingIOError) or type(error).__name__ == "SSLWantReadError"
 
 
 def check_pace(begun: float, received: int) -> None:
@@ -8121,11 +8147,20 @@ TUNNELS: dict[str, Callable[[Wire, Origin], None]] = {
 class Watcher:
     """Who waits for an exchange; the server's one sends what it holds and watches its client."""
 
+    looked = 0.0  # time.monotonic() of the last look around
+
     def flush(self) -> None:
         """Do what must be done before a read that may block."""
 
     def tick(self) -> None:
-        """Look around after a TICK of silence; may raise to end the exchange."""
+        """Look around; may raise to end the exchange."""
+
+    def look(self) -> None:
+        """Look around if the last time is a TICK ago, however busy the upstream is."""
+        now = time.monotonic()
+        if now - self.looked >= TICK:
+            self.looked = now
+            self.tick()
 
 
 class Exchange:
@@ -8140,7 +8175,7 @@ class Exchange:
         self._pool = pool
         self._origin = origin
         self._wire = wire
-        self._watcher = watcher
+        self.watcher = watcher
         self._body: Chunks | Plain = Plain(None)
         self._keep = True  # may the connection be used again?
         self._closed = False
@@ -8189,14 +8224,14 @@ class Exchange:
         self._body = Plain(self.length)
 
     def _stuck(self) -> None:
-        self._watcher.tick()
+        self.watcher.tick()
         if self._wire.peek() is not None:
             raise ConnectionError("it did not take the whole request")
         if self._wire.silent >= SEND_TIMEOUT:
             raise OSError(f"it took nothing for {SEND_TIMEOUT:.0f} s")
 
     def _idle(self) -> None:
-        self._watcher.tick()
+        self.watcher.tick()
         if self._wire.silent >= SILENCE_LIMIT:
             message = f"{self._origin.host} sent nothing for {SILENCE_LIMIT:.0f} s"
             raise ProxyError("upstream_timeout", message)
@@ -8209,7 +8244,8 @@ class Exchange:
         payload = b""
         while not payload and not self._body.done:
             if not self._wire.rest:
-                self._watcher.flush()
+                self.watcher.flush()
+            self.watcher.look()
             try:
                 payload = self._wire.read(self._body, self._idle)
             except (OSError, ValueError) as exc:
@@ -8310,6 +8346,7 @@ class Pool:
             wire = wire or connect(origin)
             exchange = Exchange(self, origin, wire, watcher or Watcher())
             try:
+                exchange.watcher.look()  # what came before may have taken its time
                 exchange.begin(pieces)
             except (OSError, ValueError) as exc:
                 exchange.close()
@@ -13159,7 +13196,7 @@ class Visit(Watcher):
         self.head = b""  # the head, until it is sent with the first frame
         self.out: list[bytes] = []  # frames that have not been sent
         self.between = False  # has a whole event of a stream been sent, and nothing of the next?
-        self.waited = 0.0  # seconds since something was sent
+        self.sent_at = 0.0  # time.monotonic() when something was sent, or awaited, last
         self.keep = True  # may the connection serve another request?
 
     def serve(self) -> bool:
@@ -13169,7 +13206,7 @@ class Visit(Watcher):
             head = self.wire.read_head(self.idle)
             if head is None:
                 return False
-            begun = time.monotonic()
+            begun = self.looked = time.monotonic()
             self.server.working.add(self)
             self.answer(head)
             self.drop_body()
@@ -13187,7 +13224,7 @@ class Visit(Watcher):
             self.log_request(begun)
         if self.stage is not Stage.SILENT and not self.body_read:
             self.linger()
-        return self.keep
+        return self.keep and not self.wire.spoilt
 
     def idle(self) -> None:
         """Wait for a request, or for the rest of one."""
@@ -13408,14 +13445,14 @@ class Visit(Watcher):
             data = b"%x\r\n%b\r\n" % (len(data), data) if data else b""
             data += b"0\r\n\r\n" if last else b""
         data, self.head = self.head + data, b""
-        self.waited = 0.0
+        self.sent_at = time.monotonic()
         self.write(data)
 
     def tick(self) -> None:
-        """Watch the client while an upstream is silent, and keep it patient."""
-        if self.wire.peek() == b"":
+        """Watch the client while an upstream is waited for, and keep it patient."""
+        if self.wire.ended():
             raise ClientGone
-        self.waited += TICK
+        self.flush()
         config = self.server.app.config
         if self.stage is Stage.CHUNKED and self.between:
             self.keep_alive(config["streaming.keepalive-seconds"], self.dialect.keepalive)
@@ -13427,7 +13464,7 @@ class Visit(Watcher):
 
         A long answer that is no stream begins with it, before its status is known.
         """
-        if not 0 < interval <= self.waited:
+        if not 0 < interval <= time.monotonic() - self.sent_at:
             return
         if self.stage is Stage.SILENT:
             if not self.errand or self.errand.stream or self.protocol == "HTTP/1.0":
@@ -13532,7 +13569,7 @@ class Visit(Watcher):
             errand.path_model = model
         if amp_provider(self.path):
             self.read_amp(errand)
-        self.waited = 0.0
+        self.sent_at = time.monotonic()
         return errand
 
     def read_amp(self, errand: Errand) -> None:
@@ -13597,7 +13634,7 @@ class Visit(Watcher):
         web, memory = WebSocket(self.wire, self.write, self.idle_socket), Memory()
         try:
             while True:
-                self.waited = 0.0
+                self.sent_at = time.monotonic()
                 self.server.working.discard(self)  # who only listens keeps no server from stopping
                 text = web.receive()
                 self.server.working.add(self)
@@ -13608,8 +13645,8 @@ class Visit(Watcher):
 
     def idle_socket(self) -> None:
         """Wait for a message, or for the rest of one."""
-        self.waited += CLIENT_TICK
-        if self.server.stopping or self.waited >= IDLE_SOCKET:
+        silent = time.monotonic() - self.sent_at
+        if self.server.stopping or silent >= IDLE_SOCKET:
             raise SocketClosed(1001)
 
     def serve_message(self, web: WebSocket, memory: Memory, text: bytearray) -> None:

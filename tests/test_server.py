@@ -16,6 +16,7 @@ import threading
 import time
 import zlib
 from collections import deque
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ import pytest
 import cliproxy as cp
 from support.paths import ROOT
 from support.proxy import Got, Proxy, ProxyMaker
-from support.upstream import CLOSE, DEADLINE, RESET, SILENCE, Upstream
+from support.upstream import CLOSE, DEADLINE, RESET, SILENCE, Reply, Upstream
 
 ASKS: dict[str, tuple[str, str, dict[str, Any]]] = {  # dialect -> path, upstream's path, body
     "claude": (
@@ -513,6 +514,39 @@ def test_an_unreachable_upstream(make_proxy: ProxyMaker) -> None:
     got = ask(make_proxy(claude_api_key=[key]))
     assert (got.status, got.json()["type"]) == (502, "error")
     assert f"127.0.0.1:{port}" in error_of(got)
+
+
+CHATTER = {  # what goes on while nothing reaches the client: head of the answer, and what is repeated
+    "comments of a stream": (b"content-type: text/event-stream", b": still here\n\n"),
+    "spaces of a whole answer": (b"content-type: application/json", b" "),
+}
+HALF_ASKS = {  # what is sent after a request: nothing, the beginning of another one, or a lot
+    "": b"", "a spare line": b"\r\n", "half a request": b"POST /v1/mess", "more than is read ahead": b"x" * 500_000,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("more", list(HALF_ASKS))
+@pytest.mark.parametrize("chatter", list(CHATTER))
+@pytest.mark.parametrize("model", ["up-claude", "up-chat"])
+def test_a_client_that_hangs_up_is_missed_whatever_the_upstream_sends(
+    proxy: Proxy, upstream: Upstream, model: str, chatter: str, more: str
+) -> None:
+    kind, piece = CHATTER[chatter]
+    stream = b"event-stream" in kind
+
+    def chat(peer_left: threading.Event) -> Iterator[bytes]:
+        yield b"HTTP/1.1 200 OK\r\n" + kind + b"\r\nconnection: close\r\n\r\n"
+        while not peer_left.wait(0.02):
+            yield piece
+
+    path = "/v1/messages" if model == "up-claude" else "/v1/chat/completions"
+    upstream.routes[path] = lambda seen: Reply(chat(upstream.hung_up), keep=False)  # type: ignore[arg-type]
+    body = json.dumps({**ASKS["claude"][2], "model": model, "stream": stream}).encode()
+    with closing(proxy.connect()) as peer:
+        peer.sendall(wire(body=body) + HALF_ASKS[more])
+        assert upstream.asked.wait(DEADLINE)
+    assert upstream.hung_up.wait(DEADLINE)
+    wait_for(lambda: not proxy.server.working)
 
 
 @pytest.mark.parametrize(
