@@ -10966,109 +10966,153 @@ def mapping_targets(model: str, mappings: Iterable[Json]) -> Iterator[str]:
             yield row["to"] if split_suffix(row["to"])[1] else row["to"] + model[len(base) :]
 
 
-class Router:
-    """Chooses accounts. Owns cooldowns, turns, sessions and what is known of limits.
+class Offers:
+    """Who offers which model, under which names: of one set of accounts and settings, and never changed."""
 
-    Its lock is never held across I/O.
-    """
-
-    def __init__(
-        self, now: Callable[[], float] = time.monotonic, clock: Callable[[], float] = time.time
-    ) -> None:
-        self._now, self._clock = now, clock  # for rests, and for what is stored
-        self._lock = threading.Lock()
-        self._accounts: list[Account] = []  # these are guarded by Router._lock
-        self._offers: dict[str, list[Candidate]] = {}
-        self._folded: dict[str, str] = {}  # names in lower case -> as they are offered
-        self._config = load_config(None)
-        self._ttl = 3_600.0
-        self._fallbacks: list[tuple[str, Sequence[str]]] = []
-        self._turns: dict[str, int] = {}
-        self._shares: dict[str, dict[str, int]] = {}  # model -> account -> what it has coming
-        self._weights: dict[str, int] = {}
-        self._cooling: dict[tuple[str, str], Cooldown] = {}  # (account, model; empty: all)
-        # (session, model) -> (account, when that ends)
-        self._bound: dict[tuple[str, str], tuple[str, float]] = {}
-        self._limits: dict[str, Json] = {}
-        self._answers: collections.Counter[str] = collections.Counter()
-        self._changed = False  # is there more to store than is stored?
-
-    def configure(self, accounts: Iterable[Account], config: Config) -> None:
-        """Replace all accounts; cooldowns stay with the accounts of the same name."""
-        accounts = sorted(accounts, key=lambda account: account.name)
+    def __init__(self, accounts: Iterable[Account], config: Config) -> None:
+        self.accounts = sorted(accounts, key=lambda account: account.name)
+        self.config = config
+        self._fallbacks = [*config["model-fallbacks"].items(), *FALLBACKS]
+        self._offered: dict[str, list[Candidate]] = {}
         weighted = config["routing.strategy"] == "weighted-round-robin"
-        offers: dict[str, list[Candidate]] = {}
-        for account in accounts:
+        for account in self.accounts:
             if weighted and account.weight <= 0:
                 continue
             for offer in account.offers():
                 candidate = Candidate(account, *split_suffix(offer.own), offer.forced, offer.display)
-                for name in self._names(account, offer.public, config["force-model-prefix"]):
-                    offers.setdefault(name, []).append(candidate)
-        weights = {account.name: account.weight for account in accounts}
-        with self._lock:
-            self._accounts, self._offers, self._config = accounts, offers, config
-            self._folded = {name.lower(): name for name in offers}
-            self._fallbacks = [*config["model-fallbacks"].items(), *FALLBACKS]
-            self._ttl = read_duration(config["routing.session-affinity-ttl"])
-            if weights != self._weights:
-                self._weights, self._shares = weights, {}
+                for name in self._public_names(account, offer.public):
+                    self._offered.setdefault(name, []).append(candidate)
+        self._folded = {name.lower(): name for name in self._offered}
 
-    @staticmethod
-    def _names(account: Account, public: str, force: bool) -> Iterator[str]:
-        prefixed = f"{account.prefix}/{public}"
-        if not account.prefix or not force or account.prefix == public:
+    def _public_names(self, account: Account, public: str) -> Iterator[str]:
+        if not account.prefix or not self.config["force-model-prefix"] or account.prefix == public:
             yield public
         if account.prefix:
-            yield prefixed
+            yield f"{account.prefix}/{public}"
 
-    def models(self) -> list[str]:
+    def names(self) -> list[str]:
         """Return the names of all models that are offered, sorted."""
-        with self._lock:
-            return sorted(self._offers)
+        return sorted(self._offered)
 
-    def offer(self, model: str) -> list[Candidate]:
-        """Return those who offer a model of the list; nobody, if it has just left it."""
-        with self._lock:
-            return self._offers.get(model, [])
+    def of(self, model: str) -> list[Candidate]:
+        """Return those who offer a model of the list; nobody, if it is none."""
+        return self._offered.get(model, [])
 
     def fact(self, model: str) -> Model:
         """Return what is known of a model of the list, under its name there."""
-        first = next(iter(self.offer(model)), None)
+        first = next(iter(self.of(model)), None)
         if first is None:
             return Model(model)
-        row, who = first.account.fact(first.model), first.account.provider.name
-        return row._replace(id=model, owner=row.owner or who, name=first.display or row.name or model)
+        own, who = first.account.fact(first.model), first.account.provider.name
+        return own._replace(id=model, owner=own.owner or who, name=first.display or own.name or model)
 
-    def accounts(self) -> list[Account]:
-        with self._lock:
-            return self._accounts
+    def find(self, model: str, usable: Callable[[list[Candidate]], bool]) -> list[Candidate]:
+        """Return who serves a name, of the list or not. Raises ProxyError: model_not_found.
 
-    def candidates(self, model: str, session: str = "") -> list[Candidate]:
-        """Return who is asked for a model, in order.
-
-        Whoever answered this session last; then the highest priority first, in each priority as the
-        strategy says. Whoever cools down, or needs a login, is left out. Raises ProxyError:
-        model_not_found, naming the nearest models; unauthorized, if all need a login; rate_limited,
-        with the time until the first is free again.
+        `usable` tells whether any of these can be asked now: `auto` is the newest of such models.
         """
-        with self._lock:
-            found = self._offers.get(model) or self._read(model)
-            if not found:
-                raise self._unknown(model)
-            try:
-                ready = self._in_order(model, self._ready(found))
-            except ProxyError:
-                ready = self._twins_ready(model)
-                if not ready:
-                    raise
-            if session and len(ready) > 1:
-                name, end = self._bound.get((session, model), ("", 0.0))
-                if end > self._now():
-                    ready.sort(key=lambda candidate: candidate.account.name != name)
-            return ready
+        found = self.of(model) or self._read(model)
+        if not found and split_suffix(model)[0] == "auto":
+            found = self._newest(usable, split_suffix(model)[1])
+        if not found:
+            found = self._stand_in(model)
+        if not found:
+            raise self._unknown(model)
+        return found
 
-    def _in_order(self, model: str, ready: list[Candidate]) -> list[Candidate]:
+    def mapped(self, model: str) -> str:
+        """Return the model to ask for where Amp asks for this one. Source: spec/providers.md 15.4."""
+        amp = self.config["ampcode"]
+        names = [*mapping_targets(model, amp["model-mappings"]), model]
+        if not amp["force-model-mappings"]:
+            names.insert(0, model)
+        return next((name for name in names if self.of(name) or self._read(name)), model)
+
+    def previews(self, model: str) -> Iterator[str]:
+        """Yield the previews of a model, or what it is a preview of, the newest first."""
+        stem = PREVIEW.sub("", model)
+        for name in sorted(self._offered, key=by_version, reverse=True):
+            if name != model and PREVIEW.sub("", name) == stem:
+                yield name
+
+    def _read(self, model: str) -> list[Candidate]:
+        """Find who serves a name that is in no list: a new model, or one with an effort in it."""
+        for base, effort in self._readings(model):
+            found = self.of(base) or self._unlisted(base)
+            if found:
+                return thinking_so(found, effort)
+        return []
+
+    def _readings(self, model: str) -> Iterator[tuple[str, Effort | None]]:
+        """Yield what a name may mean, the most likely first."""
+        name, effort = bare_model(model)
+        base, variant = effort_variant(name, self._offered)
+        if variant and not any((a.provider.name, name) in MODEL_INDEX for a in self.accounts):
+            yield base, effort or variant
+        yield self._folded.get(name.lower(), name), effort
+
+    def _newest(self, usable: Callable[[list[Candidate]], bool], effort: Effort | None) -> list[Candidate]:
+        ages = {name: self._age(name) for name, found in self._offered.items() if usable(found)}
+        return thinking_so(self.of(max(ages, key=ages.__getitem__, default="")), effort)
+
+    def _age(self, name: str) -> tuple[float, int, list[Any]]:
+        """Return a key that sorts the newest last: its date, else its place in the table."""
+        first = self._offered[name][0]
+        place = list(MODELS).index(first.model) if first.model in MODELS else len(MODELS)
+        return first.account.fact(first.model).created, -place, by_version(name)
+
+    def _stand_in(self, model: str) -> list[Candidate]:
+        """Find who serves a model that may take the place of one that nobody serves."""
+        name, effort = bare_model(model)
+        return thinking_so(self.of(fallback_for(name, self._offered, self._fallbacks) or ""), effort)
+
+    def _unlisted(self, model: str) -> list[Candidate]:
+        """Find the accounts that likely serve a model which no list has."""
+        found = []
+        for account in self.accounts:
+            owned = model.removeprefix(f"{account.prefix}/") if account.prefix else model
+            bare = owned == model and account.prefix and self.config["force-model-prefix"]
+            own = DEFAULT_ALIASES.get(account.provider.name, EMPTY).get(owned, owned)
+            if not bare and account.serves_unlisted(own):
+                found.append(Candidate(account, own))
+        return found
+
+    def _unknown(self, model: str) -> ProxyError:
+        if not self.accounts:
+            return ProxyError("model_not_found", NO_ACCOUNT.format(model=model))
+        close = ", ".join(map(repr, nearest_names(model, self.names(), 3)))
+        hint = f"; nearest: {close}" if close else ""
+        message = f"no account serves {model!r}{hint}; GET /v1/models lists all"
+        return ProxyError("model_not_found", message, param="model")
+
+
+def bare_model(model: str) -> tuple[str, Effort | None]:
+    """Return a model's name without what clients put around it, and the effort that it ends in."""
+    name, effort = split_suffix(model.removeprefix("models/"))
+    return name.removesuffix("[1m]"), effort  # Claude Code's mark for a long context
+
+
+def thinking_so(found: list[Candidate], effort: Effort | None) -> list[Candidate]:
+    """Return candidates with an effort, but for those whose name says one."""
+    return [candidate._replace(effort=candidate.effort or effort) for candidate in found]
+
+
+class Turns:
+    """Whose turn it is, for each model. Guarded by Router._lock."""
+
+    def __init__(self) -> None:
+        self._turns: dict[str, int] = {}
+        self._shares: dict[str, dict[str, int]] = {}  # model -> account -> what it has coming
+        self._weights: dict[str, int] = {}
+
+    def weigh(self, accounts: Iterable[Account]) -> None:
+        """Begin anew if the weights are others than before."""
+        weights = {account.name: account.weight for account in accounts}
+        if weights != self._weights:
+            self._weights = weights
+            self._shares = {}
+
+    def order(self, model: str, ready: list[Candidate], strategy: str) -> list[Candidate]:
         """Order candidates by priority, and those of one priority as the strategy says."""
         if len(ready) < 2:
             return ready
@@ -11076,105 +11120,48 @@ class Router:
             self._turns.clear()
             self._shares.clear()
         turn = self._turns[model] = self._turns.get(model, -1) + 1
-        order = STRATEGY_ORDERS[self._config["routing.strategy"]]
-        shares = self._shares.setdefault(model, {})
+        order, shares = STRATEGY_ORDERS[strategy], self._shares.setdefault(model, {})
         buckets: dict[int, list[Candidate]] = {}
         for candidate in ready:
             buckets.setdefault(candidate.account.priority, []).append(candidate)
         return [c for key in sorted(buckets, reverse=True) for c in order(buckets[key], turn, shares)]
 
-    def _twins_ready(self, model: str) -> list[Candidate]:
-        """Return who can serve a preview of a model, or what it is a preview of, at the moment."""
-        stem = PREVIEW.sub("", model)
-        if not self._config["quota-exceeded.switch-preview-model"]:
-            return []
-        for name in sorted(self._offers, key=by_version, reverse=True):
-            if name != model and PREVIEW.sub("", name) == stem:
-                with contextlib.suppress(ProxyError):
-                    return self._in_order(name, self._ready(self._offers[name]))
-        return []
 
-    def mapped(self, model: str) -> str:
-        """Return the model to ask for where Amp asks for this one. Source: spec/providers.md 15.4."""
-        with self._lock:
-            amp = self._config["ampcode"]
-            names = [*mapping_targets(model, amp["model-mappings"]), model]
-            if not amp["force-model-mappings"]:
-                names.insert(0, model)
-            served = (n for n in names if self._offers.get(n) or self._read(n, stand_ins=False))
-            return next(served, model)
+class Rests:
+    """Who rests, for which model, and until when. Guarded by Router._lock."""
 
-    def _read(self, model: str, stand_ins: bool = True) -> list[Candidate]:
-        """Find who serves a name that is in no list: a new model, or one with an effort in it."""
-        for base, effort in self._readings(model, stand_ins):
-            found = self._offers.get(base) or self._unlisted(base)
-            if found:
-                return [c._replace(effort=c.effort or effort) for c in found]
-        return []
+    def __init__(self, now: Callable[[], float], clock: Callable[[], float]) -> None:
+        self._now, self._clock = now, clock
+        self._rests: dict[tuple[str, str], Cooldown] = {}  # (account, model; empty: all)
 
-    def _readings(self, model: str, stand_ins: bool) -> Iterator[tuple[str, Effort | None]]:
-        """Yield what a name may mean, the most likely first."""
-        name, effort = split_suffix(model.removeprefix("models/"))
-        name = name.removesuffix("[1m]")  # Claude Code's mark for a long context
-        base, variant = effort_variant(name, self._offers)
-        if variant and not any((a.provider.name, name) in MODEL_INDEX for a in self._accounts):
-            yield base, effort or variant
-        yield self._folded.get(name.lower(), name), effort
-        if name == "auto":
-            usable = {name: self._age(name) for name in self._offers if self._usable(name)}
-            yield max(usable, key=usable.__getitem__, default=name), effort
-        instead = stand_ins and fallback_for(name, self._offers, self._fallbacks)
-        if instead:
-            yield instead, effort
-
-    def _usable(self, name: str) -> bool:
-        """Tell whether somebody can be asked for a model of the list now, and it can talk."""
-        with contextlib.suppress(ProxyError):
-            ready = self._ready(self._offers[name])
-            return any("media" not in c.account.fact(c.model).traits for c in ready)
-        return False
-
-    def _age(self, name: str) -> tuple[float, int, list[Any]]:
-        """Return a key that sorts the newest last: its date, else its place in the table."""
-        first = self._offers[name][0]
-        place = list(MODELS).index(first.model) if first.model in MODELS else len(MODELS)
-        return first.account.fact(first.model).created, -place, by_version(name)
-
-    def _unlisted(self, model: str) -> list[Candidate]:
-        """Find the accounts that likely serve a model which no list has."""
-        found = []
-        for account in self._accounts:
-            owned = model.removeprefix(f"{account.prefix}/") if account.prefix else model
-            bare = owned == model and account.prefix and self._config["force-model-prefix"]
-            own = DEFAULT_ALIASES.get(account.provider.name, EMPTY).get(owned, owned)
-            if not bare and account.serves_unlisted(own):
-                found.append(Candidate(account, own))
-        return found
-
-    def _rest(self, candidate: Candidate) -> Cooldown | None:
+    def of(self, candidate: Candidate) -> Cooldown | None:
         """Return why a candidate rests now; the longest rest, if there are two."""
         account, now = candidate.account, self._now()
         fresh = account.renewable and account.expired(self._clock())  # it is about to get a token
         rests = []
         for model in (candidate.model, ""):
-            rest = self._cooling.get((account.name, model))
+            rest = self._rests.get((account.name, model))
             if rest and rest.end > now and not (rest.mark and (fresh or rest.mark != account.mark)):
                 rests.append(rest)
         return max(rests, default=None)
 
-    def _ready(self, found: list[Candidate]) -> list[Candidate]:
-        """Return those that do not rest; if all do, those whose fault may have passed."""
+    def ready(self, found: list[Candidate]) -> list[Candidate]:
+        """Return those that do not rest; if all do, those whose fault may have passed.
+
+        Raises ProxyError if that is nobody, or if all need a login.
+        """
         now = self._clock()
-        able = [c for c in found if not c.account.lost(now)]
-        if not able:
+        logged_in = [candidate for candidate in found if not candidate.account.lost(now)]
+        if not logged_in:
             raise login_needed(found[0].account)
-        if not self._cooling:
-            return able
-        rests = [(self._rest(candidate), candidate) for candidate in able]
-        ready = [c for rest, c in rests if rest is None]
-        ready = ready or [c for rest, c in rests if rest and rest.soft]
+        if not self._rests:
+            return logged_in
+        rests = [(self.of(candidate), candidate) for candidate in logged_in]
+        resting = [(rest, candidate) for rest, candidate in rests if rest]
+        ready = [candidate for rest, candidate in rests if not rest]
+        ready = ready or [candidate for rest, candidate in resting if rest.soft]
         if not ready:
-            raise self._all_rest([(rest, c) for rest, c in rests if rest])
+            raise self._all_rest(resting)
         return ready
 
     def _all_rest(self, rests: list[tuple[Cooldown, Candidate]]) -> ProxyError:
@@ -11192,13 +11179,147 @@ class Router:
             return ProxyError("forbidden", message)  # Codex would wait in silence for a 429 to end
         return ProxyError("rate_limited", message, retry_after=wait)
 
-    def _unknown(self, model: str) -> ProxyError:
-        if not self._accounts:
-            return ProxyError("model_not_found", NO_ACCOUNT.format(model=model))
-        close = ", ".join(map(repr, nearest_names(model, list(self._offers), 3)))
-        hint = f"; nearest: {close}" if close else ""
-        message = f"no account serves {model!r}{hint}; GET /v1/models lists all"
-        return ProxyError("model_not_found", message, param="model")
+    def left(self, candidate: Candidate) -> float | None:
+        """Return the seconds that a candidate still rests; None if it does not."""
+        rest = self.of(candidate)
+        return rest.end - self._now() if rest else None
+
+    def begin(self, names: Iterable[str], model: str, wait: float, rest: Cooldown) -> None:
+        """Send accounts to rest for a model, or for all, so many seconds."""
+        for name in names:
+            self._rests[name, model] = rest._replace(end=self._now() + wait)
+        while len(self._rests) > CURSORS:  # clients can ask for whatever they like
+            del self._rests[next(iter(self._rests))]
+
+    def next_of(
+        self, name: str, model: str, verdict: Verdict, error: ProxyError, transient: float
+    ) -> tuple[float, int]:
+        """Return how long to rest after a refusal, and how often a growing rest has grown."""
+        last = self._rests.get((name, model))
+        level = last.level if last else 0
+        if error.retry_after is not None:
+            return error.retry_after, level
+        if verdict.backoff and last and last.end > self._now():
+            return last.end - self._now(), level  # refusals at the same time count once
+        if verdict.backoff:
+            return min(verdict.wait * 2.0**level, BACKOFF_LIMIT), level + 1
+        return (transient or verdict.wait) if verdict.soft else verdict.wait, 0
+
+    def end(self, candidate: Candidate) -> None:
+        """Forget the rest of an account that has answered."""
+        for model in (candidate.model, ""):
+            self._rests.pop((candidate.account.name, model), None)
+
+    def rows_of(self, account: Account) -> list[Json]:
+        """Return what the owner may want to know of an account's rests; times are Unix times."""
+        offset = self._clock() - self._now()
+        return [
+            {"model": model or "*", "until": rest.end + offset, "why": f"{rest.status}: {rest.why}"}
+            for (name, model), rest in sorted(self._rests.items())
+            if name == account.name and rest.end > self._now() and rest.mark in {"", account.mark}
+        ]
+
+    def stored(self) -> list[Json]:
+        """Return what is to be stored; times are Unix times."""
+        offset = self._clock() - self._now()
+        return [
+            {"account": name, "model": model, **rest._replace(end=rest.end + offset)._asdict()}
+            for (name, model), rest in self._rests.items()
+            if rest.end > self._now()
+        ]
+
+    def restore(self, rows: Iterable[Json]) -> None:
+        """Take over what was stored. Raises one of MALFORMED for what is no such thing."""
+        offset = self._clock() - self._now()
+        for stored in rows:
+            rest = Cooldown(**{key: stored[key] for key in Cooldown._fields})
+            self._rests[stored["account"], stored["model"]] = rest._replace(end=rest.end - offset)
+
+
+class Limits:
+    """What upstreams tell of their accounts' limits. Guarded by Router._lock."""
+
+    def __init__(self) -> None:
+        self._limits: dict[str, Json] = {}
+
+    def learn(self, account: Account, windows: Iterable[Window], now: float) -> None:
+        self._limits[account.name] = {"at": now, "windows": [list(window) for window in windows]}
+
+    def rows_of(self, account: Account) -> list[Json]:
+        windows = (self._limits.get(account.name) or {}).get("windows") or ()
+        return [Window(*window)._asdict() for window in windows]
+
+    def stored(self) -> Json:
+        return self._limits.copy()
+
+    def restore(self, limits: Json) -> None:
+        self._limits.update(limits)
+
+
+class Router:
+    """Chooses accounts: who offers a model, whose turn it is, who must rest, who knows the session.
+
+    Its lock is never held across I/O.
+    """
+
+    def __init__(
+        self, now: Callable[[], float] = time.monotonic, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._now, self._clock = now, clock  # for rests, and for what is stored
+        self.offers = Offers((), load_config(None))  # replaced whole
+        self._lock = threading.Lock()  # guards all below
+        self._rests, self._limits = Rests(now, clock), Limits()
+        self._turns = Turns()
+        # (session, model) -> (account, when that ends)
+        self._bound: dict[tuple[str, str], tuple[str, float]] = {}
+        self._answers: collections.Counter[str] = collections.Counter()
+        self._changed = False  # is there more to store than is stored?
+
+    def configure(self, accounts: Iterable[Account], config: Config) -> None:
+        """Replace all accounts; rests stay with the accounts of the same name."""
+        offers = Offers(accounts, config)
+        with self._lock:
+            self.offers = offers
+            self._turns.weigh(offers.accounts)
+
+    def candidates(self, model: str, session: str = "") -> list[Candidate]:
+        """Return who is asked for a model, in order.
+
+        Whoever answered this session last; then the highest priority first, in each priority as the
+        strategy says. Whoever rests, or needs a login, is left out. Raises ProxyError:
+        model_not_found, naming the nearest models; unauthorized, if all need a login; rate_limited,
+        with the time until the first is free again.
+        """
+        with self._lock:
+            found = self.offers.find(model, self._usable)
+            try:
+                ready = self._in_order(model, self._rests.ready(found))
+            except ProxyError:
+                ready = self._previews_ready(model)
+                if not ready:
+                    raise
+            if session and len(ready) > 1:
+                name, end = self._bound.get((session, model), ("", 0.0))
+                if end > self._now():
+                    ready.sort(key=lambda candidate: candidate.account.name != name)
+            return ready
+
+    def _in_order(self, model: str, ready: list[Candidate]) -> list[Candidate]:
+        return self._turns.order(model, ready, self.offers.config["routing.strategy"])
+
+    def _previews_ready(self, model: str) -> list[Candidate]:
+        """Return who can serve a preview of a model, or what it is a preview of, at the moment."""
+        if self.offers.config["quota-exceeded.switch-preview-model"]:
+            for name in self.offers.previews(model):
+                with contextlib.suppress(ProxyError):
+                    return self._in_order(name, self._rests.ready(self.offers.of(name)))
+        return []
+
+    def _usable(self, found: list[Candidate]) -> bool:
+        """Tell whether somebody can be asked for a model of the list now, and it can talk."""
+        with contextlib.suppress(ProxyError):
+            return any("media" not in c.account.fact(c.model).traits for c in self._rests.ready(found))
+        return False
 
     def wait_before(self, model: str, turn: int, hint: float | None) -> float | None:
         """Return the seconds until it makes sense to ask all accounts once more.
@@ -11206,16 +11327,15 @@ class Router:
         `turn` counts the rounds that were, `hint` is what the last refusal said. None: never, as
         `request-retry`, of the config or of the account, and `max-retry-interval` say.
         """
+        config = self.offers.config
         with self._lock:
-            found = self._offers.get(model) or self._read(model)
-            patient = [c for c in found if turn < self._retries(c.account)]
-            waits = [rest.end - self._now() for rest in map(self._rest, patient) if rest]
-            waits += [hint] if patient and hint is not None else []
-            wait = min(waits, default=math.inf)
-            return wait if wait <= self._config["max-retry-interval"] else None
-
-    def _retries(self, account: Account) -> int:
-        return whole_number(account.retries, self._config["request-retry"])
+            found = self.offers.find(model, self._usable)
+            rounds = config["request-retry"]
+            patient = [c for c in found if turn < whole_number(c.account.retries, rounds)]
+            waits = [hint] if patient else []
+            waits += map(self._rests.left, patient)
+        wait = min((wait for wait in waits if wait is not None), default=math.inf)
+        return wait if wait <= config["max-retry-interval"] else None
 
     def punish(self, candidate: Candidate, error: ProxyError) -> bool:
         """Let an account rest after a refusal, as long as the upstream said.
@@ -11238,50 +11358,33 @@ class Router:
 
     def _cool(self, candidate: Candidate, verdict: Verdict, error: ProxyError) -> None:
         """Send an account to rest for one model or for all, and its login's other projects."""
-        account = candidate.account
+        account, config = candidate.account, self.offers.config
         whole = verdict.whole or bool({"5h", "7d"}.intersection(claude_claims(error.headers)))
         model = "" if whole else candidate.model
-        wait, level = self._wait(verdict, error, self._cooling.get((account.name, model)))
-        off = account.disable_cooling
-        off = self._config["disable-cooling"] if off is None else off
-        if wait <= 0 or (off and not verdict.hard):
+        transient = float(config["transient-error-cooldown-seconds"])
+        wait, level = self._rests.next_of(account.name, model, verdict, error, transient)
+        if wait <= 0 or (is_cooling_off(account, config) and not verdict.hard):
             return
         if error.status == 429 and error.retry_after is None:
             error.retry_after = wait  # without it Codex gives up at once
         # A key's name is its place in the config, where another may stand one day.
         mark = account.mark if verdict.token or not account.credential else ""
-        end, why = self._now() + wait, explained(error)
-        for name in self._siblings(account, error.status):
-            self._cooling[name, model] = Cooldown(end, level, verdict.soft, mark, error.status, why)
+        rest = Cooldown(0.0, level, verdict.soft, mark, error.status, explained(error))
+        self._rests.begin(self._siblings(account, error.status), model, wait, rest)
         self._changed = True
-        while len(self._cooling) > CURSORS:  # clients can ask for whatever they like
-            del self._cooling[next(iter(self._cooling))]
 
     def _siblings(self, account: Account, status: int) -> list[str]:
         """Return whose rest it is: of all projects of a login if they may not stand in for it."""
         file = account.credential.name if account.credential else ""
-        if not file or status != 429 or self._config["quota-exceeded.switch-project"]:
+        if not file or status != 429 or self.offers.config["quota-exceeded.switch-project"]:
             return [account.name]
-        return [a.name for a in self._accounts if a.credential and a.credential.name == file]
+        return [a.name for a in self.offers.accounts if a.credential and a.credential.name == file]
 
     def rests(self, candidate: Candidate) -> bool:
         """Tell whether a candidate was sent to rest since it was chosen."""
         with self._lock:
-            rest = self._rest(candidate)
+            rest = self._rests.of(candidate)
             return rest is not None and not rest.soft
-
-    def _wait(self, verdict: Verdict, error: ProxyError, last: Cooldown | None) -> tuple[float, int]:
-        """Return how long to rest, and how often a growing rest has grown."""
-        level = last.level if last else 0
-        if error.retry_after is not None:
-            return error.retry_after, level
-        if verdict.backoff and last and last.end > self._now():
-            return last.end - self._now(), level  # refusals at the same time count once
-        if verdict.backoff:
-            return min(verdict.wait * 2.0**level, BACKOFF_LIMIT), level + 1
-        if verdict.soft:
-            return float(self._config["transient-error-cooldown-seconds"] or verdict.wait), 0
-        return verdict.wait, 0
 
     def reward(self, candidate: Candidate, model: str = "", session: str = "") -> None:
         """Forget the rest of an account that has answered, and keep the session with it."""
@@ -11289,14 +11392,16 @@ class Router:
         with self._lock:
             self._answers[name] += 1
             self._changed = True
+            self._rests.end(candidate)
             if session:
-                self._bound.pop((session, model), None)
-                self._bound[session, model] = name, self._now() + self._ttl
-                if len(self._bound) > CURSORS:
-                    del self._bound[next(iter(self._bound))]
-            if self._cooling:
-                self._cooling.pop((name, candidate.model), None)
-                self._cooling.pop((name, ""), None)
+                self._bind(session, model, name)
+
+    def _bind(self, session: str, model: str, name: str) -> None:
+        lasts = read_duration(self.offers.config["routing.session-affinity-ttl"])
+        self._bound.pop((session, model), None)
+        self._bound[session, model] = name, self._now() + lasts
+        if len(self._bound) > CURSORS:
+            del self._bound[next(iter(self._bound))]
 
     def learn(self, account: Account, headers: Mapping[str, str]) -> None:
         """Keep what an answer tells of its account's limits."""
@@ -11306,48 +11411,40 @@ class Router:
         windows = told_limits(headers, now)
         if windows:
             with self._lock:
-                self._limits[account.name] = {"at": now, "windows": [list(w) for w in windows]}
+                self._limits.learn(account, windows, now)
                 self._changed = True
 
     def report(self, account: Account) -> Json:
         """Return what the owner may want to know of an account; times are Unix times."""
-        now, offset = self._clock(), self._clock() - self._now()
+        now = self._clock()
         with self._lock:
-            rests = [
-                {"model": model or "*", "until": rest.end + offset, "why": f"{rest.status}: {rest.why}"}
-                for (name, model), rest in sorted(self._cooling.items())
-                if name == account.name and rest.end > self._now() and rest.mark in {"", account.mark}
-            ]
-            limits = (self._limits.get(account.name) or {}).get("windows") or ()
-            windows = [Window(*row)._asdict() for row in limits]
-            found = {"requests": self._answers[account.name], "cooling": rests, "limits": windows}
+            rests, limits = self._rests.rows_of(account), self._limits.rows_of(account)
+            found = {"requests": self._answers[account.name], "cooling": rests, "limits": limits}
         lost = bool(account.dead) or account.lost(now)
         states = {"needs login": lost, "cooling": bool(rests), "expired": account.expired(now)}
         return {"state": next((state for state, is_so in states.items() if is_so), "ready"), **found}
 
     def state(self) -> Json | None:
         """Return what is to be stored; None if nothing has changed since the last time."""
-        offset = self._clock() - self._now()
         with self._lock:
             if not self._changed:
                 return None
             self._changed = False
-            rests = [
-                {"account": name, "model": model, **rest._replace(end=rest.end + offset)._asdict()}
-                for (name, model), rest in self._cooling.items()
-                if rest.end > self._now()
-            ]
-            return {"cooldowns": rests, "limits": self._limits.copy(), "answers": dict(self._answers)}
+            rests, limits = self._rests.stored(), self._limits.stored()
+            return {"cooldowns": rests, "limits": limits, "answers": dict(self._answers)}
 
     def restore(self, state: Json) -> None:
         """Take over what was stored before a restart. What is no such thing is left out."""
-        offset = self._clock() - self._now()
-        with self._lock, contextlib.suppress(KeyError, TypeError, ValueError, AttributeError):
+        with self._lock, contextlib.suppress(*MALFORMED):
             self._answers.update(state.get("answers") or {})
-            self._limits.update(state.get("limits") or {})
-            for row in state.get("cooldowns") or ():
-                rest = Cooldown(**{key: row[key] for key in Cooldown._fields})
-                self._cooling[row["account"], row["model"]] = rest._replace(end=rest.end - offset)
+            self._limits.restore(state.get("limits") or {})
+            self._rests.restore(state.get("cooldowns") or ())
+
+
+def is_cooling_off(account: Account, config: Config) -> bool:
+    """Tell whether the owner wants no rests, of this account or at all."""
+    own = account.disable_cooling
+    return bool(config["disable-cooling"]) if own is None else own
 
 
 def login_needed(account: Account) -> ProxyError:
@@ -12006,11 +12103,11 @@ GEMINI_VERBS: dict[str, tuple[str, bool | None]] = {  # verb -> action, stream
 }
 
 
-def known_model(router: Router, name: str) -> Model:
+def known_model(offers: Offers, name: str) -> Model:
     """Return what lists tell of a model, `created` guessed from its name if need be."""
     if name == ECHO:
         return Model(ECHO, "cliproxy", ECHO)
-    row = router.fact(name)
+    row = offers.fact(name)
     date = re.search(r"([0-9]{4})-?([0-9]{2})-?([0-9]{2})$", name)
     then = read_time("-".join(date.groups()) + "T00:00Z") if date else 0
     return row._replace(created=row.created or int(then or 0))
@@ -12439,7 +12536,7 @@ class App:
     def ask_for_models(self) -> None:
         """Have the lists of models asked for that are older than a day; called every second."""
         if self.config["refresh-models"]:
-            self.catalog.poll(self.router.accounts())
+            self.catalog.poll(self.router.offers.accounts)
 
     @property
     def _state_file(self) -> Path:
@@ -12465,7 +12562,7 @@ class App:
 
     def renew_due(self) -> None:
         """Renew all tokens that are due, whether or not their accounts rest. One thread does."""
-        for account in self.router.accounts():
+        for account in self.router.offers.accounts:
             credential, token = account.credential, account.token
             early = self._not_before.get(account.mark, -math.inf) > time.monotonic()
             if credential is None or early or not account.renewable or not due(credential, time.time()):
@@ -13574,25 +13671,25 @@ class Visit(Watcher):
 
     def read_amp(self, errand: Errand) -> None:
         """Choose the model for Amp, which wants to hear of the one that it asked for."""
-        errand.forced, errand.instead = True, self.server.app.router.mapped(errand.model)
+        errand.forced, errand.instead = True, self.server.app.router.offers.mapped(errand.model)
         betas = errand.headers.pop("anthropic-beta", "").replace(" ", "").split(",")
         for beta in betas:
             if beta not in {"", "context-1m-2025-08-07"}:  # it asks everybody for a long context
                 add_beta(errand.headers, beta)
 
     def list_models(self, route: Route) -> None:
-        router, (one, whole) = self.server.app.router, self.list_writers(route)
-        names = [*router.models(), ECHO]
-        self.send_json(200, whole([one(known_model(router, name)) for name in names]))
+        offers, (one, whole) = self.server.app.router.offers, self.list_writers(route)
+        names = [*offers.names(), ECHO]
+        self.send_json(200, whole([one(known_model(offers, name)) for name in names]))
 
     def show_model(self, route: Route) -> None:
-        router, name = self.server.app.router, self.argument
-        names = [*router.models(), ECHO]
+        offers, name = self.server.app.router.offers, self.argument
+        names = [*offers.names(), ECHO]
         if name not in names:
             close = ", ".join(map(repr, nearest_names(name, names, 3)))
             hint = f"; nearest: {close}" if close else ""
             raise ProxyError("model_not_found", f"no model {name!r}{hint}")
-        self.send_json(200, self.list_writers(route)[0](known_model(router, name)))
+        self.send_json(200, self.list_writers(route)[0](known_model(offers, name)))
 
     def list_writers(self, route: Route) -> tuple[Callable[[Model], Json], Callable[[list[Json]], Json]]:
         """Return the shape of models that this client reads, and of their list.
@@ -14000,7 +14097,7 @@ def cmd_serve(options: argparse.Namespace) -> int:
     greet(server, app)
     keeper = threading.Thread(target=app.keep_renewed, args=(stop,), daemon=True)
     keeper.start()
-    if any(account.origin.scheme == "https" for account in app.router.accounts()):
+    if any(account.origin.scheme == "https" for account in app.router.offers.accounts):
         threading.Thread(target=tls_context, daemon=True).start()  # so that no request waits for it
     while not stop.is_set():
         try:
@@ -14028,7 +14125,7 @@ def greet(server: Server, app: App) -> None:
     scheme = "https" if app.config["tls.enable"] else "http"
     say(f"cliproxy {__version__} listens on {scheme}://{server.host}:{server.port}")
     say(f"config: {app.config.path or 'none (defaults)'}; credentials: {app.store.folder}")
-    accounts = app.router.accounts()
+    accounts = app.router.offers.accounts
     for account in accounts:
         state = app.router.report(account)["state"]
         say(f"  {account.name}: {account.provider.name}, {mask(account.token)}, {state}")
@@ -14120,8 +14217,8 @@ def cmd_accounts(options: argparse.Namespace) -> int:
         ends = expires_at(fresh.data)
         say(f"{fresh.name}: renewed" + (f", good until {moment(ends)}" if ends else ""))
         return 0
-    rows = [account_row(account, app, limits=options.limits) for account in app.router.accounts()]
-    known = {account.credential.name for account in app.router.accounts() if account.credential}
+    rows = [account_row(account, app, limits=options.limits) for account in app.router.offers.accounts]
+    known = {account.credential.name for account in app.router.offers.accounts if account.credential}
     rows += [file_row(c) for c in app.store.credentials() if c.name not in known]
     if options.json:
         say(json.dumps(rows, indent=2))
@@ -14216,14 +14313,16 @@ def cmd_models(options: argparse.Namespace) -> int:
     """Print the models that the present credentials can serve, and what is known of them."""
     app = make_app(options)
     if options.refresh:
-        for account, failure in app.catalog.refresh(app.router.accounts()).items():
+        for account, failure in app.catalog.refresh(app.router.offers.accounts).items():
             say(f"{account}: no list of models: {failure}")
         app.reload()
     line = "{:40} {:>9} {:>8}  {:34} {}"
     say(line.format("model", "context", "output", "efforts", "accounts").rstrip())
-    for name in app.router.models():
-        row = app.router.fact(name)
-        accounts = ", ".join(dict.fromkeys(candidate.account.name for candidate in app.router.offer(name)))
+    for name in app.router.offers.names():
+        row = app.router.offers.fact(name)
+        accounts = ", ".join(
+            dict.fromkeys(candidate.account.name for candidate in app.router.offers.of(name))
+        )
         say(line.format(name, row.context or "?", row.output or "?", efforts_of(row), accounts))
     say(line.format(ECHO, "-", "-", "-", "built in"))
     return 0

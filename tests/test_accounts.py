@@ -110,7 +110,7 @@ def test_a_file_that_says_what_cannot_be_stops_nobody(
     unfit = {"type": kind, "access_token": "t", key: value}
     (house.proxy.auth_dir / "unfit.json").write_text(json.dumps(unfit))
     house.proxy.app.poll()
-    names = {account.name for account in house.proxy.app.router.accounts()}
+    names = {account.name for account in house.proxy.app.router.offers.accounts}
     assert "unfit.json" not in names
     assert names, "of the others"
     assert "unfit.json is not used: " in caplog.text
@@ -209,7 +209,7 @@ def test_the_projects_of_one_login(
     make_proxy: ProxyMaker, upstream: Upstream, switch: bool, type: str
 ) -> None:
     google = CodeAssist(make_proxy, upstream, type, "one, two", quota_exceeded={"switch-project": switch})
-    logins = [a for a in google.proxy.app.router.accounts() if a.credential]
+    logins = [a for a in google.proxy.app.router.offers.accounts if a.credential]
     assert [account.renewable for account in logins] == [True, True]
     path = "/v1beta/models/gemini-2.5-pro:generateContent"
     assert [google.proxy.ask(path, GEMINI_ASK).status for _ in range(2)] == [200, 200]

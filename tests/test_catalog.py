@@ -43,7 +43,7 @@ def open_account(upstream: Upstream, setting: str) -> dict[str, Any]:
 
 
 def refresh(proxy: Proxy) -> dict[str, str]:
-    failures = proxy.app.catalog.refresh(proxy.app.router.accounts())
+    failures = proxy.app.catalog.refresh(proxy.app.router.offers.accounts)
     proxy.app.poll()
     return failures
 
@@ -80,7 +80,7 @@ def test_tables_keep_what_a_list_does_not_say(make_proxy: ProxyMaker, upstream: 
     refresh(proxy)
     row = listed(proxy, "claude-opus-4-8")
     assert (row["context_length"], row["display_name"], row["owned_by"]) == (1_000_000, "Opus", "anthropic")
-    fact = proxy.app.router.fact("claude-opus-4-8")
+    fact = proxy.app.router.offers.fact("claude-opus-4-8")
     assert (fact.budget, fact.can_stop, fact.levels[-1]) == ((1_024, 128_000), True, "max")
 
 
@@ -108,11 +108,15 @@ def test_lists_are_asked_for_once_a_day(make_proxy: ProxyMaker, upstream: Upstre
     again = cp.App(proxy.app.config_file, store, {})
     again.catalog._now = clock
     again.ask_for_models()
-    assert ("one" in again.router.models(), again.catalog._asking, len(upstream.seen)) == (True, None, 2), (
-        "it was kept"
-    )
+    assert ("one" in again.router.offers.names(), again.catalog._asking, len(upstream.seen)) == (
+        True,
+        None,
+        2,
+    ), "it was kept"
     file.write_text("{")
-    assert "one" not in cp.App(proxy.app.config_file, store, {}).router.models(), "a damaged file is as none"
+    assert "one" not in cp.App(proxy.app.config_file, store, {}).router.offers.names(), (
+        "a damaged file is as none"
+    )
 
 
 def test_a_failure_is_tried_again_after_an_hour(
@@ -186,9 +190,9 @@ def test_the_owner_s_rows(make_proxy: ProxyMaker, upstream: Upstream) -> None:
     ) == ("me", "Mine", 1_000, 100)
     assert listed(proxy, "claude-opus-4-8")["context_length"] == 5
     assert {"up-model", "gpt-9"}.isdisjoint(names(proxy)), "to know a model is not to have it"
-    assert proxy.app.router.fact("claude-opus-4-8").budget == (1_024, 128_000)
+    assert proxy.app.router.offers.fact("claude-opus-4-8").budget == (1_024, 128_000)
     log_in(proxy, "codex")
-    fact = proxy.app.router.fact("gpt-9")
+    fact = proxy.app.router.offers.fact("gpt-9")
     assert (fact.budget, fact.thinking) == ((1, 9), True)
     upstream.reply({"choices": [{"message": {"role": "assistant", "content": "x"}, "finish_reason": "stop"}]})
     assert (

@@ -277,7 +277,7 @@ def test_auto_is_the_newest_usable_model(make_proxy: ProxyMaker, upstream: Upstr
     assert thought(upstream.seen[0]) == (first, None), "without dates: the first of the table"
     assert thought(upstream.seen[1]) == (first, "high")
     upstream.routes["/v1/models"] = make_reply(DATED)
-    proxy.app.catalog.refresh(proxy.app.router.accounts())
+    proxy.app.catalog.refresh(proxy.app.router.offers.accounts)
     proxy.app.poll()
     upstream.seen.clear()
     upstream.reply({"error": {"type": "rate_limit_error", "message": "x"}}, 429, {"retry-after": "60"})

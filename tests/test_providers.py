@@ -121,7 +121,7 @@ def test_code_assist_counts(make_proxy: ProxyMaker, upstream: Upstream) -> None:
 def test_each_project_is_an_account(make_proxy: ProxyMaker, upstream: Upstream) -> None:
     proxy = alone(make_proxy, upstream, "gemini-cli", quota_exceeded={"switch-project": True})
     log_in(proxy, "gemini", project_id="one, two,")
-    assert [account.name for account in proxy.app.router.accounts()] == [
+    assert [account.name for account in proxy.app.router.offers.accounts] == [
         "gemini-x.json::one",
         "gemini-x.json::two",
     ]
@@ -268,7 +268,7 @@ def test_what_is_not_used_is_said(
     told = [record.message for record in caplog.records if "is not used" in record.message]
     assert len(told) == 1, "once"
     assert says in told[0]
-    assert proxy.app.router.accounts() == []
+    assert proxy.app.router.offers.accounts == []
 
 
 def test_antigravity_under_our_own_name(make_proxy: ProxyMaker, upstream: Upstream) -> None:
@@ -358,7 +358,7 @@ def test_names_that_cliproxyapi_gave_antigravity_s_models(
     upstream.reply([cp.sse_frame({"response": ANSWER})], headers=SSE)
     assert chat(proxy, asked).status == 200
     assert upstream.seen[0].json()["model"] == own
-    assert asked not in proxy.app.router.models(), "lists have the service's own names"
+    assert asked not in proxy.app.router.offers.names(), "lists have the service's own names"
 
 
 def test_an_address_of_the_owner_is_the_only_one(

@@ -399,7 +399,7 @@ def test_two_programs_on_one_folder_make_one_refresh(house: House) -> None:
     store = cp.Store(house.proxy.auth_dir)
     store.scan()
     other = cp.App(app.config_file, store, {})
-    (theirs,) = [a for a in other.router.accounts() if a.credential]
+    (theirs,) = [a for a in other.router.offers.accounts if a.credential]
     stale = theirs.token
     with ThreadPoolExecutor(20) as pool:
         renewals = [pool.submit(other.renew, theirs, stale) for _ in range(5)]

@@ -304,7 +304,7 @@ def test_a_model_that_talks_of_the_end_has_not_ended(proxy: Proxy, upstream: Ups
 
 
 def test_a_list_of_models_is_not_broken_by_an_edit(proxy: Proxy) -> None:
-    accounts, done = proxy.app.router.accounts(), threading.Event()
+    accounts, done = proxy.app.router.offers.accounts, threading.Event()
 
     def edit() -> None:
         while not done.is_set():

@@ -355,7 +355,7 @@ def test_a_key_that_google_refuses(make_proxy: ProxyMaker, cloud: Cloud) -> None
         assert message.startswith("vertex-proj-1.json: Vertex refused: Invalid JWT Signature.")
     assert cloud.asked() == ["/token"], "it is asked once"
     proxy.app.poll()
-    [account] = proxy.app.router.accounts()
+    [account] = proxy.app.router.offers.accounts
     assert proxy.app.router.report(account)["state"] == "needs login"
     cloud.refusal = {}
     stored = json.loads(path.read_text())
@@ -395,7 +395,7 @@ def test_a_key_that_cannot_sign(make_proxy: ProxyMaker, cloud: Cloud) -> None:
         assert "vertex-proj-1.json: the private key is encrypted" in each.json()["error"]["message"]
     assert cloud.asked() == []
     proxy.app.poll()
-    [account] = proxy.app.router.accounts()
+    [account] = proxy.app.router.offers.accounts
     assert proxy.app.router.report(account)["state"] == "needs login"
 
 

@@ -54,7 +54,7 @@ class House:
         return self.proxy.ask("/v1/messages", CLAUDE_ASK)
 
     def account(self, file: str = "claude-a.json") -> cp.Account:
-        return next(a for a in self.proxy.app.router.accounts() if a.name == file)
+        return next(a for a in self.proxy.app.router.offers.accounts if a.name == file)
 
     def file(self, file: str = "claude-a.json") -> Json:
         data: Json = json.loads((self.proxy.auth_dir / file).read_text())
