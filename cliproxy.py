@@ -4948,21 +4948,22 @@ def responses_write_error(error: ProxyError) -> Json:
 # 10. GEMINI                                                                      [pure]
 ########################################################################################
 # The Gemini API, generateContent, of AI Studio, Vertex and Code Assist. Only this room knows its
-# field names. Source: spec/dialects.md 1D and 4.3.
+# field names. A part that came in this dialect, and is no text, is kept as it came: it goes out in
+# this dialect as it is, and in others by its fields. Source: spec/dialects.md 1D and 4.3.
 
+# -- tables ----------------------------------------------------------------------------
 # fmt: off
 GEMINI_PARAMS = words_read(PARAMS, "gemini")  # all of them inside generationConfig
 GEMINI_PARAMS_WRITE = words_write(PARAMS, "gemini")
-GEMINI_FINISH = words_read(FINISH_REASONS, "gemini")
-GEMINI_FINISH_WRITE = words_write(FINISH_REASONS, "gemini")
-GEMINI_KINDS = {kind.gemini: name for name, kind in reversed(KINDS.items())} | {
-    "FAILED_PRECONDITION": "invalid_request", "INTERNAL": "upstream_error", "DEADLINE_EXCEEDED": "upstream_timeout",
-}
-GEMINI_SAID = {  # words of an error that say more than its status
-    "API_KEY_INVALID": "unauthorized", "exceeds the maximum number of tokens": "context_too_long",
-}
 GEMINI_MODES = {"AUTO": "auto", "ANY": "required", "NONE": "none"}  # VALIDATED: auto
 GEMINI_MODES_WRITE = {mode: word for word, mode in GEMINI_MODES.items()}
+GEMINI_FINISH = words_read(FINISH_REASONS, "gemini")
+GEMINI_FINISH_WRITE = words_write(FINISH_REASONS, "gemini")
+GEMINI_USAGE = {  # canonical field -> where usageMetadata says it: its output is without the thoughts
+    "input": "promptTokenCount", "cache_read": "cachedContentTokenCount", "output": "candidatesTokenCount",
+    "reasoning": "thoughtsTokenCount",
+}
+GEMINI_COUNTED = frozenset({*GEMINI_USAGE.values(), "totalTokenCount"})
 GEMINI_SUMMARIES = {None: "", False: "omitted", True: "auto"}  # includeThoughts
 GEMINI_HOSTED = {  # what the service itself runs: key of a tool, or toolType of a call -> canonical name
     "googleSearch": "web_search", "urlContext": "web_fetch", "codeExecution": "code_execution",
@@ -4984,11 +4985,15 @@ GEMINI_SCHEMA = {  # keyword of OpenAPI, as Google may spell it -> of JSON Schem
 }
 # fmt: on
 GEMINI_TAKES = (*SCHEMA_MAPS, "anyOf", "oneOf", "allOf", "$ref", "additionalProperties")
-GEMINI_WORDS = frozenset({"text", "thinking", "refusal"})  # parts that are written as they come
+GEMINI_TEXTS = frozenset({"text", "thinking", "refusal"})  # parts that are written as they come
 GEMINI_SENTINEL = "skip_thought_signature_validator"  # the service's own, for a lost signature
-GEMINI_RETRY = "type.googleapis.com/google.rpc.RetryInfo"
 GEMINI_SNAKE = re.compile(r"(?<=\w)_([a-z])")
 GEMINI_APART = frozenset({"model", "stream", "contents", "systemInstruction", "tools"})  # of a body
+GEMINI_CANDIDATE = frozenset({"content", "index", "finishReason", "logprobsResult"})
+GEMINI_PIECES = frozenset({"partialArgs", "willContinue"})
+# a step of a path: .name [0] ['name']
+GEMINI_STEP = re.compile(r"\.([^.\[\]]+)|\[(\d+)\]|\[['\"](.*?)['\"]\]")
+GEMINI_VALUES = ("stringValue", "numberValue", "boolValue")
 
 
 def gemini_camel(value: Any) -> Any:
@@ -4997,17 +5002,27 @@ def gemini_camel(value: Any) -> Any:
         return [gemini_camel(item) for item in value]
     if not isinstance(value, dict):
         return value
-    named = ((GEMINI_SNAKE.sub(lambda m: m[1].upper(), k), item) for k, item in value.items())
-    return {key: item if key in GEMINI_OPAQUE else gemini_camel(item) for key, item in named}
+    copy = {}
+    for key, item in value.items():
+        name = GEMINI_SNAKE.sub(lambda found: found[1].upper(), key) if "_" in key else key
+        copy[name] = item if name in GEMINI_OPAQUE else gemini_camel(item)
+    return copy
 
 
 def gemini_list(value: Any) -> list[Any]:
     """Return a repeated field; one value may stand for itself (proto3 JSON)."""
-    return value if isinstance(value, list) else [] if value is None else [value]
+    if value is None:
+        return []
+    return value if isinstance(value, list) else [value]
 
 
 def gemini_own(thing: Request | Message | Part | Tool | Usage | MessageEnd) -> Json:
     return thing.extra.get("gemini", EMPTY)
+
+
+def gemini_is_new(model: str) -> bool:
+    """Tell whether a model is Gemini 3 or newer: they check signatures and see media in results."""
+    return any(int(major) >= 3 for major in re.findall(r"gemini-(\d+)", model))
 
 
 def gemini_schema(schema: Any) -> Any:
@@ -5029,24 +5044,31 @@ def gemini_keyword(key: str, value: Any) -> Any:
     return int(value) if counts else value
 
 
-# --- parts, of requests and answers ---
-
-
 def gemini_mime(media: Media) -> str:
     """Return the type of a medium; that of a URL is guessed by its ending, then by its kind."""
     ending = media.data.partition("?")[0][-6:].rpartition(".")[2].lower()
     return media.mime or GEMINI_MIMES.get(ending) or GEMINI_MIMES[media.kind]
 
 
+# -- parts and messages, read ----------------------------------------------------------
 def gemini_read_media(data: Json) -> Part:
     """Read inlineData, or fileData: a URL, or a file that only Google has."""
+    mime, name = data.get("mimeType", ""), data.get("displayName", "")
     uri = data.get("fileUri", "")
-    source = "file_id" if uri.startswith("gs:") or "generativelanguage" in uri else "url"
-    where = (source, uri) if uri else ("base64", data["data"])
-    media = Media("document", *where, data.get("mimeType", ""), data.get("displayName", ""))
+    if not uri:
+        media = Media("document", "base64", data["data"], mime, name)
+    elif uri.startswith("gs:") or "generativelanguage" in uri:
+        media = Media("document", "file_id", uri, mime, name)
+    else:
+        media = Media("document", "url", uri, mime, name)
     family = gemini_mime(media).partition("/")[0]
-    kind = family if family in {"image", "audio", "video"} else "document"
-    return Part("media", media=media._replace(kind=kind))
+    if family in {"image", "audio", "video"}:
+        media = media._replace(kind=family)
+    return Part("media", media=media)
+
+
+def gemini_read_call(data: Json) -> Part:
+    return Part("call", dumps_text(data.get("args") or {}), data.get("id") or "", data["name"])
 
 
 def gemini_read_result(data: Json) -> Part:
@@ -5055,187 +5077,53 @@ def gemini_read_result(data: Json) -> Part:
     key, text = next(iter(response.items())) if len(response) == 1 else ("", None)
     if key not in {"output", "error"} or not isinstance(text, str):
         text = dumps_text(response)
-    media = tuple(map(gemini_read_part, gemini_list(data.get("parts"))))
-    parts = (Part("text", text), *media) if response or not media else media
+    parts = tuple(map(gemini_read_part, gemini_list(data.get("parts"))))
+    if response or not parts:
+        parts = (Part("text", text), *parts)
     return Part("result", "", data.get("id") or "", data["name"], parts, error=key == "error")
 
 
 def gemini_read_hosted(data: Json) -> Part:
-    """Read what the service itself called; the whole object stays in `extra`."""
+    """Read what the service itself called."""
     kind = data.get("toolType", "codeExecution")
     arguments = data.get("args") or {k: data[k] for k in ("language", "code") if k in data}
     name = GEMINI_HOSTED.get(kind, kind.lower())
     return Part("hosted", dumps_text(arguments), data.get("id") or "", name)
 
 
-# fmt: off
+def gemini_read_hosted_result(data: Json) -> Part:
+    return gemini_read_hosted(data)._replace(kind="hosted_result", text="")
+
+
 GEMINI_READERS: dict[str, Callable[[Json], Part]] = {  # what has none of these fields is opaque
-    "inlineData":          gemini_read_media,
-    "fileData":            gemini_read_media,
-    "functionCall":        lambda data: Part("call", dumps_text(data.get("args") or {}), data.get("id") or "", data["name"]),
-    "functionResponse":    gemini_read_result,
-    "executableCode":      gemini_read_hosted,
-    "codeExecutionResult": lambda data: gemini_read_hosted(data)._replace(kind="hosted_result", text=""),
-    "toolCall":            gemini_read_hosted,
-    "toolResponse":        lambda data: gemini_read_hosted(data)._replace(kind="hosted_result", text=""),
+    "inlineData": gemini_read_media,
+    "fileData": gemini_read_media,
+    "functionCall": gemini_read_call,
+    "functionResponse": gemini_read_result,
+    "executableCode": gemini_read_hosted,
+    "codeExecutionResult": gemini_read_hosted_result,
+    "toolCall": gemini_read_hosted,
+    "toolResponse": gemini_read_hosted_result,
 }
-# fmt: on
 
 
 def gemini_read_part(data: Json) -> Part:
     """Read one part. A signature may be on any, and does not make a text a thought."""
+    proof = data.get("thoughtSignature") or ""
     body = {key: value for key, value in data.items() if key != "thoughtSignature"} or {"text": ""}
     text, thought = body.get("text"), body.get("thought")
-    field = next((key for key in body if key in GEMINI_READERS), "")
     if isinstance(text, str):
-        part = Part("thinking" if thought else "text", text)
-    elif not field or (thought and field == "inlineData"):  # a draft of an image
-        part = Part("opaque")
-    else:
-        part = GEMINI_READERS[field](body[field])
-    rest = rest_of(body, gemini_write_part(part))
-    return part._replace(proof=data.get("thoughtSignature") or "", extra=extra_of("gemini", rest))
+        rest = {key: body[key] for key in body if key != "text" and (key != "thought" or thought is not True)}
+        return Part("thinking" if thought else "text", text, proof=proof, extra=extra_of("gemini", rest))
+    field = next((key for key in body if key in GEMINI_READERS), "")
+    draft = thought and field == "inlineData"  # of an image
+    part = GEMINI_READERS[field](body[field]) if field and not draft else Part("opaque")
+    return part._replace(proof=proof, extra={"gemini": body})
 
 
-def gemini_write_media(part: Part) -> Json:
-    media = part.media or Media("document", "text", "")
-    if media.source == "text":
-        return {"text": f"{media.name}\n{media.data}" if media.name else media.data}
-    mime = {"mimeType": gemini_mime(media)}
-    if media.source == "base64":
-        return {"inlineData": {**mime, "data": media.data, **filled(displayName=media.name)}}
-    return {"fileData": {"fileUri": media.data, **mime}}
-
-
-def gemini_write_call(part: Part) -> Json:
-    named = {**filled(id=part.id), "name": part.name}
-    return {"functionCall": {**named, "args": arguments_of(part.text)}}
-
-
-def gemini_write_result(part: Part) -> Json:
-    """Write a functionResponse: an object as it is, a text as its `output` or `error`."""
-    text, media = text_of(part.parts), [p for p in part.parts if p.kind == "media"]
-    response = json_of(text)
-    if part.error or not isinstance(response, dict):
-        response = {"error" if part.error else "output": text} if text or not media else {}
-    written = {**filled(id=part.id), "name": part.name, "response": response}
-    return {"functionResponse": {**written, **filled(parts=[*map(gemini_write_media, media)])}}
-
-
-# fmt: off
-GEMINI_WRITERS: dict[str, Callable[[Part], Json]] = {  # other kinds are wholly in `extra`
-    "text":     lambda part: {"text": part.text},
-    "thinking": lambda part: {"text": part.text, "thought": True},
-    "refusal":  lambda part: {"text": part.text},
-    "media":    gemini_write_media,
-    "call":     gemini_write_call,
-    "result":   gemini_write_result,
-}
-# fmt: on
-
-
-def gemini_write_part(part: Part) -> Json:
-    """Write one part; empty if this dialect has no such part."""
-    write = GEMINI_WRITERS.get(part.kind)
-    written = restored(write(part) if write else {}, gemini_own(part))
-    if part.proof and written:
-        written["thoughtSignature"] = part.proof
-    return written
-
-
-def gemini_write_parts(parts: Iterable[Part]) -> list[Json]:
-    return list(filter(None, map(gemini_write_part, parts)))
-
-
-def gemini_write_kept(parts: Iterable[Part]) -> list[Json]:
-    """Write parts but texts that say nothing, which are refused."""
-    said = (part for part in parts if part.kind not in GEMINI_WORDS or part.text or part.proof)
-    return gemini_write_parts(said)
-
-
-def gemini_move_proofs(parts: Iterable[Part]) -> list[Part]:
-    """Move the proof of a thought that stands directly before a call to that call."""
-    moved: list[Part] = []
-    for part in parts:
-        thought = moved[-1] if moved and moved[-1].kind == "thinking" else Part("")
-        if part.kind == "call" and thought.proof and not part.proof:
-            moved[-1] = thought._replace(proof="")
-            moved.append(part._replace(proof=thought.proof))
-        else:
-            moved.append(part)
-    return moved
-
-
-# --- reading requests ---
-
-
-def gemini_read_request(body: Json) -> Request:
-    """Body of generateContent -> Request; `model` and `stream`, which the path says, are in it."""
-    data = gemini_camel(body)
-    config = data.get("generationConfig") or {}
-    system = gemini_system(data.get("systemInstruction"))
-    request = Request(
-        "gemini",
-        data["model"],
-        tuple(gemini_pair(map(gemini_read_content, gemini_list(data["contents"])))),
-        system=tuple(map(gemini_read_part, gemini_list(system.pop("parts", None)))),
-        tools=tuple(gemini_read_tools(gemini_list(data.get("tools")))),
-        choice=gemini_read_choice(data.get("toolConfig") or {}),
-        params={GEMINI_PARAMS[k]: config[k] for k in config if k in GEMINI_PARAMS},
-        thinking=gemini_read_thinking(config.get("thinkingConfig") or {}),
-        format=gemini_read_format(config),
-        stream=bool(data.get("stream")),
-    )
-    rest = rest_of(without(data, GEMINI_APART), gemini_write_settings(request))
-    kept = {**rest, "systemInstruction": system} if system else rest
-    return request._replace(extra=extra_of("gemini", kept))
-
-
-def gemini_system(system: Any) -> Json:
-    """Return a systemInstruction as a content: the SDKs take a text or a part for one, too."""
-    if isinstance(system, str):
-        return {"parts": [{"text": system}]}
-    return {**(system or {})} if not system or "parts" in system else {"parts": [system]}
-
-
-def gemini_read_format(config: Json) -> Format | None:
-    if config.get("responseMimeType") != "application/json":  # text/plain, or an enum
-        return None
-    schema = gemini_schema(config.get("responseSchema") or config.get("responseJsonSchema"))
-    return Format("json" if schema is None else "schema", schema=schema)
-
-
-def gemini_read_thinking(config: Json) -> Thinking:
-    level = str(config.get("thinkingLevel") or "").lower()
-    summary = GEMINI_SUMMARIES[config.get("includeThoughts")]
-    return Thinking(level if level in EFFORTS else "", config.get("thinkingBudget"), summary)
-
-
-def gemini_read_choice(config: Json) -> ToolChoice | None:
-    """Read the tool choice; VALIDATED, which nobody else knows, is `auto` to them."""
-    calling = config.get("functionCallingConfig")
-    if calling is None:
-        return None
-    mode = GEMINI_MODES.get(calling.get("mode"), "auto")
-    return ToolChoice(mode, tuple(calling.get("allowedFunctionNames") or ()))
-
-
-def gemini_read_tools(tools: Iterable[Json]) -> Iterator[Tool]:
-    """Read functions and the service's own tools, however they are grouped."""
-    for group in tools:
-        for data in gemini_list(group.get("functionDeclarations")):
-            schema = gemini_schema(data.get("parameters") or data.get("parametersJsonSchema"))
-            tool = Tool(data["name"], data.get("description") or "", schema)
-            rest = rest_of(data, gemini_write_function(tool))
-            yield tool._replace(extra=extra_of("gemini", rest))
-        for key, value in without(group, frozenset({"functionDeclarations"})).items():
-            name = GEMINI_HOSTED.get(key, key)
-            yield Tool(name, kind="hosted", extra={"gemini": {key: value}})
-
-
-def gemini_read_content(content: Json) -> Message:
-    role = "model" if content.get("role") == "model" else "user"
+def gemini_read_message(content: Json) -> Message:
     parts = tuple(map(gemini_read_part, gemini_list(content.get("parts"))))
+    role = "model" if content.get("role") == "model" else "user"
     rest = rest_of(without(content, frozenset({"parts"})), {"role": role})
     return Message("assistant" if role == "model" else "user", parts, extra_of("gemini", rest))
 
@@ -5256,91 +5144,98 @@ def gemini_pair(messages: Iterable[Message]) -> Iterator[Message]:
         parts: list[Part] = []
         for at, part in enumerate(message.parts):
             if part.kind == "call":
-                made = f"call_{turn}_{at}_{digest(part.name)[:8]}"
-                parts.append(gemini_named(part, part.id or made))
+                parts.append(part._replace(id=part.id or f"call_{turn}_{at}_{digest(part.name)[:8]}"))
                 calls.append(parts[-1])
             elif part.kind != "result":
                 parts.append(part)
-            elif (name := gemini_answered(part, calls, done)) not in done:
-                parts.append(gemini_named(part, name))
-                done.add(name)
+            elif (id := gemini_answered(part, calls, done)) not in done:
+                parts.append(part._replace(id=id))
+                done.add(id)
         yield message._replace(parts=tuple(parts))
 
 
 def gemini_answered(result: Part, calls: Iterable[Part], done: Collection[str]) -> str:
     """Return the id of the call of a result: its own if a call has it, else the next so named."""
+    if result.id in {call.id for call in calls}:
+        return result.id
     named = [call.id for call in calls if call.name == result.name]
-    waiting = [name for name in named if name not in done]
+    waiting = [id for id in named if id not in done]
     lost = result.id or f"call_{digest(result.name)}"
-    return result.id if result.id in {c.id for c in calls} else [*waiting, *named, lost][0]
+    return [*waiting, *named, lost][0]
 
 
-def gemini_named(part: Part, name: str) -> Part:
-    """Give a part an id; written is still the one that it came with."""
-    fresh = part._replace(id=name, extra=EMPTY)
-    rest = rest_of(gemini_write_part(part), gemini_write_part(fresh))
-    return fresh._replace(extra=extra_of("gemini", rest))
+# -- parts and messages, written -------------------------------------------------------
+def gemini_write_media(part: Part) -> Json:
+    media = part.media or Media("document", "text", "")
+    if media.source == "text":
+        return {"text": f"{media.name}\n{media.data}" if media.name else media.data}
+    mime = {"mimeType": gemini_mime(media)}
+    if media.source == "base64":
+        return {"inlineData": {**mime, "data": media.data, **filled(displayName=media.name)}}
+    return {"fileData": {"fileUri": media.data, **mime}}
 
 
-# --- writing requests ---
+def gemini_write_call(part: Part) -> Json:
+    named = {**filled(id=part.id), "name": part.name}
+    return {"functionCall": {**named, "args": arguments_of(part.text)}}
 
 
-def gemini_is_new(model: str) -> bool:
-    """Tell whether a model is Gemini 3 or newer: they check signatures and see media in results."""
-    return any(int(major) >= 3 for major in re.findall(r"gemini-(\d+)", model))
+def gemini_write_result(part: Part) -> Json:
+    """Write a functionResponse: an object as it is, a text as its `output` or `error`."""
+    text, media = text_of(part.parts), [p for p in part.parts if p.kind == "media"]
+    response = json_of(text)
+    if part.error:
+        response = {"error": text}
+    elif not isinstance(response, dict):
+        response = {"output": text} if text or not media else {}
+    written = {**filled(id=part.id), "name": part.name, "response": response}
+    return {"functionResponse": {**written, **filled(parts=[*map(gemini_write_media, media)])}}
 
 
-def gemini_write_request(request: Request, target: Target) -> Json:
-    """Request -> body of generateContent, with `model` and `stream` for the path."""
-    new = gemini_is_new(target.model.id)
-    messages, system = request.messages, gemini_write_kept(request.system)
-    if not messages:  # the service wants a user: then he says what the system would have
-        messages, system = (Message("user", request.system),), []
-    if request.dialect == "gemini":
-        contents = [gemini_write_content(message) for message in messages]
-    else:
-        contents = gemini_write_turns(messages, new)
-    if new:
-        gemini_add_sentinels(contents)
-    # QUIRKS openapi-schema: the service knows no JSON Schema; fit_request has cleaned it
-    openapi = "openapi-schema" in target.quirks
-    body: Json = {"model": request.model, "stream": request.stream, "contents": contents}
-    body["systemInstruction"] = filled(parts=system)
-    body["tools"] = gemini_write_tools(request.tools, new=new, openapi=openapi)
-    body.update(gemini_write_settings(request, openapi))
-    return restored(filled(**body), gemini_own(request))
+# fmt: off
+GEMINI_WRITERS: dict[str, Callable[[Part], Json]] = {  # other kinds are only written as they came
+    "text":     lambda part: {"text": part.text},
+    "thinking": lambda part: {"text": part.text, "thought": True},
+    "refusal":  lambda part: {"text": part.text},
+    "media":    gemini_write_media,
+    "call":     gemini_write_call,
+    "result":   gemini_write_result,
+}
+# fmt: on
 
 
-def gemini_write_content(message: Message) -> Json:
-    """Write a message of this dialect as it was."""
-    content = {"role": "model" if message.role == "assistant" else "user"}
-    return restored({**content, "parts": gemini_write_parts(message.parts)}, gemini_own(message))
+def gemini_write_part(part: Part) -> Json:
+    """Write one part; empty if this dialect has no such part."""
+    own, write = gemini_own(part), GEMINI_WRITERS.get(part.kind)
+    written = {**own}
+    if write and (part.kind in GEMINI_TEXTS or not own):
+        written = {**write(part), **own}
+    if part.proof and written:
+        written["thoughtSignature"] = part.proof
+    return written
 
 
-def gemini_write_turns(messages: Iterable[Message], new: bool) -> list[Json]:
-    """Write messages of a foreign dialect: contents that alternate and begin with the user's.
-
-    Of thoughts, only their proofs go back. Older models see no media in results: they follow.
-    """
-    contents: list[Json] = [{"role": "user", "parts": []}]
-    sides = (m if m.role == "assistant" else m._replace(role="user") for m in messages)
-    for turn in answered_turns(sides):
-        role, parts = "user", turn.parts
-        if turn.role == "assistant":
-            role, parts = "model", tuple(map(gemini_thought, gemini_move_proofs(parts)))
-        elif not new:
-            parts = gemini_lift_media(parts)
-        written = gemini_write_kept(parts)
-        if written and contents[-1]["role"] == role:
-            contents[-1]["parts"] += written
-        elif written:
-            contents.append({"role": role, "parts": written})
-    contents[0]["parts"] = contents[0]["parts"] or [{"text": "."}]
-    return contents
+def gemini_write_parts(parts: Iterable[Part]) -> list[Json]:
+    return list(filter(None, map(gemini_write_part, parts)))
 
 
-def gemini_thought(part: Part) -> Part:
-    return part._replace(kind="text", text="") if part.kind == "thinking" else part
+def gemini_write_kept(parts: Iterable[Part]) -> list[Json]:
+    """Write parts but texts that say nothing, which are refused."""
+    said = (part for part in parts if part.kind not in GEMINI_TEXTS or part.text or part.proof)
+    return gemini_write_parts(said)
+
+
+def gemini_move_proofs(parts: Iterable[Part]) -> list[Part]:
+    """Move the proof of a thought that stands directly before a call to that call."""
+    moved: list[Part] = []
+    for part in parts:
+        thought = moved[-1] if moved and moved[-1].kind == "thinking" else Part("")
+        if part.kind == "call" and thought.proof and not part.proof:
+            moved[-1] = thought._replace(proof="")
+            moved.append(part._replace(proof=thought.proof))
+        else:
+            moved.append(part)
+    return moved
 
 
 def gemini_lift_media(parts: tuple[Part, ...]) -> tuple[Part, ...]:
@@ -5348,6 +5243,39 @@ def gemini_lift_media(parts: tuple[Part, ...]) -> tuple[Part, ...]:
     kept = [part._replace(parts=tuple(p for p in part.parts if not p.media)) for part in parts]
     media = [p for part in parts for p in part.parts if p.media]
     return tuple(sorted((*media, *kept), key=lambda part: part.kind != "result"))
+
+
+def gemini_write_message(message: Message) -> Json:
+    """Write a message of this dialect as it was."""
+    content = {"role": "model" if message.role == "assistant" else "user"}
+    return restored({**content, "parts": gemini_write_parts(message.parts)}, gemini_own(message))
+
+
+def gemini_write_turn(turn: Turn, new: bool) -> Json:
+    """Write a turn of a foreign dialect. Of thoughts, only their proofs go back."""
+    if turn.role == "assistant":
+        moved = gemini_move_proofs(turn.parts)
+        bare = (p._replace(kind="text", text="") if p.kind == "thinking" else p for p in moved)
+        return {"role": "model", "parts": gemini_write_kept(bare)}
+    parts = turn.parts if new else gemini_lift_media(turn.parts)
+    return {"role": "user", "parts": gemini_write_kept(parts)}
+
+
+def gemini_write_turns(messages: Iterable[Message], new: bool) -> list[Json]:
+    """Write messages of a foreign dialect: contents that alternate and begin with the user's.
+
+    Older models see no media in results: they follow.
+    """
+    contents: list[Json] = [{"role": "user", "parts": []}]
+    sides = (m if m.role == "assistant" else m._replace(role="user") for m in messages)
+    for turn in answered_turns(sides):
+        content = gemini_write_turn(turn, new)
+        if content["parts"] and contents[-1]["role"] == content["role"]:
+            contents[-1]["parts"] += content["parts"]
+        elif content["parts"]:
+            contents.append(content)
+    contents[0]["parts"] = contents[0]["parts"] or [{"text": "."}]
+    return contents
 
 
 def gemini_add_sentinels(contents: list[Json]) -> None:
@@ -5361,21 +5289,96 @@ def gemini_add_sentinels(contents: list[Json]) -> None:
             return
 
 
+# -- requests, read --------------------------------------------------------------------
+def gemini_read_tools(tools: Iterable[Json]) -> Iterator[Tool]:
+    """Read functions and the service's own tools, however they are grouped."""
+    for group in tools:
+        yield from map(gemini_read_tool, gemini_list(group.get("functionDeclarations")))
+        for key, value in without(group, frozenset({"functionDeclarations"})).items():
+            yield Tool(GEMINI_HOSTED.get(key, key), kind="hosted", extra={"gemini": {key: value}})
+
+
+def gemini_read_tool(data: Json) -> Tool:
+    schema = gemini_schema(data.get("parameters") or data.get("parametersJsonSchema"))
+    tool = Tool(data["name"], data.get("description") or "", schema)
+    return tool._replace(extra=extra_of("gemini", rest_of(data, gemini_write_tool(tool))))
+
+
+def gemini_read_choice(config: Json) -> ToolChoice | None:
+    """Read the tool choice; VALIDATED, which nobody else knows, is `auto` to them."""
+    calling = config.get("functionCallingConfig")
+    if calling is None:
+        return None
+    mode = GEMINI_MODES.get(calling.get("mode"), "auto")
+    return ToolChoice(mode, tuple(calling.get("allowedFunctionNames") or ()))
+
+
+def gemini_read_format(config: Json) -> Format | None:
+    if config.get("responseMimeType") != "application/json":  # text/plain, or an enum
+        return None
+    schema = gemini_schema(config.get("responseSchema") or config.get("responseJsonSchema"))
+    return Format("json" if schema is None else "schema", schema=schema)
+
+
+def gemini_read_params(config: Json) -> Json:
+    return {GEMINI_PARAMS[word]: config[word] for word in config if word in GEMINI_PARAMS}
+
+
+def gemini_read_thinking(config: Json) -> Thinking:
+    level = str(config.get("thinkingLevel") or "").lower()
+    summary = GEMINI_SUMMARIES[config.get("includeThoughts")]
+    return Thinking(level if level in EFFORTS else "", config.get("thinkingBudget"), summary)
+
+
+def gemini_read_system(system: Any) -> Json:
+    """Return a systemInstruction as a content: the SDKs take a text or a part for one, too."""
+    if isinstance(system, str):
+        return {"parts": [{"text": system}]}
+    if not system or "parts" in system:
+        return {**(system or {})}
+    return {"parts": [system]}
+
+
+def gemini_read_request(body: Json) -> Request:
+    """Body of generateContent -> Request; `model` and `stream`, which the path says, are in it."""
+    data = gemini_camel(body)
+    config = data.get("generationConfig") or {}
+    system = gemini_read_system(data.get("systemInstruction"))
+    request = Request(
+        "gemini",
+        data["model"],
+        tuple(gemini_pair(map(gemini_read_message, gemini_list(data["contents"])))),
+        system=tuple(map(gemini_read_part, gemini_list(system.pop("parts", None)))),
+        tools=tuple(gemini_read_tools(gemini_list(data.get("tools")))),
+        choice=gemini_read_choice(data.get("toolConfig") or {}),
+        params=gemini_read_params(config),
+        thinking=gemini_read_thinking(config.get("thinkingConfig") or {}),
+        format=gemini_read_format(config),
+        stream=bool(data.get("stream")),
+    )
+    rest = rest_of(without(data, GEMINI_APART), gemini_write_settings(request))
+    kept = {**rest, "systemInstruction": system} if system else rest
+    return request._replace(extra=extra_of("gemini", kept))
+
+
+# -- requests, written -----------------------------------------------------------------
 def gemini_write_tools(tools: Iterable[Tool], *, new: bool, openapi: bool) -> list[Json]:
     """Write the tools: the functions in one object, each tool of the service in its own.
 
     Before Gemini 3 the two do not go together: then only the functions stay.
     """
-    functions = [gemini_write_function(t, openapi) for t in tools if t.kind == "function"]
-    written = [{"functionDeclarations": functions}] if functions else []
-    for tool in (tool for tool in tools if tool.kind == "hosted"):
-        known = tool.name in GEMINI_HOSTED_WRITE and (new or not functions)
-        own = gemini_own(tool) or ({GEMINI_HOSTED_WRITE[tool.name]: {}} if known else {})
-        written += [own] if own else []
+    functions = [gemini_write_tool(tool, openapi) for tool in tools if tool.kind == "function"]
+    written: list[Json] = [{"functionDeclarations": functions}] if functions else []
+    for tool in tools:
+        hosted = tool.kind == "hosted"
+        if hosted and gemini_own(tool):
+            written.append(gemini_own(tool))
+        elif hosted and tool.name in GEMINI_HOSTED_WRITE and (new or not functions):
+            written.append({GEMINI_HOSTED_WRITE[tool.name]: {}})
     return written
 
 
-def gemini_write_function(tool: Tool, openapi: bool = False) -> Json:
+def gemini_write_tool(tool: Tool, openapi: bool = False) -> Json:
     """Write a function; one without arguments has no schema, for some refuse that."""
     written = {"name": tool.name, **filled(description=tool.description)}
     schema = tool.schema or {}
@@ -5394,17 +5397,20 @@ def gemini_write_choice(request: Request) -> Json:
     return {"functionCallingConfig": config}
 
 
-def gemini_write_settings(request: Request, openapi: bool = False) -> Json:
-    """Write toolConfig and generationConfig: the parameters, the answer's form, the thinking."""
-    params = request.params
-    config = {word: params[name] for name, word in GEMINI_PARAMS_WRITE.items() if name in params}
-    if "stopSequences" in config:  # five at most, and no empty list
-        config["stopSequences"] = config["stopSequences"][:5]
-    if request.format:
-        config["responseMimeType"] = "application/json"
-        config["responseSchema" if openapi else "responseJsonSchema"] = request.format.schema
-    config["thinkingConfig"] = gemini_write_thinking(request)
-    return filled(toolConfig=gemini_write_choice(request), generationConfig=filled(**config))
+def gemini_write_format(form: Format | None, openapi: bool) -> Json:
+    if form is None:
+        return {}
+    return {
+        "responseMimeType": "application/json",
+        "responseSchema" if openapi else "responseJsonSchema": form.schema,
+    }
+
+
+def gemini_write_params(params: Mapping[str, Any]) -> Json:
+    written = {word: params[name] for name, word in GEMINI_PARAMS_WRITE.items() if name in params}
+    if "stopSequences" in written:  # five at most, and no empty list
+        written["stopSequences"] = written["stopSequences"][:5]
+    return written
 
 
 def gemini_write_thinking(request: Request) -> Json:
@@ -5419,211 +5425,69 @@ def gemini_write_thinking(request: Request) -> Json:
     return filled(thinkingLevel=level, thinkingBudget=tokens, includeThoughts=shown)
 
 
-# --- reading answers ---
+def gemini_write_settings(request: Request, openapi: bool = False) -> Json:
+    """Write toolConfig and generationConfig: the parameters, the answer's form, the thinking."""
+    params, form = gemini_write_params(request.params), gemini_write_format(request.format, openapi)
+    config = filled(**params, **form, thinkingConfig=gemini_write_thinking(request))
+    return filled(toolConfig=gemini_write_choice(request), generationConfig=config)
 
 
-class GeminiChoice:
-    """A candidate that is being read: its open part, and what must wait for the end.
-
-    `numbers` counts the parts of all candidates. A chunk may end anywhere in a part, so a text goes
-    on after a signature in its midst; but where there is only one chunk, `whole`, parts are parts.
-    """
-
-    def __init__(self, number: int, numbers: Iterator[int], seed: str, whole: bool) -> None:
-        self.number, self.numbers, self.seed, self.whole = number, numbers, seed, whole
-        self.at, self.open, self.proof = 0, "", False  # the open part: number, kind, proof seen
-        self.texts: list[str] = []  # of the open text part
-        self.before = ""  # the text parts before it: what is cited is counted from the first
-        self.call: Json = {}  # a call whose arguments arrive in pieces
-        self.parts: list[Part] = []  # the parts so far, without their texts
-        self.finish, self.raw, self.last = "", "", ""  # the last id: results come right after
-        self.extra: Json = {}
-
-    def read(self, data: Json) -> Iterator[Event]:
-        """Read what a chunk adds. Most are one more piece of the open text."""
-        for part in (data.get("content") or EMPTY).get("parts") or ():
-            text = part.get("text")
-            if text and len(part) == 1 and self.open == "text" and not self.whole:
-                self.texts.append(text)
-                yield PartDelta(self.at, "text", text)
-            elif text is not None or part.keys() <= {"thoughtSignature"}:
-                yield from self.add_text(gemini_read_part(part))
-            else:
-                yield from self.add(part)
-        if data.keys() - {"content", "index"}:
-            self.raw = data.get("finishReason") or self.raw
-            self.finish = GEMINI_FINISH.get(self.raw, "error") if self.raw else ""
-            self.extra.update(without(data, GEMINI_CANDIDATE))
-            if self.open and (logprobs := data.get("logprobsResult")):
-                yield PartDelta(self.at, "logprobs", list(gemini_read_logprobs(logprobs)))
-
-    def add_text(self, part: Part) -> Iterator[Event]:
-        """Read a text or thought: more of the open part, or a new one. An empty one has its proof."""
-        if not part.text and not part.proof:
-            return
-        same = part.kind == self.open or (self.open and not part.text)
-        if not same or (self.proof and (self.whole or part.proof)):
-            yield from self.close()
-            self.at, self.open, self.proof = next(self.numbers), part.kind, False
-            self.parts.append(part._replace(text="", proof=""))
-            yield PartStart(self.at, self.parts[-1], self.number)
-        if part.text:
-            self.texts.append(part.text)
-            yield PartDelta(self.at, "text", part.text)
-        if part.proof:
-            self.proof = True
-            yield PartDelta(self.at, "proof", part.proof)
-
-    def add(self, data: Json) -> Iterator[Event]:
-        """Read a part of any other kind. Vertex may send a call in pieces: it is kept till its end."""
-        call = data.get("functionCall", EMPTY)
-        if "functionCall" not in data or call.get("name"):
-            yield from self.close()
-            if not call.get("willContinue") and "partialArgs" not in call:
-                yield from self.add_whole(data)
-                return
-            self.call = {**data, "functionCall": {**without(call, GEMINI_PIECES), "args": {}}}
-        for piece in call.get("partialArgs") or ():
-            whole = self.call["functionCall"]
-            whole["args"] = gemini_put(whole["args"], piece)
-        if self.call and not call.get("willContinue"):
-            yield from self.close()
-
-    def add_whole(self, data: Json) -> Iterator[Event]:
-        """Read a part that is complete, and give it an id if it needs one."""
-        part, at = gemini_read_part(data), next(self.numbers)
-        if part.kind == "call" and part.id in {known.id for known in self.parts}:
-            part = part._replace(id="")
-        if part.kind in {"call", "hosted"}:
-            self.last = part.id or f"call_{digest(self.seed, at)}"
-        if part.kind in {"call", "hosted", "hosted_result"}:
-            part = part._replace(id=part.id or self.last)
-        self.parts.append(part)
-        yield from part_events(at, part, self.number)
-
-    def close(self) -> Iterator[Event]:
-        """End what is open: a text, or a call in pieces."""
-        if self.open:
-            yield PartEnd(self.at)
-            self.before += "".join(self.texts) if self.open == "text" else ""
-            self.open, self.texts = "", []
-        if call := self.call:
-            self.call = {}
-            yield from self.add_whole(call)
-
-    def end(self) -> Iterator[Event]:
-        """End the candidate; its sources, which come last, belong to the text that is still open."""
-        if self.open == "text":
-            for citation in gemini_read_citations(self.extra, self.before, "".join(self.texts)):
-                yield PartDelta(self.at, "citation", citation)
-        yield from self.close()
-        if self.finish == "error" and not self.parts:
-            message = self.extra.get("finishMessage") or f"the model stopped with {self.raw}"
-            raise ProxyError("upstream_failed", message)
-        called = any(part.kind == "call" for part in self.parts)
-        finish = "tool_calls" if called and self.finish in {"stop", "error"} else self.finish
-        yield MessageEnd(finish, raw=self.raw, choice=self.number, extra=extra_of("gemini", self.extra))
+def gemini_write_request(request: Request, target: Target) -> Json:
+    """Request -> body of generateContent, with `model` and `stream` for the path."""
+    new = gemini_is_new(target.model.id)
+    messages, system = request.messages, gemini_write_kept(request.system)
+    if not messages:  # the service wants a user: then he says what the system would have
+        messages, system = (Message("user", request.system),), []
+    if request.dialect == "gemini":
+        contents = [gemini_write_message(message) for message in messages]
+    else:
+        contents = gemini_write_turns(messages, new)
+    if new:
+        gemini_add_sentinels(contents)
+    # QUIRKS openapi-schema: the service knows no JSON Schema; fit_request has cleaned it
+    openapi = "openapi-schema" in target.quirks
+    body: Json = {"model": request.model, "stream": request.stream, "contents": contents}
+    body["systemInstruction"] = filled(parts=system)
+    body["tools"] = gemini_write_tools(request.tools, new=new, openapi=openapi)
+    body.update(gemini_write_settings(request, openapi))
+    return restored(filled(**body), gemini_own(request))
 
 
-GEMINI_CANDIDATE = frozenset({"content", "index", "finishReason", "logprobsResult"})
-GEMINI_PIECES = frozenset({"partialArgs", "willContinue"})
-# a step of a path: .name [0] ['name']
-GEMINI_STEP = re.compile(r"\.([^.\[\]]+)|\[(\d+)\]|\[['\"](.*?)['\"]\]")
-
-
-def gemini_put(arguments: Any, piece: Json) -> Any:
-    """Return the arguments with a piece where its path says, `$.a[0].b`; a string grows."""
-    found = GEMINI_STEP.findall(piece["jsonPath"])
-    steps = [Step("key" if at else "name", at or name or quoted) for name, at, quoted in found]
-    values = (piece[key] for key in ("stringValue", "numberValue", "boolValue") if key in piece)
-    value = next(values, None)
-    for _, old in path_find(arguments, steps):
-        value = old + value if isinstance(old, str) and isinstance(value, str) else value
-    return path_put(arguments, steps, value)
-
-
-def gemini_read_response(body: Json, request: Request) -> Events:
-    """GenerateContentResponse -> events; an array is a stream without `alt=sse`, read whole."""
-    return gemini_read_chunks(gemini_list(body), request, whole=isinstance(body, dict))
-
-
-def gemini_read_chunks(payloads: Iterable[Json], request: Request, *, whole: bool) -> Events:
-    choices: dict[int, GeminiChoice] = {}
-    usage: Json = {}
-    numbers = count()
-    started = False
-    try:
-        for payload in payloads:
-            chunk = payload.get("response", payload)  # Code Assist wraps it
-            if "error" in chunk:
-                raise gemini_error(chunk, 0)
-            usage = chunk.get("usageMetadata") or usage
-            if not started:
-                started = True
-                yield MessageStart(chunk.get("responseId", ""), chunk.get("modelVersion", ""))
-                yield from gemini_usage(usage)
-            for candidate in gemini_candidates(chunk):
-                number = candidate.get("index", 0)
-                choice = choices.get(number) or GeminiChoice(number, numbers, request.id, whole)
-                yield from choices.setdefault(number, choice).read(candidate)
-    except ProxyError:
-        if not gemini_done(choices):
-            raise
-    if not gemini_done(choices):
-        raise ProxyError("upstream_failed", "the upstream ended its answer without a finishReason")
-    yield from gemini_usage(usage)
-    for choice in choices.values():
-        yield from choice.end()
-
-
-def gemini_done(choices: Mapping[int, GeminiChoice]) -> bool:
-    return bool(choices) and all(choice.finish for choice in choices.values())
-
-
-def gemini_candidates(chunk: Json) -> list[Json]:
-    """Return the candidates of a chunk; a prompt that was refused has none, which makes one."""
-    found: list[Json] = chunk.get("candidates") or []
-    reason = "" if found else (chunk.get("promptFeedback") or EMPTY).get("blockReason")
-    if reason and GEMINI_FINISH.get(reason) != "content_filter":
-        reason = "SAFETY"
-    return [{"finishReason": reason}] if reason else found
-
-
-def gemini_usage(usage: Json) -> Iterator[Usage]:
-    """Tell of usage that counts anything: early ones only name the traffic type."""
-    if "promptTokenCount" in usage:
-        yield gemini_read_usage(usage)
-
-
+# -- answers, read ---------------------------------------------------------------------
 def gemini_read_usage(usage: Json) -> Usage:
-    """Read usageMetadata."""
-    prompt, hosted = usage.get("promptTokenCount", 0), usage.get("toolUsePromptTokenCount", 0)
-    thoughts = usage.get("thoughtsTokenCount", 0)
-    rest = usage.get("totalTokenCount", 0) - prompt - hosted - thoughts
-    output = usage.get("candidatesTokenCount", max(0, rest)) + thoughts
-    extra = extra_of("gemini", without(usage, GEMINI_USAGE))
-    return Usage(prompt + hosted, usage.get("cachedContentTokenCount", 0), 0, output, thoughts, extra)
+    """Read usageMetadata. What was said beside the thoughts may have to be told by the total."""
+    told = {field: usage.get(word) or 0 for field, word in GEMINI_USAGE.items()}
+    told["input"] += usage.get("toolUsePromptTokenCount") or 0
+    if "candidatesTokenCount" not in usage:
+        told["output"] = max(0, usage.get("totalTokenCount", 0) - told["input"] - told["reasoning"])
+    told["output"] += told["reasoning"]
+    return Usage(**told, extra=extra_of("gemini", without(usage, GEMINI_COUNTED)))
 
 
-GEMINI_USAGE = frozenset(
-    f"{name}TokenCount" for name in ("prompt", "cachedContent", "candidates", "thoughts", "total")
-)
+def gemini_read_citation(support: Json, source: Json, base: int, data: bytes) -> Citation:
+    """Read a groundingSupport, whose offsets are bytes of all texts; the last text is `data` from `base` on."""
+    segment = support.get("segment") or EMPTY
+    start, end = (
+        len(data[base : max(base, segment.get(key, 0))].decode("utf-8", "ignore"))
+        for key in ("startIndex", "endIndex")
+    )
+    url, title, text = (source.get(key) or "" for key in ("uri", "title", "text"))
+    return Citation(url, title, start, end, text)
 
 
 def gemini_read_citations(candidate: Json, before: str, text: str) -> Iterator[Citation]:
-    """Read groundingMetadata, whose offsets are bytes of all texts, for the last of them."""
+    """Read groundingMetadata for the last text; `before` are those that come before it."""
     grounding = candidate.get("groundingMetadata") or EMPTY
-    chunks = grounding.get("groundingChunks") or ()
-    sources = [next(iter(chunk.values()), EMPTY) for chunk in chunks]
-    data, base = (before + text).encode("utf-8", "replace"), len(before.encode("utf-8", "replace"))
+    sources = [next(iter(chunk.values()), EMPTY) for chunk in grounding.get("groundingChunks") or ()]
+    data, base = (before + text).encode("utf-8", "replace"), gemini_size(before)
     for support in grounding.get("groundingSupports") or ():
-        segment = support.get("segment") or EMPTY
-        ends = (segment.get("startIndex", 0), segment.get("endIndex", 0))
-        start, end = (len(data[base : max(base, at)].decode("utf-8", "ignore")) for at in ends)
         for at in support.get("groundingChunkIndices") or ():
             source = sources[at] if at < len(sources) else EMPTY
-            named = [source.get(key) or "" for key in ("uri", "title", "text")]
-            yield Citation(named[0], named[1], start, end, named[2])
+            yield gemini_read_citation(support, source, base, data)
+
+
+def gemini_size(text: str) -> int:
+    return len(text.encode("utf-8", "replace"))
 
 
 def gemini_read_token(data: Json) -> Json:
@@ -5639,18 +5503,274 @@ def gemini_read_logprobs(data: Json) -> Iterator[Json]:
         yield {**gemini_read_token(chosen), "top_logprobs": others}
 
 
-# --- writing answers ---
+def gemini_put(arguments: Any, piece: Json) -> Any:
+    """Return the arguments with a piece where its path says, `$.a[0].b`; a string grows."""
+    found = GEMINI_STEP.findall(piece["jsonPath"])
+    steps = [Step("key" if at else "name", at or name or quoted) for name, at, quoted in found]
+    value = next((piece[key] for key in GEMINI_VALUES if key in piece), None)
+    for _, old in path_find(arguments, steps):
+        value = old + value if isinstance(old, str) and isinstance(value, str) else value
+    return path_put(arguments, steps, value)
+
+
+class GeminiCandidate:
+    """A candidate that is being read: its parts, and what must wait for the end.
+
+    A chunk may end anywhere in a part, so a text goes on after a signature in its midst; but where
+    there is only one chunk, `whole`, parts are parts.
+    """
+
+    def __init__(self, number: int, numbers: Iterator[int], seed: str, whole: bool) -> None:
+        self.parts = Parts(numbers, number)
+        self.seed, self.whole = seed, whole
+        self.flows = False  # is a text open that goes on in the next chunk?
+        self.signed = False  # has the open part its proof?
+        self.before = ""  # the texts before the open one: what is cited is counted from the first
+        self.call: Json = {}  # a call whose arguments arrive in pieces
+        self.ids: set[str] = set()  # of the parts so far
+        self.last = ""  # the last of them: results come right after
+        self.finish, self.raw = "", ""
+        self.extra: Json = {}
+
+    def read(self, data: Json) -> Iterator[Event]:
+        """Read what a chunk adds. Most are one more piece of the open text."""
+        parts = self.parts
+        for part in (data.get("content") or EMPTY).get("parts") or ():
+            text = part.get("text")
+            if text and self.flows and len(part) == 1:
+                parts.texts.append(text)
+                yield PartDelta(parts.at, "text", text)
+            elif text is not None or part.keys() <= {"thoughtSignature"}:
+                yield from self.read_text(gemini_read_part(part))
+            elif "functionCall" in part:
+                yield from self.read_call(part)
+            else:
+                yield from self.read_whole(part)
+        if data.keys() - {"content", "index"}:
+            yield from self.read_rest(data)
+
+    def read_text(self, part: Part) -> Iterator[Event]:
+        """Read a text or thought: more of the open part, or a new one. An empty one has its proof."""
+        if not part.text and not part.proof:
+            return
+        opened = self.parts.part
+        more = opened is not None and (part.kind == opened.kind or not part.text)
+        if not more or (self.signed and (self.whole or part.proof)):
+            yield from self.close()
+            yield from self.parts.open(part)
+            yield from self.parts.begin()
+            self.flows = part.kind == "text" and not self.whole
+        self.signed = self.signed or bool(part.proof)
+        yield from self.parts.add("text", part.text)
+        yield from self.parts.add("proof", part.proof)
+
+    def read_call(self, data: Json) -> Iterator[Event]:
+        """Read a call. Vertex may send one in pieces, only the first of them named: kept till its end."""
+        call = data["functionCall"]
+        if call.get("name"):
+            if not call.get("willContinue") and "partialArgs" not in call:
+                yield from self.read_whole(data)
+                return
+            yield from self.close()
+            self.call = {**data, "functionCall": {**without(call, GEMINI_PIECES), "args": {}}}
+        for piece in call.get("partialArgs") or ():
+            growing = self.call["functionCall"]
+            growing["args"] = gemini_put(growing["args"], piece)
+        if not call.get("willContinue"):
+            yield from self.close()
+
+    def read_whole(self, data: Json) -> Iterator[Event]:
+        """Read a part that is complete, and give it an id if it needs one."""
+        yield from self.close()
+        part = gemini_read_part(data)
+        if part.kind == "call" and part.id in self.ids:
+            part = part._replace(id="")
+        if part.kind in {"call", "hosted"}:
+            self.last = part.id or f"call_{digest(self.seed, self.parts.choice, len(self.ids))}"
+        if part.kind in {"call", "hosted", "hosted_result"}:
+            part = part._replace(id=part.id or self.last)
+            self.ids.add(part.id)
+        yield from self.parts.whole(part)
+
+    def close(self) -> Iterator[Event]:
+        """End what is open: a text, or a call in pieces."""
+        if self.parts.part and self.parts.part.kind == "text":
+            self.before += "".join(self.parts.texts)
+        self.flows = self.signed = False
+        yield from self.parts.close()
+        if self.call:
+            call, self.call = self.call, {}
+            yield from self.read_whole(call)
+
+    def read_rest(self, data: Json) -> Iterator[Event]:
+        """Read what a candidate has beside its content: why it ended, sources, log probabilities."""
+        self.raw = data.get("finishReason") or self.raw
+        self.finish = GEMINI_FINISH.get(self.raw, "error") if self.raw else ""
+        self.extra.update(without(data, GEMINI_CANDIDATE))
+        logprobs = data.get("logprobsResult")
+        if logprobs:
+            yield from self.parts.add("logprobs", list(gemini_read_logprobs(logprobs)))
+
+    def end(self) -> Iterator[Event]:
+        """End the candidate; its sources, which come last, belong to the text that is still open."""
+        parts = self.parts
+        if parts.part and parts.part.kind == "text":
+            for citation in gemini_read_citations(self.extra, self.before, "".join(parts.texts)):
+                yield from parts.add("citation", citation)
+        yield from self.close()
+        if self.finish == "error" and not parts.kinds:
+            message = self.extra.get("finishMessage") or f"the model stopped with {self.raw}"
+            raise ProxyError("upstream_failed", message)
+        called = "call" in parts.kinds and self.finish in {"stop", "error"}
+        finish = "tool_calls" if called else self.finish
+        yield MessageEnd(finish, raw=self.raw, choice=parts.choice, extra=extra_of("gemini", self.extra))
+
+
+class GeminiReader:
+    """An answer that is being read. Ends and usage wait for its end: the last ones told count."""
+
+    def __init__(self, request: Request, whole: bool) -> None:
+        self.seed, self.whole = request.id, whole
+        self.candidates: dict[int, GeminiCandidate] = {}
+        self.numbers = count()  # of the parts of all candidates
+        self.usage: Json = {}
+        self.begun = False
+
+    def read(self, payloads: Iterable[Json]) -> Events:
+        """Read the chunks. What breaks off when every candidate has ended is complete."""
+        try:
+            for payload in payloads:
+                chunk = payload.get("response", payload)  # Code Assist wraps it
+                self.usage = chunk.get("usageMetadata") or self.usage
+                if "error" in chunk:
+                    raise gemini_error(chunk)
+                if not self.begun:
+                    yield from self.begin(chunk)
+                for data in gemini_candidates(chunk):
+                    number = data.get("index", 0)
+                    candidate = self.candidates.get(number) or self.new_candidate(number)
+                    yield from candidate.read(data)
+        except ProxyError:
+            if not self.done():
+                raise
+        yield from self.end()
+
+    def begin(self, chunk: Json) -> Iterator[Event]:
+        self.begun = True
+        yield MessageStart(chunk.get("responseId", ""), chunk.get("modelVersion", ""))
+        yield from self.counted()
+
+    def new_candidate(self, number: int) -> GeminiCandidate:
+        made = GeminiCandidate(number, self.numbers, self.seed, self.whole)
+        self.candidates[number] = made
+        return made
+
+    def counted(self) -> Iterator[Event]:
+        """Tell of the usage, if it counts anything: early ones only name the traffic type."""
+        if "promptTokenCount" in self.usage:
+            yield gemini_read_usage(self.usage)
+
+    def done(self) -> bool:
+        """Tell whether every candidate has said why it ended."""
+        return bool(self.candidates) and all(one.finish for one in self.candidates.values())
+
+    def end(self) -> Iterator[Event]:
+        if not self.done():
+            raise ProxyError("upstream_failed", "the upstream ended its answer without a finishReason")
+        yield from self.counted()
+        for candidate in self.candidates.values():
+            yield from candidate.end()
+
+
+def gemini_candidates(chunk: Json) -> list[Json]:
+    """Return the candidates of a chunk; a prompt that was refused has none, which makes one."""
+    found: list[Json] = chunk.get("candidates") or []
+    reason = "" if found else (chunk.get("promptFeedback") or EMPTY).get("blockReason")
+    if reason and GEMINI_FINISH.get(reason) != "content_filter":
+        reason = "SAFETY"
+    return [{"finishReason": reason}] if reason else found
+
+
+def gemini_read_response(body: Json, request: Request) -> Events:
+    """GenerateContentResponse -> events; an array is a stream without `alt=sse`, read whole."""
+    return GeminiReader(request, whole=isinstance(body, dict)).read(gemini_list(body))
+
+
+def gemini_read_stream(payloads: Iterable[Json], request: Request) -> Events:
+    """Chunks -> events."""
+    return GeminiReader(request, whole=False).read(payloads)
+
+
+# -- answers, written ------------------------------------------------------------------
+def gemini_write_usage(usage: Usage) -> Json:
+    """Write usageMetadata, whose total is the sum of its parts."""
+    own = gemini_own(usage)
+    counts = {word: getattr(usage, field) or None for field, word in GEMINI_USAGE.items()}
+    counts["promptTokenCount"] = usage.input - own.get("toolUsePromptTokenCount", 0)
+    counts["candidatesTokenCount"] = usage.output - usage.reasoning
+    return restored(filled(**counts, totalTokenCount=usage.input + usage.output), own)
+
+
+def gemini_write_citation(cited: Citation, part: Part, base: int, at: int) -> Json:
+    """Write a groundingSupport: which bytes of the texts use source number `at`."""
+    start, end = (base + gemini_size(part.text[:n]) for n in (cited.start, cited.end))
+    segment = {"startIndex": start, "endIndex": end, "text": part.text[cited.start : cited.end]}
+    return {"segment": segment, "groundingChunkIndices": [at]}
+
+
+def gemini_write_citations(parts: Iterable[Part]) -> Json:
+    """Write groundingMetadata: the sources, each once, and where the texts use them."""
+    sources: dict[tuple[str, str], int] = {}
+    supports: list[Json] = []
+    base = 0
+    for part in parts:
+        for cited in part.citations:
+            at = sources.setdefault((cited.url, cited.title), len(sources))
+            supports.append(gemini_write_citation(cited, part, base, at))
+        base += gemini_size(part.text) if part.kind in {"text", "refusal"} else 0
+    chunks = [{"web": {"uri": url, "title": title}} for url, title in sources]
+    return {"groundingChunks": chunks, "groundingSupports": supports}
+
+
+def gemini_write_token(data: Json) -> Json:
+    return {"token": data["token"], "logProbability": data["logprob"]}
+
+
+def gemini_write_logprobs(tokens: Iterable[Json]) -> Json:
+    tops = [{"candidates": [*map(gemini_write_token, t.get("top_logprobs") or ())]} for t in tokens]
+    chosen = {"chosenCandidates": [*map(gemini_write_token, tokens)]}
+    return {**chosen, "topCandidates": tops} if any(top["candidates"] for top in tops) else chosen
+
+
+def gemini_write_candidate(choice: Choice, parts: list[Json]) -> Json:
+    """Write a candidate with all that comes last in it; a word of this dialect is used again."""
+    end = choice.end
+    same = end.finish in {GEMINI_FINISH.get(end.raw, "error"), "tool_calls"}
+    word = end.raw if same and end.raw.isupper() else GEMINI_FINISH_WRITE[end.finish]
+    content = {"parts": parts, "role": "model"}
+    candidate: Json = {"content": content, "finishReason": word, "index": end.choice}
+    if any(part.citations for part in choice.parts):
+        candidate["groundingMetadata"] = gemini_write_citations(choice.parts)
+    if choice.logprobs:
+        candidate["logprobsResult"] = gemini_write_logprobs(choice.logprobs)
+    return restored(candidate, gemini_own(end))
+
+
+def gemini_write_names(start: MessageStart, request: Request) -> Json:
+    made = digest(request.id, "response")
+    return {"modelVersion": start.model or request.model, "responseId": start.id or made}
 
 
 class GeminiOut:
-    """One choice on its way out: its open part, and what waits for the last chunk.
+    """One candidate on its way out: its open part, and what waits for the last chunk.
 
-    `head` and `tail` are the chunk around a text; empty while a part is open that is sent whole.
+    `head` and `tail` are the frame around a text; empty while a part is open that is sent whole.
     """
 
-    def __init__(self, number: int, names: Json) -> None:
-        self.number, self.names = number, names
-        self.part, self.head, self.tail = Part(""), "", ""
+    def __init__(self, number: int, names: Json, frame: Callable[[Json], str]) -> None:
+        self.number, self.names, self.frame = number, names, frame
+        self.part = Part("")
+        self.head, self.tail = "", ""
         self.texts: list[str] = []  # of the open part
         self.said: list[Part] = []  # the texts that are complete
         self.logprobs: list[Json] = []
@@ -5658,7 +5778,7 @@ class GeminiOut:
 
     def chunk(self, part: Json) -> str:
         candidate = {"content": {"parts": [part], "role": "model"}, "index": self.number}
-        return dumps({"candidates": [candidate], **self.names})
+        return self.frame({"candidates": [candidate], **self.names})
 
     def take_proof(self) -> Json:
         """Return the proof of a thought that no call follows as a part."""
@@ -5669,8 +5789,9 @@ class GeminiOut:
         """Open a part; for texts, prepare the chunk that the deltas go into."""
         if self.proof and part.kind != "call":
             yield self.chunk(self.take_proof())
-        self.part, self.texts, self.head = part, [part.text], ""
-        if part.kind in GEMINI_WORDS:
+        self.part, self.head = part, ""
+        self.texts = [part.text]
+        if part.kind in GEMINI_TEXTS:
             chunk = self.chunk(gemini_write_part(part._replace(text="\0")))
             self.head, self.tail = chunk.split('"\\u0000"', 1)
 
@@ -5694,7 +5815,8 @@ class GeminiOut:
         if self.proof and part.proof:
             yield self.chunk(self.take_proof())
         part, self.proof = part._replace(proof=part.proof or self.proof), ""
-        if written := gemini_write_part(part):
+        written = gemini_write_part(part)
+        if written:
             yield self.chunk(written)
 
     def end(self, event: MessageEnd) -> Json:
@@ -5703,32 +5825,87 @@ class GeminiOut:
         return gemini_write_candidate(choice, [self.take_proof() if self.proof else {"text": ""}])
 
 
-def gemini_write_chunks(events: Iterable[Event], request: Request) -> Iterator[str]:
-    """Events -> chunks; the last one has the ends of all choices and the usage."""
-    names, usage, ends = Json(), Json(), list[Json]()
-    outs: dict[int, GeminiOut] = {}  # by choice
-    live: dict[int, GeminiOut] = {}  # by number of the open part
-    for event in events:
-        if isinstance(event, PartDelta):
-            out = live[event.at]
-            if event.field != "text":
-                yield from out.change(event)
-                continue
-            out.texts.append(event.value)
-            if out.head:
-                yield out.head + quote(event.value) + out.tail
-        elif isinstance(event, PartStart):
-            out = live[event.at] = outs.setdefault(event.choice, GeminiOut(event.choice, names))
-            yield from out.open(event.part)
-        elif isinstance(event, PartEnd):
-            yield from live.pop(event.at).close()
-        elif isinstance(event, MessageStart):
-            names = gemini_write_names(event, request)
-        elif isinstance(event, Usage):
-            usage = gemini_write_usage(event)
-        else:
-            ends.append(outs.get(event.choice, GeminiOut(event.choice, names)).end(event))
-    yield dumps({"candidates": ends, **usage, **names})
+class GeminiWriter:
+    """Writes events as server-sent events, or without `alt=sse` as one JSON array that grows.
+
+    The last chunk has the ends of all candidates and the usage.
+    """
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        sse = gemini_own(request).get("_alt") == "sse"
+        self.lead = "data: " if sse else ",\r\n"  # of a frame
+        self.first = "data: " if sse else "["  # in its place before the first one
+        self.tail = "\r\n\r\n" if sse else ""
+        self.last = b"" if sse else b"]"  # after all
+        self.begun = False
+        self.names: Json = {}
+        self.usage: Json = {}
+        self.ends: list[Json] = []
+        self.outs: dict[int, GeminiOut] = {}  # by candidate
+        self.live: dict[int, GeminiOut] = {}  # by number of the open part
+
+    def frame(self, chunk: Json) -> str:
+        return self.lead + dumps(chunk) + self.tail
+
+    def sent(self, frame: str) -> bytes:
+        if not self.begun:
+            self.begun = True
+            frame = self.first + frame.removeprefix(self.lead)
+        return frame.encode("ascii")
+
+    def text(self, event: PartDelta) -> bytes:
+        out = self.live[event.at]
+        out.texts.append(event.value)
+        if not out.head:
+            return b""
+        frame = out.head + quote(event.value) + out.tail
+        return frame.encode("ascii") if self.begun else self.sent(frame)
+
+    def out_of(self, number: int) -> GeminiOut:
+        return self.outs.setdefault(number, GeminiOut(number, self.names, self.frame))
+
+    def message_start(self, event: MessageStart) -> Iterable[bytes]:
+        self.names = gemini_write_names(event, self.request)
+        return ()
+
+    def part_start(self, event: PartStart) -> Iterable[bytes]:
+        out = self.live[event.at] = self.out_of(event.choice)
+        return map(self.sent, out.open(event.part))
+
+    def part_delta(self, event: PartDelta) -> Iterable[bytes]:
+        return map(self.sent, self.live[event.at].change(event))
+
+    def part_end(self, event: PartEnd) -> Iterable[bytes]:
+        return map(self.sent, self.live.pop(event.at).close())
+
+    def take_usage(self, event: Usage) -> Iterable[bytes]:
+        self.usage = {"usageMetadata": gemini_write_usage(event)}
+        return ()
+
+    def message_end(self, event: MessageEnd) -> Iterable[bytes]:
+        self.ends.append(self.out_of(event.choice).end(event))
+        return ()
+
+    def finish(self) -> Iterator[bytes]:
+        return self.ended({"candidates": self.ends, **self.usage, **self.names})
+
+    def fail(self, error: ProxyError) -> Iterator[bytes]:
+        return self.ended(gemini_write_error(error))
+
+    def ended(self, chunk: Json) -> Iterator[bytes]:
+        yield self.sent(self.frame(chunk))
+        if self.last:
+            yield self.last
+
+    takes: ClassVar[Mapping[type, Callable[[Any, Any], Iterable[bytes]]]] = {
+        MessageStart: message_start,
+        PartStart: part_start,
+        PartDelta: part_delta,
+        PartEnd: part_end,
+        Usage: take_usage,
+        MessageEnd: message_end,
+    }
 
 
 def gemini_write_response(response: Response, request: Request) -> Json:
@@ -5737,121 +5914,46 @@ def gemini_write_response(response: Response, request: Request) -> Json:
         gemini_write_candidate(choice, gemini_write_kept(gemini_move_proofs(choice.parts)))
         for choice in response.choices
     ]
-    usage = gemini_write_usage(response.usage) if response.usage else {}
+    usage = {"usageMetadata": gemini_write_usage(response.usage)} if response.usage else {}
     return {"candidates": candidates, **usage, **gemini_write_names(response.start, request)}
 
 
-def gemini_read_stream(payloads: Iterable[Json], request: Request) -> Events:
-    """Chunks -> events. Finish and usage wait for the end of the stream: the last ones count."""
-    return gemini_read_chunks(payloads, request, whole=False)
-
-
 def gemini_write_stream(events: Iterable[Event], request: Request) -> Frames:
-    """Events -> server-sent events, or without `alt=sse` one JSON array, written as it grows."""
-    sse, begun = gemini_own(request).get("_alt") == "sse", False
-    lead, trail = ("data: ", "\r\n\r\n") if sse else ("[", "")
-    try:
-        for chunk in gemini_write_chunks(events, request):
-            yield (lead + chunk + trail).encode("ascii")
-            lead, begun = lead if sse else ",\r\n", True
-    except ProxyError as error:
-        if not begun:
-            raise
-        yield (lead + dumps(gemini_write_error(error)) + trail).encode("ascii")
-    if not sse:
-        yield b"]"
+    """Events -> frames."""
+    return write_frames(GeminiWriter(request), events)
 
 
-def gemini_write_names(start: MessageStart, request: Request) -> Json:
-    made = digest(request.id, "response")
-    return {"modelVersion": start.model or request.model, "responseId": start.id or made}
+# -- errors ----------------------------------------------------------------------------
+GEMINI_KINDS = {kind.gemini: name for name, kind in reversed(KINDS.items())} | {
+    "FAILED_PRECONDITION": "invalid_request",
+    "INTERNAL": "upstream_error",
+    "DEADLINE_EXCEEDED": "upstream_timeout",
+}
+GEMINI_PHRASES = (  # words of an error that say more than its status
+    ("API_KEY_INVALID", "unauthorized"),
+    ("exceeds the maximum number of tokens", "context_too_long"),
+)
+GEMINI_RETRY = "type.googleapis.com/google.rpc.RetryInfo"
 
 
-def gemini_write_candidate(choice: Choice, parts: list[Json]) -> Json:
-    """Write a candidate with all that comes last in it; a word of this dialect is used again."""
-    end = choice.end
-    same = end.finish in {GEMINI_FINISH.get(end.raw, "error"), "tool_calls"}
-    word = end.raw if same and end.raw.isupper() else GEMINI_FINISH_WRITE[end.finish]
-    content = {"parts": parts, "role": "model"}
-    candidate: Json = {"content": content, "finishReason": word, "index": end.choice}
-    if any(part.citations for part in choice.parts):
-        candidate["groundingMetadata"] = gemini_write_citations(choice.parts)
-    if choice.logprobs:
-        candidate["logprobsResult"] = gemini_write_logprobs(choice.logprobs)
-    return restored(candidate, gemini_own(end))
-
-
-def gemini_size(text: str) -> int:
-    return len(text.encode("utf-8", "replace"))
-
-
-def gemini_write_citations(parts: Iterable[Part]) -> Json:
-    """Write groundingMetadata: the sources, each once, and which bytes of the texts use them."""
-    sources: dict[tuple[str, str], int] = {}
-    supports: list[Json] = []
-    base = 0
-    for part in parts:
-        for cited in part.citations:
-            at = sources.setdefault((cited.url, cited.title), len(sources))
-            start, end = (base + gemini_size(part.text[:n]) for n in (cited.start, cited.end))
-            words = part.text[cited.start : cited.end]
-            segment = {"startIndex": start, "endIndex": end, "text": words}
-            supports.append({"segment": segment, "groundingChunkIndices": [at]})
-        base += gemini_size(part.text) if part.kind in {"text", "refusal"} else 0
-    chunks = [{"web": {"uri": url, "title": title}} for url, title in sources]
-    return {"groundingChunks": chunks, "groundingSupports": supports}
-
-
-def gemini_write_token(data: Json) -> Json:
-    return {"token": data["token"], "logProbability": data["logprob"]}
-
-
-def gemini_write_logprobs(tokens: Iterable[Json]) -> Json:
-    tops = [{"candidates": [*map(gemini_write_token, t.get("top_logprobs") or ())]} for t in tokens]
-    chosen = {"chosenCandidates": [*map(gemini_write_token, tokens)]}
-    return {**chosen, "topCandidates": tops} if any(top["candidates"] for top in tops) else chosen
-
-
-def gemini_write_usage(usage: Usage) -> Json:
-    """Write usageMetadata, whose total is the sum of its parts."""
-    own = gemini_own(usage)
-    counts = {
-        "promptTokenCount": usage.input - own.get("toolUsePromptTokenCount", 0),
-        "cachedContentTokenCount": usage.cache_read or None,
-        "candidatesTokenCount": usage.output - usage.reasoning,
-        "thoughtsTokenCount": usage.reasoning or None,
-        "totalTokenCount": usage.input + usage.output,
-    }
-    return {"usageMetadata": restored(filled(**counts), own)}
-
-
-# --- errors ---
-
-
-def gemini_error(data: Any, status: int) -> ProxyError:
-    """Return the error that a body stands for: its details first, then its words."""
-    found = data.get("error", data) if isinstance(data, dict) else data
-    error: Json = found if isinstance(found, dict) else {"message": found}
-    message = str(error.get("message") or "the upstream failed")
+def gemini_error(body: Any, status: int = 0) -> ProxyError:
+    """Return the error in a body or payload: what it says counts more than its status; 0: it came with a 200."""
+    error = error_said(body)
+    message, code = error_words(error), error.get("code")
+    if not status and isinstance(code, int):
+        status = code
     said = message + dumps(error.get("details") or [])
-    code = error.get("code")
-    status = status or (code if isinstance(code, int) else 0)
-    kind = next((kind for word, kind in GEMINI_SAID.items() if word in said), "")
-    kind = kind or GEMINI_KINDS.get(error.get("status", ""), "")
-    result = ProxyError(kind, message) if kind else error_of_status(status, message)
-    result.status = status if status >= 400 else result.status
-    if delay := re.search(r'"retryDelay":"([\d.]+)s"', said):
-        result.retry_after = float(delay[1])
-    return result
+    finer = (kind for phrase, kind in GEMINI_PHRASES if phrase in said)
+    kind = next(finer, GEMINI_KINDS.get(str(error.get("status")), ""))
+    usual = error_of_status(status, message)
+    made = ProxyError(kind or usual.kind, message, retry_after=error_wait(said))
+    made.status = status if status >= 400 else made.status
+    return made
 
 
 def gemini_read_error(status: int, body: bytes) -> ProxyError:
-    """Read the body of a failed call, which may stand in an array, or be no JSON at all."""
-    try:
-        data = json.loads(body)
-    except MALFORMED:
-        data = body[:500].decode("utf-8", "replace") or f"HTTP {status}"
-    return gemini_error(data[0] if isinstance(data, list) and data else data, status)
+    """HTTP status and body -> error."""
+    return gemini_error(error_body(status, body), status)
 
 
 def gemini_write_error(error: ProxyError) -> Json:
