@@ -3967,6 +3967,9 @@ def chat_write_error(error: ProxyError) -> Json:
 # of a message; `_at` where a leading item stood; `_listed` a tool that an item holds; `_namespace`.
 
 
+# -- tables ----------------------------------------------------------------------------
+
+
 class Shape(NamedTuple):
     """One type of item or content part whose body streams: EVENT.delta, then EVENT.done with it whole."""
 
@@ -3979,6 +3982,16 @@ class Shape(NamedTuple):
 
 
 # fmt: off
+RESPONSES_PARAMS = {**words_read(PARAMS, "responses"), "verbosity": "verbosity"}  # this one stands in `text`
+RESPONSES_PARAMS_WRITE = words_write(PARAMS, "responses")
+RESPONSES_EFFORTS = {"ultra": "max"}  # of Codex alone
+RESPONSES_FINISH = {"max_output_tokens": "length", "content_filter": "content_filter"}  # why it is incomplete
+RESPONSES_FINISH_WRITE = words_write(FINISH_REASONS, "responses")
+RESPONSES_USAGE = (  # the counts of Usage, in its order: the object that one is in, and its name there
+    ("", "input_tokens"), ("input_tokens_details", "cached_tokens"), ("input_tokens_details", "cache_write_tokens"),
+    ("", "output_tokens"), ("output_tokens_details", "reasoning_tokens"),
+)
+RESPONSES_COUNTED = frozenset({"total_tokens", *(holder or name for holder, name in RESPONSES_USAGE)})
 RESPONSES_SHAPES = (
     #     type                kind        event                              key          segment                            place
     Shape("output_text",      "text",     "response.output_text",             "text",      "response.content_part",           "content_index"),
@@ -3988,6 +4001,11 @@ RESPONSES_SHAPES = (
     Shape("function_call",    "call",     "response.function_call_arguments", "arguments", "",                                ""),
     Shape("custom_tool_call", "call",     "response.custom_tool_call_input",  "input",     "",                                ""),
 )
+RESPONSES_WRITTEN = {row.type: row for row in RESPONSES_SHAPES if row.type}
+RESPONSES_BODIES = {row.event: row for row in RESPONSES_SHAPES}
+RESPONSES_SPOKEN = frozenset({"text", "refusal"})  # kinds in the message items of answers
+RESPONSES_CONTENT = RESPONSES_SPOKEN | {"media"}  # and of requests
+RESPONSES_RUNNING = frozenset({"in_progress", "completed"})  # statuses that say nothing new
 RESPONSES_ITEMS = {  # type -> how its id begins, and the events between its beginning and its end
     "message": ("msg_",), "reasoning": ("rs_",), "function_call": ("fc_",), "custom_tool_call": ("ctc_",),
     "web_search_call": ("ws_", "in_progress", "searching", "completed"),
@@ -4011,26 +4029,7 @@ RESPONSES_MEDIA = {  # kind and source of media -> type of the part, and the key
     ("image", "base64"): ("input_image", "image_url"), ("document", "base64"): ("input_file", "file_data"),
     ("image", "file_id"): ("input_image", "file_id"), ("document", "file_id"): ("input_file", "file_id"),
 }
-RESPONSES_KINDS = {  # an error's `code` or `type` that only this API knows, most of them Codex's -> kind
-    "usage_limit_reached": "rate_limited", "usage_not_included": "forbidden", "invalid_prompt": "invalid_request",
-    "bio_policy": "invalid_request", "server_is_overloaded": "overloaded", "slow_down": "overloaded",
-}
-RESPONSES_COUNTS = (  # where the counts of a Usage are, in its order
-    "input_tokens", "input_tokens_details.cached_tokens", "input_tokens_details.cache_write_tokens",
-    "output_tokens", "output_tokens_details.reasoning_tokens",
-)
 # fmt: on
-RESPONSES_PARAMS_READ = {**words_read(PARAMS, "responses"), "verbosity": "verbosity"}
-RESPONSES_PARAMS_WRITE = words_write(PARAMS, "responses")
-RESPONSES_EFFORTS = {"ultra": "max"}  # of Codex alone
-RESPONSES_STATUSES = words_write(FINISH_REASONS, "responses")
-RESPONSES_REASONS = {"max_output_tokens": "length", "content_filter": "content_filter"}
-RESPONSES_COUNTED = frozenset(path.split(".")[0] for path in (*RESPONSES_COUNTS, "total_tokens"))
-RESPONSES_RUNNING = frozenset({"in_progress", "completed"})  # statuses that say nothing new
-RESPONSES_WRITTEN = {row.type: row for row in RESPONSES_SHAPES if row.type}
-RESPONSES_BODIES = {row.event: row for row in RESPONSES_SHAPES}
-RESPONSES_SPOKEN = frozenset({"text", "refusal"})  # kinds in the message items of answers
-RESPONSES_CONTENT = RESPONSES_SPOKEN | {"media"}  # and of requests
 
 
 def responses_own(thing: Request | Part | Tool | Usage | Citation) -> Mapping[str, Any]:
@@ -4042,7 +4041,17 @@ def responses_noted(part: Part, **notes: Any) -> Part:
     return part._replace(extra={"responses": {**responses_own(part), **notes}})
 
 
-# -- parts ---------------------------------------------------------------------------
+def responses_type(item: Json) -> str:
+    """Return the type of an item; a message may leave it out."""
+    return str(item.get("type") or ("message" if "role" in item else "item_reference"))
+
+
+def responses_hosted(kind: str) -> str:
+    """Return our word for a hosted tool; web searches have dated names."""
+    return "web_search" if kind.startswith("web_search") else RESPONSES_HOSTED.get(kind, kind)
+
+
+# -- parts and messages, read ----------------------------------------------------------
 
 
 def responses_read_media(data: Json) -> Part:
@@ -4066,9 +4075,9 @@ def responses_read_result(item: Json) -> Part:
 
 def responses_read_call(item: Json) -> Part:
     custom = item["type"] == "custom_tool_call"
-    text = item.get("input") or "" if custom else item.get("arguments") or "{}"
+    text = item.get("input") if custom else item.get("arguments") or "{}"
     space = item.get("namespace") or ""
-    return Part("call", text, item["call_id"], item["name"], custom=custom, namespace=space)
+    return Part("call", text or "", item["call_id"], item["name"], custom=custom, namespace=space)
 
 
 def responses_read_reasoning(item: Json) -> Part:
@@ -4082,16 +4091,13 @@ def responses_read_hosted(item: Json) -> Part:
     kind, extra = responses_type(item), {"responses": item}
     if not kind.endswith("_call"):
         return Part("opaque", extra=extra)
-    fields = {**item, **(item.get("action") or EMPTY)}
-    said = {key: fields[key] for key in ("query", "url", "code") if fields.get(key)}
-    text = item.get("arguments") or said
-    text = text if isinstance(text, str) else dumps_text(text)
+    text = item.get("arguments")
+    if not text:
+        fields = {**item, **inner(item, "action")}
+        text = {key: fields[key] for key in ("query", "url", "code") if fields.get(key)}
+    if not isinstance(text, str):
+        text = dumps_text(text)
     return Part("hosted", text, item.get("id") or "", responses_hosted(kind[:-5]), extra=extra)
-
-
-def responses_hosted(kind: str) -> str:
-    """Return our word for a hosted tool; web searches have dated names."""
-    return "web_search" if kind.startswith("web_search") else RESPONSES_HOSTED.get(kind, kind)
 
 
 RESPONSES_READERS: dict[str, Callable[[Json], Part]] = {  # content parts and items
@@ -4125,9 +4131,7 @@ def responses_read_message(item: Json) -> list[Part]:
     return [responses_noted(parts[0], _item=head), *parts[1:]]
 
 
-def responses_type(item: Json) -> str:
-    """Return the type of an item; a message may leave it out."""
-    return str(item.get("type") or ("message" if "role" in item else "item_reference"))
+# -- parts and messages, written -------------------------------------------------------
 
 
 def responses_write_text(part: Part, role: str) -> Json:
@@ -4139,18 +4143,18 @@ def responses_write_media(part: Part, _role: str) -> Json:
     media = part.media or Media("", "", "")
     if media.source == "text":
         return {"type": "input_text", "text": f"{media.name}\n{media.data}".lstrip("\n")}
-    kind, key = RESPONSES_MEDIA.get((media.kind, media.source), ("", ""))
-    if not kind:
-        message = f"the Responses API takes no {media.kind or 'media'} in a message"
-        raise ProxyError("invalid_request", message, param="input")
-    inline = media.source == "base64"
-    body = f"data:{media.mime};base64,{media.data}" if inline else media.data
-    name = {"filename": media.name or "document.pdf"} if inline else EMPTY
-    more = {"detail": media.detail or "auto"} if media.kind == "image" else name
-    return {"type": kind, key: body, **more}
+    kind, key = RESPONSES_MEDIA[media.kind, media.source]
+    written = {"type": kind, key: media.data}
+    if media.source == "base64":
+        written[key] = f"data:{media.mime};base64,{media.data}"
+    if media.kind == "image":
+        written["detail"] = media.detail or "auto"
+    elif media.source == "base64":
+        written["filename"] = media.name or "document.pdf"
+    return written
 
 
-def responses_write_thinking(part: Part, _role: str) -> Json:
+def responses_write_reasoning(part: Part, _role: str) -> Json:
     summary = [{"type": "summary_text", "text": part.text}] if part.text else []
     return {"type": "reasoning", "summary": summary, **filled(encrypted_content=part.proof)}
 
@@ -4179,7 +4183,7 @@ RESPONSES_WRITERS: dict[str, Callable[[Part, str], Json]] = {  # of others, `ext
     "text": responses_write_text,
     "refusal": lambda part, _role: {"type": "refusal", "refusal": part.text},
     "media": responses_write_media,
-    "thinking": responses_write_thinking,
+    "thinking": responses_write_reasoning,
     "call": responses_write_call,
     "result": responses_write_result,
 }
@@ -4191,28 +4195,42 @@ def responses_write_part(part: Part, role: str = "assistant") -> Json:
     return restored(write(part, role) if write else {}, responses_own(part))
 
 
-def responses_write_items(role: str, parts: Iterable[Part]) -> list[Json]:
-    """Write the parts of one message: those of kinds RESPONSES_CONTENT share message items."""
+def responses_write_message(message: Message) -> list[Json]:
+    """Message -> items: parts of the kinds RESPONSES_CONTENT share message items."""
     items: list[Json] = []
     shared = ""  # role of the message item that takes more content
-    for part in parts:
-        own, wire = responses_own(part), responses_write_part(part, role)
+    for part in message.parts:
+        own, wire = responses_own(part), responses_write_part(part, message.role)
         if part.kind not in RESPONSES_CONTENT and "_content" not in own:
             items += [wire] if wire else []
             shared = ""
             continue
-        # an assistant cannot send media, nor `tool` anything
-        moved = role == "tool" or (role == "assistant" and part.kind == "media")
-        speaker = "user" if moved else role
+        speaker = responses_speaker(message.role, part)
         if "_item" in own or shared != speaker:
             head = own.get("_item", {"type": "message"})
             items.append({"role": speaker, **head, "content": []})
-        shared = "" if "_string" in own else speaker
-        items[-1]["content"] = wire["text"] if "_string" in own else [*items[-1]["content"], wire]
+        if "_string" in own:
+            items[-1]["content"], shared = wire["text"], ""
+        else:
+            items[-1]["content"].append(wire)
+            shared = speaker
     return items
 
 
-# -- requests ------------------------------------------------------------------------
+def responses_speaker(role: str, part: Part) -> str:
+    """Return who says a part: an assistant cannot send media, nor `tool` anything."""
+    moved = role == "tool" or (role == "assistant" and part.kind == "media")
+    return "user" if moved else role
+
+
+# -- requests, read --------------------------------------------------------------------
+
+
+def responses_role(item: Json) -> str:
+    """Return who an item is from; only messages say it."""
+    if responses_type(item) == "message":
+        return str(item["role"])
+    return "tool" if item.get("type") in RESPONSES_OUTPUTS.values() else "assistant"
 
 
 def responses_read_items(items: Iterable[Json]) -> tuple[list[Part], list[Message]]:
@@ -4235,20 +4253,13 @@ def responses_read_items(items: Iterable[Json]) -> tuple[list[Part], list[Messag
     return system, [Message(role, tuple(parts)) for role, parts in runs]
 
 
-def responses_role(item: Json) -> str:
-    """Return who an item is from; only messages say it."""
-    if responses_type(item) == "message":
-        return str(item["role"])
-    return "tool" if item.get("type") in RESPONSES_OUTPUTS.values() else "assistant"
-
-
 def responses_read_tool(tool: Json, **notes: Any) -> Tool:
     kind, description = tool["type"], tool.get("description") or ""
     if kind not in {"function", "custom"}:
         return Tool(responses_hosted(kind), kind="hosted", extra={"responses": {**tool, **notes}})
-    schema, strict, form = tool.get("parameters"), tool.get("strict"), tool.get("format") or EMPTY
+    form = inner(tool, "format")
     grammar = {k: form[k] for k in ("syntax", "definition")} if "definition" in form else None
-    read = Tool(tool["name"], description, schema, kind, strict, grammar)
+    read = Tool(tool["name"], description, tool.get("parameters"), kind, tool.get("strict"), grammar)
     rest = {**rest_of(tool, responses_write_tool(read)), **notes}
     return read._replace(extra=extra_of("responses", rest))
 
@@ -4274,6 +4285,16 @@ def responses_read_choice(choice: Any) -> ToolChoice | None:
     return ToolChoice(choice.get("mode") or "required", tuple(names))
 
 
+def responses_read_format(form: Json) -> Format | None:
+    """text.format -> Format: as in Chat Completions, but not nested."""
+    return chat_read_format({**form, "json_schema": form})
+
+
+def responses_read_params(body: Json) -> Json:
+    said = {**body, "verbosity": inner(body, "text").get("verbosity")}
+    return {ours: said[name] for name, ours in RESPONSES_PARAMS.items() if said.get(name) is not None}
+
+
 def responses_read_thinking(reasoning: Mapping[str, Any]) -> Thinking:
     effort = reasoning.get("effort") or ""
     effort = RESPONSES_EFFORTS.get(effort, effort)
@@ -4284,30 +4305,32 @@ def responses_read_request(body: Json) -> Request:
     """POST /v1/responses body -> Request. Codex lists its tools in an item of the input."""
     given, lead = body.get("input") or [], body.get("instructions")
     items: list[Json] = [{"role": "user", "content": given}] if isinstance(given, str) else given
-    text, reasoning = body.get("text") or EMPTY, body.get("reasoning") or EMPTY
-    form = text.get("format") or EMPTY
     system, messages = responses_read_items(items)
+    if lead and isinstance(lead, str):
+        system.insert(0, Part("text", lead))
     tools = [*responses_read_tools(body.get("tools"))]
     for item in items:
         if item.get("type") == "additional_tools":
             tools += responses_read_tools(item.get("tools"), _listed=True)
-    said = {**body, "verbosity": text.get("verbosity")}
-    names = RESPONSES_PARAMS_READ.items()
     request = Request(
         "responses",
         body["model"],
         tuple(messages),
-        (*([Part("text", lead)] if lead and isinstance(lead, str) else ()), *system),
+        tuple(system),
         tuple(tools),
         responses_read_choice(body.get("tool_choice")),
-        {ours: said[name] for name, ours in names if said.get(name) is not None},
-        responses_read_thinking(reasoning),
-        chat_read_format({**form, "json_schema": form}),  # not nested here
+        responses_read_params(body),
+        responses_read_thinking(inner(body, "reasoning")),
+        responses_read_format(inner(body, "text", "format")),
         bool(body.get("stream")),
     )
     rest = rest_of(body, {**responses_write_settings(request), "input": body.get("input")})
-    note = {"_string": True} if isinstance(given, str) else {}
-    return request._replace(extra=extra_of("responses", {**rest, **note}))
+    if isinstance(given, str):
+        rest["_string"] = True
+    return request._replace(extra=extra_of("responses", rest))
+
+
+# -- requests, written -----------------------------------------------------------------
 
 
 def responses_write_tool(tool: Tool) -> Json:
@@ -4351,7 +4374,13 @@ def responses_write_choice(choice: ToolChoice, tools: Iterable[Tool]) -> Any:
     return allowed if named else choice.mode
 
 
-def responses_write_reasoning(request: Request) -> Json:
+def responses_write_format(form: Format | None) -> Json:
+    """Format -> text.format: as in Chat Completions, but not nested."""
+    nested = chat_write_format(form) if form else EMPTY
+    return {**without(nested, frozenset({"json_schema"})), **inner(nested, "json_schema")}
+
+
+def responses_write_thinking(request: Request) -> Json:
     """Thinking -> `reasoning`. No summary is sent unless asked for, so foreign clients ask."""
     effort, _, summary, adaptive = request.thinking
     if request.dialect != "responses" and not summary and (adaptive or effort not in {"", "none"}):
@@ -4377,11 +4406,9 @@ def responses_write_params(request: Request) -> Json:
 def responses_write_settings(request: Request) -> Json:
     """Write all but the input."""
     choice = request.choice if request.tools or request.dialect == "responses" else None
-    nested = chat_write_format(request.format) if request.format else EMPTY
-    form = {**without(nested, frozenset({"json_schema"})), **nested.get("json_schema", EMPTY)}
     told = filled(
-        text=filled(format=form, verbosity=request.params.get("verbosity")),
-        reasoning=responses_write_reasoning(request),
+        text=filled(format=responses_write_format(request.format), verbosity=request.params.get("verbosity")),
+        reasoning=responses_write_thinking(request),
         tools=responses_write_tools(request.tools),
         tool_choice=responses_write_choice(choice, request.tools) if choice else None,
         instructions=text_of((p for p in request.system if "_at" not in responses_own(p)), "\n\n"),
@@ -4393,10 +4420,10 @@ def responses_write_settings(request: Request) -> Json:
 def responses_write_input(request: Request) -> Any:
     own = request.dialect == "responses"
     messages = request.messages if own else answered(request.messages)
-    items = [item for m in messages for item in responses_write_items(m.role, m.parts)]
-    leading = [part for part in request.system if "_at" in responses_own(part)]
+    items = [item for message in messages for item in responses_write_message(message)]
+    leading = tuple(part for part in request.system if "_at" in responses_own(part))
     places = dict.fromkeys(responses_own(part)["_at"] for part in leading)
-    for at, item in zip(places, responses_write_items("system", leading)):
+    for at, item in zip(places, responses_write_message(Message("system", leading))):
         items.insert(at, item)
     alone = "_string" in responses_own(request) and len(items) == 1
     return items[0]["content"] if alone else items
@@ -4409,21 +4436,17 @@ def responses_write_request(request: Request, _target: Target) -> Json:
     return restored(body, {k: v for k, v in own.items() if k not in body or isinstance(v, dict)})
 
 
-# -- answers -------------------------------------------------------------------------
+# -- answers, read ---------------------------------------------------------------------
 
 
 def responses_read_usage(usage: Json) -> Usage:
     """Response.usage -> Usage; both count the same way."""
-    counts = (path_get(usage, path) or 0 for path in RESPONSES_COUNTS)
+    counts = []
+    for holder, name in RESPONSES_USAGE:
+        said = inner(usage, holder) if holder else usage
+        counts.append(said.get(name) or 0)
     rest = extra_of("responses", without(usage, RESPONSES_COUNTED))
     return Usage._make((*counts, rest))
-
-
-def responses_write_usage(usage: Usage) -> Json:
-    written: Json = {}
-    for path, tokens in zip(RESPONSES_COUNTS, usage):
-        written = path_set(written, path, tokens)
-    return {**written, "total_tokens": usage.input + usage.output, **responses_own(usage)}
 
 
 def responses_read_citation(data: Json) -> Citation:
@@ -4432,29 +4455,19 @@ def responses_read_citation(data: Json) -> Citation:
     return Citation(data.get("url") or "", title, *span, extra={"responses": data})
 
 
-def responses_write_citation(citation: Citation) -> Json:
-    """Citation -> annotation; empty for a foreign one without a URL."""
-    if "responses" in citation.extra or not citation.url:
-        return dict(responses_own(citation))
-    span = {"start_index": citation.start, "end_index": citation.end}
-    return {"type": "url_citation", **span, "title": citation.title, "url": citation.url}
-
-
 def responses_read_output(item: Json) -> list[tuple[Part, Json]]:
     """Read an item of an answer: its parts, each with the content object it came from."""
     kind = responses_type(item)
     if kind == "image_generation_call" and item.get("result"):
-        mime, rest = item.get("output_format") or "png", without(item, frozenset({"result"}))
-        media = Media("image", "base64", item["result"], f"image/{mime}")
-        return [(Part("media", media=media, extra={"responses": rest}), EMPTY)]
+        return [(responses_read_image(item), EMPTY)]
     if kind in {"message", *RESPONSES_READERS} and item.get("status") in RESPONSES_RUNNING:
         item = without(item, frozenset({"status"}))
     if kind == "message":
         contents = [c for c in item.get("content") or () if c.get("text") or c.get("refusal")]
         bare = [without(c, frozenset({"annotations", "logprobs"})) for c in contents]
         return list(zip(responses_read_message({**item, "content": bare}), contents))
-    if kind == "function_call":
-        item = {**item, "arguments": item.get("arguments") or "{}"}
+    if kind == "function_call" and not item.get("arguments"):
+        item = {**item, "arguments": "{}"}
     part = responses_read_part(item)
     if part.kind == "thinking":  # its texts are one text from here on
         rest = without(item, frozenset({"type", "summary", "content", "encrypted_content"}))
@@ -4462,15 +4475,11 @@ def responses_read_output(item: Json) -> list[tuple[Part, Json]]:
     return [(part, EMPTY)]
 
 
-def responses_error(body: Json, status: int = 0) -> ProxyError:
-    """Return the error in a body or payload; `status` 0: it came with a 200."""
-    made, said = chat_error(body, status), body.get("error") or body
-    said = said if isinstance(said, dict) else EMPTY
-    kinds = (RESPONSES_KINDS.get(str(said.get(key))) for key in ("code", "type"))
-    made.kind = next(filter(None, kinds), made.kind)
-    made.status = status or KINDS[made.kind].status
-    made.retry_after = said.get("resets_in_seconds") or made.retry_after
-    return made
+def responses_read_image(item: Json) -> Part:
+    """Read an image that the upstream made."""
+    mime = f"image/{item.get('output_format') or 'png'}"
+    media = Media("image", "base64", item["result"], mime)
+    return Part("media", media=media, extra={"responses": without(item, frozenset({"result"}))})
 
 
 WRAPPERS = frozenset({"parallel", "multi_tool_use.parallel"})  # made up by OpenAI's models
@@ -4498,8 +4507,7 @@ class ResponsesReader:
 
     def __init__(self, request: Request) -> None:
         self.tools = frozenset(tool.name for tool in request.tools)
-        self.at = -1  # number of the last part
-        self.calls = False  # was there any?
+        self.parts = Parts(itertools.count())
         self.done: list[int | None] = []  # output indexes of the items that came whole
         self.ended = False
         self.reset()
@@ -4509,39 +4517,32 @@ class ResponsesReader:
         self.item_at = at
         self.first = Part("")  # what its first part is known to be
         self.told = 0  # how many of its parts were begun
-        self.part: Part | None = None  # the open one
-        self.plain = False  # is it text?
         self.place: tuple[Any, ...] = ()  # the segment that its last delta belongs to
-        self.texts: list[str] = []  # what was sent of it
-        self.cited = self.logged = 0  # how many citations and logprobs were sent with it
+        self.text_at: Any = MISSING  # the number of that segment, if it is text
+        self.cited = self.logged = 0  # how many citations and logprobs of the open part were sent
 
-    def open(self, part: Part) -> Event:
-        self.part, self.at, self.plain = part, self.at + 1, part.kind == "text"
-        self.told, self.texts, self.cited, self.logged = self.told + 1, [], 0, 0
-        self.calls = self.calls or part.kind == "call"
-        return PartStart(self.at, part._replace(text="", proof="", citations=()))
+    def begin(self, part: Part) -> Iterator[Event]:
+        """End the open part, and begin the next one of the item."""
+        self.told += 1
+        self.cited = self.logged = 0
+        yield from self.parts.open(part)
+        yield from self.parts.begin()
 
-    def close(self) -> Events:
-        if self.part:
-            self.part, self.plain = None, False
-            yield PartEnd(self.at)
+    def log(self, logprobs: list[Json]) -> Iterator[Event]:
+        self.logged += len(logprobs)
+        yield from self.parts.add("logprobs", logprobs)
 
-    def say(self, text: str, logprobs: list[Json]) -> Events:
-        if text:
-            self.texts.append(text)
-            yield PartDelta(self.at, "text", text)
-        if logprobs:
-            self.logged += len(logprobs)
-            yield PartDelta(self.at, "logprobs", logprobs)
-
-    def cite(self, annotations: Iterable[Json]) -> Events:
+    def cite(self, annotations: Iterable[Json]) -> Iterator[Event]:
         for annotation in annotations:
             self.cited += 1
-            yield PartDelta(self.at, "citation", responses_read_citation(annotation))
+            yield from self.parts.add("citation", responses_read_citation(annotation))
 
-    def read_added(self, payload: Json) -> Events:
+    def is_open(self, kind: str) -> bool:
+        return self.parts.part is not None and self.parts.part.kind == kind
+
+    def read_added(self, payload: Json) -> Iterator[Event]:
         """Begin an item. A call begins with its name, other parts with their first delta."""
-        yield from self.close()
+        yield from self.parts.close()
         self.reset(payload.get("output_index"))
         item, kind = payload["item"], responses_type(payload["item"])
         if kind == "message":  # its content is yet to come
@@ -4549,37 +4550,42 @@ class ResponsesReader:
         if kind not in RESPONSES_OUTPUTS or (item.get("name") and item.get("call_id")):
             (self.first, _), *_ = responses_read_output(item)
         if self.first.kind == "call" and not is_wrapper(self.first, self.tools):
-            yield self.open(self.first)
+            yield from self.begin(self.first)
 
-    def read_body(self, payload: Json) -> Events:
+    def read_body(self, payload: Json) -> Iterator[Event]:
         """Read a delta, or a whole body, which counts only where no deltas came."""
         event, _, step = payload["type"].rpartition(".")
         row = RESPONSES_BODIES[event]
         text, logprobs = payload.get("delta") or "", payload.get("logprobs") or []
         if step == "done":  # its logprobs follow with the item
-            text, logprobs = "" if self.texts else payload.get(row.key) or "", []
-        if not text and not logprobs:
-            return
-        place = (event, payload.get(row.place))
+            text, logprobs = payload.get(row.key) or "", []
+        if (text or logprobs) and not (step == "done" and self.parts.texts):
+            yield from self.move(row, payload.get(row.place))
+            if self.is_open(row.kind):
+                yield from self.parts.add("text", text)
+                yield from self.log(logprobs)
+
+    def move(self, row: Shape, at: Any) -> Iterator[Event]:
+        """Go to a segment of the item: one of the part that is open, or of the next one."""
+        place = (row.event, at)
         moved, self.place = place != self.place, place
-        if not self.part or self.part.kind != row.kind or (moved and row.kind in RESPONSES_SPOKEN):
-            if row.kind == "call":
-                return  # one without a name waits for its end
-            yield from self.close()
-            yield self.open(Part(row.kind, extra=EMPTY if self.told else self.first.extra))
-        elif moved and self.texts:
-            yield from self.say("\n\n", [])
-        yield from self.say(text, logprobs)
+        self.text_at = at if row.kind == "text" else MISSING
+        if self.is_open(row.kind) and not (moved and row.kind in RESPONSES_SPOKEN):
+            if moved and self.parts.texts:
+                yield from self.parts.add("text", "\n\n")
+        elif row.kind != "call":  # one without a name waits for its end
+            yield from self.begin(Part(row.kind, extra=EMPTY if self.told else self.first.extra))
 
-    def read_citation(self, payload: Json) -> Events:
-        yield from self.cite([payload["annotation"]] if self.plain else ())
+    def read_citation(self, payload: Json) -> Iterator[Event]:
+        if self.is_open("text"):
+            yield from self.cite([payload["annotation"]])
 
-    def read_item(self, payload: Json) -> Events:
+    def read_item(self, payload: Json) -> Iterator[Event]:
         """End an item."""
         yield from self.finish(payload["item"])
         self.done.append(payload.get("output_index"))
 
-    def finish(self, item: Json) -> Events:
+    def finish(self, item: Json) -> Iterator[Event]:
         """Send what is still to say of the parts of an item that is known whole, and end them."""
         parts = responses_read_output(item)
         if parts and is_wrapper(parts[0][0], self.tools):
@@ -4587,48 +4593,52 @@ class ResponsesReader:
         for part, content in parts[max(0, self.told - 1) :]:  # those before are ended
             if part.kind == "thinking" and not (part.text or part.proof):
                 continue  # there is nothing to tell
-            if not self.part or self.part.kind != part.kind:
-                yield from self.close()
-                yield self.open(part)
+            if not self.is_open(part.kind):
+                yield from self.begin(part)
             yield from self.complete(part, content)
-        yield from self.close()
+        yield from self.parts.close()
         self.reset()
 
-    def complete(self, part: Part, content: Json) -> Events:
+    def complete(self, part: Part, content: Json) -> Iterator[Event]:
         """End the open part with what did not come in deltas."""
-        sent = "".join(self.texts)
-        tail = part.text[len(sent) :] if part.text.startswith(sent) else ""
-        yield from self.say(tail, (content.get("logprobs") or [])[self.logged :])
+        parts, sent = self.parts, "".join(self.parts.texts)
+        if part.text.startswith(sent):
+            yield from parts.add("text", part.text[len(sent) :])
+        yield from self.log((content.get("logprobs") or [])[self.logged :])
         yield from self.cite((content.get("annotations") or [])[self.cited :])
-        if part.proof:
-            yield PartDelta(self.at, "proof", part.proof)
-        if self.part and self.part.extra != part.extra:
-            yield PartDelta(self.at, "extra", part.extra)
-        yield from self.close()
+        yield from parts.add("proof", part.proof)
+        if parts.part and parts.part.extra != part.extra:
+            yield PartDelta(parts.at, "extra", part.extra)
+        yield from parts.close()
 
-    def read_end(self, payload: Json) -> Events:
+    def read_end(self, payload: Json) -> Iterator[Event]:
         """End the answer. Its items count where no events told of them."""
         response = payload["response"]
         if response.get("status") in {"failed", "cancelled"}:
             self.read_failure(payload)
         output = response.get("output") or []
-        untold = enumerate(output if len(self.done) < len(output) else ())
-        for at, item in ((at, item) for at, item in untold if at not in self.done):
+        complete = len(self.done) >= len(output)
+        for at, item in enumerate(output):
+            if complete or at in self.done:
+                continue
             if self.item_at not in {None, at}:
-                yield from self.close()
+                yield from self.parts.close()
                 self.reset()
             yield from self.finish(item)
-        yield from self.close()
+        yield from self.parts.close()
         if response.get("usage"):
             yield responses_read_usage(response["usage"])
         self.ended = True
-        if response.get("status") == "incomplete":
-            reason = (response.get("incomplete_details") or EMPTY).get("reason") or "incomplete"
-            yield MessageEnd(RESPONSES_REASONS.get(reason, "length"), raw=reason)
-        else:
-            yield MessageEnd("tool_calls" if self.calls else "stop", raw="completed")
+        yield self.end_of(response)
 
-    def read_failure(self, payload: Json) -> Events:
+    def end_of(self, response: Json) -> MessageEnd:
+        if response.get("status") == "incomplete":
+            reason = inner(response, "incomplete_details").get("reason") or "incomplete"
+            return MessageEnd(RESPONSES_FINISH.get(reason, "length"), raw=reason)
+        called = "call" in self.parts.kinds
+        return MessageEnd("tool_calls" if called else "stop", raw="completed")
+
+    def read_failure(self, payload: Json) -> Iterator[Event]:
         """Raise the error of a payload, or of the response in it."""
         body = payload.get("response") or payload
         if "status" in body and not body.get("error"):
@@ -4649,24 +4659,81 @@ RESPONSES_EVENTS: dict[str, Callable[[ResponsesReader, Json], Iterable[Event]]] 
 
 def responses_in_order(payloads: Iterable[Json]) -> Iterator[Json]:
     """Put items that come at the same time one after the other: the younger ones wait."""
-    waiting: dict[int, list[Json]] = {}  # output index -> payloads
+    waiting: dict[int, list[Json]] = {}  # output index -> payloads; the oldest item is first
     live: int | None = None  # the item that may go on
     for payload in payloads:
-        at = payload.get("output_index")
-        live = at if live is None else live
-        if at is not None and at != live:
+        kind, at = payload.get("type", ""), payload.get("output_index")
+        if at is not None and live not in {None, at}:
             waiting.setdefault(at, []).append(payload)
             continue
-        if RESPONSES_EVENTS.get(payload.get("type", "")) is ResponsesReader.read_end:
+        if RESPONSES_EVENTS.get(kind) is ResponsesReader.read_end:
             yield from itertools.chain(*waiting.values())
         yield payload
-        done = payload.get("type") == "response.output_item.done"
-        while done and waiting:
-            live = next(iter(waiting))
-            held = waiting.pop(live)
+        live = at if live is None else live
+        while kind == "response.output_item.done":  # the next one is due, with what came of it
+            live = next(iter(waiting), None)
+            held = [] if live is None else waiting.pop(live)
             yield from held
-            done = held[-1].get("type") == "response.output_item.done"
-        live = None if done else live
+            kind = held[-1].get("type", "") if held else ""
+
+
+def responses_read_response(body: Json, request: Request) -> Events:
+    """Full answer -> Events, as a stream that holds nothing but its end."""
+    if body.get("error") or "output" not in body:
+        raise responses_error(body)
+    yield from responses_read_stream([{"type": "response.completed", "response": body}], request)
+
+
+def responses_read_stream(payloads: Iterable[Json], request: Request) -> Events:
+    """Stream payloads -> Events. Unknown ones are skipped: the service adds some every month."""
+    reader, started = ResponsesReader(request), False
+    parts = reader.parts
+    for payload in responses_in_order(payloads):
+        kind = payload.get("type", "error" if "error" in payload else "")
+        if (
+            kind == "response.output_text.delta"  # the common case first
+            and payload.get("content_index") == reader.text_at
+            and payload["delta"]
+            and not payload.get("logprobs")
+        ):
+            parts.texts.append(payload["delta"])
+            yield PartDelta(parts.at, "text", payload["delta"])
+            continue
+        read = RESPONSES_EVENTS.get(kind)
+        if read and not started and read is not ResponsesReader.read_failure:
+            started = True
+            yield responses_read_start(inner(payload, "response"))
+        if read:
+            yield from read(reader, payload)
+        if reader.ended:
+            return
+    raise ProxyError("upstream_failed", "the upstream closed the stream before response.completed")
+
+
+def responses_read_start(response: Json) -> MessageStart:
+    created = int(response.get("created_at") or 0)
+    return MessageStart(response.get("id") or "", response.get("model") or "", created)
+
+
+# -- answers, written ------------------------------------------------------------------
+
+
+def responses_write_usage(usage: Usage) -> Json:
+    written: Json = {
+        "input_tokens": 0, "input_tokens_details": {}, "output_tokens": 0, "output_tokens_details": {},
+        "total_tokens": usage.input + usage.output,
+    }  # fmt: skip
+    for (holder, name), tokens in zip(RESPONSES_USAGE, usage):
+        (written[holder] if holder else written)[name] = tokens
+    return {**written, **responses_own(usage)}
+
+
+def responses_write_citation(citation: Citation) -> Json:
+    """Citation -> annotation; empty for a foreign one without a URL."""
+    if "responses" in citation.extra or not citation.url:
+        return dict(responses_own(citation))
+    span = {"start_index": citation.start, "end_index": citation.end}
+    return {"type": "url_citation", **span, "title": citation.title, "url": citation.url}
 
 
 def responses_write_whole(part: Part) -> Json:
@@ -4682,6 +4749,41 @@ def responses_write_whole(part: Part) -> Json:
     return dict(own) if part.kind in {"hosted", "opaque"} else {}
 
 
+class ResponsesBody:
+    """The open part of an answer that is written, and how its body streams."""
+
+    def __init__(self, part: Part, row: Shape | None) -> None:
+        self.part, self.row = part, row  # without a row it is written at its end
+        self.texts: list[str] = []  # its deltas
+        self.logprobs: list[Json] = []
+        self.place: Json = EMPTY  # the number of its segment
+        self.head = self.middle = self.tail = ""  # of a delta's frame, around its number and text
+
+    def whole(self) -> Part:
+        return self.part._replace(text="".join(self.texts))
+
+    def segment(self) -> Json:
+        """Return the segment of the item that the part is, as far as it is known."""
+        part = self.whole()
+        if part.kind == "thinking":
+            return {"type": "summary_text", "text": part.text}
+        written = responses_write_part(part)
+        if part.kind == "text":
+            notes = [note for c in part.citations if (note := responses_write_citation(c))]
+            written = {**written, "annotations": notes, "logprobs": self.logprobs}
+        return written
+
+    def begin(self, item: Json, at: int, row: Shape) -> None:
+        """Make the template for the deltas: they add to this item, the one of this number."""
+        if row.place:
+            self.place = {row.place: len(item.get("content", ()))}
+        place = {"item_id": item["id"], "output_index": at, **self.place}
+        event = f"{row.event}.delta"
+        self.head = f'event: {event}\ndata: {{"type":"{event}","sequence_number":'
+        self.middle = f',{dumps(place)[1:-1]},"delta":'
+        self.tail = ',"logprobs":[]}\n\n' if row.kind == "text" else "}\n\n"
+
+
 class ResponsesWriter:
     """Writes one answer: it numbers the frames and keeps the items for the last of them."""
 
@@ -4690,10 +4792,12 @@ class ResponsesWriter:
         echoed = {k: asked[k] for k in RESPONSES_SHELL if asked.get(k) is not None}
         named = {"id": f"resp_{request.id}", "created_at": request.created, "model": request.model}
         self.response = {**RESPONSES_SHELL, **echoed, **named}
+        self.begun = False
         self.seed = request.id
         self.number = 0  # of the next frame
         self.items: list[Json] = []  # the complete ones
         self.item: Json = EMPTY  # the open one, as it was added
+        self.body = ResponsesBody(Part(""), None)  # the open part
         self.usage = Usage()
         self.end: MessageEnd | None = None
 
@@ -4710,28 +4814,25 @@ class ResponsesWriter:
         given = event.id if event.id.startswith("resp_") else ""
         told = filled(id=given, model=event.model, created_at=event.created or None)
         self.response.update(told)
+        self.begun = True
         yield self.frame("response.created", response=self.response)
         yield self.frame("response.in_progress", response=self.response)
 
     def write_begin(self, event: PartStart) -> Frames:
         """Begin a part. Adjacent texts and refusals share one message item."""
-        self.part = event.part
-        self.texts: list[str] = []  # its deltas
-        self.logprobs: list[Json] = []
-        self.place: Json = EMPTY  # the number of its segment
-        self.head = self.middle = self.tail = ""  # of a delta's frame, around its number and text
         item, own = responses_write_part(event.part), responses_own(event.part)
-        self.row = RESPONSES_WRITTEN.get(item.get("type", ""))  # how it streams
+        row = RESPONSES_WRITTEN.get(item.get("type", ""))  # how it streams
+        self.body = ResponsesBody(event.part, row)
         spoken = event.part.kind in RESPONSES_SPOKEN
         if self.item and ("_item" in own or not spoken):
             yield self.close({**self.item, "status": "completed"})
         if spoken:
             head = {"type": "message", "role": "assistant", **own.get("_item", EMPTY)}
             item = {**head, "status": "in_progress", "content": []}
-        if self.row and not self.item:
+        if row and not self.item:
             yield self.add({**item, "status": "in_progress"})
-        if self.row and self.row.kind != "thinking":  # whose text may never come
-            yield from self.begin_body(self.row)
+        if row and row.kind != "thinking":  # whose text may never come
+            yield from self.begin_body(row)
 
     def add(self, item: Json) -> bytes:
         """Open an item. Its id stays, whatever the part learns later."""
@@ -4746,81 +4847,72 @@ class ResponsesWriter:
         self.item = EMPTY
         return self.frame("response.output_item.done", output_index=at, item=item)
 
-    def segment(self) -> Json:
-        """Return the segment of the item that the part is, as far as it is known."""
-        part = self.part._replace(text="".join(self.texts))
-        if part.kind == "thinking":
-            return {"type": "summary_text", "text": part.text}
-        written = responses_write_part(part)
-        if part.kind == "text":
-            notes = [note for c in part.citations if (note := responses_write_citation(c))]
-            written = {**written, "annotations": notes, "logprobs": self.logprobs}
-        return written
-
     def begin_body(self, row: Shape) -> Frames:
-        """Begin the segment that the body is in, and make the template for its deltas."""
-        self.place = {row.place: len(self.item.get("content", ()))} if row.place else EMPTY
+        """Begin the segment that the body is in."""
+        self.body.begin(self.item, len(self.items), row)
         if row.segment:
-            yield self.item_frame(f"{row.segment}.added", **self.place, part=self.segment())
-        place = {"item_id": self.item["id"], "output_index": len(self.items), **self.place}
-        event = f"{row.event}.delta"
-        self.head = f'event: {event}\ndata: {{"type":"{event}","sequence_number":'
-        self.middle = f',{dumps(place)[1:-1]},"delta":'
-        self.tail = ',"logprobs":[]}\n\n' if row.kind == "text" else "}\n\n"
+            yield self.item_frame(f"{row.segment}.added", **self.body.place, part=self.body.segment())
 
-    def text_frame(self, text: str) -> bytes:
-        self.texts.append(text)
+    def text(self, event: PartDelta) -> bytes:
+        """Write a delta. Hosted, media and opaque parts are written at their end."""
+        body = self.body
+        opening = b""
+        if not body.head and body.row:
+            opening = b"".join(self.begin_body(body.row))
+        body.texts.append(event.value)
+        if not body.head:
+            return opening
         number = self.number
         self.number += 1
-        return f"{self.head}{number}{self.middle}{quote(text)}{self.tail}".encode("ascii")
+        delta = f"{body.head}{number}{body.middle}{quote(event.value)}{body.tail}".encode("ascii")
+        return opening + delta
 
     def write_delta(self, event: PartDelta) -> Frames:
-        """Write a delta. Hosted, media and opaque parts are written at their end."""
-        if event.field == "text" and self.row:
-            if not self.head:
-                yield from self.begin_body(self.row)
-            yield self.text_frame(event.value)
-        elif event.field == "text":
-            self.texts.append(event.value)
-        elif event.field in {"citation", "logprobs"}:
-            yield from self.write_note(event) if self.part.kind == "text" else ()
-        else:
-            self.part = part_with(self.part, event)
+        if event.field == "text":
+            yield self.text(event)
+        elif event.field not in {"citation", "logprobs"}:
+            self.body.part = part_with(self.body.part, event)
+        elif self.body.part.kind == "text":
+            yield from self.write_note(event)
 
     def write_note(self, event: PartDelta) -> Frames:
+        body = self.body
         if event.field == "logprobs":
-            self.logprobs += event.value
-            fields = {**self.place, "delta": "", "logprobs": event.value}
+            body.logprobs += event.value
+            fields = {**body.place, "delta": "", "logprobs": event.value}
             yield self.item_frame("response.output_text.delta", **fields)
         elif note := responses_write_citation(event.value):
-            count = len(self.segment()["annotations"])
-            fields = {**self.place, "annotation_index": count, "annotation": note}
+            count = len(body.segment()["annotations"])
+            fields = {**body.place, "annotation_index": count, "annotation": note}
             yield self.item_frame("response.output_text.annotation.added", **fields)
-            self.part = part_with(self.part, event)
+            body.part = part_with(body.part, event)
 
-    def write_end(self, _event: PartEnd) -> Frames:
+    def write_end(self, event: PartEnd) -> Frames:
         """End a part; a message item stays open for the next text."""
-        kind, row = self.part.kind, self.row
-        if kind == "call" and not self.texts and not self.part.custom:
-            yield self.text_frame("{}")
-        self.part = self.part._replace(text="".join(self.texts))
-        if row and self.head:
-            yield from self.end_body(row)
-        if kind in RESPONSES_SPOKEN:
-            self.item = {**self.item, "content": [*self.item["content"], self.segment()]}
-        elif row:
-            status = {"status": "completed"} if kind == "call" else EMPTY
-            yield self.close({**status, **responses_write_part(self.part)})
-        elif item := responses_write_whole(self.part):
+        body = self.body
+        if body.part.kind == "call" and not body.texts and not body.part.custom:
+            yield self.text(PartDelta(event.at, "text", "{}"))
+        if body.row and body.head:
+            yield from self.end_body(body.row)
+        part = body.whole()
+        if part.kind in RESPONSES_SPOKEN:
+            self.item = {**self.item, "content": [*self.item["content"], body.segment()]}
+        elif body.row:
+            status = {"status": "completed"} if part.kind == "call" else EMPTY
+            yield self.close({**status, **responses_write_part(part)})
+        elif item := responses_write_whole(part):
             yield from self.write_whole(item)
 
     def end_body(self, row: Shape) -> Frames:
-        name = self.part.name if row.key == "arguments" else None
-        logprobs = {"logprobs": self.logprobs} if row.kind == "text" else EMPTY
-        said = {row.key: self.part.text, **logprobs, **filled(name=name)}
-        yield self.item_frame(f"{row.event}.done", **self.place, **said)
+        body, part = self.body, self.body.whole()
+        said: Json = {row.key: part.text}
+        if row.kind == "text":
+            said["logprobs"] = body.logprobs
+        if row.key == "arguments" and part.name:
+            said["name"] = part.name
+        yield self.item_frame(f"{row.event}.done", **body.place, **said)
         if row.segment:
-            yield self.item_frame(f"{row.segment}.done", **self.place, part=self.segment())
+            yield self.item_frame(f"{row.segment}.done", **body.place, part=body.segment())
 
     def write_whole(self, item: Json) -> Frames:
         """Write an item that has no deltas."""
@@ -4836,7 +4928,7 @@ class ResponsesWriter:
 
     def write_finish(self, event: MessageEnd) -> Frames:
         self.end = event
-        cut = event.finish in RESPONSES_REASONS.values()
+        cut = event.finish in RESPONSES_FINISH.values()
         if self.item:
             yield self.close({**self.item, "status": "incomplete" if cut else "completed"})
 
@@ -4849,13 +4941,17 @@ class ResponsesWriter:
         """Return the response object of a finished answer."""
         if not self.end:
             raise ProxyError("upstream_failed", "the upstream ended the answer without saying why")
-        word = RESPONSES_STATUSES[self.end.finish]
+        word = RESPONSES_FINISH_WRITE[self.end.finish]
         if word == "failed" and not self.items:
             message = f"the model's answer failed: {self.end.raw or 'error'}"
             return self.whole("failed", error={"code": "server_error", "message": message})
-        if word in RESPONSES_REASONS:
+        if word in RESPONSES_FINISH:
             return self.whole("incomplete", incomplete_details={"reason": word})
         return self.whole("completed")
+
+    def finish(self) -> Frames:
+        response = self.last()
+        yield self.frame(f"response.{response['status']}", response=response)
 
     def fail(self, error: ProxyError) -> Frames:
         """End a stream that broke off. Flat, since the client raises at a nested `error`."""
@@ -4863,80 +4959,51 @@ class ResponsesWriter:
         yield self.frame("error", **fault, param=error.param or None)
         yield self.frame("response.failed", response=self.whole("failed", error=fault))
 
-
-RESPONSES_WRITE: dict[type, Callable[[ResponsesWriter, Any], Frames]] = {
-    MessageStart: ResponsesWriter.write_start,
-    PartStart: ResponsesWriter.write_begin,
-    PartDelta: ResponsesWriter.write_delta,
-    PartEnd: ResponsesWriter.write_end,
-    Usage: ResponsesWriter.write_usage,
-    MessageEnd: ResponsesWriter.write_finish,
-}
-
-
-def responses_read_response(body: Json, request: Request) -> Events:
-    """Full answer -> Events, as a stream that holds nothing but its end."""
-    if body.get("error") or "output" not in body:
-        raise responses_error(body)
-    yield from responses_read_stream([{"type": "response.completed", "response": body}], request)
+    takes: ClassVar[Mapping[type, Callable[[Any, Any], Iterable[bytes]]]] = {
+        MessageStart: write_start, PartStart: write_begin, PartDelta: write_delta, PartEnd: write_end,
+        Usage: write_usage, MessageEnd: write_finish,
+    }  # fmt: skip
 
 
 def responses_write_response(response: Response, request: Request) -> Json:
     """Response -> full answer, which is what the last frame of its stream would hold."""
     writer = ResponsesWriter(request)
     for event in response_events(response._replace(choices=response.choices[:1])):
-        for _ in RESPONSES_WRITE[type(event)](writer, event):
+        for _ in writer.takes[type(event)](writer, event):
             pass
     return writer.last()
 
 
-def responses_read_stream(payloads: Iterable[Json], request: Request) -> Events:
-    """Stream payloads -> Events. Unknown ones are skipped: the service adds some every month."""
-    reader, started = ResponsesReader(request), False
-    for payload in responses_in_order(payloads):
-        kind = payload.get("type", "error" if "error" in payload else "")
-        if kind == "response.output_text.delta" and reader.plain and not payload.get("logprobs"):
-            text = payload["delta"]  # the common case first
-            if text and payload.get("content_index") == reader.place[1]:
-                reader.texts.append(text)
-                yield PartDelta(reader.at, "text", text)
-                continue
-        read = RESPONSES_EVENTS.get(kind)
-        if read and not started and read is not ResponsesReader.read_failure:
-            response, started = payload.get("response") or EMPTY, True
-            created = int(response.get("created_at") or 0)
-            yield MessageStart(response.get("id") or "", response.get("model") or "", created)
-        yield from read(reader, payload) if read else ()
-        if reader.ended:
-            return
-    raise ProxyError("upstream_failed", "the upstream closed the stream before response.completed")
-
-
 def responses_write_stream(events: Iterable[Event], request: Request) -> Frames:
     """Events -> frames; the last one waits until all events are there, for late usage."""
-    writer = ResponsesWriter(request)
-    try:
-        for event in events:
-            if isinstance(event, PartDelta) and event.field == "text" and writer.head:
-                yield writer.text_frame(event.value)  # the common case first
-            else:
-                yield from RESPONSES_WRITE[type(event)](writer, event)
-        response = writer.last()
-        yield writer.frame(f"response.{response['status']}", response=response)
-    except ProxyError as error:
-        if not writer.number:
-            raise
-        yield from writer.fail(error)
+    return write_frames(ResponsesWriter(request), events)
 
 
-# -- errors --------------------------------------------------------------------------
+# -- errors ----------------------------------------------------------------------------
+
+
+RESPONSES_KINDS = {  # an error's `code` or `type` that only this API knows, most of them Codex's -> kind
+    "usage_limit_reached": "rate_limited",
+    "usage_not_included": "forbidden",
+    "invalid_prompt": "invalid_request",
+    "bio_policy": "invalid_request",
+    "server_is_overloaded": "overloaded",
+    "slow_down": "overloaded",
+}
+
+
+def responses_error(body: Any, status: int = 0) -> ProxyError:
+    """Return the error in a body or payload; `status` 0: it came with a 200."""
+    made, said = chat_error(body, status), error_said(body)
+    kinds = (RESPONSES_KINDS.get(str(said.get(key))) for key in ("code", "type"))
+    made.kind = next(filter(None, kinds), made.kind)
+    made.status = status or KINDS[made.kind].status
+    return made
 
 
 def responses_read_error(status: int, body: bytes) -> ProxyError:
-    """HTTP status and body -> error. What is not an object is as in Chat Completions."""
-    data = json_of(body.decode("utf-8", "replace"))
-    known = isinstance(data, dict) and data
-    return responses_error(data, status) if known else chat_read_error(status, body)
+    """HTTP status and body -> error."""
+    return responses_error(error_body(status, body), status)
 
 
 def responses_write_error(error: ProxyError) -> Json:

@@ -315,9 +315,10 @@ def test_foreign_settings(fields: Any, key: str, value: Any) -> None:
     "media", [cp.Media("audio", "base64", "AA==", "audio/wav"), cp.Media("video", "url", "https://x")]
 )
 def test_media_without_a_form_is_refused(media: cp.Media) -> None:
+    request = cp.Request("claude", "m", (cp.Message("user", (Part("media", media=media),)),))
     with pytest.raises(cp.ProxyError, match=media.kind) as caught:
-        written([cp.Message("user", (Part("media", media=media),))])
-    assert (caught.value.kind, caught.value.param) == ("invalid_request", "input")
+        cp.fit_request(request, TARGET, "responses")
+    assert (caught.value.kind, caught.value.param) == ("invalid_request", "messages")
 
 
 # -- reading answers -----------------------------------------------------------------
