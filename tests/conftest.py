@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import rsa
 from hypothesis import settings
 
 import cliproxy as cp
@@ -92,3 +93,8 @@ def codex(make_proxy: ProxyMaker, upstream: Upstream) -> Proxy:
     proxy = make_proxy(providers={"codex": {"base-url": upstream.url}})
     add_codex(proxy, "a")
     return proxy
+
+
+@pytest.fixture(scope="session")
+def key() -> rsa.RSAPrivateKey:
+    return rsa.generate_private_key(65537, 2048)

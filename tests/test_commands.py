@@ -21,11 +21,11 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 import cliproxy as cp
+from support.keys import pem_of
 from support.logins import consent, visit
 from support.paths import ROOT
 from support.upstream import DEADLINE, Seen, Upstream, make_reply
 from support.world import World
-from test_vertex import pem_of
 
 Json = cp.Json
 pytestmark = [

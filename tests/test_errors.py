@@ -60,3 +60,36 @@ def test_waits(error: dict[str, Any], seconds: float | None) -> None:
 def test_waits_until_a_moment() -> None:
     body = '{"resets_at": "1000050", "resets_in_seconds": 12}'
     assert cp.error_wait(body, lambda moment: float(moment) - 1_000_000) == 50
+
+
+def test_a_last_event_needs_no_blank_line() -> None:
+    assert list(cp.sse_read([b'data: {"n": 1}'])) == [{"n": 1}]
+    assert list(cp.sse_read([b'data: {"n": 1}\r'])) == [{"n": 1}]
+
+
+NO_PAYLOADS = [
+    b"data: [DONE]\n\n",
+    b"data:\n\n",
+    b": ping\n\n",
+    b"event: ping\n\n",
+    b"data: [1]\n\n",
+    b"data: null\n\n",
+]
+
+
+@pytest.mark.parametrize("data", NO_PAYLOADS)
+def test_what_is_no_payload_is_skipped(data: bytes) -> None:
+    assert list(cp.sse_read([data, b'data: {"n": 1}\n\n'])) == [{"n": 1}]
+
+
+@pytest.mark.parametrize("data", [b"data: {\n\n", b"data: <html>\n\n", b"data: \xff\xfe{}\n\n"])
+def test_what_is_not_json_is_an_error(data: bytes) -> None:
+    with pytest.raises(cp.ProxyError, match="the upstream sent") as caught:
+        list(cp.sse_read([data]))
+    assert caught.value.kind == "upstream_failed"
+
+
+def test_frames() -> None:
+    assert cp.sse_frame({"a": "ü\u2028"}) == b'data: {"a":"\\u00fc\\u2028"}\n\n'
+    assert cp.sse_frame({"a": 1}, "delta") == b'event: delta\ndata: {"a":1}\n\n'
+    assert list(cp.sse_read([cp.sse_frame({"a": "\r\n\u2028"}, "x")])) == [{"a": "\r\n\u2028"}]

@@ -81,11 +81,6 @@ def test_an_event_is_out_before_the_next_chunk_is_asked_for(end: str) -> None:
         assert asked[-1] == number
 
 
-def test_a_last_event_needs_no_blank_line() -> None:
-    assert list(cp.sse_read([b'data: {"n": 1}'])) == [{"n": 1}]
-    assert list(cp.sse_read([b'data: {"n": 1}\r'])) == [{"n": 1}]
-
-
 @pytest.mark.parametrize("end", [b"", b"\r"], ids=["text", "cr"])
 def test_a_huge_event_costs_no_more_a_byte_than_a_small_one(end: bytes) -> None:
     def cost(count: int) -> float:
@@ -102,34 +97,6 @@ def test_fields() -> None:
     assert cp.sse_data(b"data: a") == cp.sse_data(b"data:a") == b"a"
     assert cp.sse_data(b"event: e\ndata: a\nid: 1\ndata: b") == b"a\nb"
     assert cp.sse_data(b": ping") == cp.sse_data(b"event: e") == b""
-
-
-NO_PAYLOADS = [
-    b"data: [DONE]\n\n",
-    b"data:\n\n",
-    b": ping\n\n",
-    b"event: ping\n\n",
-    b"data: [1]\n\n",
-    b"data: null\n\n",
-]
-
-
-@pytest.mark.parametrize("data", NO_PAYLOADS)
-def test_what_is_no_payload_is_skipped(data: bytes) -> None:
-    assert list(cp.sse_read([data, b'data: {"n": 1}\n\n'])) == [{"n": 1}]
-
-
-@pytest.mark.parametrize("data", [b"data: {\n\n", b"data: <html>\n\n", b"data: \xff\xfe{}\n\n"])
-def test_what_is_not_json_is_an_error(data: bytes) -> None:
-    with pytest.raises(cp.ProxyError, match="the upstream sent") as caught:
-        list(cp.sse_read([data]))
-    assert caught.value.kind == "upstream_failed"
-
-
-def test_frames() -> None:
-    assert cp.sse_frame({"a": "ü\u2028"}) == b'data: {"a":"\\u00fc\\u2028"}\n\n'
-    assert cp.sse_frame({"a": 1}, "delta") == b'event: delta\ndata: {"a":1}\n\n'
-    assert list(cp.sse_read([cp.sse_frame({"a": "\r\n\u2028"}, "x")])) == [{"a": "\r\n\u2028"}]
 
 
 # --- words ----------------------------------------------------------------------------------
