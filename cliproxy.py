@@ -12108,21 +12108,6 @@ PROTOCOLS = {  # dialect -> what payload rules call it: as an upstream, as a cli
 }  # fmt: skip
 
 
-def shape(body: Json, errand: Errand, candidate: Candidate, provider: Provider, app: App) -> Json:
-    """Fit a body to its provider and to the owner's payload rules; `body` itself if it fits."""
-    prepare, rules = PREPARE.get(provider.name), app.config["payload"]
-    shaped = prepare(body, errand, candidate) if prepare else body
-    if any(rules.values()):
-        upstream = PROTOCOLS.get(provider.name) or PROTOCOLS[provider.dialect]
-        names, root = (
-            (candidate.model, split_suffix(errand.model)[0], errand.model),
-            "request" if provider.wrapped else "",
-        )
-        case = PayloadCase(names, upstream[0], PROTOCOLS[errand.dialect.name][1], errand.headers, root)
-        shaped = apply_payload(rules, shaped, {root: body} if root else body, case)
-    return shaped
-
-
 ########################################################################################
 # 28. CATALOG
 ########################################################################################
@@ -12322,6 +12307,74 @@ MODEL_SHAPES: dict[str, tuple[Callable[[Model], Json], Callable[[list[Json]], Js
 
 Pieces = Generator[bytes, None, None]
 
+
+class Answer(NamedTuple):
+    """What goes back to the client. Its body comes in `pieces`, the first one without delay.
+
+    `headers` are the upstream's worth passing on; `length` is that of the body, if known. After
+    the first piece a ProxyError may come: it is for the client as an error of a stream.
+    """
+
+    status: int
+    headers: Headers
+    pieces: Pieces
+    length: int | None = None
+
+
+def is_stream(headers: Mapping[str, str]) -> bool:
+    """Tell whether the answer with these headers is a stream of server-sent events."""
+    return headers.get("content-type", "").startswith("text/event-stream")
+
+
+def iter_once(data: bytes) -> Pieces:
+    yield data
+
+
+def whole_answer(status: int, headers: Headers, body: bytes) -> Answer:
+    """Return an answer that is there already."""
+    return Answer(status, headers, iter_once(body), len(body))
+
+
+def json_answer(status: int, body: Any, headers: Mapping[str, str] = EMPTY) -> Answer:
+    """Return an object as a whole answer in JSON."""
+    told = {**headers, "content-type": "application/json"}
+    return whole_answer(status, Headers(told), dumps(body).encode("ascii"))
+
+
+def started_answer(status: int, headers: Headers, pieces: Pieces, length: int | None = None) -> Answer:
+    """Pull the first piece, so that a failure before it can still be an HTTP error."""
+    first = next(pieces, b"")
+    return Answer(status, headers, with_first(first, pieces), length)
+
+
+def with_first(first: bytes, pieces: Pieces) -> Pieces:
+    with contextlib.closing(pieces):
+        yield first
+        yield from pieces
+
+
+def answer_of(errand: Errand, events: Events, headers: Mapping[str, str] = EMPTY) -> Answer:
+    """Return events as an answer in the client's dialect, a stream if that is what it wants."""
+    dialect, request = errand.dialect, errand.request
+    if not request.stream:
+        return json_answer(200, dialect.write_response(collect(events), request), headers)
+    kind = "text/event-stream" if errand.sse else "application/json"
+    told = Headers({**headers, "content-type": kind})
+    return started_answer(200, told, dialect.write_stream(events, request))
+
+
+def in_envelope(answer: Answer) -> Answer:
+    """Put an answer of Gemini, or each event of its stream, into the envelope of Code Assist."""
+
+    def wrapped(data: bytes) -> bytes:
+        return b'{"response":' + data + b"}"
+
+    if is_stream(answer.headers):
+        return answer._replace(pieces=edited_events(answer.pieces, wrapped), length=None)
+    with contextlib.closing(answer.pieces) as pieces:
+        return whole_answer(answer.status, answer.headers, wrapped(b"".join(pieces)))
+
+
 MEMBER = re.compile(r'[\s,]*"((?:[^"\\]|\\.)*)"\s*:\s*')  # of an object, up to its value
 MODEL_KEYS = frozenset({"model", "modelVersion"})
 MODEL_HOMES = frozenset({"message", "response"})  # objects that may hold them
@@ -12367,7 +12420,7 @@ def out_of_envelope(data: bytes) -> bytes:
     return data
 
 
-def mended(data: bytes, name: str, wrapped: bool) -> bytes:
+def edited_text(data: bytes, name: str, wrapped: bool) -> bytes:
     """Return a JSON text without its envelope, if it is `wrapped`, and with `name`, if there is one."""
     data = out_of_envelope(data) if wrapped else data
     return renamed(data, name) if name else data
@@ -12382,31 +12435,11 @@ def edited_event(event: bytes, edit: Callable[[bytes], bytes]) -> bytes:
     return b"\n".join([*lines, b"data: " + edit(data)]) + b"\n\n"
 
 
-class Answer(NamedTuple):
-    """What goes back to the client. Its body comes in `pieces`, the first one without delay.
-
-    `headers` are the upstream's worth passing on; `length` is that of the body, if known. After
-    the first piece a ProxyError may come: it is for the client as an error of a stream.
-    """
-
-    status: int
-    headers: Headers
-    pieces: Pieces
-    length: int | None = None
-
-
-def enveloped(answer: Answer) -> Pieces:
-    """Put an answer of Gemini, or each event of its stream, into the envelope of Code Assist."""
-
-    def wrapped(data: bytes) -> bytes:
-        return b'{"response":' + data + b"}"
-
-    with contextlib.closing(answer.pieces) as pieces:
-        if answer.headers.get("content-type", "").startswith("text/event-stream"):
-            for event in sse_split(pieces):
-                yield edited_event(event, wrapped)
-        else:
-            yield wrapped(b"".join(pieces))
+def edited_events(pieces: Pieces, edit: Callable[[bytes], bytes]) -> Pieces:
+    """Yield the events of a stream with their JSON texts edited."""
+    with contextlib.closing(pieces):
+        for event in sse_split(pieces):
+            yield edited_event(event, edit)
 
 
 class Tap:
@@ -12483,40 +12516,7 @@ def completed_frames(piece: bytes, dialect: Dialect) -> bytes:
     return b"\n\n".join(frames)
 
 
-def edited(errand: Errand, exchange: Exchange, headers: Headers, edit: Callable[[bytes], bytes]) -> Answer:
-    """Let an answer pass with its JSON edited: a stream event by event, anything else whole."""
-    if not headers.get("content-type", "").startswith("text/event-stream"):
-        body = edit(exchange.body())
-        return begin(
-            exchange.status, headers, tapped(iter_once(body), Tap(errand.dialect), errand, False), len(body)
-        )
-    events = edited_events(exchange, edit)
-    return begin(exchange.status, headers, tapped(events, Tap(errand.dialect), errand, True))
-
-
-def edited_events(exchange: Exchange, edit: Callable[[bytes], bytes]) -> Pieces:
-    with contextlib.closing(exchange):
-        for event in sse_split(exchange.decoded()):
-            yield edited_event(event, edit)
-
-
-def iter_once(data: bytes) -> Pieces:
-    yield data
-
-
-def begin(status: int, headers: Headers, pieces: Pieces, length: int | None = None) -> Answer:
-    """Pull the first piece, so that a failure before it can still be an HTTP error."""
-    first = next(pieces, b"")
-    return Answer(status, headers, resumed(first, pieces), length)
-
-
-def resumed(first: bytes, pieces: Pieces) -> Pieces:
-    with contextlib.closing(pieces):
-        yield first
-        yield from pieces
-
-
-def tapped(pieces: Pieces, tap: Tap, errand: Errand, streaming: bool) -> Pieces:
+def watched_pieces(pieces: Pieces, tap: Tap, errand: Errand, streaming: bool) -> Pieces:
     """Yield the pieces of a passing answer as they come, reading usage on the side.
 
     Raises ProxyError for an error that is the first event of a stream, and after a stream that
@@ -12634,11 +12634,11 @@ def completion_of_chat(chat: Json) -> Json:
 
 def completion_answer(answer: Answer) -> Answer:
     """Return a chat's answer as one of the old completions API."""
-    if answer.headers.get("content-type", "").startswith("text/event-stream"):
+    if is_stream(answer.headers):
         return answer._replace(pieces=completion_frames(answer.pieces), length=None)
     with read_of_upstream():
-        whole = dumps(completion_of_chat(json.loads(b"".join(answer.pieces)))).encode("ascii")
-    return Answer(answer.status, answer.headers, iter_once(whole), len(whole))
+        chat = json.loads(b"".join(answer.pieces))
+        return json_answer(answer.status, completion_of_chat(chat), answer.headers)
 
 
 def completion_frames(pieces: Pieces) -> Pieces:
@@ -12767,10 +12767,14 @@ def dispatch(errand: Errand, app: App) -> Answer:
     nobody answers, and at once what is the client's own mistake.
     """
     if errand.model == ECHO:
-        return answer_echo(errand) if errand.action == "generate" else answer_locally(errand)
+        return (
+            answer_of(errand, echo_events(errand.request))
+            if errand.action == "generate"
+            else estimated(errand)
+        )
     for turn in itertools.count():
         try:
-            return ask_all(errand, app)
+            return ask_each(errand, app)
         except ProxyError as error:
             again = judge(error) is not None and not error.final
             model = errand.instead or errand.model
@@ -12805,93 +12809,243 @@ def able(errand: Errand, candidates: list[Candidate]) -> list[Candidate]:
     return found
 
 
-def ask_all(errand: Errand, app: App) -> Answer:
+def ask_each(errand: Errand, app: App) -> Answer:
     """Ask each ready account once, or as many as `max-retry-credentials` allows."""
-    failure: ProxyError | None = None
-    config, session = app.config, ""
+    config, session, model = app.config, "", errand.instead or errand.model
     if config["routing.session-affinity"]:
         session = session_of(errand.headers, errand.json)
-    model = errand.instead or errand.model
     candidates = able(errand, app.router.candidates(model, session))
-    if errand.forced:
-        candidates = [candidate._replace(forced=True) for candidate in candidates]
+    failure: ProxyError | None = None
     for candidate in candidates[: config["max-retry-credentials"] or None]:
         if failure and app.router.rests(candidate):
             continue
+        errand.account = candidate.account.name
         try:
-            answer = ask(errand, candidate, app)
+            answer = Attempt(errand, candidate, app).answer()
         except ProxyError as error:
-            log.warning("rid=%s %s: %s", errand.id[:8], candidate.account.name, explained(error))
+            log.warning("rid=%s %s: %s", errand.id[:8], errand.account, explained(error))
             counts = errand.action == "count" and error.status == 429  # has limits of its own
             if not counts and not app.router.punish(candidate, error):
                 raise
             failure = error
         else:
             app.router.reward(candidate, model, session)
-            errand.account = candidate.account.name
             return answer
     raise failure or ProxyError("internal", "no candidate")
 
 
-def ask(errand: Errand, candidate: Candidate, app: App) -> Answer:
-    """Ask one account, with a new token if its own has ended or is refused; once for each."""
-    account = candidate.account
-    token = account.token
-    if account.renewable and account.expired(time.time()):
-        app.renew(account, token)
-        token = account.token
-    try:
-        return ask_once(errand, candidate, app)
-    except ProxyError as error:
-        if is_proof_refused(error) and not errand.bare:
-            errand.bare, why = True, "thinking of another provider"
-        elif account.renewable and is_stale(error):
-            app.renew(account, token)
-            why = "its token"
-        else:
+class Attempt:
+    """One account, asked for what an errand wants: how both sides talk, and the way there and back."""
+
+    def __init__(self, errand: Errand, candidate: Candidate, app: App) -> None:
+        self.errand, self.candidate = errand, candidate
+        self.app, self.config = app, app.config
+        self.account, self.model = candidate.account, candidate.model
+        self.provider = self.account.provider_for(errand.dialect.name)
+        self.upstream = DIALECTS[self.provider.dialect]
+        self.same = self.upstream is errand.dialect
+        self.forced = errand.forced or candidate.forced  # must the answer carry the client's name?
+        self.sent = False  # may the account have received it?
+
+    def answer(self) -> Answer:
+        """Ask; once more with a new token if that is refused, or without proofs if these are.
+
+        Raises ProxyError before the first piece of the answer is given out.
+        """
+        token = self.account.token
+        if self.account.renewable and self.account.expired(time.time()):
+            self.app.renew(self.account, token)
+            token = self.account.token
+        try:
+            return self.ask()
+        except ProxyError as error:
+            if is_proof_refused(error) and not self.errand.bare:
+                self.errand.bare, why = True, "thinking of another provider"
+            elif self.account.renewable and is_stale(error):
+                self.app.renew(self.account, token)
+                why = "its token"
+            else:
+                raise
+            log.info("rid=%s %s refused %s; it is asked again", self.errand.id[:8], self.account.name, why)
+        return self.ask()
+
+    def ask(self) -> Answer:
+        """Ask once, on the lane that fits."""
+        self.sent = False
+        try:
+            if self.errand.action == "count":
+                return self.count()
+            if self.errand.action == "generate" and not self.passes:
+                return self.translate()
+            return self.relay()
+        except ProxyError as error:
+            error.sent = error.sent and self.sent
             raise
-        log.info("rid=%s %s refused %s; it is asked again", errand.id[:8], account.name, why)
-    return ask_once(errand, candidate, app)
 
+    @property
+    def passes(self) -> bool:
+        """Tell whether the body may go as it is: the upstream speaks its dialect, and that is all.
 
-def ask_once(errand: Errand, candidate: Candidate, app: App) -> Answer:
-    """Ask one account. Raises ProxyError before the first piece of the answer is given out."""
-    provider = candidate.account.provider_for(errand.dialect.name)
-    same = provider.dialect == errand.dialect.name
-    errand.sent = False
-    try:
-        if errand.action == "count":
-            return count_tokens(errand, candidate, provider, app)
-        if errand.action != "generate" or (same and not must_fit(errand, candidate)):
-            return relay(errand, candidate, provider, app)
-        return translate(errand, candidate, provider, app)
-    except ProxyError as error:
-        error.sent = error.sent and errand.sent
-        raise
+        It may not if its model's name holds an effort, if it brings back proofs of other providers,
+        or if Claude Code took an alias for a newer model than it is (spec/clients.md 1.4).
+        """
+        errand, provider = self.errand, self.provider
+        if not self.same or self.candidate.effort or errand.bare or PROOF_MARK in errand.body:
+            return False
+        array = errand.path_stream and not errand.sse  # which is not edited
+        if array and (self.forced or provider.wrapped):
+            return False
+        if "stream" in provider.quirks and errand.path_stream is False and errand.action == "generate":
+            return False
+        if "openapi-schema" in provider.quirks and errand.json.get("tools"):
+            return False
+        return self.model == errand.model or errand.dialect.name != "claude" or not self.is_late
 
+    @property
+    def is_late(self) -> bool:
+        """Tell whether a Claude client asks for what this model is too old for."""
+        errand, fact = self.errand, self.account.fact(self.model)
+        late = LATE_BETA in errand.headers.get("anthropic-beta", "") and "mid-system" not in fact.traits
+        if late and LATE_SYSTEM.search(errand.body):
+            return True
+        return not fact.levels and b'"adaptive"' in errand.body
 
-def must_fit(errand: Errand, candidate: Candidate) -> bool:
-    """Tell whether a body must be rewritten though the upstream speaks its dialect.
+    @property
+    def target(self) -> Target:
+        """What the request is written for."""
+        quirks = self.account.quirks | self.provider.quirks
+        if self.errand.bare:
+            quirks |= {"no-proofs"}
+        return Target(self.provider.name, self.account.fact(self.model), quirks)
 
-    It must if its model's name holds an effort, if it brings back proofs of other providers, or
-    if Claude Code took an alias for a newer model than it is (spec/clients.md 1.4).
-    """
-    if candidate.effort or errand.bare or PROOF_MARK in errand.body:
-        return True
-    provider = candidate.account.provider
-    array = errand.path_stream and not errand.sse  # which is not edited
-    if array and (candidate.forced or provider.wrapped):
-        return True
-    if "stream" in provider.quirks and errand.path_stream is False and errand.action == "generate":
-        return True
-    if "openapi-schema" in provider.quirks and errand.json.get("tools"):
-        return True
-    if candidate.model == errand.model or errand.dialect.name != "claude":
-        return False
-    fact = candidate.account.fact(candidate.model)
-    late = LATE_BETA in errand.headers.get("anthropic-beta", "") and "mid-system" not in fact.traits
-    late = late and LATE_SYSTEM.search(errand.body) is not None
-    return late or (not fact.levels and b'"adaptive"' in errand.body)
+    def path(self, template: str) -> str:
+        return template.replace("{model}", urlquote(self.model, safe=""))
+
+    def body(self, body: Json) -> Json:
+        """Fit a body to its provider and to the owner's payload rules; `body` itself if it fits."""
+        errand, provider, rules = self.errand, self.provider, self.config["payload"]
+        prepare = PREPARE.get(provider.name)
+        fitted = prepare(body, errand, self.candidate) if prepare else body
+        if not any(rules.values()):
+            return fitted
+        upstream = PROTOCOLS.get(provider.name) or PROTOCOLS[provider.dialect]
+        names = (self.model, split_suffix(errand.model)[0], errand.model)
+        root = "request" if provider.wrapped else ""
+        case = PayloadCase(names, upstream[0], PROTOCOLS[errand.dialect.name][1], errand.headers, root)
+        return apply_payload(rules, fitted, {root: body} if root else body, case)
+
+    def open(self, path: str, body: list[Bytes]) -> Exchange:
+        """Send a body to the account. Raises ProxyError for a refusal, with the upstream's own words."""
+        headers = upstream_headers(self.errand, self.account, self.provider, self.same)
+        if self.provider.name == "claude" and not self.same and LATE_SYSTEM.search(body[0]):
+            add_beta(headers, LATE_BETA)
+        length = sum(map(len, body))
+        for origin, base in self.account.places:
+            head = request_head("POST", base + path, origin, headers, length)
+            self.sent = True
+            exchange = self.app.pool.open(origin, head, body, self.errand.watcher)
+            self.app.router.learn(self.account, exchange.headers)
+            if 200 <= exchange.status < 300:
+                return exchange
+            with contextlib.closing(exchange):
+                error = refusal(exchange, self.upstream, self.config)
+            if error.status != 429 and b"no capacity available" not in error.body.lower():
+                break  # spec/providers.md 5
+        raise error
+
+    def relay(self) -> Answer:
+        """Let the bytes pass in both directions as they are: client and upstream speak one dialect."""
+        errand, provider = self.errand, self.provider
+        path = self.path(path_of(errand, provider))
+        exchange = self.open(path + errand.passed_query(path), self.passing_body())
+        headers = passed_headers(exchange, self.config)
+        streaming = is_stream(headers)
+        name = errand.model if self.forced else ""
+        if provider.only_streams and errand.action == "generate" and not errand.stream:
+            with contextlib.closing(exchange), read_of_upstream():
+                whole = dumps(collected_response(sse_read(exchange.decoded()))).encode("ascii")
+            headers["content-type"] = "application/json"
+            return whole_answer(200, headers, renamed(whole, name) if name else whole)
+        tap = Tap(errand.dialect)
+        if name or provider.wrapped:
+            edit = functools.partial(edited_text, name=name, wrapped=provider.wrapped)
+            if streaming:
+                pieces = watched_pieces(edited_events(exchange.decoded(), edit), tap, errand, True)
+                return started_answer(exchange.status, headers, pieces)
+            body = edit(exchange.body())
+            pieces = watched_pieces(iter_once(body), tap, errand, False)
+            return started_answer(exchange.status, headers, pieces, len(body))
+        encoding = exchange.headers.get("content-encoding", "")
+        plain = streaming or self.config["nonstream-keepalive-interval"]  # for what we may put in it
+        if encoding and not plain and encoding in errand.headers.get("accept-encoding", ""):
+            headers["content-encoding"] = encoding
+            return started_answer(exchange.status, headers, exchange.pieces(), exchange.length)
+        bare = exchange.decoded() if encoding else exchange.pieces()
+        length = None if encoding or streaming else exchange.length  # a stream may end in an error
+        return started_answer(exchange.status, headers, watched_pieces(bare, tap, errand, streaming), length)
+
+    def passing_body(self) -> list[Bytes]:
+        """Return the client's body as it came, but for what must be changed for this account."""
+        errand, provider = self.errand, self.provider
+        body = errand.with_model(self.model)
+        odd = provider.dialect == "chat" and chat_odd(errand.body, self.account.quirks, self.model)
+        changes = odd or provider.name in PREPARE or any(self.config["payload"].values())
+        if errand.action.startswith("/") or not changes:
+            return body
+        before = errand.json if errand.path_model else {**errand.json, "model": self.model}
+        try:
+            after = self.body(chat_fitted(before, self.account.quirks) if odd else before)
+        except MALFORMED as exc:
+            raise errand.malformed(exc) from exc
+        return body if after is before else [dumps(after).encode("ascii")]
+
+    def fit(self, target: Target, stream: bool) -> Fitted:
+        """Fit the errand's request to what this account takes."""
+        request = self.errand.request
+        thinking = request.thinking
+        if self.candidate.effort:
+            thinking = Thinking(*self.candidate.effort, summary=thinking.summary)
+        wanted = request._replace(model=self.model, stream=stream, thinking=thinking)
+        return fit_request(wanted, target, self.upstream.name)
+
+    def translate(self) -> Answer:
+        """Translate an errand to the upstream's dialect, and the answer back."""
+        request, provider, upstream = self.errand.request, self.provider, self.upstream
+        target = self.target
+        stream = request.stream or provider.only_streams or "stream" in target.quirks
+        fitted = self.fit(target, stream)
+        body = self.body(without(upstream.write_request(fitted.request, target), upstream.in_path))
+        path = self.path((provider.stream if stream else "") or provider.generate)
+        exchange = self.open(path, [dumps(body).encode("ascii")])
+        answer = read_answer(exchange, upstream, request, provider.wrapped)
+        events = fit_events(answer, request, fitted, target)
+        return answer_of(self.errand, events, passed_headers(exchange, self.config))
+
+    def count(self) -> Answer:
+        """Ask the upstream for a token count, in its dialect; estimate it if it cannot count."""
+        if not self.provider.counting:
+            return estimated(self.errand)
+        try:
+            return self.relay() if self.passes else self.translated_count()
+        except ProxyError as error:
+            if error.status not in {404, 405, 501}:  # the answers of hosts that have no such call
+                raise
+        return estimated(self.errand)
+
+    def translated_count(self) -> Answer:
+        """Ask an upstream of another dialect for a token count."""
+        provider, upstream, target = self.provider, self.upstream, self.target
+        written = upstream.write_request(self.fit(target, stream=False).request, target)
+        keys = COUNT_KEYS.get(provider.name) or COUNT_KEYS[upstream.name]
+        body = {key: written[key] for key in keys if key in written}
+        if upstream.name == "gemini" and provider.name != "vertex":
+            body = {"generateContentRequest": {"model": f"models/{self.model}", **body}}
+        if provider.wrapped:
+            body = PREPARE[provider.name](body, self.errand, self.candidate)
+        exchange = self.open(self.path(provider.counting), [dumps(body).encode("ascii")])
+        with contextlib.closing(exchange), read_of_upstream():
+            told = json.loads(exchange.body())
+            return count_answer(self.errand, int(told[COUNT_WORDS[upstream.name]]))
 
 
 LATE_BETA = "mid-conversation-system-2026-04-07"  # without it nobody takes such messages
@@ -12907,29 +13061,6 @@ def path_of(errand: Errand, provider: Provider) -> str:
     if errand.action.startswith("/"):
         return errand.action
     return {"count": provider.counting, "compact": f"{provider.generate}/compact"}.get(errand.action, "")
-
-
-def open_exchange(
-    errand: Errand, account: Account, provider: Provider, path: str, body: list[Bytes], app: App
-) -> Exchange:
-    """Send an errand to an account. Raises ProxyError for a refusal, with the upstream's own words."""
-    same = provider.dialect == errand.dialect.name
-    headers = upstream_headers(errand, account, provider, same)
-    if provider.name == "claude" and not same and LATE_SYSTEM.search(body[0]):
-        add_beta(headers, LATE_BETA)
-    length = sum(map(len, body))
-    for origin, base in account.places:
-        head = request_head("POST", base + path, origin, headers, length)
-        errand.sent = True
-        exchange = app.pool.open(origin, head, body, errand.watcher)
-        app.router.learn(account, exchange.headers)
-        if 200 <= exchange.status < 300:
-            return exchange
-        with contextlib.closing(exchange):
-            error = refusal(exchange, DIALECTS[provider.dialect], app.config)
-        if error.status != 429 and b"no capacity available" not in error.body.lower():
-            break  # spec/providers.md 5
-    raise error
 
 
 def refusal(exchange: Exchange, dialect: Dialect, config: Config) -> ProxyError:
@@ -12960,74 +13091,6 @@ def passed_headers(exchange: Exchange, config: Config) -> Headers:
 OWN_HEADERS = HOP_BY_HOP | frozenset(["content-length", "content-encoding", "set-cookie", "alt-svc"])
 
 
-def relay(errand: Errand, candidate: Candidate, provider: Provider, app: App) -> Answer:
-    """Let the bytes pass in both directions as they are: client and upstream speak one dialect."""
-    account, model = candidate.account, candidate.model
-    body = errand.with_model(model)
-    talks = not errand.action.startswith("/")
-    odd = provider.dialect == "chat" and chat_odd(errand.body, account.quirks, model)
-    if talks and (odd or provider.name in PREPARE or any(app.config["payload"].values())):
-        before = errand.json if errand.path_model else {**errand.json, "model": model}
-        try:
-            fitted = chat_fitted(before, account.quirks) if odd else before
-            after = shape(fitted, errand, candidate, provider, app)
-        except MALFORMED as exc:
-            raise errand.malformed(exc) from exc
-        body = body if after is before else [dumps(after).encode("ascii")]
-    path = path_of(errand, provider).replace("{model}", urlquote(model, safe=""))
-    exchange = open_exchange(errand, account, provider, path + errand.passed_query(path), body, app)
-    headers = passed_headers(exchange, app.config)
-    streaming = headers.get("content-type", "").startswith("text/event-stream")
-    if provider.only_streams and errand.action == "generate" and not errand.stream:
-        with contextlib.closing(exchange), read_of_upstream():
-            whole = dumps(collected_response(sse_read(exchange.decoded()))).encode("ascii")
-        whole = renamed(whole, errand.model) if candidate.forced else whole
-        return Answer(200, {**headers, "content-type": "application/json"}, iter_once(whole), len(whole))
-    if candidate.forced or provider.wrapped:
-        name = errand.model if candidate.forced else ""
-        return edited(
-            errand, exchange, headers, functools.partial(mended, name=name, wrapped=provider.wrapped)
-        )
-    encoding = exchange.headers.get("content-encoding", "")
-    plain = streaming or app.config["nonstream-keepalive-interval"]  # for what we may put in it
-    if encoding and not plain and encoding in errand.headers.get("accept-encoding", ""):
-        headers["content-encoding"] = encoding
-        return begin(exchange.status, headers, exchange.pieces(), exchange.length)
-    tap = Tap(errand.dialect)
-    pieces = tapped(exchange.decoded() if encoding else exchange.pieces(), tap, errand, streaming)
-    length = None if encoding or streaming else exchange.length  # a stream may end in an error
-    return begin(exchange.status, headers, pieces, length)
-
-
-def translate(errand: Errand, candidate: Candidate, provider: Provider, app: App) -> Answer:
-    """Translate an errand to the upstream's dialect, and the answer back."""
-    request, upstream, account = errand.request, DIALECTS[provider.dialect], candidate.account
-    quirks = account.quirks | provider.quirks | ({"no-proofs"} if errand.bare else frozenset())
-    target = Target(provider.name, account.fact(candidate.model), quirks)
-    stream = request.stream or provider.only_streams or "stream" in target.quirks
-    thinking = (
-        Thinking(*candidate.effort, summary=request.thinking.summary)
-        if candidate.effort
-        else request.thinking
-    )
-    wanted = request._replace(model=candidate.model, stream=stream, thinking=thinking)
-    fitted = fit_request(wanted, target, upstream.name)
-    body = without(upstream.write_request(fitted.request, target), upstream.in_path)
-    body = shape(body, errand, candidate, provider, app)
-    path = (provider.stream if stream else "") or provider.generate
-    path = path.replace("{model}", urlquote(candidate.model, safe=""))
-    exchange = open_exchange(errand, account, provider, path, [dumps(body).encode("ascii")], app)
-    answer = read_answer(exchange, upstream, request, provider.wrapped)
-    events = fit_events(answer, request, fitted, target)
-    headers = passed_headers(exchange, app.config)
-    if request.stream:
-        headers["content-type"] = "text/event-stream" if errand.sse else "application/json"
-        return begin(200, headers, errand.dialect.write_stream(events, request))
-    headers["content-type"] = "application/json"
-    whole = dumps(errand.dialect.write_response(collect(events), request)).encode("ascii")
-    return Answer(200, headers, iter_once(whole), len(whole))
-
-
 def read_answer(exchange: Exchange, upstream: Dialect, request: Request, wrapped: bool) -> Events:
     """Read an upstream's answer, a stream or not, as events."""
 
@@ -13036,9 +13099,9 @@ def read_answer(exchange: Exchange, upstream: Dialect, request: Request, wrapped
         return inner
 
     with contextlib.closing(exchange), read_of_upstream():
-        if exchange.headers.get("content-type", "").startswith("text/event-stream"):
-            payloads = map(unwrap, sse_read(exchange.decoded()))
-            yield from upstream.read_stream(payloads, request)
+        if is_stream(exchange.headers):
+            payloads = sse_read(exchange.decoded())
+            yield from upstream.read_stream(map(unwrap, payloads) if wrapped else payloads, request)
         else:
             body = unwrap(json.loads(exchange.body()))
             yield from upstream.read_response(body, request)
@@ -13064,17 +13127,6 @@ def estimate_tokens(request: Request) -> int:
         text = tool.name + tool.description + dumps_text(tool.schema or tool.grammar or {})
         size += len(text.encode("utf-8", "replace"))
     return (size + 3) // 4 + media * IMAGE_TOKENS
-
-
-def answer_echo(errand: Errand) -> Answer:
-    """Answer as the built-in model `echo` does, in the client's dialect."""
-    request = errand.request
-    events = echo_events(request)
-    if request.stream:
-        kind = "text/event-stream" if errand.sse else "application/json"
-        return begin(200, {"content-type": kind}, errand.dialect.write_stream(events, request))
-    whole = dumps(errand.dialect.write_response(collect(events), request)).encode("ascii")
-    return Answer(200, {"content-type": "application/json"}, iter_once(whole), len(whole))
 
 
 def echo_events(request: Request) -> Events:
@@ -13110,59 +13162,24 @@ COUNT_KEYS = {  # dialect -> what of a request its counting call takes. Source: 
     "vertex": "contents tools systemInstruction".split(),  # a provider that knows less
 }
 COUNT_WORDS = {
-    "claude": "input_tokens",
-    "responses": "input_tokens",
-    "chat": "input_tokens",
-    "gemini": "totalTokens",
-}
+    "claude": "input_tokens", "responses": "input_tokens", "chat": "input_tokens", "gemini": "totalTokens"
+}  # fmt: skip
 
 
-def count_tokens(errand: Errand, candidate: Candidate, provider: Provider, app: App) -> Answer:
-    """Ask the upstream for a token count, in its dialect; estimate it if it cannot count."""
-    try:
-        if provider.counting and provider.dialect == errand.dialect.name and not must_fit(errand, candidate):
-            return relay(errand, candidate, provider, app)
-        if provider.counting:
-            return translated_count(errand, candidate, provider, app)
-    except ProxyError as error:
-        if error.status not in {404, 405, 501}:  # the answers of hosts that have no such call
-            raise
-    return answer_locally(errand)
-
-
-def translated_count(errand: Errand, candidate: Candidate, provider: Provider, app: App) -> Answer:
-    """Ask an upstream of another dialect for a token count."""
-    upstream, model = DIALECTS[provider.dialect], candidate.model
-    target = Target(provider.name, candidate.account.fact(model), candidate.account.quirks)
-    fitted = fit_request(errand.request._replace(model=model, stream=False), target, upstream.name)
-    written = upstream.write_request(fitted.request, target)
-    keys = COUNT_KEYS.get(provider.name) or COUNT_KEYS[upstream.name]
-    body = {key: written[key] for key in keys if key in written}
-    if upstream.name == "gemini" and provider.name != "vertex":
-        body = {"generateContentRequest": {"model": f"models/{model}", **body}}
-    if provider.wrapped:
-        body = PREPARE[provider.name](body, errand, candidate)
-    path = path_of(errand, provider).replace("{model}", urlquote(model, safe=""))
-    exchange = open_exchange(errand, candidate.account, provider, path, [dumps(body).encode("ascii")], app)
-    with contextlib.closing(exchange), read_of_upstream():
-        return counted(errand, int(json.loads(exchange.body())[COUNT_WORDS[upstream.name]]), {})
-
-
-def counted(errand: Errand, tokens: int, headers: Headers) -> Answer:
+def count_answer(errand: Errand, tokens: int, headers: Mapping[str, str] = EMPTY) -> Answer:
     """Tell a token count in the client's dialect."""
-    count: Json = {COUNT_WORDS[errand.dialect.name]: tokens}
+    told: Json = {COUNT_WORDS[errand.dialect.name]: tokens}
     if errand.dialect.name == "responses":
-        count["object"] = "response.input_tokens"
-    whole = dumps(count).encode("ascii")
-    return Answer(200, {"content-type": "application/json", **headers}, iter_once(whole), len(whole))
+        told["object"] = "response.input_tokens"
+    return json_answer(200, told, headers)
 
 
-def answer_locally(errand: Errand) -> Answer:
+def estimated(errand: Errand) -> Answer:
     """Estimate a token count that nobody else can give. Raises ProxyError for other errands."""
     if errand.action != "count":
         message = f"{errand.action} is served by upstreams of the {errand.dialect.name} dialect only"
         raise ProxyError("not_implemented", message)
-    return counted(errand, estimate_tokens(errand.request), {"x-cliproxy-estimate": "bytes/4"})
+    return count_answer(errand, estimate_tokens(errand.request), {"x-cliproxy-estimate": "bytes/4"})
 
 
 ########################################################################################
@@ -13230,8 +13247,8 @@ def ask_amp(errand: Errand, method: str, target: str, given: Collection[str], ap
         if whole.startswith(b"\x1f\x8b"):  # it has been seen to leave the header out
             with read_of_upstream():
                 whole = unpack(whole, "gzip")
-        return Answer(exchange.status, found, iter_once(whole), len(whole))
-    return begin(exchange.status, found, exchange.pieces(), exchange.length)
+        return whole_answer(exchange.status, found, whole)
+    return started_answer(exchange.status, found, exchange.pieces(), exchange.length)
 
 
 ########################################################################################
@@ -13786,8 +13803,7 @@ class Visit(Watcher):
             return ask_amp(errand, self.method, target, given, self.server.app)
         except ProxyError as error:
             said = {"error": "amp_upstream_proxy_error", "message": str(error)}
-            whole = dumps(said).encode("ascii")
-            return Answer(502, {"content-type": "application/json"}, iter_once(whole), len(whole))
+            return json_answer(502, said)
 
     def complete(self, route: Route) -> None:
         """Serve a request of the old completions API, as a chat."""
@@ -13811,7 +13827,7 @@ class Visit(Watcher):
         errand.rewrite(without(within, frozenset(["model", "session_id"])))
         answer = dispatch(errand, self.server.app)
         if errand.action != "count":
-            answer = answer._replace(pieces=enveloped(answer), length=None)
+            answer = in_envelope(answer)
         return self.send_answer(answer)
 
     def read_errand(self, route: Route) -> Errand:
