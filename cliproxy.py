@@ -6228,25 +6228,42 @@ PROOF_MARK = b"CLIPROXYSEALEDPROOFOFANOTHERPROVIDER"
 PLAIN_BASE64 = str.maketrans("-_", "+/")  # Gemini and google-genai say it in the URL-safe form
 
 
-def seal(proof: str, provider: str) -> str:
-    """Tag a proof with who minted it, in base64 as Gemini's clients want. Source: 4.6."""
-    return PROOF_MARK.decode() + base64.b64encode(f"{provider}:{proof}".encode()).decode()
+REDACTED = "redacted"  # what a proof vouches for that is all there is of a thought
 
 
-def unseal(proof: str) -> tuple[str, str]:
-    """Return who minted a proof, empty if it is not ours to know, and the proof as minted.
+class Proof(NamedTuple):
+    """A proof as it was minted, by whom, and what it vouches for; empty: that is not ours to know."""
+
+    provider: str
+    minted: str
+    thought: str = ""  # REDACTED, or the digest of a text that must not have changed
+
+
+def thought_digest(text: str) -> str:
+    return digest("thought", text)[:8]
+
+
+def seal(proof: str, provider: str, thought: str = "") -> str:
+    """Tag a proof with who minted it and for what, in base64 as Gemini's clients want. Source: 4.6."""
+    tag = f"{provider}#{thought}" if thought else provider
+    return PROOF_MARK.decode() + base64.b64encode(f"{tag}:{proof}".encode()).decode()
+
+
+def unseal(proof: str) -> Proof:
+    """Read a proof that a client gave back, sealed or as it was minted.
 
     google-genai gives back URL-safe base64 for the standard form that it got.
     """
     if not proof.startswith(PROOF_MARK.decode()):
-        return "", proof
+        return Proof("", proof)
     padded = proof[len(PROOF_MARK) :].translate(PLAIN_BASE64).rstrip("=")
     try:
         plain = base64.b64decode(padded + "=" * (-len(padded) % 4)).decode()
-        provider, minted = plain.split(":", 1)
+        tag, minted = plain.split(":", 1)
     except ValueError:
-        return "", proof
-    return provider, minted
+        return Proof("", proof)
+    provider, _, thought = tag.partition("#")
+    return Proof(provider, minted, thought)
 
 
 ########################################################################################
@@ -6404,10 +6421,42 @@ def own_proof(part: Part, case: Case) -> str:
     """Return the part's proof as it was minted, if that was by the target's vendor; else nothing."""
     if "no-proofs" in case.target.quirks:  # QUIRKS no-proofs: it has refused them
         return ""
-    provider, proof = unseal(part.proof)
+    proof = unseal(part.proof)
     untagged = case.vendor if case.own else case.asks["minted"][0]
-    minted = VENDORS.get(provider, provider) or untagged
-    return proof if minted == case.vendor else ""
+    vendor = VENDORS.get(proof.provider, proof.provider) or untagged
+    return proof.minted if vendor == case.vendor else ""
+
+
+def own_thoughts(parts: tuple[Part, ...], case: Case) -> tuple[Part, ...]:
+    """Bring proofs back to the thoughts they vouch for, where the target has them on thoughts alone.
+
+    Gemini's clients hold a thought in pieces and its proof behind them; they and Chat's, on the call
+    that follows.
+    """
+    if case.own or ABLE[case.dialect]["proofs"] != ("thinking",):
+        return parts
+    done: list[Part] = []
+    for part in parts:
+        last = done[-1] if done else part
+        carries = part.kind == "call" or (part.kind == "thinking" and not part.text)
+        if part.kind == last.kind == "thinking" and done and not (part.proof or last.proof):
+            done[-1] = last._replace(text=last.text + part.text)
+        elif not carries or not own_proof(part, case):
+            done.append(part)
+        else:
+            vouch(done, part.proof)
+            done += [part._replace(proof="")] if part.kind == "call" else []
+    return tuple(done)
+
+
+def vouch(parts: list[Part], proof: str) -> None:
+    """Put a proof on the last thought if it is about that one, else on an empty one of its own."""
+    at = max((n for n, part in enumerate(parts) if part.kind == "thinking"), default=-1)
+    about = unseal(proof).thought
+    if at >= 0 and not parts[at].proof and about in {"", thought_digest(parts[at].text)}:
+        parts[at] = parts[at]._replace(proof=proof)
+    else:
+        parts.append(Part("thinking", proof=proof))
 
 
 # --- parts: what becomes of each kind, none, one or two of them ----------------------------------
@@ -6417,7 +6466,11 @@ def fit_text(part: Part, case: Case) -> Iterable[Part]:
 
 def fit_thought(part: Part, case: Case) -> Iterable[Part]:
     """Leave thinking that the target's vendor vouches for. Claude refuses an empty signature."""
-    proof = own_proof(part, case)
+    proof, thought = own_proof(part, case), unseal(part.proof).thought
+    if proof and thought == REDACTED:
+        return (Part("thinking", proof=proof, redacted=True, cache=part.cache),)
+    if thought not in {"", thought_digest(part.text)}:
+        proof = ""
     wanted = part.text and "reasoning-content" in case.target.quirks
     # QUIRKS reasoning-content: the host wants its thinking back
     unsigned = case.own and case.client != "claude" and not part.proof
@@ -6438,7 +6491,8 @@ def fit_media(part: Part, case: Case) -> Iterable[Part]:
     return fit_text(part, case)
 
 
-TEXT_FILES = frozenset({"claude", "chat"})  # these take texts, as such, and no other file but PDF
+# these take texts, as such, and no other file but PDF -> what becomes of those that are no UTF-8
+TEXT_FILES = {"claude": "replace", "chat": "strict"}
 
 
 def plain_media(media: Media, dialect: str) -> Media:
@@ -6455,16 +6509,13 @@ def plain_media(media: Media, dialect: str) -> Media:
         media = media._replace(mime="image/jpeg")
     if dialect in TEXT_FILES and (media.mime.startswith("text/") or media.mime == "application/json"):
         with contextlib.suppress(ValueError):
-            text = base64.b64decode(media.data).decode("utf-8", "replace")
+            text = base64.b64decode(media.data).decode("utf-8", TEXT_FILES[dialect])
             return media._replace(kind="document", source="text", data=text)
     return media
 
 
 def fit_call(part: Part, case: Case) -> Iterable[Part]:
-    """Write a call's name, id and arguments as the target takes them. Source: 2.3, 2.6.
-
-    Chat and Gemini have proofs on calls: Responses gets them back as thinking before the call.
-    """
+    """Write a call's name, id and arguments as the target takes them. Source: 2.3, 2.6."""
     if case.own:
         return fit_text(part, case)
     space, name = case.names[call_key(part, case.declared)]
@@ -6473,10 +6524,8 @@ def fit_call(part: Part, case: Case) -> Iterable[Part]:
     proof, text, custom = own_proof(part, case), part.text, part.custom
     if custom and not case.custom:
         text, custom = dumps_text({"input": text}), False
-    before = (Part("thinking", proof=proof),) if proof and case.dialect == "responses" else ()
-    proof = "" if before else proof
     made.append(part._replace(namespace=space, name=name, id=id, text=text, custom=custom, proof=proof))
-    return (*before, made[-1])
+    return (made[-1],)
 
 
 def fit_result(part: Part, case: Case) -> Iterable[Part]:
@@ -6505,7 +6554,8 @@ def fit_messages(request: Request, case: Case) -> Request:
     """Leave what the target takes of every part; with its last part a message goes, too."""
     messages: list[Message] = []
     for message in request.messages:
-        pairs = ((FIT_PARTS.get(part.kind, fit_text), part) for part in message.parts)
+        parts = own_thoughts(message.parts, case)
+        pairs = ((FIT_PARTS.get(part.kind, fit_text), part) for part in parts)
         kept = tuple(new for fit, part in pairs for new in fit(part, case))
         if kept or not message.parts:
             messages.append(fit_message(message, kept, case))
@@ -6742,6 +6792,28 @@ class Wrapper:
         return self._head + '"}'
 
 
+class Witness:
+    """Looks at a thought of Claude's that passes: its proof is good for that text only, or for none."""
+
+    def __init__(self, part: Part, provider: str) -> None:
+        self._provider, self._redacted = provider, part.redacted
+        self._pieces: list[str] = []
+
+    def feed(self, fragment: str) -> str:
+        self._pieces.append(fragment)
+        return fragment
+
+    def close(self) -> str:
+        return ""
+
+    def seal(self, proof: str) -> str:
+        thought = REDACTED if self._redacted else thought_digest("".join(self._pieces))
+        return seal(proof, self._provider, thought if proof else "")
+
+
+Recoder = Union[Unwrapper, Wrapper, Witness]
+
+
 def unquoted(text: str) -> str:
     try:
         return str(json.loads(f'"{text}"', strict=False)) if "\\" in text else text
@@ -6750,28 +6822,70 @@ def unquoted(text: str) -> str:
 
 
 # --- the way back ------------------------------------------------------------------------------------
+class Returning:
+    """The parts of an answer on its way back to the client: what each of them needs while it is open."""
+
+    def __init__(self, request: Request, fitted: Fitted, target: Target) -> None:
+        self.client, self.fitted, self.provider = request.dialect, fitted, target.provider
+        self.foreign = self.client != fitted.dialect
+        self.texts: dict[int, Recoder] = {}  # by the number of a part: of what is changed, or looked at
+        self.seals: dict[int, Callable[[str], str]] = {}  # of what may have a proof
+
+    def start(self, event: PartStart) -> PartStart:
+        check_types((event.part,), "upstream_failed")
+        part = own_call(event.part, self.client, self.fitted)
+        if part.custom != event.part.custom:
+            self.texts[event.at] = Unwrapper() if part.custom else Wrapper()
+        if self.foreign and part.kind in ABLE[self.client]["proofs"]:
+            self.seals[event.at] = partial(seal, provider=self.provider)
+            if self.fitted.dialect == "claude" and part.kind == "thinking":
+                witness = Witness(part, self.provider)
+                self.texts[event.at], self.seals[event.at] = witness, witness.seal
+        return event._replace(part=part)
+
+    def more(self, event: PartDelta | PartEnd) -> Iterator[PartDelta | PartEnd]:
+        pieces = self.recode(event, self.texts[event.at]) if event.at in self.texts else (event,)
+        for piece in pieces:
+            yield from self.seal(piece) if self.foreign else (piece,)
+
+    def recode(self, event: PartDelta | PartEnd, text: Recoder) -> Iterator[PartDelta | PartEnd]:
+        """Undo the emulation of a freeform call, or emulate one for a client that has none."""
+        if isinstance(event, PartDelta) and event.field != "text":
+            yield event
+            return
+        more = text.close() if isinstance(event, PartEnd) else text.feed(event.value)
+        if more:
+            yield PartDelta(event.at, "text", more)
+        if isinstance(event, PartEnd):
+            yield event
+
+    def seal(self, event: PartDelta | PartEnd) -> Iterator[PartDelta | PartEnd]:
+        """Seal a proof, or leave it out where the client has no place for it.
+
+        Thinking without one gets an empty one: such a block would be refused by Claude and OpenAI, and
+        PROOF_MARK makes us look at whatever goes back to them.
+        """
+        proof = event.value if isinstance(event, PartDelta) and event.field == "proof" else None
+        ends = isinstance(event, PartEnd)
+        sealed = self.seals.pop(event.at, None) if ends or proof is not None else None
+        if sealed and (not ends or self.client in {"claude", "responses"}):
+            yield PartDelta(event.at, "proof", sealed(proof or ""))
+        if proof is None:
+            yield event
+
+
 def fit_events(events: Iterable[Event], request: Request, fitted: Fitted, target: Target) -> Events:
     """Undo on the answer what `fit_request` did to names and freeform calls, and seal the proofs."""
-    client = request.dialect
-    foreign = client != fitted.dialect
-    if foreign and fitted.dialect == "gemini":
-        events = move_proofs(events, client)
-    seals: dict[int, str] = {}  # number of an open part -> who minted its proof
-    texts: dict[int, Unwrapper | Wrapper] = {}  # of the freeform calls that one side has to emulate
+    returning = Returning(request, fitted, target)
+    if returning.foreign and fitted.dialect == "gemini":
+        events = move_proofs(events, request.dialect)
     for event in events:
-        if isinstance(event, PartDelta) and event.field == "text" and event.at not in texts:
+        if isinstance(event, PartDelta) and event.field == "text" and event.at not in returning.texts:
             yield event  # the common case first
         elif isinstance(event, PartStart):
-            check_types((event.part,), "upstream_failed")
-            part = own_call(event.part, client, fitted)
-            if part.custom != event.part.custom:
-                texts[event.at] = Unwrapper() if part.custom else Wrapper()
-            if part.kind in ABLE[client]["proofs"]:
-                seals[event.at] = target.provider
-            yield event._replace(part=part)
+            yield returning.start(event)
         elif isinstance(event, (PartDelta, PartEnd)):
-            for piece in recoded(event, texts):
-                yield from sealed(piece, seals, client) if foreign else (piece,)
+            yield from returning.more(event)
         else:
             check_fields(event, "upstream_failed")
             if isinstance(event, MessageStart):
@@ -6790,36 +6904,6 @@ def own_call(part: Part, client: str, fitted: Fitted) -> Part:
     name, space, custom = fitted.names.get((part.namespace, part.name), as_is)
     id = legal_id(part.id, 64) if client == "claude" != fitted.dialect else part.id
     return part._replace(id=id, name=name, namespace=space, custom=custom)
-
-
-def recoded(
-    event: PartDelta | PartEnd, texts: Mapping[int, Unwrapper | Wrapper]
-) -> Iterator[PartDelta | PartEnd]:
-    """Undo the emulation of a freeform call, or emulate one for a client that has none."""
-    text = texts.get(event.at)
-    if text is None or (isinstance(event, PartDelta) and event.field != "text"):
-        yield event
-        return
-    more = text.close() if isinstance(event, PartEnd) else text.feed(event.value)
-    if more:
-        yield PartDelta(event.at, "text", more)
-    if isinstance(event, PartEnd):
-        yield event
-
-
-def sealed(event: PartDelta | PartEnd, seals: dict[int, str], client: str) -> Iterator[Event]:
-    """Seal a proof, or leave it out where the client has no place for it.
-
-    Thinking without one gets an empty one: such a block would be refused by Claude and OpenAI, and
-    PROOF_MARK makes us look at whatever goes back to them.
-    """
-    proof = event.value if isinstance(event, PartDelta) and event.field == "proof" else None
-    ends = isinstance(event, PartEnd)
-    provider = seals.pop(event.at, "") if ends or proof is not None else ""
-    if provider and (not ends or client in {"claude", "responses"}):
-        yield PartDelta(event.at, "proof", seal(proof or "", provider))
-    if proof is None:
-        yield event
 
 
 Piece = Union[PartStart, PartDelta, PartEnd]

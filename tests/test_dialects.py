@@ -401,7 +401,7 @@ def test_proofs_of_thinking_are_sealed_for_foreign_clients(client: str, dialect:
     target = TARGETS[dialect]
     events = [*cp.part_events(0, thinking("P")), MessageEnd("stop")]
     part = cp.collect(back(events, ask(dialect=client), dialect)).choices[0].parts[0]
-    assert part.proof == ("P" if client == dialect else cp.seal("P", target.provider))
+    assert cp.unseal(part.proof)[:2] == (("", "P") if client == dialect else (target.provider, "P"))
 
 
 @pytest.mark.parametrize("client", NAMES)
