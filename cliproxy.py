@@ -177,7 +177,7 @@ def wildcard(pattern: str, name: str) -> bool:
     return re.fullmatch(".*".join(map(re.escape, pattern.split("*"))), name, re.DOTALL) is not None
 
 
-def retry_after(headers: Mapping[str, str], now: float) -> float | None:
+def wait_in_headers(headers: Mapping[str, str], now: float) -> float | None:
     """Return the seconds until the upstream wants to be asked again, None if it does not say.
 
     Reads `retry-after-ms`, and `retry-after` in seconds or as an HTTP date. `now` is Unix time;
@@ -202,7 +202,7 @@ def read_duration(text: str) -> float:
     return sum(float(number) * DURATION_UNITS[unit] for number, unit in parts) if whole else 0.0
 
 
-def mask(secret: str) -> str:
+def masked(secret: str) -> str:
     """Shorten a secret to what identifies it: `sk-a...wxyz`. Source: spec/config.md 9."""
     keep = 4 if len(secret) > 8 else 2 if len(secret) > 4 else 1  # characters on either side
     return f"{secret[:keep]}...{secret[-keep:]}" if len(secret) > 2 else "..."
@@ -741,7 +741,7 @@ def spell(id: str) -> str:
     return " ".join(SPELLINGS.get(word, word[:1].upper() + word[1:]) for word in words)
 
 
-def row(  # noqa: PLR0913 -- an argument a column
+def as_model(  # noqa: PLR0913 -- an argument a column
     id: str,
     providers: str,
     context: int = 0,
@@ -782,181 +782,181 @@ def row(  # noqa: PLR0913 -- an argument a column
 ANY = "none auto minimal low medium high xhigh"  # of iFlow: all but the first two mean the same
 MODEL_ROWS = (  # of several rows with one id the first counts, unless the provider is known. Source: spec/providers.md 14
     #   id, providers, context, output, thinking, levels
-    row("claude-fable-5",             "claude", 1_000_000, 128_000, "1024-128000 off", "low medium high xhigh max", traits="mid-system"),
-    row("claude-opus-5",              "claude", 1_000_000, 128_000, "off auto",        "low medium high xhigh max", traits="mid-system"),
-    row("claude-sonnet-5",            "claude", 1_000_000, 128_000, "off auto",        "low medium high xhigh max", traits="mid-system"),
-    row("claude-opus-4-8",            "claude", 1_000_000, 128_000, "1024-128000 off", "low medium high xhigh max", traits="mid-system"),
-    row("claude-opus-4-7",            "claude", 1_000_000, 128_000, "1024-128000 off", "low medium high xhigh max"),
-    row("claude-opus-4-6",            "claude", 1_000_000, 128_000, "1024-128000 off", "low medium high max"),
-    row("claude-sonnet-4-6",          "claude", 200_000,   64_000,  "1024-128000 off", "low medium high max"),
-    row("claude-opus-4-5-20251101",   "claude", 200_000,   64_000,  "1024-128000 off"),
-    row("claude-sonnet-4-5-20250929", "claude", 200_000,   64_000,  "1024-128000 off"),
-    row("claude-haiku-4-5-20251001",  "claude", 200_000,   64_000,  "1024-128000 off"),
-    row("claude-opus-4-1-20250805",   "claude", 200_000,   32_000,  "1024-128000 off"),
-    row("claude-opus-4-20250514",     "claude", 200_000,   32_000,  "1024-128000 off"),
-    row("claude-sonnet-4-20250514",   "claude", 200_000,   64_000,  "1024-128000 off"),
-    row("claude-3-7-sonnet-20250219", "claude", 128_000,   8_192,   "1024-128000 off"),
-    row("claude-3-5-haiku-20241022",  "claude", 128_000,   8_192,   "-"),
-    row("claude-3-haiku-20240307",    "claude", 200_000,   4_096,   "-", traits="old"),
-    row("gpt-5.6-sol",         "codex",        372_000,   128_000, "",  "low medium high xhigh max", plans="team plus"),
-    row("gpt-5.6-sol",         "codex openai", 921_000,   128_000, "",  "low medium high xhigh max", plans="pro"),
-    row("gpt-5.6-terra",       "codex",        372_000,   128_000, "",  "low medium high xhigh max", plans="free team plus"),
-    row("gpt-5.6-terra",       "codex openai", 921_000,   128_000, "",  "low medium high xhigh max", plans="pro"),
-    row("gpt-5.6-luna",        "codex",        372_000,   128_000, "",  "low medium high xhigh max", plans="free team plus"),
-    row("gpt-5.6-luna",        "codex openai", 921_000,   128_000, "",  "low medium high xhigh max", plans="pro"),
-    row("gpt-5.5",             "codex openai", 272_000,   128_000, "",  "low medium high xhigh"),
-    row("gpt-5.4",             "codex openai", 1_050_000, 128_000, "",  "low medium high xhigh", plans="team plus pro"),
-    row("gpt-5.4-mini",        "codex openai", 400_000,   128_000, "",  "low medium high xhigh"),
-    row("gpt-5.3-codex-spark", "codex",        128_000,   128_000, "",  "low medium high xhigh", plans="plus pro", traits="text"),
-    row("codex-auto-review",   "codex",        272_000,   128_000, "",  "low medium high xhigh"),
-    row("gpt-image-2",         "codex openai", 0,         0,       "-", plans="team plus pro", traits="media"),
-    row("gpt-image-1.5",       "codex openai", 0,         0,       "-", plans="team plus pro", traits="media"),
-    row("gpt-5.3-codex",       "codex",        400_000,   128_000, "",  "low medium high xhigh", traits="old"),
-    row("gpt-5.2-codex",       "codex",        400_000,   128_000, "",  "low medium high xhigh", traits="old"),
-    row("gpt-5.2",             "codex",        400_000,   128_000, "",  "none low medium high xhigh", traits="old"),
-    row("gpt-5.1-codex-max",   "codex",        400_000,   128_000, "",  "low medium high xhigh", traits="old"),
-    row("gpt-5.1-codex-mini",  "codex",        400_000,   128_000, "",  "low medium high", traits="old"),
-    row("gpt-5.1-codex",       "codex",        400_000,   128_000, "",  "low medium high", traits="old"),
-    row("gpt-5.1",             "codex",        400_000,   128_000, "",  "none low medium high", traits="old"),
-    row("gpt-5-codex-mini",    "codex",        400_000,   128_000, "",  "low medium high", traits="old"),
-    row("gpt-5-codex",         "codex",        400_000,   128_000, "",  "low medium high", traits="old"),
-    row("gpt-5",               "codex",        400_000,   128_000, "",  "minimal low medium high", traits="old"),
-    row("gemini-3.7-flash",               "gemini vertex",            1_048_576, 65_536, "128-65535 auto",     "minimal low medium high"),
-    row("gemini-3.6-flash",               "gemini vertex",            1_048_576, 65_536, "128-32768 auto",     "minimal low medium high"),
-    row("gemini-3.5-flash",               "gemini vertex",            1_048_576, 65_536, "128-32768 auto",     "minimal low medium high"),
-    row("gemini-3.5-flash-lite",          "gemini vertex",            1_048_576, 65_536, "128-32768 auto",     "minimal low medium high"),
-    row("gemini-3.1-pro-preview",         "gemini gemini-cli",        1_048_576, 65_536, "128-32768 auto",     "low medium high"),
-    row("gemini-3.1-flash-lite-preview",  "gemini",                   1_048_576, 65_536, "128-32768 auto",     "minimal high"),
-    row("gemini-3.1-flash-lite-preview",  "gemini-cli",               1_048_576, 65_536, "128-32768 auto",     "minimal low medium high"),
-    row("gemini-3.1-flash-image-preview", "gemini",                   1_048_576, 65_536, "128-32768 auto",     "minimal high", traits="image"),
-    row("gemini-3-pro-preview",           "gemini gemini-cli",        1_048_576, 65_536, "128-32768 auto",     "low high"),
-    row("gemini-3-flash-preview",         "gemini gemini-cli",        1_048_576, 65_536, "128-32768 auto",     "minimal low medium high"),
-    row("gemini-3-pro-image-preview",     "gemini",                   1_048_576, 65_536, "128-32768 auto",     "low high", traits="image"),
-    row("gemini-3.1-pro",                 "vertex",                   1_048_576, 65_536, "128-32768 auto",     "low medium high"),
-    row("gemini-3.1-flash-lite",          "vertex",                   1_048_576, 65_536, "128-32768 auto",     "minimal low medium high"),
-    row("gemini-3.1-flash-image",         "vertex",                   1_048_576, 65_536, "128-32768 auto",     "minimal high", traits="image"),
-    row("gemini-3-pro",                   "vertex",                   1_048_576, 65_536, "128-32768 auto",     "low high"),
-    row("gemini-3-pro-image",             "vertex",                   1_048_576, 65_536, "128-32768 auto",     "low high", traits="image"),
-    row("gemini-3-flash",                 "vertex",                   1_048_576, 65_536, "128-32768 auto",     "minimal low medium high"),
-    row("gemini-2.5-pro",                 "gemini gemini-cli vertex", 1_048_576, 65_536, "128-32768 auto"),
-    row("gemini-2.5-flash",               "gemini gemini-cli vertex", 1_048_576, 65_536, "0-24576 off auto"),
-    row("gemini-2.5-flash-lite",          "gemini gemini-cli vertex", 1_048_576, 65_536, "0-24576 off auto"),
-    row("gemini-2.5-flash-image",         "gemini",                   1_048_576, 8_192,  "-", traits="image"),
-    row("gemini-2.5-flash-image",         "vertex",                   1_048_576, 65_536, "0-24576 off auto", traits="image"),
-    row("gemini-pro-latest",              "gemini",                   1_048_576, 65_536, "128-32768 auto"),
-    row("gemini-flash-latest",            "gemini",                   1_048_576, 65_536, "0-24576 off auto"),
-    row("gemini-flash-lite-latest",       "gemini",                   1_048_576, 65_536, "512-24576 off auto"),
-    row("imagen-4.0-generate-001",        "vertex",                   0,         0,      "-", traits="media"),
-    row("imagen-4.0-ultra-generate-001",  "vertex",                   0,         0,      "-", traits="media"),
-    row("imagen-4.0-fast-generate-001",   "vertex",                   0,         0,      "-", traits="media"),
-    row("imagen-3.0-generate-002",        "vertex",                   0,         0,      "-", traits="media"),
-    row("imagen-3.0-fast-generate-001",   "vertex",                   0,         0,      "-", traits="media"),
-    row("claude-opus-4-6-thinking",   "antigravity", 200_000,   64_000, "1024-64000 off auto"),
-    row("claude-sonnet-4-6",          "antigravity", 200_000,   64_000, "1024-64000 off auto"),
-    row("claude-opus-4-5-thinking",   "antigravity", 0,         64_000, "1024-128000 off auto", traits="old"),
-    row("claude-sonnet-4-5-thinking", "antigravity", 0,         64_000, "1024-128000 off auto", traits="old"),
-    row("claude-sonnet-4-5",          "antigravity", 0,         64_000, "-", traits="old"),
-    row("gemini-pro-agent",           "antigravity", 1_048_576, 65_535, "1-65535 auto",         "low medium high", name="Gemini 3.1 Pro (High)"),
-    row("gemini-3.1-pro-low",         "antigravity", 1_048_576, 65_535, "1-65535 auto",         "low medium high"),
-    row("gemini-3.7-flash-high",      "antigravity", 1_048_576, 65_536, "1-65535 auto",         "minimal low medium high"),
-    row("gemini-3.6-flash-high",      "antigravity", 1_048_576, 65_536, "1-65535 auto",         "minimal low medium high"),
-    row("gemini-3-flash-agent",       "antigravity", 1_048_576, 65_536, "128-32768 auto",       "minimal low medium high", name="Gemini 3.5 Flash (High)"),
-    row("gemini-3.5-flash-low",       "antigravity", 1_048_576, 65_535, "1-65535 auto",         "low medium high", name="Gemini 3.5 Flash (Medium)"),
-    row("gemini-3.5-flash-extra-low", "antigravity", 1_048_576, 65_535, "1-65535 auto",         "low medium high", name="Gemini 3.5 Flash (Low)"),
-    row("gemini-3-flash",             "antigravity", 1_048_576, 65_536, "128-32768 auto",       "minimal low medium high"),
-    row("gemini-3.1-flash-lite",      "antigravity", 1_048_576, 65_535, "1-65535 off auto",     "minimal low medium high"),
-    row("gemini-3.1-flash-image",     "antigravity", 0,         0,      "128-32768 auto",       "minimal high", traits="image"),
-    row("gemini-3-pro-high",          "antigravity", 1_048_576, 65_536, "128-32768 auto",       "low high", traits="old"),
-    row("gemini-3-pro-image",         "antigravity", 1_048_576, 65_536, "128-32768 auto",       "low high", traits="image old"),
-    row("gemini-2.5-flash",           "antigravity", 1_048_576, 65_536, "0-24576 off auto", traits="old"),
-    row("gemini-2.5-flash-lite",      "antigravity", 1_048_576, 65_536, "0-24576 off auto", traits="old"),
-    row("gpt-oss-120b-medium",        "antigravity", 114_000,   32_768, "-"),
-    row("tab_flash_lite_preview",     "antigravity", 0,         0,      "-", traits="old"),
-    row("rev19-uic3-1p",              "antigravity", traits="old"),
-    row("coder-model",       "qwen", 1_048_576, 65_536, "-", name="Qwen 3.6 Plus"),
-    row("qwen3-coder-plus",  "qwen", 32_768,    8_192,  "-", traits="old"),
-    row("qwen3-coder-flash", "qwen", 8_192,     2_048,  "-", traits="old"),
-    row("vision-model",      "qwen", 32_768,    2_048,  "-", traits="old", name="Qwen3 Vision Model"),
-    row("kimi-k3",                  "kimi", 1_048_576, 65_536, "",    "low high max"),
-    row("kimi-k3-256k",             "kimi", 262_144,   65_536, "",    "low high max"),
-    row("kimi-k2.7-code",           "kimi", 262_144,   65_536, "",    "low high"),
-    row("kimi-k2.7-code-highspeed", "kimi", 262_144,   65_536, "",    "low high"),
-    row("kimi-k2.6",                "kimi", 262_144,   65_536, "off", "low high"),
-    row("kimi-k2.5",                "kimi", 262_144,   32_768, "off", "low high"),
-    row("kimi-k2-thinking",         "kimi", 131_072,   32_768, "off", "low high"),
-    row("kimi-k2",                  "kimi", 131_072,   32_768, "-"),
-    row("grok-4.6",                       "xai", 500_000,   65_536,  "",    "low medium high xhigh"),
-    row("grok-4.5",                       "xai", 500_000,   65_536,  "",    "low medium high"),
-    row("grok-4.3",                       "xai", 1_000_000, 65_536,  "off", "none low medium high"),
-    row("grok-4.20-0309-reasoning",       "xai", 2_000_000, 65_536,  "-"),
-    row("grok-4.20-0309-non-reasoning",   "xai", 2_000_000, 65_536,  "-"),
-    row("grok-4.20-multi-agent-0309",     "xai", 2_000_000, 65_536,  "",    "low medium high"),
-    row("grok-build-0.1",                 "xai", 256_000,   256_000, "-"),
-    row("grok-3-mini",                    "xai", 131_072,   32_768,  "",    "low medium high", traits="text"),
-    row("grok-3-mini-fast",               "xai", 131_072,   32_768,  "",    "low medium high", traits="text"),
-    row("grok-composer-2.5-fast",         "xai", 200_000,   32_768,  "-", name="Composer 2.5 Fast"),
-    row("grok-imagine-image",             "xai", 0,         0,       "-", traits="media"),
-    row("grok-imagine-image-quality",     "xai", 0,         0,       "-", traits="media"),
-    row("grok-imagine-image-2.0",         "xai", 0,         0,       "-", traits="media"),
-    row("grok-imagine-video",             "xai", 0,         0,       "-", traits="media"),
-    row("grok-imagine-video-1.5",         "xai", 0,         0,       "-", traits="media"),
-    row("grok-imagine-video-1.5-preview", "xai", 0,         0,       "-", traits="media"),
-    row("qwen3-max-preview",             "iflow", 0, 0, "off auto", ANY),
-    row("glm-4.6",                       "iflow", 0, 0, "off auto", ANY),
-    row("glm-4.7",                       "iflow", 0, 0, "off auto", ANY, traits="old"),
-    row("deepseek-v3.2",                 "iflow", 0, 0, "off auto", ANY),
-    row("deepseek-v3.1",                 "iflow", 0, 0, "off auto", ANY),
-    row("minimax-m2",                    "iflow", 0, 0, "off auto", ANY, traits="old"),
-    row("minimax-m2.1",                  "iflow", 0, 0, "off auto", ANY, traits="old"),
-    row("kimi-k2.5",                     "iflow", 0, 0, "off auto", ANY, traits="old"),
-    row("tstars2.0",                     "iflow", traits="old"),
-    row("qwen3-coder-plus",              "iflow"),
-    row("qwen3-max",                     "iflow"),
-    row("qwen3-vl-plus",                 "iflow"),
-    row("kimi-k2-0905",                  "iflow", traits="old"),
-    row("kimi-k2",                       "iflow"),
-    row("kimi-k2-thinking",              "iflow", traits="old"),
-    row("deepseek-v3.2-chat",            "iflow", traits="old"),
-    row("deepseek-v3.2-reasoner",        "iflow", traits="old"),
-    row("deepseek-r1",                   "iflow"),
-    row("deepseek-v3",                   "iflow"),
-    row("qwen3-32b",                     "iflow"),
-    row("qwen3-235b-a22b-thinking-2507", "iflow"),
-    row("qwen3-235b-a22b-instruct",      "iflow"),
-    row("qwen3-235b",                    "iflow"),
-    row("iflow-rome-30ba3b",             "iflow"),
+    as_model("claude-fable-5",             "claude", 1_000_000, 128_000, "1024-128000 off", "low medium high xhigh max", traits="mid-system"),
+    as_model("claude-opus-5",              "claude", 1_000_000, 128_000, "off auto",        "low medium high xhigh max", traits="mid-system"),
+    as_model("claude-sonnet-5",            "claude", 1_000_000, 128_000, "off auto",        "low medium high xhigh max", traits="mid-system"),
+    as_model("claude-opus-4-8",            "claude", 1_000_000, 128_000, "1024-128000 off", "low medium high xhigh max", traits="mid-system"),
+    as_model("claude-opus-4-7",            "claude", 1_000_000, 128_000, "1024-128000 off", "low medium high xhigh max"),
+    as_model("claude-opus-4-6",            "claude", 1_000_000, 128_000, "1024-128000 off", "low medium high max"),
+    as_model("claude-sonnet-4-6",          "claude", 200_000,   64_000,  "1024-128000 off", "low medium high max"),
+    as_model("claude-opus-4-5-20251101",   "claude", 200_000,   64_000,  "1024-128000 off"),
+    as_model("claude-sonnet-4-5-20250929", "claude", 200_000,   64_000,  "1024-128000 off"),
+    as_model("claude-haiku-4-5-20251001",  "claude", 200_000,   64_000,  "1024-128000 off"),
+    as_model("claude-opus-4-1-20250805",   "claude", 200_000,   32_000,  "1024-128000 off"),
+    as_model("claude-opus-4-20250514",     "claude", 200_000,   32_000,  "1024-128000 off"),
+    as_model("claude-sonnet-4-20250514",   "claude", 200_000,   64_000,  "1024-128000 off"),
+    as_model("claude-3-7-sonnet-20250219", "claude", 128_000,   8_192,   "1024-128000 off"),
+    as_model("claude-3-5-haiku-20241022",  "claude", 128_000,   8_192,   "-"),
+    as_model("claude-3-haiku-20240307",    "claude", 200_000,   4_096,   "-", traits="old"),
+    as_model("gpt-5.6-sol",         "codex",        372_000,   128_000, "",  "low medium high xhigh max", plans="team plus"),
+    as_model("gpt-5.6-sol",         "codex openai", 921_000,   128_000, "",  "low medium high xhigh max", plans="pro"),
+    as_model("gpt-5.6-terra",       "codex",        372_000,   128_000, "",  "low medium high xhigh max", plans="free team plus"),
+    as_model("gpt-5.6-terra",       "codex openai", 921_000,   128_000, "",  "low medium high xhigh max", plans="pro"),
+    as_model("gpt-5.6-luna",        "codex",        372_000,   128_000, "",  "low medium high xhigh max", plans="free team plus"),
+    as_model("gpt-5.6-luna",        "codex openai", 921_000,   128_000, "",  "low medium high xhigh max", plans="pro"),
+    as_model("gpt-5.5",             "codex openai", 272_000,   128_000, "",  "low medium high xhigh"),
+    as_model("gpt-5.4",             "codex openai", 1_050_000, 128_000, "",  "low medium high xhigh", plans="team plus pro"),
+    as_model("gpt-5.4-mini",        "codex openai", 400_000,   128_000, "",  "low medium high xhigh"),
+    as_model("gpt-5.3-codex-spark", "codex",        128_000,   128_000, "",  "low medium high xhigh", plans="plus pro", traits="text"),
+    as_model("codex-auto-review",   "codex",        272_000,   128_000, "",  "low medium high xhigh"),
+    as_model("gpt-image-2",         "codex openai", 0,         0,       "-", plans="team plus pro", traits="media"),
+    as_model("gpt-image-1.5",       "codex openai", 0,         0,       "-", plans="team plus pro", traits="media"),
+    as_model("gpt-5.3-codex",       "codex",        400_000,   128_000, "",  "low medium high xhigh", traits="old"),
+    as_model("gpt-5.2-codex",       "codex",        400_000,   128_000, "",  "low medium high xhigh", traits="old"),
+    as_model("gpt-5.2",             "codex",        400_000,   128_000, "",  "none low medium high xhigh", traits="old"),
+    as_model("gpt-5.1-codex-max",   "codex",        400_000,   128_000, "",  "low medium high xhigh", traits="old"),
+    as_model("gpt-5.1-codex-mini",  "codex",        400_000,   128_000, "",  "low medium high", traits="old"),
+    as_model("gpt-5.1-codex",       "codex",        400_000,   128_000, "",  "low medium high", traits="old"),
+    as_model("gpt-5.1",             "codex",        400_000,   128_000, "",  "none low medium high", traits="old"),
+    as_model("gpt-5-codex-mini",    "codex",        400_000,   128_000, "",  "low medium high", traits="old"),
+    as_model("gpt-5-codex",         "codex",        400_000,   128_000, "",  "low medium high", traits="old"),
+    as_model("gpt-5",               "codex",        400_000,   128_000, "",  "minimal low medium high", traits="old"),
+    as_model("gemini-3.7-flash",               "gemini vertex",            1_048_576, 65_536, "128-65535 auto",     "minimal low medium high"),
+    as_model("gemini-3.6-flash",               "gemini vertex",            1_048_576, 65_536, "128-32768 auto",     "minimal low medium high"),
+    as_model("gemini-3.5-flash",               "gemini vertex",            1_048_576, 65_536, "128-32768 auto",     "minimal low medium high"),
+    as_model("gemini-3.5-flash-lite",          "gemini vertex",            1_048_576, 65_536, "128-32768 auto",     "minimal low medium high"),
+    as_model("gemini-3.1-pro-preview",         "gemini gemini-cli",        1_048_576, 65_536, "128-32768 auto",     "low medium high"),
+    as_model("gemini-3.1-flash-lite-preview",  "gemini",                   1_048_576, 65_536, "128-32768 auto",     "minimal high"),
+    as_model("gemini-3.1-flash-lite-preview",  "gemini-cli",               1_048_576, 65_536, "128-32768 auto",     "minimal low medium high"),
+    as_model("gemini-3.1-flash-image-preview", "gemini",                   1_048_576, 65_536, "128-32768 auto",     "minimal high", traits="image"),
+    as_model("gemini-3-pro-preview",           "gemini gemini-cli",        1_048_576, 65_536, "128-32768 auto",     "low high"),
+    as_model("gemini-3-flash-preview",         "gemini gemini-cli",        1_048_576, 65_536, "128-32768 auto",     "minimal low medium high"),
+    as_model("gemini-3-pro-image-preview",     "gemini",                   1_048_576, 65_536, "128-32768 auto",     "low high", traits="image"),
+    as_model("gemini-3.1-pro",                 "vertex",                   1_048_576, 65_536, "128-32768 auto",     "low medium high"),
+    as_model("gemini-3.1-flash-lite",          "vertex",                   1_048_576, 65_536, "128-32768 auto",     "minimal low medium high"),
+    as_model("gemini-3.1-flash-image",         "vertex",                   1_048_576, 65_536, "128-32768 auto",     "minimal high", traits="image"),
+    as_model("gemini-3-pro",                   "vertex",                   1_048_576, 65_536, "128-32768 auto",     "low high"),
+    as_model("gemini-3-pro-image",             "vertex",                   1_048_576, 65_536, "128-32768 auto",     "low high", traits="image"),
+    as_model("gemini-3-flash",                 "vertex",                   1_048_576, 65_536, "128-32768 auto",     "minimal low medium high"),
+    as_model("gemini-2.5-pro",                 "gemini gemini-cli vertex", 1_048_576, 65_536, "128-32768 auto"),
+    as_model("gemini-2.5-flash",               "gemini gemini-cli vertex", 1_048_576, 65_536, "0-24576 off auto"),
+    as_model("gemini-2.5-flash-lite",          "gemini gemini-cli vertex", 1_048_576, 65_536, "0-24576 off auto"),
+    as_model("gemini-2.5-flash-image",         "gemini",                   1_048_576, 8_192,  "-", traits="image"),
+    as_model("gemini-2.5-flash-image",         "vertex",                   1_048_576, 65_536, "0-24576 off auto", traits="image"),
+    as_model("gemini-pro-latest",              "gemini",                   1_048_576, 65_536, "128-32768 auto"),
+    as_model("gemini-flash-latest",            "gemini",                   1_048_576, 65_536, "0-24576 off auto"),
+    as_model("gemini-flash-lite-latest",       "gemini",                   1_048_576, 65_536, "512-24576 off auto"),
+    as_model("imagen-4.0-generate-001",        "vertex",                   0,         0,      "-", traits="media"),
+    as_model("imagen-4.0-ultra-generate-001",  "vertex",                   0,         0,      "-", traits="media"),
+    as_model("imagen-4.0-fast-generate-001",   "vertex",                   0,         0,      "-", traits="media"),
+    as_model("imagen-3.0-generate-002",        "vertex",                   0,         0,      "-", traits="media"),
+    as_model("imagen-3.0-fast-generate-001",   "vertex",                   0,         0,      "-", traits="media"),
+    as_model("claude-opus-4-6-thinking",   "antigravity", 200_000,   64_000, "1024-64000 off auto"),
+    as_model("claude-sonnet-4-6",          "antigravity", 200_000,   64_000, "1024-64000 off auto"),
+    as_model("claude-opus-4-5-thinking",   "antigravity", 0,         64_000, "1024-128000 off auto", traits="old"),
+    as_model("claude-sonnet-4-5-thinking", "antigravity", 0,         64_000, "1024-128000 off auto", traits="old"),
+    as_model("claude-sonnet-4-5",          "antigravity", 0,         64_000, "-", traits="old"),
+    as_model("gemini-pro-agent",           "antigravity", 1_048_576, 65_535, "1-65535 auto",         "low medium high", name="Gemini 3.1 Pro (High)"),
+    as_model("gemini-3.1-pro-low",         "antigravity", 1_048_576, 65_535, "1-65535 auto",         "low medium high"),
+    as_model("gemini-3.7-flash-high",      "antigravity", 1_048_576, 65_536, "1-65535 auto",         "minimal low medium high"),
+    as_model("gemini-3.6-flash-high",      "antigravity", 1_048_576, 65_536, "1-65535 auto",         "minimal low medium high"),
+    as_model("gemini-3-flash-agent",       "antigravity", 1_048_576, 65_536, "128-32768 auto",       "minimal low medium high", name="Gemini 3.5 Flash (High)"),
+    as_model("gemini-3.5-flash-low",       "antigravity", 1_048_576, 65_535, "1-65535 auto",         "low medium high", name="Gemini 3.5 Flash (Medium)"),
+    as_model("gemini-3.5-flash-extra-low", "antigravity", 1_048_576, 65_535, "1-65535 auto",         "low medium high", name="Gemini 3.5 Flash (Low)"),
+    as_model("gemini-3-flash",             "antigravity", 1_048_576, 65_536, "128-32768 auto",       "minimal low medium high"),
+    as_model("gemini-3.1-flash-lite",      "antigravity", 1_048_576, 65_535, "1-65535 off auto",     "minimal low medium high"),
+    as_model("gemini-3.1-flash-image",     "antigravity", 0,         0,      "128-32768 auto",       "minimal high", traits="image"),
+    as_model("gemini-3-pro-high",          "antigravity", 1_048_576, 65_536, "128-32768 auto",       "low high", traits="old"),
+    as_model("gemini-3-pro-image",         "antigravity", 1_048_576, 65_536, "128-32768 auto",       "low high", traits="image old"),
+    as_model("gemini-2.5-flash",           "antigravity", 1_048_576, 65_536, "0-24576 off auto", traits="old"),
+    as_model("gemini-2.5-flash-lite",      "antigravity", 1_048_576, 65_536, "0-24576 off auto", traits="old"),
+    as_model("gpt-oss-120b-medium",        "antigravity", 114_000,   32_768, "-"),
+    as_model("tab_flash_lite_preview",     "antigravity", 0,         0,      "-", traits="old"),
+    as_model("rev19-uic3-1p",              "antigravity", traits="old"),
+    as_model("coder-model",       "qwen", 1_048_576, 65_536, "-", name="Qwen 3.6 Plus"),
+    as_model("qwen3-coder-plus",  "qwen", 32_768,    8_192,  "-", traits="old"),
+    as_model("qwen3-coder-flash", "qwen", 8_192,     2_048,  "-", traits="old"),
+    as_model("vision-model",      "qwen", 32_768,    2_048,  "-", traits="old", name="Qwen3 Vision Model"),
+    as_model("kimi-k3",                  "kimi", 1_048_576, 65_536, "",    "low high max"),
+    as_model("kimi-k3-256k",             "kimi", 262_144,   65_536, "",    "low high max"),
+    as_model("kimi-k2.7-code",           "kimi", 262_144,   65_536, "",    "low high"),
+    as_model("kimi-k2.7-code-highspeed", "kimi", 262_144,   65_536, "",    "low high"),
+    as_model("kimi-k2.6",                "kimi", 262_144,   65_536, "off", "low high"),
+    as_model("kimi-k2.5",                "kimi", 262_144,   32_768, "off", "low high"),
+    as_model("kimi-k2-thinking",         "kimi", 131_072,   32_768, "off", "low high"),
+    as_model("kimi-k2",                  "kimi", 131_072,   32_768, "-"),
+    as_model("grok-4.6",                       "xai", 500_000,   65_536,  "",    "low medium high xhigh"),
+    as_model("grok-4.5",                       "xai", 500_000,   65_536,  "",    "low medium high"),
+    as_model("grok-4.3",                       "xai", 1_000_000, 65_536,  "off", "none low medium high"),
+    as_model("grok-4.20-0309-reasoning",       "xai", 2_000_000, 65_536,  "-"),
+    as_model("grok-4.20-0309-non-reasoning",   "xai", 2_000_000, 65_536,  "-"),
+    as_model("grok-4.20-multi-agent-0309",     "xai", 2_000_000, 65_536,  "",    "low medium high"),
+    as_model("grok-build-0.1",                 "xai", 256_000,   256_000, "-"),
+    as_model("grok-3-mini",                    "xai", 131_072,   32_768,  "",    "low medium high", traits="text"),
+    as_model("grok-3-mini-fast",               "xai", 131_072,   32_768,  "",    "low medium high", traits="text"),
+    as_model("grok-composer-2.5-fast",         "xai", 200_000,   32_768,  "-", name="Composer 2.5 Fast"),
+    as_model("grok-imagine-image",             "xai", 0,         0,       "-", traits="media"),
+    as_model("grok-imagine-image-quality",     "xai", 0,         0,       "-", traits="media"),
+    as_model("grok-imagine-image-2.0",         "xai", 0,         0,       "-", traits="media"),
+    as_model("grok-imagine-video",             "xai", 0,         0,       "-", traits="media"),
+    as_model("grok-imagine-video-1.5",         "xai", 0,         0,       "-", traits="media"),
+    as_model("grok-imagine-video-1.5-preview", "xai", 0,         0,       "-", traits="media"),
+    as_model("qwen3-max-preview",             "iflow", 0, 0, "off auto", ANY),
+    as_model("glm-4.6",                       "iflow", 0, 0, "off auto", ANY),
+    as_model("glm-4.7",                       "iflow", 0, 0, "off auto", ANY, traits="old"),
+    as_model("deepseek-v3.2",                 "iflow", 0, 0, "off auto", ANY),
+    as_model("deepseek-v3.1",                 "iflow", 0, 0, "off auto", ANY),
+    as_model("minimax-m2",                    "iflow", 0, 0, "off auto", ANY, traits="old"),
+    as_model("minimax-m2.1",                  "iflow", 0, 0, "off auto", ANY, traits="old"),
+    as_model("kimi-k2.5",                     "iflow", 0, 0, "off auto", ANY, traits="old"),
+    as_model("tstars2.0",                     "iflow", traits="old"),
+    as_model("qwen3-coder-plus",              "iflow"),
+    as_model("qwen3-max",                     "iflow"),
+    as_model("qwen3-vl-plus",                 "iflow"),
+    as_model("kimi-k2-0905",                  "iflow", traits="old"),
+    as_model("kimi-k2",                       "iflow"),
+    as_model("kimi-k2-thinking",              "iflow", traits="old"),
+    as_model("deepseek-v3.2-chat",            "iflow", traits="old"),
+    as_model("deepseek-v3.2-reasoner",        "iflow", traits="old"),
+    as_model("deepseek-r1",                   "iflow"),
+    as_model("deepseek-v3",                   "iflow"),
+    as_model("qwen3-32b",                     "iflow"),
+    as_model("qwen3-235b-a22b-thinking-2507", "iflow"),
+    as_model("qwen3-235b-a22b-instruct",      "iflow"),
+    as_model("qwen3-235b",                    "iflow"),
+    as_model("iflow-rome-30ba3b",             "iflow"),
 )
 FAMILIES = (  # what to assume of an id that has no row: the first match counts; limits stay unknown
-    row("claude-2*",         "claude",                   0, 0, "-", traits="old"),
-    row("claude-instant*",   "claude",                   0, 0, "-", traits="old"),
-    row("claude-3-7-*",      "claude",                   0, 0, "1024-128000 off", traits="old"),
-    row("claude-3-*",        "claude",                   0, 0, "-", traits="old"),
-    row("claude-*-4-0",      "claude",                   0, 0, "1024-128000 off"),
-    row("claude-*",          "claude",                   0, 0, "off auto",           "low medium high xhigh max", traits="mid-system"),
-    row("gpt-3*",            "openai",                   0, 0, "-"),
-    row("gpt-4*",            "openai",                   0, 0, "-"),
-    row("gpt-5*-chat*",      "codex",                    0, 0, "-"),
-    row("gpt-image*",        "codex",                    0, 0, "-", traits="media"),
-    row("gpt-5-pro*",        "codex",                    0, 0, "",                   "high"),
-    row("gpt-5-codex*",      "codex",                    0, 0, "",                   "low medium high"),
-    row("gpt-5-*",           "codex",                    0, 0, "",                   "minimal low medium high"),
-    row("gpt-5.1*",          "codex",                    0, 0, "",                   "low medium high"),
-    row("gpt-oss*",          "openai",                   0, 0, "",                   "low medium high", traits="text"),
-    row("gpt-*",             "codex",                    0, 0, "",                   "low medium high xhigh"),
-    row("o1*",               "openai",                   0, 0, "",                   "low medium high"),
-    row("o3*",               "openai",                   0, 0, "",                   "low medium high"),
-    row("o4*",               "openai",                   0, 0, "",                   "low medium high"),
-    row("gemini-1*",         "gemini vertex",            0, 0, "-"),
-    row("gemini-2.0*",       "gemini vertex",            0, 0, "-"),
-    row("gemini-2.5-pro*",   "gemini gemini-cli vertex", 0, 0, "128-32768 auto"),
-    row("gemini-2.5-flash*", "gemini gemini-cli vertex", 0, 0, "512-24576 off auto"),
-    row("gemini-3-pro*",     "gemini gemini-cli vertex", 0, 0, "128-32768 auto",     "low high"),
-    row("gemini-*-pro*",     "gemini gemini-cli vertex", 0, 0, "128-32768 auto",     "low medium high"),
-    row("gemini-*-flash*",   "gemini gemini-cli vertex", 0, 0, "128-32768 auto",     "minimal low medium high"),
-    row("gemini-*",          "gemini gemini-cli vertex"),
-    row("imagen-*",          "vertex",                   0, 0, "-", traits="media"),
-    row("kimi-*",            "kimi",                     0, 0, "off",                "low high"),
-    row("grok-*",            "xai"),
+    as_model("claude-2*",         "claude",                   0, 0, "-", traits="old"),
+    as_model("claude-instant*",   "claude",                   0, 0, "-", traits="old"),
+    as_model("claude-3-7-*",      "claude",                   0, 0, "1024-128000 off", traits="old"),
+    as_model("claude-3-*",        "claude",                   0, 0, "-", traits="old"),
+    as_model("claude-*-4-0",      "claude",                   0, 0, "1024-128000 off"),
+    as_model("claude-*",          "claude",                   0, 0, "off auto",           "low medium high xhigh max", traits="mid-system"),
+    as_model("gpt-3*",            "openai",                   0, 0, "-"),
+    as_model("gpt-4*",            "openai",                   0, 0, "-"),
+    as_model("gpt-5*-chat*",      "codex",                    0, 0, "-"),
+    as_model("gpt-image*",        "codex",                    0, 0, "-", traits="media"),
+    as_model("gpt-5-pro*",        "codex",                    0, 0, "",                   "high"),
+    as_model("gpt-5-codex*",      "codex",                    0, 0, "",                   "low medium high"),
+    as_model("gpt-5-*",           "codex",                    0, 0, "",                   "minimal low medium high"),
+    as_model("gpt-5.1*",          "codex",                    0, 0, "",                   "low medium high"),
+    as_model("gpt-oss*",          "openai",                   0, 0, "",                   "low medium high", traits="text"),
+    as_model("gpt-*",             "codex",                    0, 0, "",                   "low medium high xhigh"),
+    as_model("o1*",               "openai",                   0, 0, "",                   "low medium high"),
+    as_model("o3*",               "openai",                   0, 0, "",                   "low medium high"),
+    as_model("o4*",               "openai",                   0, 0, "",                   "low medium high"),
+    as_model("gemini-1*",         "gemini vertex",            0, 0, "-"),
+    as_model("gemini-2.0*",       "gemini vertex",            0, 0, "-"),
+    as_model("gemini-2.5-pro*",   "gemini gemini-cli vertex", 0, 0, "128-32768 auto"),
+    as_model("gemini-2.5-flash*", "gemini gemini-cli vertex", 0, 0, "512-24576 off auto"),
+    as_model("gemini-3-pro*",     "gemini gemini-cli vertex", 0, 0, "128-32768 auto",     "low high"),
+    as_model("gemini-*-pro*",     "gemini gemini-cli vertex", 0, 0, "128-32768 auto",     "low medium high"),
+    as_model("gemini-*-flash*",   "gemini gemini-cli vertex", 0, 0, "128-32768 auto",     "minimal low medium high"),
+    as_model("gemini-*",          "gemini gemini-cli vertex"),
+    as_model("imagen-*",          "vertex",                   0, 0, "-", traits="media"),
+    as_model("kimi-*",            "kimi",                     0, 0, "off",                "low high"),
+    as_model("grok-*",            "xai"),
 )
 # fmt: on
 MODEL_INDEX = {  # (provider or empty, id with or without its date) -> model
@@ -7383,7 +7383,7 @@ def bad_setting(at: str, value: Any, allowed: str) -> ProxyError:
     if isinstance(value, (dict, list)):
         shown = "a mapping" if isinstance(value, dict) else "a list"
     else:
-        shown = mask(str(value)) if secret else dumps_text(value)[:80]
+        shown = masked(str(value)) if secret else dumps_text(value)[:80]
     message = f"{at}: {shown} is not possible; allowed: {allowed}"
     return ProxyError("invalid_request", message, param=at)
 
@@ -9492,7 +9492,7 @@ def token_refusal(title: str, reply: Reply, answer: Json) -> ProxyError:
     text = said.get("error_description") or said.get("message") or error_code(answer)
     text = text or f"HTTP {reply.status}"
     failure = error_of_status(max(reply.status, 400), f"{title} refused: {text}")
-    failure.retry_after = retry_after(reply.headers, time.time())
+    failure.retry_after = wait_in_headers(reply.headers, time.time())
     failure.body, failure.headers = reply.body, reply.headers
     return failure
 
@@ -10148,7 +10148,7 @@ def refresh_lead(credential: Credential) -> float:
     return min(lead, (ends - since) / 2) if ends and since and ends > since else lead
 
 
-def due(credential: Credential, now: float) -> bool:
+def is_due(credential: Credential, now: float) -> bool:
     """Tell whether to renew the tokens ahead of need. Source: spec/providers.md 1."""
     data = credential.data
     since, ends = last_refresh(data), expires_at(data)
@@ -11100,7 +11100,7 @@ def wait_asked(error: ProxyError, now: float) -> float | None:
     waits = (  # the first that is told counts
         max(windows, default=None),
         error_wait(error.body.decode("utf-8", "replace"), until),
-        retry_after(error.headers, now),
+        wait_in_headers(error.headers, now),
         error.retry_after,  # as the dialect's reader found it
     )
     return next((wait for wait in waits if wait is not None), None)
@@ -12351,7 +12351,7 @@ def known_model(offers: Offers, name: str) -> Model:
     return row._replace(created=row.created or int(then or 0))
 
 
-def known(fields: Json) -> Json:
+def without_zeros(fields: Json) -> Json:
     """Leave out the limits that nobody knows."""
     return {key: value for key, value in fields.items() if value}
 
@@ -12360,17 +12360,17 @@ def openai_model(row: Model) -> Json:
     """Describe a model as OpenAI's API does, with the limits that its imitators add."""
     limits = {"context_length": row.context, "max_completion_tokens": row.output}
     base = {"id": row.id, "object": "model", "created": row.created, "owned_by": row.owner}
-    return {**base, "display_name": row.name, **known(limits)}
+    return {**base, "display_name": row.name, **without_zeros(limits)}
 
 
 def claude_model(row: Model) -> Json:
     created = write_time(row.created, utc=True) if row.created else "1970-01-01T00:00:00Z"
     base = {"type": "model", "id": row.id, "display_name": row.name, "created_at": created}
-    return {**base, **known({"max_input_tokens": row.context, "max_tokens": row.output})}
+    return {**base, **without_zeros({"max_input_tokens": row.context, "max_tokens": row.output})}
 
 
 def gemini_model(row: Model) -> Json:
-    limits = known({"inputTokenLimit": row.context, "outputTokenLimit": row.output})
+    limits = without_zeros({"inputTokenLimit": row.context, "outputTokenLimit": row.output})
     base = {"name": f"models/{row.id}", "version": "001", "displayName": row.name}
     return {**base, **limits, "supportedGenerationMethods": list(GEMINI_VERBS)}
 
@@ -12818,7 +12818,7 @@ class App:
         for account in self.router.offers.accounts:
             credential, token = account.credential, account.token
             early = self._not_before.get(account.mark, -math.inf) > time.monotonic()
-            if credential is None or early or not account.renewable or not due(credential, time.time()):
+            if credential is None or early or not account.renewable or not is_due(credential, time.time()):
                 continue
             wait = RENEW_AGAIN
             try:
@@ -14397,7 +14397,7 @@ def greet(server: Server, app: App) -> None:
     accounts = app.router.offers.accounts
     for account in accounts:
         state = app.router.report(account)["state"]
-        say(f"  {account.name}: {account.provider.name}, {mask(account.token)}, {state}")
+        say(f"  {account.name}: {account.provider.name}, {masked(account.token)}, {state}")
     if not accounts:
         say("no account yet: set ANTHROPIC_API_KEY, OPENAI_API_KEY or GEMINI_API_KEY, or log in:")
         say("  python cliproxy.py login codex --no-browser")

@@ -170,7 +170,7 @@ REFUSED = [  # key, value, what the message says
     ("routing.session-affinity-ttl", "soon", '"soon" is not possible; allowed: a time such as 90s'),
     ("auth-dir",         "~nobody-has-this-name/a", '"~nobody-has-this-name/a" is not possible; allowed: '),
     ("proxy-url",        "ftp://user:hunter22@h", "ftp:...22@h is not possible; allowed: http://"),
-    *(("proxy-url", url, f"{cp.mask(url)} is not possible; allowed: http://")
+    *(("proxy-url", url, f"{cp.masked(url)} is not possible; allowed: http://")
       for url in ("http://:80", "http://h:99999", "http://h:abc", "http://[::1", "http://a b:80", "10.0.0.1:8080")),
     *(("ampcode.upstream-url", url, f'"{url}" is not possible; allowed: an http or https URL')
       for url in ("h", "localhost:8080", "ftp://h", "https:///x", "http://h:99999", "http://h:abc", "http://[::1", "http://a b")),

@@ -157,7 +157,7 @@ SECRETS = [
 
 @pytest.mark.parametrize(("secret", "shown"), SECRETS)
 def test_mask(secret: str, shown: str) -> None:
-    assert cp.mask(secret) == shown
+    assert cp.masked(secret) == shown
 
 
 # --- paths ----------------------------------------------------------------------------------

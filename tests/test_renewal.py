@@ -29,7 +29,7 @@ def test_refresh(world: World, store: cp.Store, provider: str) -> None:
     credential = sign_in(world, store, provider)
     store.merge(credential.name, {"note": "mine"})
     world.clock.advance(4000)
-    assert cp.due(credential, world.clock())
+    assert cp.is_due(credential, world.clock())
     renewed = cp.refresh(credential, store, world.config(), world.clock)
     assert renewed == store.get(credential.name)
     assert cp.field_of(renewed.data, "access_token") != cp.field_of(credential.data, "access_token")
@@ -38,7 +38,7 @@ def test_refresh(world: World, store: cp.Store, provider: str) -> None:
     assert (renewed.data["refresh_token"] == credential.data["refresh_token"]) == kept
     assert renewed.data["note"] == "mine"
     assert cp.expires_at(renewed.data) == world.clock() + 3600
-    assert not cp.due(renewed, world.clock())
+    assert not cp.is_due(renewed, world.clock())
     if provider == "gemini":
         assert renewed.data["token"]["refresh_token"] == credential.data["refresh_token"]
         assert renewed.data["token"]["access_token"] == renewed.data["access_token"]
@@ -49,7 +49,7 @@ def test_a_file_of_type_gemini_cli_is_gemini_s(world: World, store: cp.Store) ->
     store.merge(credential.name, {"type": "gemini-cli", "note": "mine"})
     world.clock.advance(4000)
     for known in (store.get(credential.name), store.credentials()[0]):
-        assert cp.due(known, world.clock())
+        assert cp.is_due(known, world.clock())
         renewed = cp.refresh(known, store, world.config(), world.clock)
         assert cp.expires_at(renewed.data) == world.clock() + 3600
     assert renewed.data["type"] == "gemini-cli", "as the other program wrote it"
@@ -227,7 +227,7 @@ def test_refusals(world: World, store: cp.Store, provider: str, status: int, bod
     assert world.count(f"/{path}") == before + 1
     after = store.get(credential.name)
     assert bool(cp.why_dead(after.data)) == final
-    assert cp.due(after, world.clock()) != final
+    assert cp.is_due(after, world.clock()) != final
     if not final:
         assert after.data == credential.data
         cp.refresh(credential, store, world.config(), world.clock)
@@ -312,7 +312,7 @@ def test_no_refresh_token(world: World, store: cp.Store) -> None:
     credential = store.create("claude-x.json", {"type": "claude", "access_token": "a", "email": "x"})
     with pytest.raises(cp.ProxyError, match="no refresh token"):
         cp.refresh(credential, store, world.config(), world.clock)
-    assert not cp.due(credential, world.clock())
+    assert not cp.is_due(credential, world.clock())
 
 
 def test_a_file_that_is_gone(world: World, store: cp.Store) -> None:
@@ -349,7 +349,7 @@ def test_due(provider: str, data: Json, answer: bool) -> None:
     credential = cp.Credential(
         "a.json", Path("a.json"), provider, {"type": provider, **token, **data}, (0, 0, 0)
     )
-    assert cp.due(credential, NOW) == answer
+    assert cp.is_due(credential, NOW) == answer
 
 
 # Tokens
