@@ -1922,7 +1922,9 @@ SCHEMA_SHAPES: dict[str, type | tuple[type, ...]] = {  # what does not have it i
     **dict.fromkeys(SCHEMA_MAPS, dict), **dict.fromkeys(SCHEMA_LISTS | {"enum", "required"}, list),
     "items": (list, dict, bool), "type": (str, list), "$ref": str, "description": str, "format": str,
 }
-SCHEMA_DEPTH, SCHEMA_REFS, SCHEMA_NODES = 40, 16, 5_000  # at most: nesting, references in references, schemas
+SCHEMA_DEPTH = 40  # at most: schemas in schemas,
+SCHEMA_REFS = 16  # references in references,
+SCHEMA_NODES = 5_000  # and schemas in all
 JSON_TYPES = {str: "string", bool: "boolean", int: "integer", float: "number", list: "array", dict: "object"}
 # fmt: on
 
@@ -1949,31 +1951,45 @@ def walk_schema(node: Any, change: Callable[[Json], Json], depth: int = SCHEMA_D
     return change(inner)
 
 
-def all_of(node: Json) -> Json:
-    """Do without `allOf` and `const`. Branches are joined by the union of what they say; later ones win."""
-    done = without(node, frozenset({"allOf", "const"}))
-    if "const" in node:
-        done["enum"] = [node["const"]]
-    for branch in node.get("allOf") or ():
-        if isinstance(branch, dict):
-            named = {**(done.get("properties") or {}), **(branch.get("properties") or {})}
-            needed = [*(done.get("required") or ()), *(branch.get("required") or ())]
-            done.update(branch)
-            done.update({"properties": named} if named else {})
-            done.update({"required": list(dict.fromkeys(needed))} if needed else {})
+def joined(schemas: Iterable[Json]) -> Json:
+    """Join schemas that must all hold: the union of what they say; later ones win."""
+    done: Json = {}
+    for schema in schemas:
+        named = {**(done.get("properties") or {}), **(schema.get("properties") or {})}
+        needed = [*(done.get("required") or ()), *(schema.get("required") or ())]
+        done.update(schema)
+        if named:
+            done["properties"] = named
+        if needed:
+            done["required"] = list(dict.fromkeys(needed))
     return done
+
+
+def all_of(node: Json) -> Json:
+    """Do without `allOf` and `const`: the branches are joined."""
+    bare = without(node, frozenset({"allOf", "const"}))
+    if "const" in node:
+        bare["enum"] = [node["const"]]
+    branches = [branch for branch in node.get("allOf") or () if isinstance(branch, dict)]
+    return joined((bare, *branches)) if branches else bare
 
 
 def plain_root(schema: Json | None) -> Json:
     """Return a schema whose root is an object without combinators: their branches are joined."""
     done = {**all_of(schema or {}), "type": "object"}
-    for word in ("anyOf", "oneOf"):  # what each of their branches requires is required
+    for word in ("anyOf", "oneOf"):
         branches = [branch for branch in done.pop(word, None) or () if isinstance(branch, dict)]
         if branches:
-            needs = set.intersection(*(set(branch.get("required") or ()) for branch in branches))
-            named = [{"properties": branch.get("properties")} for branch in branches]
-            done = all_of({**done, "allOf": [*named, {"required": sorted(needs)}]})
+            done = all_of({**done, "allOf": [*any_of(branches)]})
     return {**done, "properties": done.get("properties") or {}}
+
+
+def any_of(branches: list[Json]) -> Iterator[Json]:
+    """Yield what holds of an object that is one of these: all properties, and what each of them requires."""
+    for branch in branches:
+        yield {"properties": branch.get("properties")}
+    needs = set.intersection(*(set(branch.get("required") or ()) for branch in branches))
+    yield {"required": sorted(needs)}
 
 
 def noted(node: Json, lost: Collection[str], formats: Collection[str]) -> Json:
@@ -2066,7 +2082,7 @@ def inlined(schema: Json) -> Json:
 def referred(root: Json, ref: str) -> Json | None:
     """Return what a local reference, `#/$defs/Name`, stands for. Source: RFC 6901."""
     node: Any = root if ref.startswith("#") else None
-    for word in unquote(ref[2:]).split("/") if ref[2:] else ():
+    for word in filter(None, unquote(ref[2:]).split("/")):
         name = word.replace("~1", "/").replace("~0", "~")
         node = node.get(name) if isinstance(node, dict) else None
     return node if isinstance(node, dict) else None
@@ -2076,9 +2092,12 @@ def openapi_shape(node: Json) -> Json:
     """Do without allOf, oneOf, const, lists of types, null among alternatives (rules 3 to 5)."""
     done = all_of(node)
     branches = [*done.pop("anyOf", ()), *done.pop("oneOf", ())]
-    if isinstance(kinds := done.get("type"), list):
+    kinds = done.get("type")
+    if isinstance(kinds, list):
         solid = [kind for kind in kinds if kind != "null"]
-        done.update({"nullable": True} if "null" in kinds else {}, type=(solid or ["null"])[0])
+        done["type"] = (solid or ["null"])[0]
+        if "null" in kinds:
+            done["nullable"] = True
         if len(solid) > 1:
             branches = [{**without(done, OPENAPI_SHOWN), "type": kind} for kind in solid]
     return openapi_branches(done, branches) if branches else done
@@ -2088,7 +2107,8 @@ def openapi_branches(node: Json, branches: list[Json]) -> Json:
     """Leave nothing but a description beside alternatives, and no single one."""
     solid = [part for part in branches if part.get("type") != "null" and part.get("enum") != [None]]
     shown: Json = {key: value for key, value in node.items() if key in OPENAPI_SHOWN}
-    shown.update({"nullable": True} if len(solid) < len(branches) else {})
+    if len(solid) < len(branches):
+        shown["nullable"] = True
     if len(solid) < 2:  # shaped again: the one that is left may consist of alternatives
         return {**openapi_shape({**node, "allOf": solid or [{"type": "null"}]}), **shown}
     if "properties" in node:
@@ -2104,16 +2124,22 @@ def openapi_node(node: Json) -> Json:
         if type(done.get(key)) is int and done.get("type") == "integer":
             done[bound] = done.pop(key) + step
     done = noted(done, OPENAPI_LOST, OPENAPI_FORMATS)
-    done = {key: value for key, value in done.items() if key in OPENAPI_KEYWORDS}
-    kind = done.get("type")
+    return openapi_type({key: value for key, value in done.items() if key in OPENAPI_KEYWORDS})
+
+
+def openapi_type(node: Json) -> Json:
+    """Name a type as the service does, and guess one that is not said."""
+    kind = node.get("type")
     if kind == "null":
-        done.update(type="string", nullable=True)
-    elif "anyOf" not in done and kind not in JSON_TYPES.values():
-        guess = "object" if "properties" in done else "array" if "items" in done else "string"
-        if not done.keys() - OPENAPI_SHOWN:
-            done.setdefault("description", "any JSON value")
-        done["type"] = guess
-    return {**done, "type": done["type"].upper()} if "type" in done else done
+        return {**node, "type": "STRING", "nullable": True}
+    if kind in JSON_TYPES.values() or "anyOf" in node:
+        return {**node, "type": kind.upper()} if kind else node
+    if "properties" in node:
+        return {**node, "type": "OBJECT"}
+    if "items" in node:
+        return {**node, "type": "ARRAY"}
+    told = {} if node.keys() - OPENAPI_SHOWN else {"description": "any JSON value"}
+    return {**told, **node, "type": "STRING"}
 
 
 def openapi_enum(node: Json) -> Json:
@@ -2121,7 +2147,8 @@ def openapi_enum(node: Json) -> Json:
     values = node.get("enum", ())
     solid = [value for value in values if value is not None]
     done = without(node, frozenset({"enum"}))
-    done.update({"nullable": True} if len(solid) < len(values) else {})
+    if len(solid) < len(values):
+        done["nullable"] = True
     kinds = {JSON_TYPES[type(value)] for value in solid}
     if len(kinds - {"integer"}) > 1 or "string" in kinds:
         texts = [value if isinstance(value, str) else dumps_text(value) for value in solid]
@@ -2131,17 +2158,24 @@ def openapi_enum(node: Json) -> Json:
 
 def openapi_inner(node: Json) -> Json:
     """Tidy what is inside objects and arrays: `required`, tuples, no items."""
-    done = without(node, OPENAPI_INNER)
+    done, items = without(node, OPENAPI_INNER), openapi_items(node)
     if "properties" in node:
         done.setdefault("type", "object")
-        needed = [name for name in node.get("required", ()) if name in node["properties"]]
-        done.update(properties=node["properties"], required=needed)
-    items = node.get("prefixItems") or node.get("items")
-    if isinstance(items, list):
-        items = {"anyOf": items} if len(items) > 1 else (items or [None])[0]
+        done["properties"] = node["properties"]
+        done["required"] = [name for name in node.get("required", ()) if name in node["properties"]]
     if items or done.get("type") == "array":
         done["items"] = items or openapi_node({})
     return {key: value for key, value in done.items() if value or key not in OPENAPI_INNER}
+
+
+def openapi_items(node: Json) -> Any:
+    """Return what an array may hold: of a tuple, any of its places."""
+    items = node.get("prefixItems") or node.get("items")
+    if not isinstance(items, list):
+        return items
+    if len(items) > 1:
+        return {"anyOf": items}
+    return items[0] if items else None
 
 
 ########################################################################################
@@ -5174,16 +5208,22 @@ GEMINI_READERS: dict[str, Callable[[Json], Part]] = {  # what has none of these 
 }
 
 
+def gemini_read_text(data: Json, proof: str) -> Part:
+    kind = "thinking" if data.get("thought") else "text"
+    rest = {
+        key: value for key, value in data.items() if key != "text" and (key != "thought" or value is not True)
+    }
+    return Part(kind, data["text"], proof=proof, extra=extra_of("gemini", rest))
+
+
 def gemini_read_part(data: Json) -> Part:
     """Read one part. A signature may be on any, and does not make a text a thought."""
     proof = data.get("thoughtSignature") or ""
     body = {key: value for key, value in data.items() if key != "thoughtSignature"} or {"text": ""}
-    text, thought = body.get("text"), body.get("thought")
-    if isinstance(text, str):
-        rest = {key: body[key] for key in body if key != "text" and (key != "thought" or thought is not True)}
-        return Part("thinking" if thought else "text", text, proof=proof, extra=extra_of("gemini", rest))
+    if isinstance(body.get("text"), str):
+        return gemini_read_text(body, proof)
     field = next((key for key in body if key in GEMINI_READERS), "")
-    draft = thought and field == "inlineData"  # of an image
+    draft = field == "inlineData" and body.get("thought")  # of an image
     part = GEMINI_READERS[field](body[field]) if field and not draft else Part("opaque")
     return part._replace(proof=proof, extra={"gemini": body})
 
@@ -5835,7 +5875,8 @@ class GeminiOut:
     """
 
     def __init__(self, number: int, names: Json, frame: Callable[[Json], str]) -> None:
-        self.number, self.names, self.frame = number, names, frame
+        self.number, self.names = number, names
+        self.frame = frame
         self.part = Part("")
         self.head, self.tail = "", ""
         self.texts: list[str] = []  # of the open part
@@ -6083,20 +6124,28 @@ def resolve_thinking(asked: Thinking, model: Model, dialect: str, limit: int = 0
     `limit` is that of the answer in tokens, 0 if there is none.
     """
     effort, rule = effort_of(asked), EFFORT_RULES[dialect]
-    if model.thinking is False or not effort:
-        return Thinking(summary="" if model.thinking is False else asked.summary)
-    if effort == "none":  # the least that the model can, and none of it shown
-        stuck = not model.can_stop and not rule.adaptive
-        if stuck and model.levels:
-            return Thinking(nearest_level("none", model.levels), None, "omitted")
-        least = Thinking("", model.budget[0], "omitted")
-        return least if stuck and rule.numbers else Thinking("none")
+    if model.thinking is False:
+        return Thinking()
+    if not effort:
+        return Thinking(summary=asked.summary)
+    if effort == "none":
+        return least_thinking(model, rule)
     if by_name(asked, model, rule):
         level = "" if effort == "auto" else nearest_level(effort, model.levels or rule.levels)
         return Thinking(level, None, asked.summary, adaptive=rule.adaptive)
     if 0 < limit <= rule.least:
         return Thinking("none")
     return Thinking("", resolve_budget(asked, effort, model, rule, limit), asked.summary)
+
+
+def least_thinking(model: Model, rule: EffortRule) -> Thinking:
+    """Return the least that a model can think, and none of it shown."""
+    stuck = not model.can_stop and not rule.adaptive
+    if stuck and model.levels:
+        return Thinking(nearest_level("none", model.levels), None, "omitted")
+    if stuck and rule.numbers:
+        return Thinking("", model.budget[0], "omitted")
+    return Thinking("none")
 
 
 def by_name(asked: Thinking, model: Model, rule: EffortRule) -> bool:
@@ -6175,22 +6224,38 @@ def name_tools(request: Request, dialect: str) -> dict[ToolKey, ToolKey]:
     Legal names are reserved first, whatever their order; the others get a hash, so that the same
     name is written the same in every request. Only Responses has namespaces.
     """
-    rule, flat, declared = NAME_RULES[dialect], dialect != "responses", declared_names(request)
-    keys = {(tool.namespace, tool.name) for tool in request.tools if tool.kind != "hosted"}
-    calls = (part for turn in request.messages for part in turn.parts if part.kind == "call")
-    keys.update(call_key(call, declared) for call in calls)
-    wanted = {key: ("", "__".join(filter(None, key))) if flat else key for key in sorted(keys)}
+    rule, keys = NAME_RULES[dialect], sorted(tool_keys(request))
+    wanted = {key: key for key in keys}
+    if dialect != "responses":
+        wanted = {key: ("", "__".join(filter(None, key))) for key in keys}
     owners: dict[ToolKey, ToolKey] = {}  # as written -> as it came
     for key, written in wanted.items():
         if re.fullmatch(rule.legal, written[1]):
             owners.setdefault(written, key)
-    for key, (space, name) in wanted.items():
-        written, seed = (space, name), name
-        while owners.get(written) != key:
-            written = space, legal_name(seed, rule)
-            owners.setdefault(written, key)
-            seed += " "
-    return {key: written for written, key in owners.items()}
+    return {key: free_name(key, written, owners, rule) for key, written in wanted.items()}
+
+
+def free_name(key: ToolKey, wanted: ToolKey, owners: dict[ToolKey, ToolKey], rule: NameRule) -> ToolKey:
+    """Return what is written for a tool's name, and make it the tool's own."""
+    written, seed = wanted, wanted[1]
+    while owners.get(written) != key:
+        written = wanted[0], legal_name(seed, rule)
+        owners.setdefault(written, key)
+        seed += " "
+    return written
+
+
+def tool_keys(request: Request) -> set[ToolKey]:
+    """Return what the tools of a request are called, in its list and in its history."""
+    declared = declared_names(request)
+    listed = {(tool.namespace, tool.name) for tool in request.tools if tool.kind != "hosted"}
+    called = {
+        call_key(part, declared)
+        for message in request.messages
+        for part in message.parts
+        if part.kind == "call"
+    }
+    return listed | called
 
 
 def declared_names(request: Request) -> set[ToolKey]:
