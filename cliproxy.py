@@ -7837,6 +7837,9 @@ HEAD_LIMIT = 65_536  # bytes
 AHEAD_LIMIT = 131_072  # bytes that a client may send ahead of its answer
 AHEAD_READS = 256  # reads in one look whether it has left
 BODY_LIMIT = 100 * 2**20  # bytes, of a client's request, also when unpacked
+STREAM_LIMIT = 2**30  # bytes of a stream that is packed, on either side
+CODINGS = 2  # content encodings of one body
+PORTION = 2**20  # bytes that are unpacked at a time
 PIECE = 65_536  # bytes of one recv
 JOIN_LIMIT = 65_536  # bytes: a smaller body is sent in one piece with its head
 TICK = 0.5  # seconds between looks at the client while an upstream is silent
@@ -8011,37 +8014,70 @@ def unpacker(encoding: str) -> Any:
     raise ValueError(f"content-encoding {encoding!r} is not supported by this Python")
 
 
+class TooLargeError(ValueError):
+    """A body that is larger than it may be, packed or unpacked."""
+
+
+def portions(unpacking: Any, piece: bytes) -> Iterator[bytes]:
+    """Yield what becomes of a piece, in portions, however small the piece and large the rest."""
+    more = True
+    while more:
+        try:
+            data = unpacking.decompress(piece, PORTION)
+        except Exception as exc:  # zlib.error and ZstdError share no base
+            raise ValueError(f"the packed body is damaged: {exc}") from exc
+        if data:
+            yield data
+        piece = getattr(unpacking, "unconsumed_tail", b"")  # zstd keeps it
+        more = not unpacking.eof and bool(piece or len(data) == PORTION)
+    if unpacking.unused_data:
+        raise ValueError("more bytes follow the end of the packed body")
+
+
 def inflated(pieces: Iterable[bytes], encoding: str, limit: int) -> Iterator[bytes]:
     """Undo one content encoding of a body that comes in pieces.
 
-    Raises ValueError if it is damaged or cut, ProxyError("too_large") if one piece becomes larger
-    than `limit` bytes.
+    Raises ValueError if it is damaged, cut, or more follows it; TooLargeError for more than `limit`
+    bytes on either side.
     """
     unpacking, piece = unpacker(encoding), None
+    packed = whole = 0
     for piece in pieces:
-        try:
-            data = unpacking.decompress(piece, limit + 1)
-        except Exception as exc:  # zlib.error and ZstdError share no base
-            raise ValueError(f"the {encoding} body is damaged: {exc}") from exc
-        if len(data) > limit:
-            raise ProxyError("too_large", f"the unpacked body is larger than {limit:,} bytes")
-        if data:
+        packed += len(piece)
+        for data in portions(unpacking, piece):
+            whole += len(data)
+            check_size(whole, limit)
             yield data
+        check_size(packed, limit)
     if piece is not None and not unpacking.eof:
         raise ValueError(f"the {encoding} body is cut off")
 
 
-def unpacked(pieces: Iterable[bytes], encoding: str, limit: int = BODY_LIMIT) -> Iterable[bytes]:
-    """Undo the content encodings that a header names. Raises as `inflated` does."""
-    for name in reversed(encoding.lower().split(",")):
-        if name.strip() not in {"", "identity"}:
-            pieces = inflated(pieces, name.strip(), limit)
+def check_size(size: int, limit: int) -> None:
+    if size > limit:
+        raise TooLargeError(f"the packed or unpacked body is larger than {limit:,} bytes")
+
+
+def unpacked(pieces: Iterable[bytes], encoding: str, limit: int) -> Iterable[bytes]:
+    """Undo the content encodings that a header names, CODINGS at most. Raises as `inflated` does."""
+    names = [name.strip() for name in encoding.lower().split(",")]
+    names = [name for name in names if name not in {"", "identity"}]
+    if len(names) > CODINGS:
+        raise ValueError(f"more than {CODINGS} content encodings")
+    for name in reversed(names):
+        pieces = inflated(pieces, name, limit)
     return pieces
 
 
 def unpack(data: bytes, encoding: str, limit: int = BODY_LIMIT) -> bytes:
-    """Undo the content encodings of a whole body. Raises as `inflated` does."""
-    return b"".join(unpacked([data], encoding, limit))
+    """Undo the content encodings of a whole body.
+
+    Raises ValueError if that cannot be done, ProxyError("too_large") for more than `limit` bytes.
+    """
+    try:
+        return b"".join(unpacked([data], encoding, limit))
+    except TooLargeError as exc:
+        raise ProxyError("too_large", str(exc)) from exc
 
 
 TIMEOUTS = (BlockingIOError, socket.timeout)
@@ -8579,18 +8615,18 @@ class Exchange:
         finally:
             self.close()
 
-    def decoded(self) -> Generator[bytes, None, None]:
-        """Yield the body as it comes, its content encoding undone."""
+    def decoded(self, limit: int = STREAM_LIMIT) -> Generator[bytes, None, None]:
+        """Yield the body as it comes, its content encoding undone: at most `limit` bytes if it has one."""
         with contextlib.closing(self.pieces()) as pieces:
             try:
-                yield from unpacked(pieces, self.headers.get("content-encoding", ""))
+                yield from unpacked(pieces, self.headers.get("content-encoding", ""), limit)
             except ValueError as exc:
                 raise ProxyError("upstream_failed", f"{self._origin.host}: {exc}") from exc
 
     def body(self) -> bytes:
         """Return the whole decoded body."""
         body = bytearray()
-        for piece in self.decoded():
+        for piece in self.decoded(BODY_LIMIT):
             body += piece
             if len(body) > BODY_LIMIT:
                 message = f"{self._origin.host} sent more than {BODY_LIMIT:,} bytes"

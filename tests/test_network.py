@@ -195,6 +195,10 @@ DAMAGED = [
     pytest.param(b"", "gzip", "cut off", id="empty"),
     pytest.param(GZIP[:30] + b"xxxx" + GZIP[34:], "gzip", "damaged", id="damaged"),
     pytest.param(PLAIN, "br", "not supported", id="unknown"),
+    pytest.param(gzip.compress(gzip.compress(GZIP)), "gzip, gzip, gzip", "more than 2", id="three"),
+    pytest.param(GZIP, "gzip," * 1_500, "more than 2", id="very many"),
+    pytest.param(GZIP + b"more", "gzip", "more bytes follow", id="bytes behind it"),
+    pytest.param(GZIP + GZIP, "gzip", "more bytes follow", id="another one behind it"),
 ]
 
 
@@ -216,6 +220,23 @@ def test_unpack_has_a_limit(encoding: str) -> None:
     with pytest.raises(cp.ProxyError) as caught:
         cp.unpack(data, encoding, len(PLAIN) - 1)
     assert caught.value.kind == "too_large"
+
+
+def test_a_bomb_of_two_layers_is_unpacked_in_portions() -> None:
+    bomb = gzip.compress(gzip.compress(bytes(2**25)))
+    pieces = cp.unpacked([bomb], "gzip, gzip", 2**26)
+    assert max(map(len, pieces)) <= cp.PORTION
+    with pytest.raises(cp.ProxyError, match="larger than 16,777,216"):
+        cp.unpack(bomb, "gzip, gzip", 2**24)
+
+
+def test_what_is_packed_is_limited_though_nothing_comes_of_it() -> None:
+    empty = zlib.compressobj(wbits=31)
+    pieces = [empty.compress(b"") + empty.flush(zlib.Z_FULL_FLUSH), *[b"\0\0\0\xff\xff" * 100] * 100]
+    with pytest.raises(cp.TooLargeError):
+        list(cp.unpacked(pieces, "gzip", 40_000))
+    with pytest.raises(ValueError, match="cut off"):
+        list(cp.unpacked(pieces, "gzip", 60_000))
 
 
 # --- one connection ---------------------------------------------------------------------------
