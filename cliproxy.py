@@ -51,6 +51,7 @@ import collections
 import contextlib
 import errno
 import functools
+import gc
 import hashlib
 import hmac
 import io
@@ -105,6 +106,27 @@ dumps = json.JSONEncoder(separators=(",", ":")).encode  # for the wire: ASCII, t
 dumps_text = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode  # JSON as a text
 read_json = json.JSONDecoder().raw_decode  # json.loads without what it does beside: half the time
 quote = json.encoder.encode_basestring_ascii  # a text as a JSON string, for templates
+LARGE_JSON = 2**20  # bytes from which on it is looked at before it is decoded
+VALUE_LIMIT = 2_000_000  # values in one JSON document: the most that does not stop all threads for long
+
+
+def decode_json(body: bytes | bytearray) -> Any:
+    """Decode JSON from elsewhere. Raises ValueError if it is none, or has more than VALUE_LIMIT values.
+
+    The decoder lets no other thread run, and the garbage collector would walk through all that has
+    been decoded again and again: 20 MB of `[],` stopped everybody for five seconds.
+    """
+    if len(body) < LARGE_JSON:
+        return json.loads(body)
+    if sum(map(body.count, (b",", b"[", b"{"))) > VALUE_LIMIT:  # those within texts are few beside them
+        raise ValueError(f"more than {VALUE_LIMIT:,} values in one JSON document")
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        return json.loads(body)
+    finally:
+        if collects:
+            gc.enable()
 
 
 def sse_frame(data: Json, event: str = "") -> bytes:
@@ -9485,7 +9507,7 @@ def same_text(one: str, other: str) -> bool:
 def read_object(body: bytes) -> Json:
     """Return the JSON object in `body`, an empty one if there is none."""
     with contextlib.suppress(ValueError, RecursionError):
-        value = json.loads(body)
+        value = decode_json(body)
         return value if isinstance(value, dict) else {}
     return {}
 
@@ -11896,7 +11918,7 @@ class Errand:
         """The decoded body. Raises ProxyError if it is no JSON object."""
         if self._json is None:
             try:
-                decoded = json.loads(self.body)
+                decoded = decode_json(self.body)
             except (ValueError, RecursionError) as exc:
                 raise ProxyError("invalid_request", f"the body is not JSON: {exc}") from exc
             if not isinstance(decoded, dict):
@@ -12327,7 +12349,7 @@ def read_listed(row: Json) -> tuple[str, Json]:
 
 def read_list(body: bytes) -> Listed:
     """Read an upstream's list of models, in any dialect. Raises ValueError for what is none."""
-    data = json.loads(body)
+    data = decode_json(body)
     if isinstance(data, dict):
         data = data["data"] if "data" in data else data.get("models")
     if not isinstance(data, list):
@@ -13229,7 +13251,7 @@ class Attempt:
             body = PREPARE[provider.name](body, self.errand, self.candidate)
         exchange = self.open(self.path(provider.counting), [dumps(body).encode("ascii")])
         with contextlib.closing(exchange), read_of_upstream():
-            told = json.loads(exchange.body())
+            told = decode_json(exchange.body())
             return count_answer(self.errand, int(told[COUNT_WORDS[upstream.name]]))
 
 
@@ -13288,7 +13310,7 @@ def read_answer(exchange: Exchange, upstream: Dialect, request: Request, wrapped
             payloads = sse_read(exchange.decoded())
             yield from upstream.read_stream(map(unwrap, payloads) if wrapped else payloads, request)
         else:
-            body = unwrap(json.loads(exchange.body()))
+            body = unwrap(decode_json(exchange.body()))
             yield from upstream.read_response(body, request)
 
 

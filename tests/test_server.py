@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import gzip
 import json
 import logging
@@ -514,6 +515,29 @@ def test_an_unreachable_upstream(make_proxy: ProxyMaker) -> None:
     got = ask(make_proxy(claude_api_key=[key]))
     assert (got.status, got.json()["type"]) == (502, "error")
     assert f"127.0.0.1:{port}" in error_of(got)
+
+
+def test_json_of_millions_of_values_is_refused_before_it_is_decoded(proxy: Proxy, upstream: Upstream) -> None:
+    """For seconds the decoder would let no other thread run."""
+    swarm = b"[" + b"[]," * (cp.VALUE_LIMIT // 2) + b"1]"
+    ask = {**ASKS["claude"][2], "model": "up-chat"}
+    got = proxy.ask("/v1/messages", json.dumps(ask).encode()[:-1] + b',"x":' + swarm + b"}")
+    assert (got.status, upstream.seen) == (400, [])
+    assert "more than 2,000,000 values" in error_of(got)
+    upstream.reply(b'{"x":' + swarm + b"}", headers={"content-type": "application/json"})
+    got = proxy.ask("/v1/messages", ask)
+    assert got.status == 502
+    assert "more than 2,000,000 values" in error_of(got)
+
+
+def test_the_collector_rests_while_a_large_json_is_decoded_and_works_again_afterwards() -> None:
+    large = b"[" + b"[]," * (cp.LARGE_JSON // 2) + b"1]"
+    before = gc.get_stats()[2]["collections"]
+    assert len(cp.decode_json(large)) == cp.LARGE_JSON // 2 + 1
+    assert gc.get_stats()[2]["collections"] <= before + 1
+    with pytest.raises(ValueError, match="Expecting"):
+        cp.decode_json(large[:-1])
+    assert gc.isenabled()
 
 
 CHATTER = {  # what goes on while nothing reaches the client: head of the answer, and what is repeated
