@@ -4043,11 +4043,12 @@ RESPONSES_PARAMS_WRITE = words_write(PARAMS, "responses")
 RESPONSES_EFFORTS = {"ultra": "max"}  # of Codex alone
 RESPONSES_FINISH = {"max_output_tokens": "length", "content_filter": "content_filter"}  # why it is incomplete
 RESPONSES_FINISH_WRITE = words_write(FINISH_REASONS, "responses")
-RESPONSES_USAGE = (  # the counts of Usage, in its order: the object that one is in, and its name there
-    ("", "input_tokens"), ("input_tokens_details", "cached_tokens"), ("input_tokens_details", "cache_write_tokens"),
-    ("", "output_tokens"), ("output_tokens_details", "reasoning_tokens"),
-)
-RESPONSES_COUNTED = frozenset({"total_tokens", *(holder or name for holder, name in RESPONSES_USAGE)})
+RESPONSES_USAGE = {  # field of Usage -> where it stands
+    "input": ("input_tokens",), "cache_read": ("input_tokens_details", "cached_tokens"),
+    "cache_write": ("input_tokens_details", "cache_write_tokens"),
+    "output": ("output_tokens",), "reasoning": ("output_tokens_details", "reasoning_tokens"),
+}
+RESPONSES_COUNTED = frozenset({"total_tokens", *(path[0] for path in RESPONSES_USAGE.values())})
 RESPONSES_SHAPES = (
     #     type                kind        event                              key          segment                            place
     Shape("output_text",      "text",     "response.output_text",             "text",      "response.content_part",           "content_index"),
@@ -4497,12 +4498,8 @@ def responses_write_request(request: Request, _target: Target) -> Json:
 
 def responses_read_usage(usage: Json) -> Usage:
     """Response.usage -> Usage; both count the same way."""
-    counts = []
-    for holder, name in RESPONSES_USAGE:
-        said = inner(usage, holder) if holder else usage
-        counts.append(said.get(name) or 0)
-    rest = extra_of("responses", without(usage, RESPONSES_COUNTED))
-    return Usage._make((*counts, rest))
+    counts = (number_at(usage, path) for path in RESPONSES_USAGE.values())
+    return Usage._make((*counts, extra_of("responses", without(usage, RESPONSES_COUNTED))))
 
 
 def responses_read_citation(data: Json) -> Citation:
@@ -4775,13 +4772,13 @@ def responses_read_start(response: Json) -> MessageStart:
 
 
 def responses_write_usage(usage: Usage) -> Json:
-    written: Json = {
-        "input_tokens": 0, "input_tokens_details": {}, "output_tokens": 0, "output_tokens_details": {},
-        "total_tokens": usage.input + usage.output,
-    }  # fmt: skip
-    for (holder, name), tokens in zip(RESPONSES_USAGE, usage):
-        (written[holder] if holder else written)[name] = tokens
-    return {**written, **responses_own(usage)}
+    written: Json = {}
+    for (holder, *names), tokens in zip(RESPONSES_USAGE.values(), usage):
+        if names:
+            written.setdefault(holder, {})[names[0]] = tokens
+        else:
+            written[holder] = tokens
+    return {**written, "total_tokens": usage.input + usage.output, **responses_own(usage)}
 
 
 def responses_write_citation(citation: Citation) -> Json:
@@ -4880,8 +4877,9 @@ class ResponsesWriter:
         row = RESPONSES_WRITTEN.get(item.get("type", ""))  # how it streams
         self.body = ResponsesBody(event.part, row)
         spoken = event.part.kind in RESPONSES_SPOKEN
-        if self.item and ("_item" in own or not spoken):
-            yield self.close({**self.item, "status": "completed"})
+        goes_on = spoken and "_item" not in own and self.item.get("type") == "message"
+        if self.item and not goes_on:
+            yield self.settle("completed")
         if spoken:
             head = {"type": "message", "role": "assistant", **own.get("_item", EMPTY)}
             item = {**head, "status": "in_progress", "content": []}
@@ -4902,6 +4900,11 @@ class ResponsesWriter:
         self.items.append(item)
         self.item = EMPTY
         return self.frame("response.output_item.done", output_index=at, item=item)
+
+    def settle(self, status: str) -> bytes:
+        """End the open message or call; a call may have said itself how it ended."""
+        told = self.item["status"]
+        return self.close({**self.item, "status": status if told == "in_progress" else told})
 
     def begin_body(self, row: Shape) -> Frames:
         """Begin the segment that the body is in."""
@@ -4944,7 +4947,7 @@ class ResponsesWriter:
             body.part = part_with(body.part, event)
 
     def write_end(self, event: PartEnd) -> Frames:
-        """End a part; a message item stays open for the next text."""
+        """End a part; a message item stays open for the next text, a call until something follows."""
         body = self.body
         if body.part.kind == "call" and not body.texts and not body.part.custom:
             yield self.text(PartDelta(event.at, "text", "{}"))
@@ -4953,9 +4956,11 @@ class ResponsesWriter:
         part = body.whole()
         if part.kind in RESPONSES_SPOKEN:
             self.item = {**self.item, "content": [*self.item["content"], body.segment()]}
+        elif part.kind == "call":  # whether it was cut off is told by what comes next
+            item = {"status": "in_progress", **responses_write_part(part)}
+            self.item = {**item, "id": self.item["id"]}
         elif body.row:
-            status = {"status": "completed"} if part.kind == "call" else EMPTY
-            yield self.close({**status, **responses_write_part(part)})
+            yield self.close(responses_write_part(part))
         elif item := responses_write_whole(part):
             yield from self.write_whole(item)
 
@@ -4985,8 +4990,10 @@ class ResponsesWriter:
     def write_finish(self, event: MessageEnd) -> Frames:
         self.end = event
         cut = event.finish in RESPONSES_FINISH.values()
+        if self.body.part.kind == "call":  # a client may run whatever is not marked as cut off
+            cut = cut or event.finish == "error"
         if self.item:
-            yield self.close({**self.item, "status": "incomplete" if cut else "completed"})
+            yield self.settle("incomplete" if cut else "completed")
 
     def whole(self, status: str, **fields: Any) -> Json:
         """Return the response object as it is at the end."""

@@ -830,6 +830,33 @@ def test_finishes(finish: str, status: str, details: Any) -> None:
     assert response["usage"]["total_tokens"] == 0
 
 
+CALLED = Part("call", '{"a":"lo', "c1", "f")
+CUT = [  # parts, finish -> statuses of their items
+    pytest.param([CALLED], "length", ["incomplete"], id="function"),
+    pytest.param([CALLED._replace(text="")], "length", ["incomplete"], id="before any argument"),
+    pytest.param([CALLED._replace(custom=True)], "length", ["incomplete"], id="custom"),
+    pytest.param([CALLED], "content_filter", ["incomplete"], id="filter"),
+    pytest.param([CALLED], "error", ["incomplete"], id="error"),
+    pytest.param([hi, CALLED], "length", ["completed", "incomplete"], id="after text"),
+    pytest.param(
+        [CALLED, CALLED._replace(id="c2")], "length", ["completed", "incomplete"], id="the last one"
+    ),
+    pytest.param([CALLED, hi], "length", ["completed", "incomplete"], id="text after it"),
+    pytest.param([CALLED], "tool_calls", ["completed"], id="whole"),
+    pytest.param([CALLED], "stop", ["completed"], id="stopped"),
+]
+
+
+@pytest.mark.parametrize(("parts", "finish", "statuses"), CUT)
+def test_calls_that_were_cut_off(parts: list[Part], finish: str, statuses: list[str]) -> None:
+    stream = b"".join(cp.responses_write_stream(said(*parts, end=cp.MessageEnd(finish)), ASKED))
+    ended = [e["item"] for e in cp.sse_read([stream]) if e["type"] == "response.output_item.done"]
+    whole = cp.responses_write_response(cp.collect(said(*parts, end=cp.MessageEnd(finish))), ASKED)
+    assert [item["status"] for item in ended] == statuses
+    assert [item["status"] for item in whole["output"]] == statuses
+    assert validate([stream])["output"] == ended
+
+
 def test_an_answer_that_failed_with_nothing_said() -> None:
     response = validate(cp.responses_write_stream(said(end=cp.MessageEnd("error", raw="MALFORMED")), ASKED))
     assert response["status"] == "failed"
