@@ -7,40 +7,41 @@
 
 Contents (each room uses only rooms above it; [pure] ones touch no clock, socket, file or thread):
 
-    1. PRIMITIVES    SSE framing, JSON, ids, wildcards, masking         [pure]
-    2. ERRORS        ProxyError and the KINDS table                     [pure]
-    3. FACTS         providers, models, parameters, finish reasons      [pure]
-    4. CONVERSATION  the request, its parts, and the events of answers  [pure]
+    1. PRIMITIVES    SSE framing, JSON, ids, wildcards, masking          [pure]
+    2. ERRORS        ProxyError and the KINDS table                      [pure]
+    3. FACTS         providers, models, parameters, finish reasons       [pure]
+    4. CONVERSATION  the request, its parts, and the events of answers   [pure]
     5. TYPES         what was read is of the type that it must have      [pure]
-    6. SCHEMAS       JSON Schema in the keywords of each service        [pure]
-    7. CLAUDE        Anthropic Messages                                 [pure]
-    8. CHAT          OpenAI Chat Completions                            [pure]
-    9. RESPONSES     OpenAI Responses, also of Codex                    [pure]
-   10. GEMINI        Google generateContent                             [pure]
+    6. SCHEMAS       JSON Schema in the keywords of each service         [pure]
+    7. CLAUDE        Anthropic Messages                                  [pure]
+    8. CHAT          OpenAI Chat Completions                             [pure]
+    9. RESPONSES     OpenAI Responses, also of Codex                     [pure]
+   10. GEMINI        Google generateContent                              [pure]
    11. THINKING      how much a model is asked to think                  [pure]
    12. NAMES         names and ids of tools, and proofs in transit       [pure]
    13. DIALECTS      the dialects as rows; fitting a request to a target [pure]
-   14. CONFIG        the settings file: load, check, watch
-   15. NETWORK       HTTP/1.1 over sockets, both sides
-   16. STORE         credential files
-   17. TERMINAL      prompts, the browser's way back, QR codes
-   18. TOKENS        what is in tokens, and how they are signed          [pure]
-   19. LOGINS        each provider's login as a row
-   20. RENEWAL       new tokens for old ones
-   21. IMPORT        logins that other programs hold
-   22. LOGIN         the way through a login, and out
-   23. ACCOUNTS      credentials as accounts, and the models they offer
-   24. REFUSALS      what a refusal means                                [pure]
-   25. ROUTING       which account serves which model, and which rests
-   26. ERRANDS       what a client sent us out for
-   27. PROVIDERS     the headers and bodies that each provider wants
-   28. CATALOG       the models that upstreams list, and as clients read them
-   29. ANSWERS       what goes back to the client, passed on or edited as bytes
-   30. UPSTREAM      asking a provider
-   31. AMP           what Amp asks its own server for
-   32. WEBSOCKET     RFC 6455, and the conversation that a connection remembers
-   33. SERVER        the listening side
-   34. COMMANDS      the command line
+   14. YAML          texts of settings, with places; edits in place      [pure]
+   15. CONFIG        the settings file: load, check, watch
+   16. NETWORK       HTTP/1.1 over sockets, both sides
+   17. STORE         credential files
+   18. TERMINAL      prompts, the browser's way back, QR codes
+   19. TOKENS        what is in tokens, and how they are signed          [pure]
+   20. LOGINS        each provider's login as a row
+   21. RENEWAL       new tokens for old ones
+   22. IMPORT        logins that other programs hold
+   23. LOGIN         the way through a login, and out
+   24. ACCOUNTS      credentials as accounts, and the models they offer
+   25. REFUSALS      what a refusal means                                [pure]
+   26. ROUTING       which account serves which model, and which rests
+   27. ERRANDS       what a client sent us out for
+   28. PROVIDERS     the headers and bodies that each provider wants
+   29. CATALOG       the models that upstreams list, and as clients read them
+   30. ANSWERS       what goes back to the client, passed on or edited as bytes
+   31. UPSTREAM      asking a provider
+   32. AMP           what Amp asks its own server for
+   33. WEBSOCKET     RFC 6455, and the conversation that a connection remembers
+   34. SERVER        the listening side
+   35. COMMANDS      the command line
 """
 
 from __future__ import annotations
@@ -7113,7 +7114,537 @@ DIALECTS = {
 
 
 ########################################################################################
-# 14. CONFIG
+# 14. YAML                                                                        [pure]
+########################################################################################
+# Texts of settings: the plain subset of YAML, JSON, and JSON with comments. Each is read with the
+# place of every value, so that a change rewrites the values that differ, and no other byte: what
+# was read is compared with what is wanted, and where both are mappings or lists it is their
+# entries that are compared. What is not understood is refused, naming the line.
+
+
+class Entry(NamedTuple):
+    """An entry of a mapping or a list; the key of a list's is its number."""
+
+    key: Any
+    start: int  # where its key or dash stands
+    after: int  # behind its colon or dash; in a flow list where its value begins
+    place: Place
+
+
+class Place(NamedTuple):
+    """A value, and where it stands in the text: `start` to `end`, for a block without its comment."""
+
+    value: Any
+    start: int
+    end: int
+    entries: tuple[Entry, ...] = ()
+    block: bool = False  # a mapping or list that is told by indents
+
+
+def place_of(entries: list[Entry], kind: type, start: int, end: int, *, block: bool) -> Place:
+    """Return a mapping or list with these entries. Raises ValueError for a key that is there twice."""
+    values = [entry.place.value for entry in entries]
+    if kind is list:
+        return Place(values, start, end, tuple(entries), block)
+    keys = [entry.key for entry in entries]
+    twice = next((key for at, key in enumerate(keys) if key in keys[:at]), None)
+    if twice is not None:
+        raise ValueError(f"the key {twice!r} is there twice")
+    return Place(dict(zip(keys, values)), start, end, tuple(entries), block)
+
+
+YAML_SCALARS = (  # tag, pattern, first characters. What is none of these is a text
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("int", r"[-+]?(0|[1-9][0-9]*)", "-+0123456789"),
+    ("float", r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?", "-+.0123456789"),
+    ("merge", r"<<", "<"),
+)
+YAML_KINDS = {tag: re.compile(rf"(?:{pattern})\Z") for tag, pattern, _ in YAML_SCALARS}
+YAML_VALUES: dict[str, Callable[[str], Any]] = {
+    "null": lambda _: None,
+    "bool": lambda word: word.lower() == "true",
+    "int": int,
+    "float": float,
+}
+
+
+def yaml_scalar(word: str) -> Any:
+    """Return what a word without quotes says. Raises ValueError for what only all of YAML knows."""
+    kind = next((tag for tag, pattern in YAML_KINDS.items() if pattern.match(word)), "")
+    if kind == "merge":
+        raise ValueError("merged mappings (<<) are not read")
+    return YAML_VALUES[kind](word) if kind else word
+
+
+QUOTED = re.compile(r'"(?:[^"\\\r\n]|\\.)*"|' + r"'(?:[^'\r\n]|'')*'")
+YAML_GAP = re.compile(r"(?:[ \r\n]+|(?<=\s)#[^\n]*)*")  # between the words of a flow
+JSON_GAP = re.compile(r"(?:\s+|//[^\n]*|/\*.*?\*/)*", re.DOTALL)
+NO_TEXT = re.compile(
+    "[^\t\n\r -~\xa0-\u2027\u202a-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]|\r(?!\n)"
+)
+PLAIN = r"(?![\s,\[\]{}#&*!|>'\"%@`]|[-?:](?:[\s,\[\]{}]|$))"  # what a word without quotes begins with
+FLOW_WORD = re.compile(
+    PLAIN + r"(?:[^\s,\[\]{}:#]|:(?![\s,\[\]{}]|$)|(?<!\s)#| +(?![\s#:,\[\]{}]|$))+", re.MULTILINE
+)
+BLOCK_WORD = re.compile(PLAIN + r"(?:[^\s:#]|:(?!\s|$)|(?<!\s)#| +(?![\s#]|:(?:\s|$)|$))+", re.MULTILINE)
+BLOCK_KEY = re.compile(rf"(?:{QUOTED.pattern}|{BLOCK_WORD.pattern}) *:(?=\s|$)", re.MULTILINE)
+
+
+def unquote_yaml(text: str) -> str:
+    """Return the text in quotes; in double ones only the escapes of JSON are known."""
+    if text[0] == "'":
+        return text[1:-1].replace("''", "'")
+    return str(json.loads(text, strict=False))
+
+
+def yaml_key(word: str) -> str:
+    """Return a key as a text, as JSON would have it."""
+    key = unquote_yaml(word) if word[0] in "\"'" else yaml_scalar(word)
+    return key if isinstance(key, str) else json.dumps(key)
+
+
+class FlowReader:
+    """Reads what stands in brackets: JSON, with comments, and the flows of YAML."""
+
+    def __init__(self, text: str, gap: re.Pattern[str]) -> None:
+        self.text, self._gap = text, gap
+
+    def gap(self, at: int) -> int:
+        """Return where the next word begins."""
+        found = self._gap.match(self.text, at)
+        return found.end() if found else at
+
+    def read(self, at: int) -> Place:
+        """Read the value that begins at `at`. Raises ValueError for what is none."""
+        if self.text[at : at + 1] in {"[", "{"}:
+            return self.read_entries(at)
+        word = self.word(at)
+        return Place(unquote_yaml(word) if word[0] in "\"'" else yaml_scalar(word), at, at + len(word))
+
+    def word(self, at: int) -> str:
+        found = QUOTED.match(self.text, at) or FLOW_WORD.match(self.text, at)
+        if not found:
+            raise ValueError(f"{self.text[at : at + 1]!r} is not expected here")
+        return found[0]
+
+    def read_entries(self, start: int) -> Place:
+        kind, closing = (list, "]") if self.text[start] == "[" else (dict, "}")
+        entries: list[Entry] = []
+        at = self.gap(start + 1)
+        while self.text[at : at + 1] != closing:
+            entry = self.read_entry(at, kind, len(entries))
+            entries.append(entry)
+            at = self.gap(entry.place.end)
+            if self.text[at : at + 1] == ",":
+                at = self.gap(at + 1)
+            elif self.text[at : at + 1] != closing:
+                raise ValueError(f"a comma or {closing} is missing")
+        return place_of(entries, kind, start, at + 1, block=False)
+
+    def read_entry(self, at: int, kind: type, number: int) -> Entry:
+        if kind is list:
+            return Entry(number, at, at, self.read(at))
+        word = self.word(at)
+        key = yaml_key(word)
+        colon = self.gap(at + len(word))
+        if self.text[colon : colon + 1] != ":":
+            raise ValueError(f"a colon is missing behind {key[:40]!r}")
+        return Entry(key, at, colon + 1, self.read(self.gap(colon + 1)))
+
+
+BLOCK_TEXT = re.compile(r"([|>])([-+]?) *(?: #[^\n]*)?\r?$", re.MULTILINE)
+FIRST_LINE = re.compile(r"--- *\r?$", re.MULTILINE)  # of a document
+
+
+class YamlReader:
+    """Reads blocks line by line: `row` is the line under way, always one that says something."""
+
+    def __init__(self, text: str) -> None:
+        self.text, self.row = text, -1
+        self.flow = FlowReader(text, YAML_GAP)
+        found = re.finditer(r"(?m)^\ufeff?()[^\r\n]*", text)
+        self.lines = [(line.start(1), line.end()) for line in found if line.start() < len(text)]
+
+    def read(self) -> Place:
+        """Read the whole text. Raises ValueError naming the line."""
+        try:
+            return self.read_document()
+        except ValueError as exc:
+            line = min(self.row, len(self.lines) - 1) + 1
+            raise ValueError(f"{exc}: line {line}") from None
+
+    def read_document(self) -> Place:
+        if bad := NO_TEXT.search(self.text, self.text.startswith("\ufeff")):
+            self.row = self.text.count("\n", 0, bad.start())
+            raise ValueError("there is a character that no text holds")
+        self.next_row()
+        if self.row < len(self.lines) and FIRST_LINE.match(self.text, self.lines[self.row][0]):
+            self.next_row()
+        if self.row == len(self.lines):
+            return Place(None, len(self.text), len(self.text))
+        place = self.read_block(self.indent())
+        if self.row < len(self.lines):
+            raise ValueError("what stands here belongs to nothing above it")
+        return place
+
+    def rest(self, at: int) -> str:
+        """Return the rest of the line under way, from `at`, without a comment at its end."""
+        line = self.text[at : self.lines[self.row][1]]
+        return "" if line.lstrip(" ")[:1] == "#" else line.strip(" ")
+
+    def next_row(self) -> None:
+        """Go to the next line that says something."""
+        self.row += 1
+        while self.row < len(self.lines) and not self.rest(self.lines[self.row][0]):
+            self.row += 1
+
+    def indent(self) -> int:
+        """Return the column at which the line under way begins, -1 behind the last."""
+        if self.row == len(self.lines):
+            return -1
+        start, end = self.lines[self.row]
+        line = self.text[start:end]
+        column = len(line) - len(line.lstrip(" "))
+        if line[column : column + 1] == "\t":
+            raise ValueError("a tab cannot indent")
+        if not column and (line.startswith(("---", "...", "%"))):
+            raise ValueError("only one document is read")
+        return column
+
+    def is_item(self, at: int) -> bool:
+        """Tell whether an item of a list begins at `at`."""
+        return self.text[at : at + 1] == "-" and self.text[at + 1 : at + 2] in {"", " ", "\t", "\r", "\n"}
+
+    def read_block(self, column: int) -> Place:
+        """Read the value that begins at this column of the line under way."""
+        at = self.lines[self.row][0] + column
+        if self.is_item(at):
+            return self.read_entries(column, list)
+        if BLOCK_KEY.match(self.text, at):
+            return self.read_entries(column, dict)
+        return self.read_inline(at, column)
+
+    def read_entries(self, column: int, kind: type) -> Place:
+        """Read a mapping or list whose entries begin at `column`."""
+        entries: list[Entry] = []
+        start = self.lines[self.row][0] + column
+        at = start
+        while True:
+            entries.append(self.read_item(at, len(entries)) if kind is list else self.read_pair(at))
+            indent = self.indent()
+            if indent != column:
+                break
+            at = self.lines[self.row][0] + column
+            if self.is_item(at) != (kind is list):
+                break
+        if indent > column:
+            raise ValueError("this line is indented more than what it would belong to")
+        return place_of(entries, kind, start, entries[-1].place.end, block=True)
+
+    def read_item(self, at: int, number: int) -> Entry:
+        start, end = self.lines[self.row]
+        first = at + 1
+        while self.text[first : first + 1] == " ":
+            first += 1
+        nested = first < end and (self.is_item(first) or BLOCK_KEY.match(self.text, first))
+        place = self.read_block(first - start) if nested else self.read_value(at + 1, at - start, same=False)
+        return Entry(number, at, at + 1, place)
+
+    def read_pair(self, at: int) -> Entry:
+        found = BLOCK_KEY.match(self.text, at)
+        if not found:
+            raise ValueError("this is no `key: value`")
+        word = found[0][:-1].rstrip()
+        key = yaml_key(word)
+        column = at - self.lines[self.row][0]
+        return Entry(key, at, found.end(), self.read_value(found.end(), column, same=True))
+
+    def read_value(self, at: int, column: int, *, same: bool) -> Place:
+        """Read what stands behind a colon or dash; `same`: a list may stand at the column of its key."""
+        rest = self.rest(at)
+        if rest:
+            first = self.text.index(rest[0], at)
+            return self.read_lines(first, column) if rest[0] in "|>" else self.read_inline(first, column)
+        self.next_row()
+        indent = self.indent()
+        listed = same and indent == column and self.is_item(self.lines[self.row][0] + indent)
+        return self.read_block(indent) if indent > column or listed else Place(None, at, at)
+
+    def read_inline(self, at: int, column: int) -> Place:
+        """Read a scalar or flow, and see that nothing goes on behind it."""
+        if self.text[at] in "[{\"'":
+            place = self.flow.read(at)
+        else:
+            found = BLOCK_WORD.match(self.text, at)
+            if not found:
+                raise ValueError(f"{self.text[at]!r} is not expected here")
+            place = Place(yaml_scalar(found[0]), at, found.end())
+        self.row += self.text.count("\n", at, place.end)
+        if self.rest(place.end) or self.text[place.end : place.end + 1] == "#":
+            raise ValueError("a value does not end where it should")
+        self.next_row()
+        if self.indent() > column:
+            raise ValueError("a value without quotes has one line only, and nothing is indented below it")
+        return place
+
+    def read_lines(self, at: int, column: int) -> Place:
+        """Read a text of whole lines, kept (|) or folded (>)."""
+        head = BLOCK_TEXT.match(self.text, at)
+        if not head:
+            raise ValueError("behind | and > only - and + are read")
+        lines: list[str] = []
+        end = head.end()
+        for start, stop in self.lines[self.row + 1 :]:
+            line = self.text[start:stop]
+            if line.strip(" "):
+                if len(line) - len(line.lstrip(" ")) <= column:
+                    break
+                end = stop
+            lines.append(f"{line}\n" if stop < len(self.text) else line)
+        place = Place(whole_lines(lines, head[1], head[2]), at, end)
+        self.row += len(lines)
+        self.next_row()
+        return place
+
+
+def whole_lines(lines: list[str], style: str, ending: str) -> str:
+    """Join the lines of a text: `-` drops the line ends behind it, `+` keeps all of them, else one."""
+    first = next((line for line in lines if line.strip(" \n")), "")
+    width = len(first) - len(first.lstrip(" "))
+    blank = [not line.strip(" \n") for line in lines]
+    if not first or any(line[width:].strip("\n") for line, empty in zip(lines, blank) if empty):
+        raise ValueError("there is no text behind | or >, or a blank line is longer than the indent")
+    if any(line[:width].strip(" ") for line, empty in zip(lines, blank) if not empty):
+        raise ValueError("the lines of a text are indented unevenly")
+    text = "".join("\n" if empty else line[width:] for line, empty in zip(lines, blank))
+    body = text.rstrip("\n")
+    ends = text[len(body) :]
+    if style == ">":
+        if re.search(r"^[\n \t]|\n[ \t]", body):
+            raise ValueError("a folded text with a blank or indented line at its beginning is not read")
+        body = re.sub(r"\n(\n*)", lambda found: found[1] or " ", body)
+    return body + {"-": "", "+": ends}.get(ending, ends[:1])
+
+
+def read_yaml(text: str) -> Any:
+    """Decode the plain subset of YAML 1.2. Raises ValueError naming the line, but not what stands there."""
+    return YamlReader(text).read().value
+
+
+# -- changing one value ------------------------------------------------------------------
+
+
+def same_value(one: Any, other: Any) -> bool:
+    """Compare as texts of JSON do: 1 is neither true nor 1.0."""
+    return json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
+
+
+def write_scalar(value: Any) -> str:
+    """Write a value in one line: a text without quotes where it means the same."""
+    plain = isinstance(value, str) and BLOCK_WORD.fullmatch(value) and value.isprintable()
+    if plain and not any(pattern.match(value) for pattern in YAML_KINDS.values()):
+        return str(value)
+    return dumps_flow(value)
+
+
+dumps_flow = json.JSONEncoder(ensure_ascii=False).encode
+
+
+def write_block(value: Any, column: int) -> str:
+    """Write a mapping or list as lines that stand at `column`; the first one without its indent."""
+    joint = "\n" + " " * column
+    if isinstance(value, list) and value:
+        return joint.join(f"- {write_block(item, column + 2)}" for item in value)
+    if isinstance(value, dict) and value:
+        return joint.join(f"{write_scalar(key)}:{write_behind(item, column)}" for key, item in value.items())
+    return write_scalar(value)
+
+
+def write_behind(value: Any, column: int) -> str:
+    """Write what stands behind the colon of a key at `column`."""
+    if isinstance(value, (dict, list)) and value:
+        return "\n" + " " * (column + 2) + write_block(value, column + 2)
+    return f" {write_scalar(value)}"
+
+
+class Change(NamedTuple):
+    """A piece of text to put in the place of another."""
+
+    start: int
+    end: int
+    text: str
+
+
+class Editor:
+    """Finds the changes that make a text say what is wanted."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def line_end(self, at: int) -> int:
+        """Return where the line ends that `at` stands in, without its line end."""
+        end = self.text.find("\n", at)
+        end = len(self.text) if end < 0 else end
+        return end - 1 if self.text[at:end].endswith("\r") else end
+
+    def column(self, at: int) -> int:
+        return len(self.ahead(at))
+
+    def changes(self, place: Place, wanted: Any, after: int, *, flow: bool) -> Iterator[Change]:
+        """Yield what must change for a value that stands behind `after`; `flow`: it is in brackets."""
+        if same_value(place.value, wanted):
+            return
+        pairs = list(kept_entries(place, wanted))
+        if not pairs:
+            yield from self.replaced(place, wanted, after, flow=flow)
+            return
+        for entry, key in pairs:
+            yield from self.changes(entry.place, wanted[key], entry.after, flow=not place.block)
+        yield from self.removals(place, {entry.key for entry, _ in pairs})
+        yield from self.additions(place, wanted, pairs)
+
+    def replaced(self, place: Place, wanted: Any, after: int, *, flow: bool) -> Iterator[Change]:
+        """Put another value in the place of the whole one."""
+        column = self.column(place.start)
+        nested = isinstance(wanted, (dict, list)) and wanted
+        if flow:
+            yield Change(place.start, place.end, self.write_flow(wanted, place.start))
+        elif after == place.start and not self.ahead(after).strip():  # the whole text
+            yield Change(
+                after, self.line_end(place.end) if place.block else place.end, write_block(wanted, 0)
+            )
+        elif place.block and isinstance(wanted, dict) and wanted:  # a list may have stood below its key
+            yield Change(place.start, place.end, f"  {write_block(wanted, column + 2)}")
+        elif place.block and nested:
+            yield Change(place.start, place.end, write_block(wanted, column))
+        elif self.text[after - 1 : after] == "-":
+            blank = " " if place.start == after else ""
+            yield Change(place.start, place.end, blank + write_block(wanted, self.column(after) + 1))
+        elif place.block:
+            yield Change(after, after, f" {write_scalar(wanted)}")
+            yield Change(self.line_end(after), place.end, "")
+        elif nested:
+            end = self.line_end(place.end)
+            line = self.ahead(after)
+            indent = len(line) - len(line.lstrip(" -"))
+            yield Change(after, place.end, "")
+            yield Change(end, end, write_behind(wanted, indent))
+        else:
+            yield Change(after, place.end, f" {write_scalar(wanted)}")
+
+    def write_flow(self, value: Any, at: int) -> str:
+        """Write a value into brackets: on lines of its own if what it stands in has them."""
+        line = self.ahead(at)
+        indent = line[: len(line) - len(line.lstrip())]
+        alone = "\n" in self.text[:at] and not {"[", "{"} & {*line}
+        return json.dumps(value, ensure_ascii=False, indent=2 if alone else None).replace("\n", "\n" + indent)
+
+    def removals(self, place: Place, stays: Collection[Any]) -> Iterator[Change]:
+        """Take out the entries whose keys do not stay; of a block, with their lines."""
+        entries = place.entries
+        first = next(n for n, entry in enumerate(entries) if entry.key in stays)
+        if first and (not place.block or self.ahead(entries[0].start).strip()):
+            yield Change(entries[0].start, entries[first].start, "")
+            entries = entries[first:]
+        for before, entry in zip((entries[0], *entries), entries):
+            if entry.key in stays:
+                continue
+            if place.block:
+                yield self.without_lines(entry)
+            else:
+                yield Change(before.place.end, entry.place.end, "")
+
+    def without_lines(self, entry: Entry) -> Change:
+        """Take out the lines of an entry, with the line end in front of them where there is one."""
+        start, end = entry.start - len(self.ahead(entry.start)), self.line_end(entry.place.end)
+        if start <= int(self.text.startswith("\ufeff")):
+            return Change(start, self.text.find("\n", end) + 1, "")
+        return Change(start - (2 if self.text[:start].endswith("\r\n") else 1), end, "")
+
+    def ahead(self, at: int) -> str:
+        """Return what stands in front of `at` in its line."""
+        return self.text[self.text.rfind("\n", 0, at) + 1 : at]
+
+    def additions(self, place: Place, wanted: Any, pairs: list[tuple[Entry, Any]]) -> Iterator[Change]:
+        """Put in the entries that are new: of a list where they belong, of a mapping at its end."""
+        taken = {key for _, key in pairs}
+        keys = wanted if isinstance(wanted, dict) else range(len(wanted))
+        fresh = {key: wanted[key] for key in keys if key not in taken}
+        if not fresh:
+            return
+        named = isinstance(wanted, dict)
+        before = [entry for entry, key in pairs if named or key < min(fresh)]
+        near = before[-1] if before else pairs[0][0]
+        column, value = self.column(near.start), fresh if named else list(fresh.values())
+        at = near.place.end if before else near.start
+        if place.block:
+            text, joint = write_block(value, column), "\n" + " " * column
+            at = self.line_end(at) if before else at
+        else:
+            lone = not self.ahead(near.start).strip()
+            text = self.write_flow(value, near.start)[1:-1].strip()
+            text = re.sub(r"(?m)^  ", "", text) if lone else text
+            joint = ",\n" + " " * column if lone else ", "
+        yield Change(at, at, joint + text if before else text + joint)
+
+
+def kept_entries(place: Place, wanted: Any) -> Iterator[tuple[Entry, Any]]:
+    """Yield the entries of a place that stay, each with the key that it has in what is wanted.
+
+    Of lists, the equal ones at both ends stay, and of those between as many as there are in both.
+    """
+    if isinstance(wanted, dict) and isinstance(place.value, dict):
+        yield from ((entry, entry.key) for entry in place.entries if entry.key in wanted)
+    if isinstance(wanted, list) and isinstance(place.value, list):
+        shorter, fewer = min(len(wanted), len(place.value)), len(place.value) - len(wanted)
+        head = equal_ahead(place.value, wanted)
+        tail = min(equal_ahead(place.value[::-1], wanted[::-1]), shorter - head)
+        yield from ((entry, entry.key) for entry in place.entries[: shorter - tail])
+        yield from ((entry, entry.key - fewer) for entry in place.entries[len(place.value) - tail :])
+
+
+def equal_ahead(one: list[Any], other: list[Any]) -> int:
+    """Count the equal values that two lists begin with."""
+    return len(list(itertools.takewhile(lambda pair: same_value(*pair), zip(one, other))))
+
+
+def read_places(text: str, *, yaml: bool) -> Place:
+    """Read a text with the place of each value. Raises ValueError."""
+    if yaml:
+        return YamlReader(text).read()
+    reader = FlowReader(text, JSON_GAP)
+    place = reader.read(reader.gap(int(text.startswith("\ufeff"))))
+    if reader.gap(place.end) != len(text):
+        raise ValueError("something stands behind the end of the settings")
+    return place
+
+
+def edit_text(text: str, wanted: Any, *, yaml: bool) -> str:
+    """Return `text` with only those values changed that differ from `wanted`.
+
+    Raises ValueError where the text is not understood, or could not be changed safely: what comes
+    out is read again, and must say what is wanted.
+    """
+    place, editor = read_places(text, yaml=yaml), Editor(text)
+    pieces: list[str] = []
+    done = 0  # where the text that was taken over ends
+    # of two changes at one place the inner one, which is found first, comes first
+    for change in sorted(
+        editor.changes(place, wanted, place.start, flow=not yaml), key=operator.itemgetter(0, 1)
+    ):
+        pieces += text[done : change.start], change.text
+        done = change.end
+    edited = "".join((*pieces, text[done:]))
+    if "\r\n" in text:
+        edited = re.sub(r"\r?\n", "\r\n", edited)
+    if not same_value(read_places(edited, yaml=yaml).value, wanted):
+        raise ValueError("this change cannot be made without touching the rest: edit the file by hand")
+    return edited
+
+
+########################################################################################
+# 15. CONFIG
 ########################################################################################
 # The settings file, as CLIProxyAPI writes it: every key is a row, a file is read against the rows
 # into a complete snapshot, and a snapshot is replaced whole. Old spellings are moved in memory.
@@ -7499,14 +8030,7 @@ def read_text(value: Any) -> str | None:
 
 YES, NO = ("true", "yes", "on", "y"), ("false", "no", "off", "n")
 BOOLS = dict.fromkeys(YES, True) | dict.fromkeys(NO, False)
-YAML_SCALARS = (  # tag, pattern, first characters. What is none of these is a text
-    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
-    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
-    ("int", r"[-+]?(0|[1-9][0-9]*)", "-+0123456789"),
-    ("float", r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?", "-+.0123456789"),
-    ("merge", r"<<", "<"),
-)
-NO_YAML = "YAML needs pyyaml: run `python -m pip install pyyaml`, or write the settings as JSON"
+NO_YAML = "`python -m pip install pyyaml` reads all of YAML"
 SHAPES: dict[Any, tuple[Callable[[Any], Any], Any, str]] = {
     # read it or None, what null is, what it is called
     bool: (read_bool, False, "true or false"),
@@ -7675,12 +8199,17 @@ def no_duplicates(pairs: list[tuple[str, Any]]) -> Json:
 def yaml_read(text: str) -> Any:
     """Decode YAML 1.2 as far as settings need it: dates, octals and `yes` stay texts.
 
-    Raises ValueError with the position, and without what stands there: it may be a secret.
+    What is beyond the plain subset is pyyaml's, where it is installed. Raises ValueError with the
+    position, and without what stands there: it may be a secret.
     """
+    try:
+        return read_yaml(text)
+    except (ValueError, RecursionError) as exc:
+        plain = str(exc)
     try:
         import yaml  # noqa: PLC0415 -- an optional extra
     except ImportError as exc:
-        raise ValueError(NO_YAML) from exc
+        raise ValueError(f"{plain}; {NO_YAML}") from exc
 
     class Loader(yaml.SafeLoader):
         yaml_implicit_resolvers = {}  # noqa: RUF012
@@ -7856,7 +8385,7 @@ def example_config() -> str:
 
 
 ########################################################################################
-# 15. NETWORK
+# 16. NETWORK
 ########################################################################################
 # Bytes on sockets, the same way on both sides: strict heads, bodies, a pool of idle upstream
 # connections, proxies, TLS. http.client and email would cost five times the CPU a request
@@ -8807,7 +9336,7 @@ def fetch(
 
 
 ########################################################################################
-# 16. STORE
+# 17. STORE
 ########################################################################################
 # The credential files, as CLIProxyAPI lays them out: one JSON object a file, `type` says whose.
 # Other programs write them too, so each write begins with reading. Two locks keep processes apart,
@@ -9186,7 +9715,7 @@ class Store:
 
 
 ########################################################################################
-# 17. TERMINAL
+# 18. TERMINAL
 ########################################################################################
 # What a login needs of the machine: the lines that its user types, a door for the browser that comes
 # back, and QR codes. Whatever comes back arrives in one queue, so that it does not matter which way
@@ -9493,7 +10022,7 @@ def qr_lines(text: str) -> list[str]:
 
 
 ########################################################################################
-# 18. TOKENS                                                                      [pure]
+# 19. TOKENS                                                                      [pure]
 ########################################################################################
 # What is in tokens and keys, and how they are encoded and signed. Source: RFC 7515, 7519, 7636, 8017.
 
@@ -9581,7 +10110,7 @@ def rs256(text: str, pem: str) -> str:
 
 
 ########################################################################################
-# 19. LOGINS
+# 20. LOGINS
 ########################################################################################
 # How each provider hands out tokens, renews and revokes them: one row of LOGINS each. The program
 # says who it is. Source: spec/providers.md 1 to 9, 16.
@@ -10255,7 +10784,7 @@ LOGINS = {row.provider: row for row in (
 
 
 ########################################################################################
-# 20. RENEWAL
+# 21. RENEWAL
 ########################################################################################
 # New tokens for old ones, once, however many want them; and what a provider says of a login's limits.
 
@@ -10383,7 +10912,7 @@ def usage_of(credential: Credential, config: Config) -> list[Window]:
 
 
 ########################################################################################
-# 21. IMPORT
+# 22. IMPORT
 ########################################################################################
 # What the programs of the providers themselves hold, taken over. Source: spec/providers.md 16.
 
@@ -10499,7 +11028,7 @@ SHARED = (
 
 
 ########################################################################################
-# 22. LOGIN
+# 23. LOGIN
 ########################################################################################
 # The way through a login: with a browser here or elsewhere, by a short code, or by taking one over; and
 # the way out.
@@ -10715,7 +11244,7 @@ def logout(credential: Credential, store: Store, config: Config) -> str:
 
 
 ########################################################################################
-# 23. ACCOUNTS
+# 24. ACCOUNTS
 ########################################################################################
 # An account is one credential and where it may be used: of the config, of the environment, or of a
 # file in the auth dir. It knows which models it offers, under which names.
@@ -11094,7 +11623,7 @@ def endpoint_quirks(entry: Json, provider: Provider) -> list[str]:
 
 
 ########################################################################################
-# 24. REFUSALS                                                                    [pure]
+# 25. REFUSALS                                                                    [pure]
 ########################################################################################
 # What an upstream's refusal means for the account that was asked, and what its headers tell of limits.
 
@@ -11260,7 +11789,7 @@ TELLS_LIMITS = frozenset(["x-codex-primary-used-percent", "anthropic-ratelimit-u
 
 
 ########################################################################################
-# 25. ROUTING
+# 26. ROUTING
 ########################################################################################
 # The router knows who offers which model, who is next, and who must rest. Its lock is never held
 # across I/O.
@@ -11870,7 +12399,7 @@ STRATEGY_ORDERS: dict[str, Callable[[list[Candidate], int, dict[str, int]], list
 
 
 ########################################################################################
-# 26. ERRANDS
+# 27. ERRANDS
 ########################################################################################
 # What a client wants, on its way through. A body that only needs another name is edited as bytes:
 # what was signed, or written with care, stays as it is.
@@ -12042,7 +12571,7 @@ def chat_of_completion(body: Json) -> Json:
 
 
 ########################################################################################
-# 27. PROVIDERS
+# 28. PROVIDERS
 ########################################################################################
 # What a row of PROVIDERS cannot say: a function for the headers of a provider, and one for bodies.
 
@@ -12323,7 +12852,7 @@ PROTOCOLS = {  # dialect -> what payload rules call it: as an upstream, as a cli
 
 
 ########################################################################################
-# 28. CATALOG
+# 29. CATALOG
 ########################################################################################
 # The models that each account's upstream says it has, for lists and limits. Kept on disk for a day.
 
@@ -12514,7 +13043,7 @@ MODEL_SHAPES: dict[str, tuple[Callable[[Model], Json], Callable[[list[Json]], Js
 
 
 ########################################################################################
-# 29. ANSWERS
+# 30. ANSWERS
 ########################################################################################
 # What goes back to the client. An answer that passes is watched for usage, errors and its end; what
 # needs another name, or no envelope, is edited as bytes: the rest stays as the upstream wrote it.
@@ -12863,7 +13392,7 @@ def completion_frames(pieces: Pieces) -> Pieces:
 
 
 ########################################################################################
-# 30. UPSTREAM
+# 31. UPSTREAM
 ########################################################################################
 # One request of a client, asked of one account after the other until one begins to answer. Two
 # lanes: the bytes pass through when both sides speak one dialect, else they are translated by
@@ -13397,7 +13926,7 @@ def estimated(errand: Errand) -> Answer:
 
 
 ########################################################################################
-# 31. AMP
+# 32. AMP
 ########################################################################################
 # What Amp's command line asks its own server for, beside models, is passed on to that server, with the
 # owner's key in place of the client's. Its pages are for browsers, which are sent there. Source:
@@ -13466,7 +13995,7 @@ def ask_amp(errand: Errand, method: str, target: str, given: Collection[str], ap
 
 
 ########################################################################################
-# 32. WEBSOCKET
+# 33. WEBSOCKET
 ########################################################################################
 # The server's side of RFC 6455 for /v1/responses: a text message is a request, a text message each
 # event of its answer. A connection remembers its last answers, so that a client need only send what
@@ -13630,7 +14159,7 @@ def error_message(error: ProxyError) -> Json:
 
 
 ########################################################################################
-# 33. SERVER
+# 34. SERVER
 ########################################################################################
 # A ThreadingHTTPServer whose Handler has a Visit a request, read with NETWORK's strict parser. A thread
 # serves one client connection and is the only one that writes its socket. Here, and nowhere else, an
@@ -14432,7 +14961,7 @@ def make_server(app: App) -> Server:
 
 
 ########################################################################################
-# 34. COMMANDS
+# 35. COMMANDS
 ########################################################################################
 # argparse rows. Whatever goes wrong is one sentence on stderr and exit status 1; usage errors are 2.
 

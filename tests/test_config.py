@@ -508,18 +508,28 @@ import sys
 sys.modules["yaml"] = None
 import cliproxy
 try:
-    cliproxy.load_config(cliproxy.Path(sys.argv[1]))
+    print(cliproxy.load_config(cliproxy.Path(sys.argv[1]))["port"])
 except cliproxy.ProxyError as error:
     print(error)
 """
 
 
-def test_yaml_without_pyyaml_says_what_to_do(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        pytest.param("port: 1 # plain\n", "1\n", id="plain"),
+        pytest.param(
+            "a: &x 1\n", "{path}: '&' is not expected here: line 1; {no_yaml}\n", id="more than plain"
+        ),
+    ],
+)
+def test_yaml_without_pyyaml(tmp_path: Path, text: str, said: str) -> None:
+    """The plain subset is read, and for more it is said where, and what to do."""
     path = tmp_path / "config.yaml"
-    path.write_text("port: 1\n", encoding="utf-8")
+    path.write_text(text, encoding="utf-8")
     command = [sys.executable, "-c", WITHOUT_YAML, str(path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout == f"{path}: {cp.NO_YAML}\n"
+    assert done.stdout == said.format(path=path, no_yaml=cp.NO_YAML)
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
