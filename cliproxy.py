@@ -1146,20 +1146,35 @@ SMALL = (
     " grok-3-mini-fast"
 )
 OTHERS = "gpt-5* gemini-*-flash kimi-* grok-4* glm-* deepseek-* qwen3* minimax-* coder-model claude-*"  # better than nothing
-FALLBACK_ROWS = (  # for models that no account serves: those to try, best first; a wildcard is the highest version
-    ("claude-opus-*",          f"{LARGE} {OTHERS}"),
-    ("claude-haiku-*",         f"{SMALL} {OTHERS}"),
-    ("claude-*-haiku-*",       f"{SMALL} {OTHERS}"),
-    ("claude-*",               f"{MEDIUM} {LARGE} {OTHERS}"),
-    ("gpt-*-nano",             SMALL),  # from here on: what clients ask for without being told to
-    ("gpt-*-mini",             SMALL),
-    ("gemini-*-flash-lite*",   SMALL),
-    ("gemini-*-flash*",        SMALL),
+KIN_ROWS = (  # for a model that no account lists: those of its vendor to try, the nearest first; a wildcard is the highest version
+    ("claude-*opus*",          "claude-opus-* claude-sonnet-* claude-*"),
+    ("claude-*haiku*",         "claude-haiku-* claude-*-haiku-* claude-sonnet-* claude-*"),
+    ("claude-*",               "claude-sonnet-* claude-*"),
+    ("gpt-*-nano",             "gpt-*-nano gpt-*-luna gpt-*-mini"),
+    ("gpt-*-mini",             "gpt-*-luna gpt-*-mini"),
+    ("gemini-*-flash-lite*",   "gemini-*-flash-lite* gemini-*-flash gemini-*-flash*"),
+    ("gemini-*-flash*",        "gemini-*-flash gemini-*-flash-preview* gemini-*-flash*"),
     ("gemini-3-pro-preview",   "gemini-3.1-pro-preview gemini-3-pro gemini-3.1-pro"),
     ("gemini-3.1-pro-preview", "gemini-3-pro-preview gemini-3.1-pro gemini-pro-agent"),
-    ("gemini-*-pro*",          f"{LARGE} {OTHERS}"),
+    ("gemini-*-pro*",          "gemini-pro-agent gemini-3.1-pro* gemini-3-pro-preview gemini-3-pro gemini-*-pro* gemini-*-flash"),
 )
-FALLBACKS = tuple((name, tuple(cell.split())) for name, cell in FALLBACK_ROWS)
+KIN = tuple((name, tuple(cell.split())) for name, cell in KIN_ROWS)
+UNASKED_ROWS = (  # what clients ask for unasked, and cannot be told otherwise: models of other vendors may take its place
+    # User-Agent      name                    those to try, best first. Source: spec/clients.md; amp is known by its paths
+    ("claude-cli/*", "claude-*opus*",        f"{LARGE} {OTHERS}"),
+    ("claude-cli/*", "claude-*sonnet*",      f"{MEDIUM} {LARGE} {OTHERS}"),
+    ("claude-cli/*", "claude-*haiku*",       f"{SMALL} {OTHERS}"),
+    ("geminicli*",   "gemini-*-flash*",      SMALL),
+    ("geminicli*",   "gemini-*-pro*",        f"{LARGE} {OTHERS}"),
+    ("amp",          "claude-*haiku*",       f"{SMALL} {OTHERS}"),
+    ("amp",          "claude-*opus*",        f"{LARGE} {OTHERS}"),
+    ("amp",          "claude-*sonnet*",      f"{MEDIUM} {LARGE} {OTHERS}"),
+    ("amp",          "gpt-*-nano",           SMALL),
+    ("amp",          "gpt-*-mini",           SMALL),
+    ("amp",          "gemini-*-flash*",      SMALL),
+    ("amp",          "gemini-*-pro*",        f"{LARGE} {OTHERS}"),
+)
+UNASKED = tuple((client, name, tuple(cell.split())) for client, name, cell in UNASKED_ROWS)
 # fmt: on
 
 
@@ -1169,13 +1184,35 @@ def by_version(name: str) -> list[tuple[bool, int, str]]:
     return [(word.isdecimal(), int(word) if word.isdecimal() else 0, word) for word in words]
 
 
-def fallback_for(
-    name: str, available: Collection[str], rules: Iterable[tuple[str, Sequence[str]]] = FALLBACKS
+def stand_ins(name: str, client: str, wanted: Mapping[str, Sequence[str]]) -> Iterator[str]:
+    """Yield wildcards of what may take the place of a model that nobody serves, the best first.
+
+    What the owner wants, the setting `model-fallbacks`, of which the closest pattern counts first;
+    models of the same vendor; then what `client`, by its User-Agent in lower case, asks for unasked.
+    An empty list of the owner's ends it.
+    """
+    rules = (rule for rule in wanted if wildcard(rule, name))
+    for rule in sorted(rules, key=lambda rule: (rule != name, -len(rule))):
+        if not wanted[rule]:
+            return
+        yield from wanted[rule]
+    for rule, choices in KIN:
+        if wildcard(rule, name):
+            yield from choices
+    for who, rule, choices in UNASKED:
+        if wildcard(who, client) and wildcard(rule, name):
+            yield from choices
+
+
+def stand_in_for(
+    name: str, available: Collection[str], client: str, wanted: Mapping[str, Sequence[str]]
 ) -> str | None:
-    """Return the available model to use in place of `name`; None if no rule finds any."""
-    patterns = (choice for rule, choices in rules if wildcard(rule, name) for choice in choices)
-    found = ([model for model in available if wildcard(choice, model)] for choice in patterns)
-    return max(next(filter(None, found), ()), key=by_version, default=None)
+    """Return the available model that takes the place of `name`, None if none may."""
+    for choice in stand_ins(name, client, wanted):
+        found = [model for model in available if wildcard(choice, model)]
+        if found:
+            return max(found, key=by_version)
+    return None
 
 
 class PayloadCase(NamedTuple):
@@ -7952,7 +7989,7 @@ SETTINGS = (
     Setting("ws", bool, False, "let clients of /v1/responses use a WebSocket, and send only what is new", status="new"),
     Setting("passthrough-headers", bool, False, "give clients all headers of the upstream's answer, not only those known to be of use"),
     Setting("refresh-models", bool, True, "ask upstreams once a day which models they have", status="new"),
-    Setting("model-fallbacks", Named(Items(str)), {}, "by model: the models to ask instead, in order, when no account can serve it", status="new"),
+    Setting("model-fallbacks", Named(Items(str)), {}, "by model: the models to ask instead, in order, when no account can serve it; []: nobody", status="new"),
     Setting("providers", Named(PROVIDER), {}, "by provider: addresses and OAuth application to use instead of the built-in ones", status="new"),
     Setting("remote-management.allow-remote", bool, False, "let other machines use the management API", status="later"),
     Setting("remote-management.secret-key", str, "", "key of the management API, plain or bcrypt; empty: no such API", status="later"),
@@ -11386,6 +11423,15 @@ class Account:
         """Tell whether the owner has switched this model off. Case does not count."""
         return any(wildcard(pattern, model.lower()) for pattern in self.excluded)
 
+    def bars(self, model: str) -> bool:
+        """Tell whether the owner has switched off a model that this account would serve."""
+        own = model.removeprefix(f"{self.prefix}/") if self.prefix else model
+        if not self.excludes(own):
+            return False
+        offers = aliased(self.listed, self.aliases) if self.models is None else self.models
+        names = {name.lower() for offer in offers for name in (offer.public, offer.own)}
+        return own.lower() in names or any(wildcard(pattern, own) for pattern in self.provider.family)
+
     def offers(self) -> list[Offer]:
         """Return the names that clients may ask for. An upstream's name may end in an effort."""
         offers = aliased(self.listed, self.aliases) if self.models is None else self.models
@@ -11884,7 +11930,6 @@ class Offers:
     def __init__(self, accounts: Iterable[Account], config: Config) -> None:
         self.accounts = sorted(accounts, key=lambda account: account.name)
         self.config = config
-        self._fallbacks = [*config["model-fallbacks"].items(), *FALLBACKS]
         self._offered: dict[str, list[Candidate]] = {}
         weighted = config["routing.strategy"] == "weighted-round-robin"
         for account in self.accounts:
@@ -11918,16 +11963,17 @@ class Offers:
         own, who = first.account.fact(first.model), first.account.provider.name
         return own._replace(id=model, owner=own.owner or who, name=first.display or own.name or model)
 
-    def find(self, model: str, usable: Callable[[list[Candidate]], bool]) -> list[Candidate]:
+    def find(self, model: str, client: str, usable: Callable[[list[Candidate]], bool]) -> list[Candidate]:
         """Return who serves a name, of the list or not. Raises ProxyError: model_not_found.
 
-        `usable` tells whether any of these can be asked now: `auto` is the newest of such models.
+        `client` is who asks: some ask for models that nobody chose. `usable` tells whether any of
+        these can be asked now: `auto` is the newest of such models.
         """
         found = self.of(model) or self._read(model)
         if not found and split_suffix(model)[0] == "auto":
             found = self._newest(usable, split_suffix(model)[1])
         if not found:
-            found = self._stand_in(model)
+            found = self._stand_in(model, client)
         if not found:
             raise self._unknown(model)
         return found
@@ -11973,25 +12019,46 @@ class Offers:
         place = list(MODELS).index(first.model) if first.model in MODELS else len(MODELS)
         return first.account.fact(first.model).created, -place, by_version(name)
 
-    def _stand_in(self, model: str) -> list[Candidate]:
+    @functools.cached_property
+    def _talking(self) -> list[str]:
+        """The models that make more than pictures or sounds."""
+        return [name for name in self._offered if "media" not in self.fact(name).traits]
+
+    def _barring(self, name: str) -> list[Account]:
+        """Return the accounts that would serve a model had their owner not excluded it."""
+        return [account for account in self.accounts if account.bars(name)]
+
+    def _stand_in(self, model: str, client: str) -> list[Candidate]:
         """Find who serves a model that may take the place of one that nobody serves."""
         name, effort = bare_model(model)
-        return thinking_so(self.of(fallback_for(name, self._offered, self._fallbacks) or ""), effort)
+        if self._barring(name):
+            return []
+        choice = stand_in_for(name, self._talking, client.lower(), self.config["model-fallbacks"])
+        return thinking_so(self.of(choice or ""), effort)
 
     def _unlisted(self, model: str) -> list[Candidate]:
-        """Find the accounts that likely serve a model which no list has."""
+        """Find the accounts that likely serve a model which no list has.
+
+        What one of them excludes is not asked of other services.
+        """
         found = []
+        barring = {account.provider.name for account in self._barring(model)}
         for account in self.accounts:
             owned = model.removeprefix(f"{account.prefix}/") if account.prefix else model
             bare = owned == model and account.prefix and self.config["force-model-prefix"]
             own = DEFAULT_ALIASES.get(account.provider.name, EMPTY).get(owned, owned)
-            if not bare and account.serves_unlisted(own):
+            strange = barring and account.provider.name not in barring
+            if not bare and not strange and account.serves_unlisted(own):
                 found.append(Candidate(account, own))
         return found
 
     def _unknown(self, model: str) -> ProxyError:
         if not self.accounts:
             return ProxyError("model_not_found", NO_ACCOUNT.format(model=model))
+        barring = self._barring(bare_model(model)[0])
+        if barring:
+            message = f"{model!r} is among the excluded models of {barring[0].name}"
+            return ProxyError("model_not_found", message, param="model")
         close = ", ".join(map(repr, nearest_names(model, self.names(), 3)))
         hint = f"; nearest: {close}" if close else ""
         message = f"no account serves {model!r}{hint}; GET /v1/models lists all"
@@ -12194,7 +12261,7 @@ class Router:
             self.offers = offers
             self._turns.weigh(offers.accounts)
 
-    def candidates(self, model: str, session: str = "") -> list[Candidate]:
+    def candidates(self, model: str, session: str = "", client: str = "") -> list[Candidate]:
         """Return who is asked for a model, in order.
 
         Whoever answered this session last; then the highest priority first, in each priority as the
@@ -12203,7 +12270,7 @@ class Router:
         with the time until the first is free again.
         """
         with self._lock:
-            found = self.offers.find(model, self._usable)
+            found = self.offers.find(model, client, self._usable)
             try:
                 ready = self._in_order(model, self._rests.ready(found))
             except ProxyError:
@@ -12233,7 +12300,7 @@ class Router:
             return any("media" not in c.account.fact(c.model).traits for c in self._rests.ready(found))
         return False
 
-    def wait_before(self, model: str, turn: int, hint: float | None) -> float | None:
+    def wait_before(self, model: str, client: str, turn: int, hint: float | None) -> float | None:
         """Return the seconds until it makes sense to ask all accounts once more.
 
         `turn` counts the rounds that were, `hint` is what the last refusal said. None: never, as
@@ -12241,7 +12308,7 @@ class Router:
         """
         config = self.offers.config
         with self._lock:
-            found = self.offers.find(model, self._usable)
+            found = self.offers.find(model, client, self._usable)
             rounds = config["request-retry"]
             patient = [c for c in found if turn < whole_number(c.account.retries, rounds)]
             waits = [hint] if patient else []
@@ -12424,6 +12491,7 @@ class Errand:
         self.id = f"{next(ERRAND_NUMBERS) & 0xFFFFFFFF:08x}{ERRAND_SEED}"
         self.created = int(time.time())
         self.account = ""  # who answered, for the log
+        self.served = ""  # by which model
         self.usage: Json = {}  # the upstream's words, for the log
         self._span: tuple[int, int] | None = None
         self._model = ""
@@ -12481,7 +12549,14 @@ class Errand:
 
     def summary(self) -> tuple[str, str, str, Json]:
         """Return what the log says of an errand: its id, model, account and the upstream's usage."""
-        return self.id[:8], self.path_model or self._model or "-", self.account, self.usage
+        asked = self.path_model or self._model or "-"
+        model = asked if self.served in {"", asked} else f"{asked}={self.served}"
+        return self.id[:8], model, self.account, self.usage
+
+    @property
+    def client(self) -> str:
+        """Who asks, as far as it says: by its User-Agent, or Amp, which is known by its paths."""
+        return "amp" if self.forced else self.headers.get("user-agent", "")
 
     def passed_query(self, path: str) -> str:
         """Return what of the client's query goes on to an upstream of its dialect, with its mark."""
@@ -13521,7 +13596,7 @@ def dispatch(errand: Errand, app: App) -> Answer:
         except ProxyError as error:
             again = judge(error) is not None and not error.final
             model = errand.instead or errand.model
-            wait = app.router.wait_before(model, turn, error.retry_after) if again else None
+            wait = app.router.wait_before(model, errand.client, turn, error.retry_after) if again else None
             boot = again and errand.stream and turn < app.config["streaming.bootstrap-retries"]
             if wait is None and not boot:
                 raise
@@ -13557,7 +13632,7 @@ def ask_each(errand: Errand, app: App) -> Answer:
     config, session, model = app.config, "", errand.instead or errand.model
     if config["routing.session-affinity"]:
         session = session_of(errand.headers, errand.json)
-    candidates = able(errand, app.router.candidates(model, session))
+    candidates = able(errand, app.router.candidates(model, session, errand.client))
     failure: ProxyError | None = None
     for candidate in candidates[: config["max-retry-credentials"] or None]:
         if failure and app.router.rests(candidate):
@@ -13573,8 +13648,14 @@ def ask_each(errand: Errand, app: App) -> Answer:
             failure = error
         else:
             app.router.reward(candidate, model, session)
-            return answer
+            errand.served = candidate.model
+            return named_answer(answer, candidate.model)
     raise failure or ProxyError("internal", "no candidate")
+
+
+def named_answer(answer: Answer, model: str) -> Answer:
+    """Return an answer that says which model gives it: it may be another than the client named."""
+    return answer._replace(headers={**answer.headers, "x-cliproxy-model": urlquote(model, safe="/:@()+,=")})
 
 
 class Attempt:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 
 import cliproxy as cp
 from support.accounts import CLAUDE_ASK, HI, House, Json
-from support.models import answers, ask_for, key, log_in, names
+from support.models import CLIENTS, answers, ask_for, key, log_in, names
 from support.proxy import Proxy, ProxyMaker
 from support.upstream import Reply, Seen, Upstream, make_reply
 
@@ -372,9 +373,94 @@ def test_claude_code_with_a_chatgpt_account_alone(
     proxy = make_proxy(claude_api_key=[], codex_api_key=[], gemini_api_key=[], openai_compatibility=[])
     log_in(proxy, "codex")
     upstream.replies = [answers]
-    got = ask_for(proxy, "claude", model)
+    got = ask_for(proxy, "claude", model, CLIENTS["claude"])
     assert (got.status, got.json()["model"]) == (200, model)
     assert asked(upstream)[0].startswith("gpt-5")
+    assert got.headers["x-cliproxy-model"] == asked(upstream)[0]
+    assert ask_for(proxy, "claude", model).status == 404, "who chooses a model means it"
+
+
+# who is not meant is not asked: what the keys of Claude and OpenRouter say, who asks, for what -> who answers
+CLOSED: Json = {"*": []}
+OPUS_OFF = {"excluded-models": ["*opus*"]}
+# fmt: off
+MEANT = [
+    pytest.param(OPUS_OFF, {}, "claude", "claude-opus-4-7", "", id="an excluded model"),
+    pytest.param(OPUS_OFF, {}, "claude", "claude-opus-9(high)", "", id="an excluded model that no list has"),
+    pytest.param(OPUS_OFF, {"claude-opus-*": ["kimi-k2"]}, "claude", "claude-opus-4-7", "", id="excluded, whatever else is wanted"),
+    pytest.param({"excluded-models": ["claude-opus-4-7"]}, {}, "claude", "Claude-Opus-4-7", "", id="excluded, in capitals"),
+    pytest.param({"excluded-models": ["*haiku*"]}, {}, "claude", "claude-opus-9", "claude-opus-9", id="another is excluded"),
+    pytest.param({"models": [{"name": "claude-sonnet-5"}]}, {}, "claude", "claude-opus-5", "claude-sonnet-5", id="the same vendor first"),
+    pytest.param({"models": [{"name": "claude-sonnet-5"}]}, {"claude-opus-5": []}, "claude", "claude-opus-5", "", id="switched off for a name"),
+    pytest.param({"models": [{"name": "claude-sonnet-5"}]}, CLOSED, "claude", "claude-opus-5", "", id="switched off for all"),
+    pytest.param({"models": [{"name": "x"}]}, {}, "claude", "claude-opus-5", "moonshotai/kimi-k2:free", id="Claude Code's own names"),
+    pytest.param({"models": [{"name": "x"}]}, CLOSED, "claude", "claude-opus-5", "", id="not even these"),
+    pytest.param({"models": [{"name": "x"}]}, {}, "", "claude-opus-5", "", id="an SDK means what it says"),
+    pytest.param({}, {}, "", "gemini-2.5-pro", "", id="also of another vendor"),
+    pytest.param({}, {}, "gemini", "gemini-2.5-pro", "claude-opus-5", id="but gemini-cli does not"),
+    pytest.param({}, {"gemini-2.5-pro": ["kimi-k2"]}, "", "gemini-2.5-pro", "moonshotai/kimi-k2:free", id="the owner may want it"),
+]
+# fmt: on
+
+
+@pytest.mark.parametrize(("claude", "fallbacks", "client", "model", "served"), MEANT)
+def test_nobody_is_asked_but_who_was_meant(  # noqa: PLR0917 -- a column each
+    make_proxy: ProxyMaker,
+    upstream: Upstream,
+    claude: Json,
+    fallbacks: Json,
+    client: str,
+    model: str,
+    served: str,
+) -> None:
+    router = {
+        "name": "openrouter", "base-url": f"{upstream.url}/v1", "api-key-entries": [{"api-key": "k"}],
+        "models": [{"name": "moonshotai/kimi-k2:free", "alias": "kimi-k2"}],
+    }  # fmt: skip
+    proxy = make_proxy(
+        claude_api_key=[{"api-key": "k", "base-url": upstream.url, **claude}],
+        openai_compatibility=[router],
+        model_fallbacks=fallbacks,
+        codex_api_key=[],
+        gemini_api_key=[],
+    )
+    upstream.replies = [answers]
+    got = ask_for(proxy, "claude", model, CLIENTS.get(client, "anthropic-sdk/1"))
+    found = (got.status, got.headers.get("x-cliproxy-model"), asked(upstream))
+    assert found == ((200, served, [served]) if served else (404, None, []))
+
+
+def test_the_log_names_who_answered(
+    make_proxy: ProxyMaker,
+    upstream: Upstream,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO")
+    proxy = make_proxy(claude_api_key=key(upstream, {"name": "claude-sonnet-5"}))
+    upstream.replies = [answers, answers]
+    ask_for(proxy, "claude", "claude-opus-5")
+    ask_for(proxy, "claude", "claude-sonnet-5")
+    end = time.monotonic() + 5
+    while len(proxy.server.lines) < 2 and time.monotonic() < end:
+        threading.Event().wait(0.01)  # the line follows the answer
+    cp.write_lines(proxy.server.lines)
+    told = capsys.readouterr().err
+    assert "claude-opus-5=claude-sonnet-5 account=" in told
+    assert " claude-sonnet-5 account=" in told
+
+
+def test_an_excluded_model_is_not_asked_of_a_service_for_all(
+    make_proxy: ProxyMaker, upstream: Upstream
+) -> None:
+    """OpenRouter without a list of models takes any name; the one that the owner excludes is none of its."""
+    proxy = make_proxy(
+        claude_api_key=[{"api-key": "k", "base-url": upstream.url, **OPUS_OFF}],
+        openai_compatibility=[{"name": "openrouter", "base-url": f"{upstream.url}/v1", "api-key-entries": [{"api-key": "k"}]}],
+    )  # fmt: skip
+    got = ask_for(proxy, "claude", "claude-opus-4-7")
+    assert (got.status, upstream.seen) == (404, [])
+    assert "excluded models of claude-api-key[0]" in got.json()["error"]["message"]
 
 
 def test_the_owner_s_own_stand_ins_come_first(make_proxy: ProxyMaker, upstream: Upstream) -> None:

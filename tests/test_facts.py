@@ -262,52 +262,91 @@ def test_every_quirk_is_tested_for_somewhere() -> None:
     assert words <= set(cp.QUIRKS)
 
 
+CC, GC = (
+    "claude-cli/2.1.197 (external, cli)",
+    "geminicli-tui/0.61.0/gemini-3-pro-preview (linux; x64; terminal)",
+)
 STANDINS = [
-    # asked for,                  whose models, what to use
-    ("claude-opus-4-8",           "codex",       "gpt-5.6-sol"),
-    ("claude-sonnet-5",           "codex",       "gpt-5.6-terra"),
-    ("claude-haiku-4-5-20251001", "codex",       "gpt-5.6-luna"),
-    ("claude-3-5-haiku-20241022", "codex",       "gpt-5.6-luna"),
-    ("claude-opus-4-8",           "gemini",      "gemini-3.1-pro-preview"),
-    ("claude-sonnet-5",           "gemini",      "gemini-3.7-flash"),
-    ("claude-haiku-4-5-20251001", "gemini",      "gemini-3.5-flash-lite"),
-    ("claude-haiku-4-5-20251001", "gemini-cli",  "gemini-3.1-flash-lite-preview"),
-    ("claude-opus-4-8",           "antigravity", "claude-opus-4-6-thinking"),
-    ("claude-opus-9",             "claude",      "claude-opus-5"),
-    ("claude-haiku-9",            "claude",      "claude-haiku-4-5-20251001"),
-    ("claude-opus-4-8",           "kimi",        "kimi-k3"),
-    ("claude-sonnet-5",           "xai",         "grok-4.5"),
-    ("claude-sonnet-5",           "qwen",        "coder-model"),
-    ("gpt-5.4-nano",              "claude",      "claude-haiku-4-5-20251001"),
-    ("gemini-3.8-flash",          "codex",       "gpt-5.6-luna"),
-    ("gemini-3-pro-preview",      "vertex",      "gemini-3-pro"),
-    ("gemini-3.1-pro-preview",    "codex",       "gpt-5.6-sol"),
-    ("gemini-2.5-pro",            "claude",      "claude-opus-5"),
-    ("gpt-5.9",                   "claude",      None),
-    ("llama3",                    "claude",      None),
+    # who asks, for what,                whose models, what takes its place
+    (CC,    "claude-opus-4-8",           "codex",       "gpt-5.6-sol"),
+    (CC,    "claude-sonnet-5",           "codex",       "gpt-5.6-terra"),
+    (CC,    "claude-haiku-4-5-20251001", "codex",       "gpt-5.6-luna"),
+    (CC,    "claude-3-5-haiku-20241022", "codex",       "gpt-5.6-luna"),
+    (CC,    "claude-opus-4-8",           "gemini",      "gemini-3.1-pro-preview"),
+    (CC,    "claude-sonnet-5",           "gemini",      "gemini-3.7-flash"),
+    (CC,    "claude-haiku-4-5-20251001", "gemini",      "gemini-3.5-flash-lite"),
+    (CC,    "claude-haiku-4-5-20251001", "gemini-cli",  "gemini-3.1-flash-lite-preview"),
+    ("",    "claude-opus-4-8",           "antigravity", "claude-opus-4-6-thinking"),
+    ("",    "claude-opus-9",             "claude",      "claude-opus-5"),
+    ("",    "claude-haiku-9",            "claude",      "claude-haiku-4-5-20251001"),
+    (CC,    "claude-opus-4-8",           "kimi",        "kimi-k3"),
+    (CC,    "claude-sonnet-5",           "xai",         "grok-4.5"),
+    (CC,    "claude-sonnet-5",           "qwen",        "coder-model"),
+    ("amp", "gpt-5.4-nano",              "claude",      "claude-haiku-4-5-20251001"),
+    ("amp", "claude-haiku-4-5-20251001", "codex",       "gpt-5.6-luna"),
+    (GC,    "gemini-3.8-flash",          "codex",       "gpt-5.6-luna"),
+    ("",    "gemini-3-pro-preview",      "vertex",      "gemini-3-pro"),
+    (GC,    "gemini-3.1-pro-preview",    "codex",       "gpt-5.6-sol"),
+    (GC,    "gemini-2.5-pro",            "claude",      "claude-opus-5"),
+    ("",    "gemini-2.5-pro",            "claude",      None),
+    (CC,    "gemini-2.5-pro",            "claude",      None),
+    (GC,    "claude-opus-4-8",           "gemini",      None),
+    ("",    "claude-opus-4-8",           "codex",       None),
+    ("",    "gpt-5.4-nano",              "claude",      None),
+    (CC,    "claude-fable-9",            "codex",       None),
+    (CC,    "gpt-5.9",                   "claude",      None),
+    (CC,    "llama3",                    "claude",      None),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "provider", "found"), STANDINS)
-def test_fallback_for(name: str, provider: str, found: str | None) -> None:
-    assert cp.fallback_for(name, cp.models_of(provider)) == found
+@pytest.mark.parametrize(("client", "name", "provider", "found"), STANDINS)
+def test_who_takes_the_place(client: str, name: str, provider: str, found: str | None) -> None:
+    assert cp.stand_in_for(name, cp.models_of(provider), client, {}) == found
 
 
-@pytest.mark.parametrize(("pattern", "choices"), cp.FALLBACKS, ids=[row[0] for row in cp.FALLBACKS])
-def test_fallback_row(pattern: str, choices: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(("pattern", "choices"), cp.KIN, ids=[row[0] for row in cp.KIN])
+def test_kin_are_of_one_vendor(pattern: str, choices: tuple[str, ...]) -> None:
+    assert any(cp.wildcard(choice, model) for model in cp.MODELS for choice in choices)
+    for choice in choices:
+        assert choice.partition("-")[0] == pattern.partition("-")[0]
+        assert cp.stand_in_for(pattern.replace("*", "x"), [choice.replace("*", "y")], "", {})
+
+
+@pytest.mark.parametrize(
+    ("client", "pattern", "choices"), cp.UNASKED, ids=[f"{row[0]} {row[1]}" for row in cp.UNASKED]
+)
+def test_unasked_rows(client: str, pattern: str, choices: tuple[str, ...]) -> None:
     known = [*cp.MODELS, "glm-5", "deepseek-v4", "qwen3-x", "minimax-m3"]
     assert len(set(choices)) >= len(choices) - 6  # MEDIUM and LARGE share some
+    asked = pattern.replace("*", "x")
     for choice in choices:
-        assert any(cp.wildcard(choice, model) for model in known), choice
-        assert cp.fallback_for(pattern.replace("*", "x"), [choice.replace("*", "y")])
+        model = choice.replace("*", "y")
+        assert any(cp.wildcard(choice, known_one) for known_one in known), choice
+        assert cp.stand_in_for(asked, [model], client.replace("*", "1"), {}) == model
 
 
-def test_rules_of_the_user() -> None:
-    rules = [("a*", ["x", "y-*"]), ("ab", ["z"])]
-    assert cp.fallback_for("ab", ["z", "y-1"], rules) == "y-1"
-    assert cp.fallback_for("ab", ["z"], rules) == "z"
-    assert cp.fallback_for("ab", ["y-9", "y-10", "y-9.5"], rules) == "y-10"
-    assert cp.fallback_for("ab", [], rules) is cp.fallback_for("b", ["x"], rules) is None
+def test_same_vendor_before_any_other() -> None:
+    for model in ("claude-sonnet-5", "claude-haiku-4-5", "claude-fable-5"):
+        assert cp.stand_in_for("claude-opus-5", ["gpt-5.5", model], CC, {}) == model
+
+
+def test_what_the_owner_wants_comes_first() -> None:
+    wanted = {"a*": ["x", "y-*"], "ab": ["z"], "claude-*": ["gpt-5.5"], "claude-haiku-*": []}
+    assert cp.stand_in_for("ab", ["z", "y-1"], "", wanted) == "z", "the closest pattern"
+    assert cp.stand_in_for("ab", ["y-9", "y-10", "y-9.5"], "", wanted) == "y-10"
+    assert cp.stand_in_for("ab", [], "", wanted) is None
+    assert cp.stand_in_for("b", ["x"], "", wanted) is None
+    assert cp.stand_in_for("claude-opus-5", ["claude-opus-4-8", "gpt-5.5"], "", wanted) == "gpt-5.5"
+    assert cp.stand_in_for("claude-opus-5", ["claude-opus-4-8"], "", wanted) == "claude-opus-4-8"
+
+
+@pytest.mark.parametrize("off", ["claude-haiku-5", "claude-haiku-*", "claude-*", "*"])
+def test_an_empty_list_switches_all_off(off: str) -> None:
+    there = ["claude-haiku-4-5", "gpt-5.6-luna"]
+    assert cp.stand_in_for("claude-haiku-5", there, CC, {off: []}) is None
+    assert cp.stand_in_for("claude-haiku-5", there, CC, {off: [], "claude-haiku-5*": ["gpt-5*"]}) == (
+        None if off == "claude-haiku-5" else "gpt-5.6-luna"
+    )
 
 
 def test_versions_are_numbers_and_dates_are_not() -> None:

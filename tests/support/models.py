@@ -22,11 +22,18 @@ ASKS_FOR: dict[str, tuple[str, dict[str, Any]]] = {  # dialect -> path, body wit
 }
 
 
-def ask_for(proxy: Proxy, dialect: str, model: str, **more: Any) -> Got:
+CLIENTS = {  # who asks for models unasked, by its User-Agent
+    "claude": "claude-cli/2.1.197 (external, cli)",
+    "gemini": "GeminiCLI-tui/0.61.0/gemini-3-pro-preview (linux; x64; terminal)",
+}
+
+
+def ask_for(proxy: Proxy, dialect: str, model: str, client: str = "", **more: Any) -> Got:
     path, body = ASKS_FOR[dialect]
+    headers = {"user-agent": client} if client else None
     if dialect == "gemini":
-        return proxy.ask(path.replace("{model}", model), {**body, **more})
-    return proxy.ask(path, {**body, "model": model, **more})
+        return proxy.ask(path.replace("{model}", model), {**body, **more}, headers)
+    return proxy.ask(path, {**body, "model": model, **more}, headers)
 
 
 def names(proxy: Proxy) -> set[str]:
@@ -52,4 +59,7 @@ def answers(seen: Seen) -> Reply:
     """Answer any call in the dialect of its path, naming the upstream's model."""
     if seen.path.endswith("/responses"):
         return make_reply([cp.sse_frame(COMPLETED, "response.completed")], headers=SSE)
+    if seen.path.endswith("/chat/completions"):
+        choice = {"index": 0, "message": {"role": "assistant", "content": "hi"}, "finish_reason": "stop"}
+        return make_reply({"id": "c", "model": "real", "choices": [choice]})
     return make_reply({"type": "message", "model": "real", "content": [], "usage": {}})
