@@ -1748,78 +1748,6 @@ def write_frames(writer: FrameWriter, events: Iterable[Event]) -> Frames:
         yield from writer.fail(error)
 
 
-class Lane:
-    """A part under way: what comes before it has begun makes it grow, what comes later is sent."""
-
-    def __init__(self, part: Part) -> None:
-        self.part = part
-        self.at = -1  # its number, once it has begun
-        self.empty = not part.text
-        self.tail = part.text  # the last piece of its text
-
-
-class Lanes:
-    """The parts of one choice under way, put in a row though the wire may interleave them.
-
-    Calls may be added to until the end, so the oldest one streams and the others wait. Texts stop
-    when another kind begins. Source: spec/dialects.md 5.2.
-    """
-
-    def __init__(self, choice: int, numbers: Iterator[int]) -> None:
-        self.choice, self.numbers = choice, numbers
-        self.row: list[Lane] = []  # only the first one flows
-        self.kinds: set[str] = set()  # of the parts that have begun
-
-    def begin(self, lane: Lane) -> Iterator[Event]:
-        """Begin a part if it is its turn. A call begins when its name is known."""
-        nameless = lane.part.kind == "call" and not lane.part.name
-        if lane.at < 0 and lane is self.row[0] and not nameless:
-            lane.at = next(self.numbers)
-            self.kinds.add(lane.part.kind)
-            yield from list(part_events(lane.at, lane.part, self.choice))[:-1]
-
-    def close(self) -> Iterator[Event]:
-        """End the first part. A call without a name is dropped, one without arguments gets `{}`."""
-        lane = self.row[0]
-        yield from self.begin(lane)
-        if lane.at >= 0 and lane.part.kind == "call" and lane.empty and not lane.part.custom:
-            yield PartDelta(lane.at, "text", "{}")
-        if lane.at >= 0:
-            yield PartEnd(lane.at)
-        del self.row[0]
-
-    def open(self, part: Part) -> Iterator[Event]:
-        if self.row and self.row[0].part.kind != "call":
-            yield from self.close()
-        self.row.append(Lane(part))
-        yield from self.begin(self.row[-1])
-
-    def add(self, lane: Lane, field: str, value: Any) -> Iterator[Event]:
-        if value and field == "text":
-            lane.empty, lane.tail = False, value
-        if value and lane.at >= 0:
-            yield PartDelta(lane.at, field, value)
-        elif value:
-            grown = lane.part.text + value if field == "text" else value
-            lane.part = part_with(lane.part, PartDelta(lane.at, field, grown))
-
-    def last(self, kind: str) -> Lane | None:
-        """Return the latest part if it is of this kind."""
-        return self.row[-1] if self.row and self.row[-1].part.kind == kind else None
-
-    def say(self, part: Part) -> Iterator[Event]:
-        """Go on with a text, thinking or refusal, or begin one."""
-        lane = self.last(part.kind)
-        if lane:
-            yield from self.add(lane, "text", part.text)
-        elif part.text:
-            yield from self.open(part)
-
-    def end(self) -> Iterator[Event]:
-        while self.row:
-            yield from self.close()
-
-
 NO_RESULT = Part("result", parts=(Part("text", "[no result]"),), error=True)
 
 
@@ -3070,33 +2998,44 @@ def claude_write_error(error: ProxyError) -> Json:
 # 8. CHAT                                                                         [pure]
 ########################################################################################
 # The Chat Completions API, OpenAI's own and that of the many who follow it, each in its own way.
-# What the writer would not write of an object that was read is kept in its `extra` by chat_extra,
-# and put back by restored; keys that begin with "_" are notes. Source: spec/dialects.md 1A, 4.4.
+# What a client of Chat said goes to an upstream of Chat as it came: the `extra` of what was read is that
+# object; the settings of a request are written anew, and restored. Keys that begin with "_" are notes.
 # QUIRKS of a target: max-tokens (knows no max_completion_tokens), system (no developer role),
 # string-content (no lists of texts), empty-content (no null), no-stream-options,
-# reasoning-content (wants the thinking of earlier turns back).
+# reasoning-content (wants the thinking of earlier turns back). Source: spec/dialects.md 1A, 4.4.
+
+
+# -- tables ----------------------------------------------------------------------------
+
 
 Quirks = frozenset[str]  # of a target
 
 CHAT_PARAMS = words_read(PARAMS, "chat")
-CHAT_WRITE_PARAMS = words_write(PARAMS, "chat")
-CHAT_FINISHES = {  # beside OpenAI's: Mistral's model_length, OpenRouter's error
-    **words_read(FINISH_REASONS, "chat"), "max_tokens": "length", "model_length": "length", "error": "error",
-}  # fmt: skip
-CHAT_WRITE_FINISHES = words_write(FINISH_REASONS, "chat")
+CHAT_PARAMS_WRITE = words_write(PARAMS, "chat")
 CHAT_MODES = {  # tool_choice -> mode; any: Mistral's
     "auto": "auto", "none": "none", "required": "required", "any": "required",
 }  # fmt: skip
 CHAT_FORMATS = {"json_object": "json", "json_schema": "schema"}
 CHAT_ROLES = ("system", "developer", "user", "assistant", "tool")
+CHAT_FORMS = {"mpeg": "mp3", "x-wav": "wav", "wave": "wav"}  # MIME subtype of sound -> format
+CHAT_FINISH = {  # beside OpenAI's: Mistral's model_length, OpenRouter's error
+    **words_read(FINISH_REASONS, "chat"), "max_tokens": "length", "model_length": "length", "error": "error",
+}  # fmt: skip
+CHAT_FINISH_WRITE = words_write(FINISH_REASONS, "chat")
+# fmt: off
+CHAT_USAGE = (
+    # field of Usage  details that have it         its names, the first that is filled; or of the usage itself, as Kimi and DeepSeek have it
+    ("input",         "",                          ("prompt_tokens",)),
+    ("cache_read",    "prompt_tokens_details",     ("cached_tokens", "prompt_cache_hit_tokens")),
+    ("cache_write",   "prompt_tokens_details",     ("cache_write_tokens",)),
+    ("output",        "",                          ("completion_tokens",)),
+    ("reasoning",     "completion_tokens_details", ("reasoning_tokens",)),
+)
+# fmt: on
+CHAT_COUNTS = frozenset(["total_tokens", *(name for *_, names in CHAT_USAGE for name in names)])
+CHAT_SAYS = {"text": "content", "thinking": "reasoning_content", "refusal": "refusal"}
+CHAT_WHERE = {"url": "by its URL", "file_id": "by its file id"}
 CHAT_LATE = "See the attachment in the next message."  # a result that is all image
-CHAT_PLAIN: Quirks = frozenset()  # the quirks of OpenAI itself
-
-
-def chat_extra(wire: Json, written: Json, **notes: Any) -> Mapping[str, Json]:
-    """Return the `extra` of what was read from `wire`, given how it would be written by itself."""
-    own = {**rest_of(wire, written), **{key: value for key, value in notes.items() if value}}
-    return {"chat": own} if own else EMPTY
 
 
 def chat_own(thing: Request | Message | Part | Tool | Usage) -> Json:
@@ -3105,19 +3044,23 @@ def chat_own(thing: Request | Message | Part | Tool | Usage) -> Json:
 
 def chat_text(value: Any) -> str:
     """Return a text that some send as null, as an object, or as a list of texts."""
+    if value is None or isinstance(value, str):
+        return value or ""
     if isinstance(value, list) and all(isinstance(item, dict) for item in value):
         fields = ("text", "content", "summary")
         return "".join(chat_text(next(filter(None, map(item.get, fields)), "")) for item in value)
-    return value if isinstance(value, str) else "" if value is None else dumps_text(value)
+    return dumps_text(value)
 
 
 def chat_cache(data: Json) -> str:
     """Return the cache breakpoint of a part or tool: OpenAI's mark, or (OpenRouter) Claude's."""
     mark = data.get("cache_control") or data.get("prompt_cache_breakpoint")
-    return "" if not mark else "1h" if mark.get("ttl") == "1h" else "5m"
+    if not mark:
+        return ""
+    return "1h" if mark.get("ttl") == "1h" else "5m"
 
 
-# -- content ---------------------------------------------------------------------------
+# -- parts and messages, read ----------------------------------------------------------
 
 
 def chat_media(kind: str, url: str, name: str = "", detail: str = "") -> Part:
@@ -3132,13 +3075,14 @@ def chat_media(kind: str, url: str, name: str = "", detail: str = "") -> Part:
     return Part("media", media=Media(kind, "base64", data, mime, name, detail))
 
 
-def chat_url(media: Media) -> str:
-    return media.data if media.source == "url" else f"data:{media.mime};base64,{media.data}"
-
-
 def chat_read_image(image: Json | str) -> Part:
-    image = {"url": image} if isinstance(image, str) else image
+    if isinstance(image, str):
+        return chat_media("image", image)
     return chat_media("image", image["url"], detail=image.get("detail") or "")
+
+
+def chat_read_sound(sound: Json) -> Part:
+    return Part("media", media=Media("audio", "base64", sound["data"], f"audio/{sound['format']}"))
 
 
 def chat_read_file(file: Json) -> Part:
@@ -3146,73 +3090,23 @@ def chat_read_file(file: Json) -> Part:
     name = file.get("filename") or ""
     if file.get("file_id"):
         return Part("media", media=Media("document", "file_id", file["file_id"], "", name))
-    read = chat_media("document", file["file_data"], name)
-    return read._replace(extra={"chat": {"_url": True}}) if ":" in file["file_data"][:9] else read
+    return chat_media("document", file["file_data"], name)
 
 
-def chat_write_file(media: Media) -> Json:
-    if media.source == "file_id":
-        return {"file_id": media.data}
-    return {"file_data": chat_url(media), "filename": media.name or "document.pdf"}
-
-
-class ChatPart(NamedTuple):
-    """A type of part: how the field that is named like it is read, and written of text or media."""
-
-    holds: str  # kind of part or media, and for media the sources that there may be
-    read: Callable[[Any], Part]
-    write: Callable[[Any], Any]
-
-
-CHAT_FORMS = {"mpeg": "mp3", "x-wav": "wav", "wave": "wav"}  # MIME subtype of sound -> format
-CHAT_WHERE = {"url": "by its URL", "file_id": "by its file id"}
-CHAT_SAYS = {"text": "content", "thinking": "reasoning_content", "refusal": "refusal"}
-# fmt: off
-CHAT_PARTS = {
-    # type                  holds                          read, write
-    "text":        ChatPart("text",                        lambda text: Part("text", text), str),
-    "refusal":     ChatPart("refusal",                     lambda text: Part("refusal", text), str),
-    "image_url":   ChatPart("image base64 url",            chat_read_image,
-                            lambda media: filled(url=chat_url(media), detail=media.detail)),
-    "input_audio": ChatPart("audio base64",
-                            lambda sound: Part("media", media=Media("audio", "base64", sound["data"], f"audio/{sound['format']}")),
-                            lambda media: {"data": media.data, "format": CHAT_FORMS.get(media.mime[6:], media.mime[6:])}),
-    "file":        ChatPart("document base64 url file_id", chat_read_file, chat_write_file),
+CHAT_PARTS: dict[str, Callable[[Any], Part]] = {  # type -> how the field that is named like it is read
+    "text": partial(Part, "text"),
+    "refusal": partial(Part, "refusal"),
+    "image_url": chat_read_image,
+    "input_audio": chat_read_sound,
+    "file": chat_read_file,
 }
-CHAT_TYPES = {  # kind of part, or kind and source of media -> type
-    (kind, source): name
-    for name, row in CHAT_PARTS.items() for kind, *sources in (row.holds.split(),) for source in sources or ("",)
-}
-# fmt: on
 
 
 def chat_read_part(part: Json) -> Part:
     kind = part["type"]
     if kind not in CHAT_PARTS:
         return Part("opaque", extra={"chat": part})
-    read = CHAT_PARTS[kind].read(part[kind])._replace(cache=chat_cache(part))
-    return read._replace(extra=chat_extra(part, chat_write_part(read), **chat_own(read)))
-
-
-def chat_write_part(part: Part) -> Json:
-    """Write a part, a text document as text. Raises ProxyError for media that have no place."""
-    own, media, key = chat_own(part), part.media, (part.kind, "")
-    if media and media.source == "text":
-        return {"type": "text", "text": f"{media.name}\n{media.data}".lstrip("\n")}
-    if media:
-        key = (media.kind, media.source)
-        if key not in CHAT_TYPES or (key == ("document", "url") and "_url" not in own):
-            message = f"this upstream takes no {media.kind} {CHAT_WHERE.get(media.source, '')}"
-            raise ProxyError("invalid_request", f"{message}: send another", param="messages")
-    name = CHAT_TYPES.get(key, "")  # none: other dialects' hosted calls, and what is opaque
-    written = {"type": name, name: CHAT_PARTS[name].write(media or part.text)} if name else {}
-    return restored(written, own)
-
-
-def chat_write_parts(parts: Iterable[Part]) -> list[Json]:
-    """Write what has a place in a message."""
-    placed = (part for part in parts if part.media or part.kind in {*CHAT_PARTS, "opaque"})
-    return list(filter(None, map(chat_write_part, placed)))
+    return CHAT_PARTS[kind](part[kind])._replace(cache=chat_cache(part), extra={"chat": part})
 
 
 def chat_read_content(content: str | list[Json] | None) -> tuple[Part, ...]:
@@ -3221,25 +3115,9 @@ def chat_read_content(content: str | list[Json] | None) -> tuple[Part, ...]:
     return tuple(map(chat_read_part, content or ()))
 
 
-def chat_write_content(parts: Iterable[Part], own: Json, quirks: Quirks) -> str | list[Json]:
-    """Write parts as a list; a single plain text, or for some hosts all texts, as a string."""
-    wire = chat_write_parts(parts)
-    plain = len(wire) == 1 and wire[0].keys() == {"type", "text"} and "_list" not in own
-    if plain or ("string-content" in quirks and all(part["type"] == "text" for part in wire)):
-        return "\n\n".join(part["text"] for part in wire)
-    return wire
-
-
-# -- messages --------------------------------------------------------------------------
-
-
 def chat_proof(data: Json) -> str:
     """Return a thought signature, in the slot of Google's compatibility endpoint."""
     return inner(data, "extra_content", "google").get("thought_signature") or ""
-
-
-def chat_write_proof(proof: str) -> Json:
-    return {"extra_content": {"google": {"thought_signature": proof}}} if proof else {}
 
 
 def chat_read_call(call: Json) -> Part:
@@ -3250,52 +3128,146 @@ def chat_read_call(call: Json) -> Part:
     return Part("call", text, first_said(call, "id"), name, proof=chat_proof(call), custom=custom)
 
 
-def chat_write_call(part: Part) -> Json:
-    kind, field = ("custom", "input") if part.custom else ("function", "arguments")
-    body = {"name": part.name, field: part.text}
-    call = {"id": part.id, "type": kind, kind: body, **chat_write_proof(part.proof)}
-    return restored(call, chat_own(part))
-
-
 def chat_read_said(message: Json) -> Iterator[Part]:
     """Read what an assistant said. Thinking comes as a text in one of two fields, or in both."""
-    fields = [name for name in ("reasoning_content", "reasoning") if message.get(name)]
-    if fields and isinstance(message[fields[0]], str):
-        yield Part("thinking", message[fields[0]], extra={"chat": {"_field": fields[0]}})
+    thought = message.get("reasoning_content") or message.get("reasoning")
+    if thought and isinstance(thought, str):
+        yield Part("thinking", thought)
     yield from chat_read_content(message.get("content"))
     if message.get("refusal") and not isinstance(message.get("content"), list):
         yield Part("refusal", message["refusal"])
     for call in message.get("tool_calls") or ():
-        read = chat_read_call(call)._replace(id=call["id"])
-        yield read._replace(extra=chat_extra(call, chat_write_call(read)))
+        yield chat_read_call(call)._replace(id=call["id"], extra={"chat": call})
 
 
 def chat_read_message(message: Json) -> Message:
-    role, content = message["role"], message.get("content")
-    notes = {"_list": isinstance(content, list)}
+    role = message["role"]
     if role not in CHAT_ROLES:
         words = f"unknown role {role!r}, not one of {', '.join(CHAT_ROLES)}"
         raise ProxyError("invalid_request", words, param="messages")
-    said = chat_read_said(message) if role == "assistant" else chat_read_content(content)
-    parts = tuple(said)
+    if role == "assistant":
+        return Message(role, tuple(chat_read_said(message)), {"chat": message})
+    parts = chat_read_content(message.get("content"))
     if role == "tool":
         parts = (Part("result", id=message["tool_call_id"], parts=parts),)
-    read = Message(role, parts, chat_extra(EMPTY, EMPTY, **notes))
-    written = next(chat_write_message(read, CHAT_PLAIN), EMPTY)
-    return read._replace(extra=chat_extra(message, written, **notes))
+    return Message(role, parts, {"chat": message})
 
 
-def chat_modern(body: Json) -> Json:
-    """Return a body in today's form: before November 2023 there were functions, one call a turn."""
-    modern = {**body, "messages": list(chat_modern_messages(body["messages"]))}
-    if body.get("functions"):
-        tools = [{"type": "function", "function": function} for function in modern.pop("functions")]
-        modern.update(tools=[*(body.get("tools") or ()), *tools], parallel_tool_calls=False)
-    asked = modern.pop("function_call", None)
-    if asked and not body.get("tool_choice"):
-        named = isinstance(asked, dict)
-        modern["tool_choice"] = {"type": "function", "function": asked} if named else asked
-    return modern
+# -- parts and messages, written -------------------------------------------------------
+
+
+def chat_url(media: Media) -> str:
+    return media.data if media.source == "url" else f"data:{media.mime};base64,{media.data}"
+
+
+def chat_write_media(media: Media) -> Json:
+    """Write media, a text document as text. Raises ProxyError for those that have no place."""
+    where, form = (media.kind, media.source), media.mime.partition("/")[2]
+    if media.source == "text":
+        return {"type": "text", "text": f"{media.name}\n{media.data}".lstrip("\n")}
+    if where in {("image", "base64"), ("image", "url")}:
+        return {"type": "image_url", "image_url": filled(url=chat_url(media), detail=media.detail)}
+    if where == ("audio", "base64"):
+        sound = {"data": media.data, "format": CHAT_FORMS.get(form, form)}
+        return {"type": "input_audio", "input_audio": sound}
+    if where == ("document", "base64"):
+        file = {"file_data": chat_url(media), "filename": media.name or "document.pdf"}
+        return {"type": "file", "file": file}
+    if where == ("document", "file_id"):
+        return {"type": "file", "file": {"file_id": media.data}}
+    message = f"this upstream takes no {media.kind} {CHAT_WHERE.get(media.source, '')}"
+    raise ProxyError("invalid_request", f"{message}: send another", param="messages")
+
+
+def chat_write_part(part: Part) -> Json:
+    """Write a part; empty: a hosted call of another dialect, which has no place."""
+    own = chat_own(part)
+    if own or part.kind == "opaque":
+        return own
+    if part.media:
+        return chat_write_media(part.media)
+    return {"type": part.kind, part.kind: part.text}
+
+
+def chat_write_parts(parts: Iterable[Part]) -> list[Json]:
+    """Write what has a place in a message."""
+    placed = (part for part in parts if part.media or part.kind in {"text", "refusal", "opaque"})
+    return list(filter(None, map(chat_write_part, placed)))
+
+
+def chat_write_content(parts: Iterable[Part]) -> str | list[Json]:
+    """Write parts: a single plain text as a string, else a list."""
+    wire = chat_write_parts(parts)
+    plain = len(wire) == 1 and wire[0].keys() == {"type", "text"}
+    return wire[0]["text"] if plain else wire
+
+
+def chat_write_proof(proof: str) -> Json:
+    return {"extra_content": {"google": {"thought_signature": proof}}} if proof else {}
+
+
+def chat_write_call(part: Part) -> Json:
+    """Write a call; of one that came from Chat the proof alone may have changed."""
+    own = chat_own(part)
+    if own and chat_proof(own) == part.proof:
+        return own
+    if own:
+        return {**without(own, frozenset(["extra_content"])), **chat_write_proof(part.proof)}
+    kind, field = ("custom", "input") if part.custom else ("function", "arguments")
+    body = {"name": part.name, field: part.text}
+    return {"id": part.id, "type": kind, kind: body, **chat_write_proof(part.proof)}
+
+
+def chat_write_result(part: Part) -> Json:
+    """Write a result as a text; the images that it shows come later."""
+    wire = chat_write_parts(part.parts)
+    texts = [item["text"] for item in wire if item["type"] == "text"]
+    text = "\n".join(texts) if texts or not wire else CHAT_LATE
+    if part.error and not text.startswith("Error: "):
+        text = f"Error: {text}"
+    return {"role": "tool", "tool_call_id": part.id, "content": text}
+
+
+def chat_write_turn(message: Message) -> Iterator[Json]:
+    """Write any message but an assistant's: results first, then their images and the rest."""
+    rest: list[Part] = []
+    for part in message.parts:
+        if part.kind == "result":
+            yield chat_write_result(part)
+            rest += [item for item in part.parts if item.media and item.media.source != "text"]
+    rest += [part for part in message.parts if part.kind != "result"]
+    content = chat_write_content(rest)
+    if content:
+        yield {"role": "user" if message.role == "tool" else message.role, "content": content}
+
+
+def chat_write_assistant(message: Message, quirks: Quirks) -> Iterator[Json]:
+    written: Json = {}
+    calls = [chat_write_call(part) for part in message.parts if part.kind == "call"]
+    for part in message.parts:
+        field = CHAT_SAYS.get(part.kind)
+        hidden = part.kind == "thinking" and "reasoning-content" not in quirks
+        if field and not hidden and (part.text or part.kind == "text"):
+            written[field] = written.get(field, "") + part.text
+    written.setdefault("content", None)
+    if calls:
+        written["tool_calls"] = calls
+    if any(written.values()):
+        yield {"role": "assistant", **written}
+
+
+def chat_write_message(message: Message, quirks: Quirks) -> Iterable[Json]:
+    """Write a message, as several if it holds results."""
+    own = chat_own(message)
+    if own:
+        calls = [chat_write_call(part) for part in message.parts if part.kind == "call"]
+        return [{**own, "tool_calls": calls} if calls else own]
+    if message.role == "assistant":
+        return chat_write_assistant(message, quirks)
+    return chat_write_turn(message)
+
+
+# -- requests, read --------------------------------------------------------------------
 
 
 def chat_modern_messages(messages: Iterable[Json]) -> Iterator[Json]:
@@ -3312,75 +3284,17 @@ def chat_modern_messages(messages: Iterable[Json]) -> Iterator[Json]:
             yield message
 
 
-def chat_lift(message: Message) -> tuple[Part, ...]:
-    """Return a leading system message as parts of Request.system; the first recalls the message."""
-    first, *others = message.parts or (Part("text"),)
-    own = {**chat_own(first), "_message": message._replace(parts=())}
-    return (first._replace(extra={"chat": own}), *others)
-
-
-def chat_lower(system: Iterable[Part]) -> list[Message]:
-    """Return Request.system as messages: the inverse of chat_lift."""
-    messages: list[Message] = []
-    for part in system:
-        if "_message" in chat_own(part) or not messages:
-            messages.append(chat_own(part).get("_message", Message("system", ())))
-        messages[-1] = messages[-1]._replace(parts=(*messages[-1].parts, part))
-    return messages
-
-
-def chat_write_result(part: Part, own: Json, quirks: Quirks) -> Json:
-    content: str | list[Json]
-    if "_list" in own and not part.error:
-        content = chat_write_content(part.parts, own, quirks)
-    else:
-        wire = chat_write_parts(part.parts)
-        texts = [item["text"] for item in wire if item["type"] == "text"]
-        text = "\n".join(texts) if texts or not wire else CHAT_LATE
-        content = f"Error: {text}" if part.error and not text.startswith("Error: ") else text
-    return {"role": "tool", "tool_call_id": part.id, "content": content}
-
-
-def chat_write_turn(message: Message, quirks: Quirks) -> Iterator[Json]:
-    """Write any message but an assistant's: results first, then their images and the rest."""
-    own, role, rest = chat_own(message), message.role, list[Part]()
-    for part in message.parts:
-        if part.kind == "result":
-            written = chat_write_result(part, own, quirks)
-            yield restored(written, own if role == "tool" else EMPTY)
-            moved = () if "_list" in own else part.parts
-            rest += [item for item in moved if item.media and item.media.source != "text"]
-    rest += [part for part in message.parts if part.kind != "result"]
-    role, own = ("user", EMPTY) if role == "tool" else (role, own)
-    content = chat_write_content(rest, own, quirks)
-    if content or "content" in own:
-        yield restored({"role": role, **({"content": content} if content else {})}, own)
-
-
-def chat_write_assistant(message: Message, quirks: Quirks) -> Iterator[Json]:
-    own, written = chat_own(message), dict[str, Any]()
-    calls = [chat_write_call(part) for part in message.parts if part.kind == "call"]
-    says = {**CHAT_SAYS, **({} if "reasoning-content" in quirks else {"thinking": ""})}
-    for part in message.parts:
-        field = chat_own(part).get("_field") or says.get(part.kind)
-        if field and (part.text or part.kind == "text"):
-            written[field] = written.get(field, "") + part.text
-    if "_list" in own:
-        listed = [part for part in message.parts if not part.media]
-        written.pop("refusal", None)
-        written["content"] = chat_write_content(listed, own, quirks)
-    written.setdefault("content", "" if "empty-content" in quirks else None)
-    written.update({"tool_calls": calls} if calls else {})
-    if own or any(written.values()):
-        yield restored({"role": "assistant", **written}, own)
-
-
-def chat_write_message(message: Message, quirks: Quirks) -> Iterator[Json]:
-    write = chat_write_assistant if message.role == "assistant" else chat_write_turn
-    return write(message, quirks)
-
-
-# -- tools and settings ----------------------------------------------------------------
+def chat_modern(body: Json) -> Json:
+    """Return a body in today's form: before November 2023 there were functions, one call a turn."""
+    modern = {**body, "messages": list(chat_modern_messages(body["messages"]))}
+    if body.get("functions"):
+        tools = [{"type": "function", "function": function} for function in modern.pop("functions")]
+        modern.update(tools=[*(body.get("tools") or ()), *tools], parallel_tool_calls=False)
+    asked = modern.pop("function_call", None)
+    if asked and not body.get("tool_choice"):
+        named = isinstance(asked, dict)
+        modern["tool_choice"] = {"type": "function", "function": asked} if named else asked
+    return modern
 
 
 def chat_read_tool(tool: Json) -> Tool:
@@ -3390,15 +3304,8 @@ def chat_read_tool(tool: Json) -> Tool:
     body = tool[kind]
     schema, grammar = body.get("parameters"), inner(body, "format").get("grammar")
     about, strict = first_said(body, "description"), body.get("strict")
-    read = Tool(body["name"], about, schema, kind, strict, grammar, cache=chat_cache(tool))
-    return read._replace(extra=chat_extra(tool, chat_write_tool(read)))
-
-
-def chat_write_tool(tool: Tool) -> Json:
-    body = filled(name=tool.name, description=tool.description, parameters=tool.schema)
-    form = tool.grammar and {"type": "grammar", "grammar": tool.grammar}
-    body.update(filled(strict=tool.strict, format=form))
-    return restored({"type": tool.kind, tool.kind: body}, chat_own(tool))
+    mark = chat_cache(tool)
+    return Tool(body["name"], about, schema, kind, strict, grammar, cache=mark, extra={"chat": tool})
 
 
 def chat_read_tools(body: Json) -> Iterator[Tool]:
@@ -3406,21 +3313,6 @@ def chat_read_tools(body: Json) -> Iterator[Tool]:
     if body.get("web_search_options") is not None:
         own = {"web_search_options": body["web_search_options"]}
         yield Tool("web_search", kind="hosted", extra={"chat": own})
-
-
-def chat_write_tools(request: Request) -> Json:
-    """Return the fields that hold tools. Of hosted ones those that came from Chat, and web search.
-
-    That only for models made for it: others answer 400 "not supported with this model".
-    """
-    kinds = [(tool, tool.kind == "hosted") for tool in request.tools]
-    written = [chat_own(tool) if hosted else chat_write_tool(tool) for tool, hosted in kinds]
-    tools = [tool for tool in written if tool and "web_search_options" not in tool]
-    searches = [tool for tool in written if "web_search_options" in tool]
-    wanted = any(hosted and tool.name == "web_search" for tool, hosted in kinds)
-    if wanted and "search" in request.model:
-        searches.append({"web_search_options": {}})
-    return {**(searches[0] if searches else {}), **({"tools": tools} if tools else {})}
 
 
 def chat_read_choice(choice: Any) -> ToolChoice | None:
@@ -3435,6 +3327,85 @@ def chat_read_choice(choice: Any) -> ToolChoice | None:
     return ToolChoice("required", (choice[kind]["name"],)) if named else None
 
 
+def chat_read_format(form: Json) -> Format | None:
+    if form.get("type") not in CHAT_FORMATS:
+        return None
+    kind, schema = CHAT_FORMATS[form["type"]], inner(form, "json_schema")
+    name, description = first_said(schema, "name"), first_said(schema, "description")
+    return Format(kind, name, schema.get("schema"), schema.get("strict"), description)
+
+
+def chat_read_params(body: Json) -> Json:
+    """Return the parameters. Of two names for one the first of PARAMS counts; the smaller limit."""
+    given = {name: body[name] for name in CHAT_PARAMS if body.get(name) is not None}
+    params = {CHAT_PARAMS[name]: value for name, value in given.items()}
+    limits = [given[name] for name in given if CHAT_PARAMS[name] == "max_tokens"]
+    if limits:
+        params["max_tokens"] = min(limits)
+    if isinstance(params.get("stop"), str):
+        params["stop"] = [params["stop"]]
+    return params
+
+
+def chat_read_request(body: Json) -> Request:
+    """POST /v1/chat/completions body -> Request. Source: spec/dialects.md 1A.1 to 1A.3."""
+    wire = chat_modern(body)
+    messages = list(map(chat_read_message, wire.pop("messages")))
+    lead = next((n for n, m in enumerate(messages) if SIDES.get(m.role) != "system"), len(messages))
+    effort = wire.get("reasoning_effort")
+    request = Request(
+        "chat",
+        wire["model"],
+        tuple(messages[lead:]),
+        system=tuple(part for message in messages[:lead] for part in message.parts),
+        tools=tuple(chat_read_tools(wire)),
+        choice=chat_read_choice(wire.get("tool_choice")),
+        params=chat_read_params(wire),
+        thinking=Thinking(effort if effort in EFFORTS else ""),
+        format=chat_read_format(wire.get("response_format") or EMPTY),
+        stream=bool(wire.get("stream")),
+    )
+    notes = {
+        "_system": messages[:lead],
+        "_old": bool(body.get("functions")),
+        "_usage": inner(wire, "stream_options").get("include_usage"),
+    }
+    rest = rest_of(wire, chat_write_settings(request))
+    rest.update((key, value) for key, value in notes.items() if value)
+    return request._replace(extra=extra_of("chat", rest))
+
+
+# -- requests, written -----------------------------------------------------------------
+
+
+def chat_write_tool(tool: Tool) -> Json:
+    """Write a tool; empty: one that another upstream runs itself."""
+    own = chat_own(tool)
+    if own or tool.kind == "hosted":
+        return own
+    body = filled(name=tool.name, description=tool.description, parameters=tool.schema)
+    form = tool.grammar and {"type": "grammar", "grammar": tool.grammar}
+    body.update(filled(strict=tool.strict, format=form))
+    return {"type": tool.kind, tool.kind: body}
+
+
+def chat_write_tools(request: Request) -> Json:
+    """Return the fields that hold tools. Of hosted ones those that came from Chat, and web search.
+
+    That only for models made for it: others answer 400 "not supported with this model".
+    """
+    written = list(map(chat_write_tool, request.tools))
+    tools = [tool for tool in written if tool and "web_search_options" not in tool]
+    searches = [tool for tool in written if "web_search_options" in tool]
+    wanted = any(tool.kind == "hosted" and tool.name == "web_search" for tool in request.tools)
+    if wanted and "search" in request.model:
+        searches.append({"web_search_options": {}})
+    fields: Json = dict(searches[0]) if searches else {}
+    if tools:
+        fields["tools"] = tools
+    return fields
+
+
 def chat_write_choice(choice: ToolChoice, request: Request) -> Json | str:
     customs = {tool.name for tool in request.tools if tool.kind == "custom"}
     kinds = [(name, "custom" if name in customs else "function") for name in choice.names]
@@ -3443,14 +3414,6 @@ def chat_write_choice(choice: ToolChoice, request: Request) -> Json | str:
         return named[0]
     allowed = {"mode": choice.mode, "tools": named}
     return {"type": "allowed_tools", "allowed_tools": allowed} if named else choice.mode
-
-
-def chat_read_format(form: Json) -> Format | None:
-    if form.get("type") not in CHAT_FORMATS:
-        return None
-    kind, schema = CHAT_FORMATS[form["type"]], inner(form, "json_schema")
-    name, description = first_said(schema, "name"), first_said(schema, "description")
-    return Format(kind, name, schema.get("schema"), schema.get("strict"), description)
 
 
 def chat_write_format(form: Format) -> Json:
@@ -3462,19 +3425,8 @@ def chat_write_format(form: Format) -> Json:
     return {"type": "json_schema", "json_schema": named}
 
 
-def chat_read_params(body: Json) -> Json:
-    """Return the parameters. Of two names for one the first of PARAMS counts; the smaller limit."""
-    given = {name: body[name] for name in CHAT_PARAMS if body.get(name) is not None}
-    params = {CHAT_PARAMS[name]: value for name, value in given.items()}
-    limits = [given[name] for name in given if CHAT_PARAMS[name] == "max_tokens"]
-    params.update({"max_tokens": min(limits)} if limits else {})
-    if isinstance(params.get("stop"), str):
-        params["stop"] = [params["stop"]]
-    return params
-
-
 def chat_write_params(request: Request) -> Json:
-    named = ((CHAT_WRITE_PARAMS.get(key), value) for key, value in request.params.items())
+    named = ((CHAT_PARAMS_WRITE.get(key), value) for key, value in request.params.items())
     written = {name: value for name, value in named if name}
     if all(tool.kind == "hosted" for tool in request.tools):
         written.pop("parallel_tool_calls", None)  # a 400 without tools
@@ -3492,43 +3444,6 @@ def chat_write_settings(request: Request) -> Json:
     if request.format:
         body["response_format"] = chat_write_format(request.format)
     return body
-
-
-def chat_read_request(body: Json) -> Request:
-    """POST /v1/chat/completions body -> Request. Source: spec/dialects.md 1A.1 to 1A.3."""
-    wire = chat_modern(body)
-    messages = list(map(chat_read_message, wire.pop("messages")))
-    lead = next((n for n, m in enumerate(messages) if SIDES.get(m.role) != "system"), len(messages))
-    effort = wire.get("reasoning_effort")
-    request = Request(
-        "chat",
-        wire["model"],
-        tuple(messages[lead:]),
-        system=tuple(part for message in messages[:lead] for part in chat_lift(message)),
-        tools=tuple(chat_read_tools(wire)),
-        choice=chat_read_choice(wire.get("tool_choice")),
-        params=chat_read_params(wire),
-        thinking=Thinking(effort if effort in EFFORTS else ""),
-        format=chat_read_format(wire.get("response_format") or EMPTY),
-        stream=bool(wire.get("stream")),
-    )
-    written, old = chat_write_settings(request), bool(body.get("functions"))
-    usage = inner(wire, "stream_options").get("include_usage")
-    return request._replace(extra=chat_extra(wire, written, _old=old, _usage=usage))
-
-
-def chat_write_request(request: Request, target: Target) -> Json:
-    """Request -> POST /v1/chat/completions body."""
-    quirks, messages = target.quirks, request.messages
-    if request.dialect != "chat":
-        messages = tuple(Message(*turn) for turn in answered_turns(messages))
-    body = restored(chat_write_settings(request), chat_own(request))
-    whole = (*chat_lower(request.system), *messages)
-    body["messages"] = [item for message in whole for item in chat_write_message(message, quirks)]
-    if request.stream:
-        options = body.pop("stream_options", None) or EMPTY
-        body.update(stream=True, stream_options={**options, "include_usage": True})
-    return chat_fitted(body, quirks)
 
 
 CHAT_REFUSED = {  # quirk -> words that hosts with it refuse: fields, and a role. Reports of 2026-04 name Mistral and Gemini
@@ -3552,43 +3467,64 @@ def chat_odd(raw: bytes | bytearray, quirks: Quirks, model: str) -> bool:
     return any(f'"{word}"'.encode() in raw for word in words)
 
 
+def chat_fit_message(message: Json, quirks: Quirks) -> Json:
+    """Return a message as a host with such quirks takes it; `message` itself if so it is."""
+    content, changed = message.get("content"), dict[str, Any]()
+    if message["role"] == "developer" and "system" in quirks:
+        changed["role"] = "system"
+    if content is None and "empty-content" in quirks:
+        changed["content"] = ""
+    if isinstance(content, list) and "string-content" in quirks:
+        texts = [part.get("text") for part in content if part.get("type") == "text"]
+        if len(texts) == len(content):
+            changed["content"] = "\n\n".join(texts)
+    return {**message, **changed} if changed else message
+
+
 def chat_fitted(body: Json, quirks: Quirks) -> Json:
     """Return a body as its model and a host with such quirks take it; `body` itself if so it is."""
     fitted, (right, wrong) = body, chat_limit(quirks, str(body.get("model")))
-    for refused in (CHAT_REFUSED[quirk] for quirk in CHAT_REFUSED if quirk in quirks):
-        fitted = fitted if refused.isdisjoint(fitted) else without(fitted, refused)
+    for quirk, refused in CHAT_REFUSED.items():
+        if quirk in quirks and not refused.isdisjoint(fitted):
+            fitted = without(fitted, refused)
     if wrong in body:
         limit = body.get("max_completion_tokens", body.get("max_tokens"))
         fitted = {**without(fitted, frozenset([wrong])), right: limit}
-    if "system" in quirks and any(m["role"] == "developer" for m in body.get("messages") or ()):
-        fitted = {**fitted, "messages": list(map(chat_plain_role, body["messages"]))}
+    messages = [chat_fit_message(message, quirks) for message in body.get("messages") or ()]
+    if any(new is not old for new, old in zip(messages, body.get("messages") or ())):
+        fitted = {**fitted, "messages": messages}
     return fitted
 
 
-def chat_plain_role(message: Json) -> Json:
-    return {**message, "role": "system"} if message["role"] == "developer" else message
+def chat_write_request(request: Request, target: Target) -> Json:
+    """Request -> POST /v1/chat/completions body."""
+    own, quirks = chat_own(request), target.quirks
+    whole = [*(own.get("_system") or [Message("system", request.system)]), *request.messages]
+    if request.dialect != "chat":
+        whole = [
+            Message("system", request.system),
+            *(Message(*turn) for turn in answered_turns(request.messages)),
+        ]
+    body = restored(chat_write_settings(request), own)
+    body["messages"] = [wire for message in whole for wire in chat_write_message(message, quirks)]
+    if request.stream:
+        options = body.pop("stream_options", None) or EMPTY
+        body.update(stream=True, stream_options={**options, "include_usage": True})
+    return chat_fitted(body, quirks)
 
 
-# -- reading answers -------------------------------------------------------------------
-
-
-CHAT_DETAILS = ("prompt_tokens_details", "completion_tokens_details")
-CHAT_COUNTS = frozenset(  # what the model has names for
-    "prompt_tokens completion_tokens total_tokens cached_tokens prompt_cache_hit_tokens"
-    " cache_write_tokens reasoning_tokens".split()
-)
+# -- answers, read ---------------------------------------------------------------------
 
 
 def chat_read_usage(usage: Json) -> Usage:
-    """Read `usage`, with the cache fields of Kimi (cached_tokens) and DeepSeek (.._hit_tokens)."""
-    prompt, spoken = (inner(usage, key) for key in CHAT_DETAILS)
-    cached = first_said({**usage, **prompt}, "cached_tokens", "prompt_cache_hit_tokens")
-    written, thought = prompt.get("cache_write_tokens"), spoken.get("reasoning_tokens")
-    counts = usage.get("prompt_tokens"), cached, written, usage.get("completion_tokens"), thought
-    details = {key: without(inner(usage, key), CHAT_COUNTS) for key in CHAT_DETAILS}
-    rest = {**without(usage, CHAT_COUNTS), **details}
-    own = {key: value for key, value in rest.items() if value}
-    return Usage._make((*[number or 0 for number in counts], {"chat": own} if own else EMPTY))
+    """Read `usage`; what it says beside the numbers is kept."""
+    counts: Json = {}
+    for field, details, names in CHAT_USAGE:
+        counts[field] = first_said(inner(usage, details), *names) or first_said(usage, *names) or 0
+    rest = without(usage, CHAT_COUNTS)
+    for details in ("prompt_tokens_details", "completion_tokens_details"):
+        rest[details] = without(inner(usage, details), CHAT_COUNTS)
+    return Usage(**counts, extra=extra_of("chat", {key: value for key, value in rest.items() if value}))
 
 
 def chat_read_citation(annotation: Json) -> Citation | None:
@@ -3598,119 +3534,173 @@ def chat_read_citation(annotation: Json) -> Citation | None:
     return Citation(url, title, start, end, text) if cited else None
 
 
-class ChatChoice:
-    """One choice of an answer under way."""
+class ChatLane:
+    """A call under way, or what came after one: what is said of it waits until it flows."""
 
-    def __init__(self, number: int, answer: ChatAnswer) -> None:
-        self.answer, self.lanes = answer, Lanes(number, answer.numbers)
-        self.calls: list[tuple[Any, str, Lane]] = []  # index and id on the wire
-        self.citations: tuple[Citation, ...] = ()  # that came before their text
+    def __init__(self, part: Part, index: Any = None) -> None:
+        self.part, self.index, self.given = part, index, part.id  # of a call: as the wire has them
+        self.said: list[tuple[str, Any]] = []  # fields and values that wait
+        self.flows = False
+        self.tail = ""  # the last piece of its text
+
+
+class ChatChoice:
+    """One choice of an answer under way.
+
+    Calls may be added to until the end, though the wire interleaves them: the oldest flows, the others
+    and all that comes after them wait in a row behind it. Source: spec/dialects.md 5.2.
+    """
+
+    def __init__(self, number: int, reader: ChatReader) -> None:
+        self.reader, self.parts = reader, Parts(reader.numbers, number)
+        self.row: list[ChatLane] = []  # the first one is a call, and flows once its name is known
+        self.citations: list[Citation] = []  # that came before their text
         self.audio: Json = {}
         self.finish = ""
 
+    def flow(self) -> Iterator[Event]:
+        """Tell what is known of the first in the row."""
+        lane, parts = self.row[0], self.parts
+        if not lane.flows and (lane.part.name or lane.part.kind != "call"):
+            lane.flows = True
+            yield from parts.open(lane.part)
+            yield from parts.begin()
+        if lane.flows:
+            for field, value in lane.said:
+                yield from parts.add(field, value)
+            lane.said.clear()
+
+    def add(self, field: str, value: Any, lane: ChatLane | None = None) -> Iterator[Event]:
+        """Say something of a call, or else of the last part."""
+        lane = lane or (self.row[-1] if self.row else None)
+        if lane is None:
+            yield from self.parts.add(field, value)
+        elif value:
+            lane.said.append((field, value))
+            lane.tail = value if field == "text" else lane.tail
+            if lane is self.row[0]:
+                yield from self.flow()
+
     def say(self, kind: str, text: str) -> Iterator[Event]:
-        early: tuple[Citation, ...] = ()
-        if kind == "text" and text:
-            early, self.citations = self.citations, ()
-        return self.lanes.say(Part(kind, text, citations=early))
+        """Go on with a text, thinking or refusal, or begin one."""
+        if text and not self.row:
+            yield from self.parts.say(Part(kind, text))
+        elif text:
+            if self.row[-1].part.kind != kind:
+                self.row.append(ChatLane(Part(kind)))
+            yield from self.add("text", text)
+        while text and kind == "text" and self.citations:
+            yield from self.add("citation", self.citations.pop(0))
+
+    def show(self, part: Part) -> Iterator[Event]:
+        """Tell of media, which come whole."""
+        if self.row:
+            self.row.append(ChatLane(part))
+        else:
+            yield from self.parts.whole(part)
 
     def end(self) -> Iterator[Event]:
-        calls = [lane for lane in self.lanes.row if lane.part.kind == "call"]
+        calls = [lane for lane in self.row if lane.part.kind == "call"]
         if not self.finish and any(lane.tail.rstrip()[-1:] not in {"", "}"} for lane in calls):
             raise ProxyError("upstream_failed", "the upstream ended its stream in the middle")
         if self.audio:
-            form = inner(chat_own(self.answer.request), "audio").get("format", "wav")
+            form = inner(chat_own(self.reader.request), "audio").get("format", "wav")
             media = Media("audio", "base64", first_said(self.audio, "data"), f"audio/{form}")
-            yield from self.lanes.open(Part("media", media=media, extra={"chat": self.audio}))
-        yield from self.lanes.end()
+            yield from self.show(Part("media", media=media, extra={"chat": self.audio}))
+        while self.row:
+            yield from self.flow()
+            yield from self.parts.close()
+            del self.row[0]
+        yield from self.parts.close()
 
     def reason(self) -> str:
         """Derive why it ended from what came: some say `stop`, or nothing, after calls."""
-        finish = CHAT_FINISHES.get(self.finish, "stop")
-        usual = "tool_calls" if "call" in self.lanes.kinds else "stop"
+        finish = CHAT_FINISH.get(self.finish, "stop")
+        usual = "tool_calls" if "call" in self.parts.kinds else "stop"
         return usual if finish in {"stop", "tool_calls"} else finish
+
+    def read_texts(self, delta: Json) -> Iterator[Event]:
+        """Read thinking, of which vendors fill several fields alike, text and refusal.
+
+        `content` is a text, or (Mistral) a list of texts and thinking.
+        """
+        thoughts = (chat_text(delta.get(field)) for field in CHAT_THOUGHTS)
+        yield from self.say("thinking", next(filter(None, thoughts), ""))
+        content = delta.get("content")
+        for item in content if isinstance(content, list) else ({"text": content},):
+            yield from self.say("thinking", chat_text(item.get("thinking")))
+            yield from self.say("text", chat_text(item.get("text")))
+        yield from self.say("refusal", chat_text(delta.get("refusal")))
+
+    def read_annotations(self, delta: Json) -> Iterator[Event]:
+        for annotation in delta.get("annotations") or ():
+            citation = chat_read_citation(annotation)
+            last = self.row[-1].part if self.row else self.parts.part
+            if citation and last and last.kind == "text":
+                yield from self.add("citation", citation)
+            elif citation:
+                self.citations.append(citation)
+
+    def read_shown(self, delta: Json) -> Iterator[Event]:
+        """Read the generated images of OpenRouter, and gather the pieces of a spoken answer."""
+        for image in delta.get("images") or ():
+            yield from self.show(chat_read_part(image))
+        for key, value in (delta.get("audio") or EMPTY).items():
+            if value and key in {"data", "transcript"}:
+                self.audio[key] = self.audio.get(key, "") + value
+            elif value:
+                self.audio[key] = value
+
+    def find_call(self, index: Any, part: Part) -> ChatLane | None:
+        """Return the call that a delta goes on with, by index, else by id, else the last; None: a new one."""
+        calls = [lane for lane in self.row if lane.part.kind == "call"]
+        if index is None and not part.id:
+            return calls[-1] if calls and not part.name else None
+        same = [lane for lane in calls if (lane.given == part.id if index is None else lane.index == index)]
+        return same[-1] if same and (not part.id or same[-1].given in {"", part.id}) else None
+
+    def read_calls(self, delta: Json) -> Iterator[Event]:
+        """Read pieces of calls, or of the one call that there was before November 2023."""
+        old = delta.get("function_call") or EMPTY
+        olds = [{"index": 0, "function": old}] if any(old.values()) else []
+        for call in delta.get("tool_calls") or olds:
+            part, index = chat_read_call(call), call.get("index")
+            lane = self.find_call(index, part)
+            if lane is None:
+                yield from () if self.row else self.parts.close()
+                lane = ChatLane(part, index)
+                lane.part = part._replace(id=self.reader.id_of(part.id), text="", proof="")
+                self.row.append(lane)
+            elif not lane.part.name:
+                lane.part = lane.part._replace(name=part.name)
+            if lane is self.row[0]:
+                yield from self.flow()
+            yield from self.add("text", part.text, lane)
+            yield from self.add("proof", part.proof, lane)
+
+    def read(self, row: Json) -> Iterator[Event]:
+        whole = None if self.parts.kinds else row.get("message")  # not streamed, or all at the end
+        delta = row.get("delta") or whole or EMPTY
+        for fields, read in CHAT_DELTAS:
+            if not fields.isdisjoint(delta):
+                yield from read(self, delta)
+        tokens = inner(row, "logprobs").get("content")
+        if tokens and self.parts.begun:
+            yield from self.parts.add("logprobs", tokens)
+        self.finish = row.get("finish_reason") or self.finish
 
 
 CHAT_THOUGHTS = ("reasoning_content", "reasoning", "reasoning_details")  # the first that is filled
-
-
-def chat_read_texts(choice: ChatChoice, delta: Json) -> Iterator[Event]:
-    """Read thinking, of which vendors fill several fields alike, text and refusal.
-
-    `content` is a text, or (Mistral) a list of texts and thinking.
-    """
-    thoughts = (chat_text(delta.get(field)) for field in CHAT_THOUGHTS)
-    yield from choice.say("thinking", next(filter(None, thoughts), ""))
-    content = delta.get("content")
-    for item in content if isinstance(content, list) else ({"text": content},):
-        yield from choice.say("thinking", chat_text(item.get("thinking")))
-        yield from choice.say("text", chat_text(item.get("text")))
-    yield from choice.say("refusal", chat_text(delta.get("refusal")))
-
-
-def chat_read_annotations(choice: ChatChoice, delta: Json) -> Iterator[Event]:
-    for annotation in delta.get("annotations") or ():
-        citation, lane = chat_read_citation(annotation), choice.lanes.last("text")
-        if citation and lane:
-            yield from choice.lanes.add(lane, "citation", citation)
-        elif citation:
-            choice.citations += (citation,)
-
-
-def chat_read_shown(choice: ChatChoice, delta: Json) -> Iterator[Event]:
-    """Read the generated images of OpenRouter, and gather the pieces of a spoken answer."""
-    for image in delta.get("images") or ():
-        yield from choice.lanes.open(chat_read_part(image))
-    for key, value in (delta.get("audio") or EMPTY).items():
-        if value:
-            joins = key in {"data", "transcript"}
-            choice.audio[key] = choice.audio.get(key, "") + value if joins else value
-
-
-def chat_find_call(choice: ChatChoice, call: Json, part: Part) -> Lane | None:
-    """Return the call that a delta goes on with, by index, else by id, else the last; None: a new one."""
-    index, given = call.get("index"), part.id
-    if index is None and not given:
-        return choice.calls[-1][2] if choice.calls and not part.name else None
-    same = [c for c in choice.calls if (c[1] == given if index is None else c[0] == index)]
-    return same[-1][2] if same and (not given or same[-1][1] in {"", given}) else None
-
-
-def chat_read_deltas(choice: ChatChoice, delta: Json) -> Iterator[Event]:
-    """Read pieces of calls, or of the one call that there was before November 2023."""
-    old, lanes = delta.get("function_call") or EMPTY, choice.lanes
-    olds: list[Json] = [{"index": 0, "function": old}] if any(old.values()) else []
-    for call in delta.get("tool_calls") or olds:
-        part = chat_read_call(call)
-        lane = chat_find_call(choice, call, part)
-        if lane is None:
-            yield from lanes.open(part._replace(id=choice.answer.id_of(part.id)))
-            choice.calls.append((call.get("index"), part.id, lanes.row[-1]))
-        else:
-            lane.part = lane.part._replace(name=lane.part.name or part.name)
-            yield from lanes.begin(lane)
-            yield from lanes.add(lane, "text", part.text)
-            yield from lanes.add(lane, "proof", part.proof)
-
-
 CHAT_DELTAS = (  # in the order in which their parts stand in the answer
-    chat_read_texts, chat_read_annotations, chat_read_shown, chat_read_deltas,
-)  # fmt: skip
+    (frozenset([*CHAT_THOUGHTS, "content", "refusal"]), ChatChoice.read_texts),
+    (frozenset(["annotations"]), ChatChoice.read_annotations),
+    (frozenset(["images", "audio"]), ChatChoice.read_shown),
+    (frozenset(["tool_calls", "function_call"]), ChatChoice.read_calls),
+)
 
 
-def chat_read_row(choice: ChatChoice, row: Json) -> Iterator[Event]:
-    lanes = choice.lanes
-    whole = None if lanes.kinds else row.get("message")  # not streamed, or all at the end
-    for read in CHAT_DELTAS:
-        yield from read(choice, row.get("delta") or whole or EMPTY)
-    if lanes.row and lanes.row[0].at >= 0:
-        tokens = inner(row, "logprobs").get("content")
-        yield from lanes.add(lanes.row[0], "logprobs", tokens)
-    choice.finish = row.get("finish_reason") or choice.finish
-
-
-class ChatAnswer:
-    """An answer under way: its choices, and what is known of all of them."""
+class ChatReader:
+    """Reads one answer: its choices, and what is known of all of them."""
 
     def __init__(self, request: Request) -> None:
         self.request = request
@@ -3749,24 +3739,25 @@ class ChatAnswer:
         if failed or bare:
             raise chat_error(failed[0] if failed else chunk)
         for holder in (chunk, *rows, chunk.get("x_groq") or EMPTY):
-            self.usage = chat_read_usage(holder["usage"]) if holder.get("usage") else self.usage
+            if holder.get("usage"):
+                self.usage = chat_read_usage(holder["usage"])
         if rows and not self.choices:
             created = chunk.get("created") or 0
             yield MessageStart(first_said(chunk, "id"), first_said(chunk, "model"), created)
         for row in rows:
             number = row.get("index") or 0
             choice = self.choices.setdefault(number, ChatChoice(number, self))
-            yield from chat_read_row(choice, row)
+            yield from choice.read(row)
+            parts = choice.parts
             self.texts.pop(number, None)
-            first = choice.lanes.row[0] if choice.lanes.row else None
-            if first and first.part.kind == "text":
-                self.texts[number] = first.at
+            if parts.begun and parts.part and parts.part.kind == "text":
+                self.texts[number] = parts.at
 
     def end(self) -> Iterator[Event]:
         choices = sorted(self.choices.items())
         for _, choice in choices:
             yield from choice.end()
-        if not any(choice.finish or choice.lanes.kinds for _, choice in choices):
+        if not any(choice.finish or choice.parts.kinds for _, choice in choices):
             raise ProxyError("upstream_failed", "the upstream's answer ended before it began")
         if self.usage:
             yield self.usage
@@ -3774,19 +3765,32 @@ class ChatAnswer:
             yield MessageEnd(choice.reason(), raw=choice.finish, choice=number)
 
 
-# -- writing answers -------------------------------------------------------------------
+def chat_read_response(body: Json, request: Request) -> Events:
+    """Read a whole answer: a stream of one chunk, with messages instead of deltas."""
+    return chat_read_stream((body,), request)
+
+
+def chat_read_stream(chunks: Iterable[Json], request: Request) -> Events:
+    """Chunks -> events. An end without `[DONE]` or finish is fine if there was output (4.4)."""
+    reader = ChatReader(request)
+    for chunk in chunks:
+        event = reader.quick(chunk)
+        if event:
+            yield event
+        else:
+            yield from reader.read(chunk)
+    yield from reader.end()
+
+
+# -- answers, written ------------------------------------------------------------------
 
 
 def chat_write_usage(usage: Usage) -> Json:
-    prompt = {"cached_tokens": usage.cache_read, "cache_write_tokens": usage.cache_write}
-    written = {
-        "prompt_tokens": usage.input,
-        "completion_tokens": usage.output,
-        "total_tokens": usage.input + usage.output,
-        "prompt_tokens_details": prompt,
-        "completion_tokens_details": {"reasoning_tokens": usage.reasoning},
-    }
-    return restored(written, chat_own(usage))
+    counts: Json = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": usage.input + usage.output}
+    for field, details, (name, *_) in CHAT_USAGE:
+        holder = counts.setdefault(details, {}) if details else counts
+        holder[name] = getattr(usage, field)
+    return restored(counts, chat_own(usage))
 
 
 def chat_write_citation(citation: Citation, before: int, length: int) -> Json:
@@ -3806,27 +3810,25 @@ def chat_write_shown(part: Part) -> Json:
     return {"images": chat_write_parts([part])} if media.kind == "image" else {}
 
 
-class ChatTally:
-    """What was written of one choice."""
+class ChatOut:
+    """What was written of one choice, and the part that is open."""
 
     begun = False
-    calls = 0
-    before = 0  # code points of text
+    calls = 0  # before the open part
+    before = 0  # code points of text before it
     cited = 0  # annotations: the SDK wants them numbered in a stream
     proof = ""  # of thinking, for the next call: it has no slot for its own
+    part = Part("text")  # the open one; what waits for its end is added to it
+    shown = False  # is it?
+    size = 0  # code points of its text so far
+    frame: tuple[str, str] | None = None  # around each piece of its text in a stream
 
+    def __init__(self, choice: int) -> None:
+        self.choice = choice
 
-class ChatOut:
-    """A part being written; what waits for its end is added to `part`."""
-
-    size = 0  # code points so far
-    frame: tuple[bytes, bytes] | None = None  # around each piece of text in the stream
-
-    def __init__(self, start: PartStart, tally: ChatTally) -> None:
-        self.part, self.choice, self.tally = start.part, start.choice, tally
-        self.kind = start.part.kind
-        self.shown = self.kind in {*CHAT_SAYS, "call", "media"} and not start.part.redacted
-        self.call = tally.calls  # its number among the calls of the choice, if it is one
+    def open(self, part: Part) -> None:
+        self.part, self.size, self.frame = part, 0, None
+        self.shown = part.kind in {*CHAT_SAYS, "call", "media"} and not part.redacted
 
 
 class ChatWriter:
@@ -3834,42 +3836,56 @@ class ChatWriter:
 
     def __init__(self, request: Request) -> None:
         own = chat_own(request)
-        self.request, self.old = request, "_old" in own  # a client of before November 2023
+        self.request = request
+        self.old = "_old" in own  # a client of before November 2023
         self.asked = "_usage" in own
-        self.parts: dict[int, ChatOut] = {}
-        self.choices = collections.defaultdict[int, ChatTally](ChatTally)
+        self.begun = False
+        self.choices: dict[int, ChatOut] = {}
+        self.parts: dict[int, ChatOut] = {}  # number of an open part -> its choice
         self.head: Json = {}
         self.usage: Usage | None = None
 
-    def row(self, choice: int, delta: Json, finish: str | None = None, tokens: Any = None) -> Json:
+    def row(self, out: ChatOut, delta: Json, finish: str | None = None, tokens: Any = None) -> Json:
         logprobs = {"content": tokens, "refusal": None} if tokens else None
-        return {"index": choice, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
+        return {"index": out.choice, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
 
     def call(self, out: ChatOut, call: Json) -> Json:
-        numbered = {"tool_calls": [{"index": out.call, **call}]}
-        return self.row(out.choice, {"function_call": call["function"]} if self.old else numbered)
+        if self.old:
+            return self.row(out, {"function_call": call["function"]})
+        return self.row(out, {"tool_calls": [{"index": out.calls, **call}]})
 
     def body(self, out: ChatOut, text: str, **fields: Any) -> Json:
         """Return the row that adds to the body of a part."""
-        if out.kind == "call":
+        if out.part.kind == "call":
             kind, field = ("custom", "input") if out.part.custom else ("function", "arguments")
             return self.call(out, {kind: {field: text}, **fields})
-        return self.row(out.choice, {CHAT_SAYS[out.kind]: text})
+        return self.row(out, {CHAT_SAYS[out.part.kind]: text})
 
-    def begin(self, choice: int, content: str | None) -> Iterator[Json]:
+    def begin(self, out: ChatOut, content: str | None) -> Iterator[Json]:
         """Name the role, in the first delta of a choice."""
-        if not self.choices[choice].begun:
-            self.choices[choice].begun = True
-            yield self.row(choice, {"role": "assistant", "content": content})
+        if not out.begun:
+            out.begun = self.begun = True
+            yield self.row(out, {"role": "assistant", "content": content})
+
+    def message_start(self, event: MessageStart) -> Iterator[Json]:
+        self.head = {
+            "id": event.id or f"chatcmpl-{self.request.id}",
+            "object": "chat.completion.chunk",
+            "created": event.created or self.request.created,
+            "model": event.model or self.request.model,
+        }
+        return iter(())
 
     def part_start(self, event: PartStart) -> Iterator[Json]:
-        out = self.parts[event.at] = ChatOut(event, self.choices[event.choice])
+        part, out = event.part, self.choices.setdefault(event.choice, ChatOut(event.choice))
+        self.parts[event.at] = out
+        out.open(part)
         if out.shown:
-            yield from self.begin(out.choice, "" if out.kind == "text" else None)
-        if out.kind == "call":
-            yield self.call(out, chat_write_call(out.part._replace(text="", proof=out.tally.proof)))
-        elif out.kind == "media":
-            yield self.row(out.choice, chat_write_shown(out.part))
+            yield from self.begin(out, "" if part.kind == "text" else None)
+        if part.kind == "call":
+            yield self.call(out, chat_write_call(part._replace(text="", proof=out.proof)))
+        elif part.kind == "media":
+            yield self.row(out, chat_write_shown(part))
 
     def part_delta(self, event: PartDelta) -> Iterator[Json]:
         out = self.parts[event.at]
@@ -3877,65 +3893,96 @@ class ChatWriter:
             out.size += len(event.value)
             yield self.body(out, event.value)
         elif event.field == "logprobs" and out.shown:
-            yield self.row(out.choice, {}, tokens=event.value)
+            yield self.row(out, {}, tokens=event.value)
         elif event.field in {"citation", "proof"}:
             out.part = part_with(out.part, event)
 
     def part_end(self, event: PartEnd) -> Iterator[Json]:
         out = self.parts.pop(event.at)
-        part, tally = out.part, out.tally
-        if out.kind == "thinking":
-            tally.proof = part.proof or tally.proof
-        elif out.kind == "text":
-            cited = [chat_write_citation(one, tally.before, out.size) for one in part.citations]
-            entries = [{"index": at, **one} for at, one in enumerate(cited, tally.cited)]
-            yield from [self.row(out.choice, {"annotations": entries})] if cited else ()
-            tally.cited, tally.before = tally.cited + len(cited), tally.before + out.size
-        elif out.kind == "call":
-            if not out.size and not part.custom:
-                yield self.body(out, "{}")
-            if part.proof and not tally.proof and not self.old:
-                # with empty arguments, for the SDK asserts that there is a function
-                yield self.body(out, "", **chat_write_proof(part.proof))
-            tally.calls, tally.proof = tally.calls + 1, ""
+        if out.part.kind == "thinking":
+            out.proof = out.part.proof or out.proof
+        elif out.part.kind == "text":
+            yield from self.end_text(out)
+        elif out.part.kind == "call":
+            yield from self.end_call(out)
+
+    def end_text(self, out: ChatOut) -> Iterator[Json]:
+        cited = [chat_write_citation(one, out.before, out.size) for one in out.part.citations]
+        if cited:
+            entries = [{"index": at, **one} for at, one in enumerate(cited, out.cited)]
+            yield self.row(out, {"annotations": entries})
+        out.cited += len(cited)
+        out.before += out.size
+
+    def end_call(self, out: ChatOut) -> Iterator[Json]:
+        part = out.part
+        if not out.size and not part.custom:
+            yield self.body(out, "{}")
+        if part.proof and not out.proof and not self.old:
+            # with empty arguments, for the SDK asserts that there is a function
+            yield self.body(out, "", **chat_write_proof(part.proof))
+        out.calls += 1
+        out.proof = ""
+
+    def count(self, event: Usage) -> Iterator[Json]:
+        self.usage = event
+        return iter(())
 
     def message_end(self, event: MessageEnd) -> Iterator[Json]:
         """Write why it ended. A failure that left nothing is an error: a retry may do better."""
-        if event.finish == "error" and not self.choices[event.choice].begun:
+        out = self.choices.setdefault(event.choice, ChatOut(event.choice))
+        if event.finish == "error" and not out.begun:
             words = f"the upstream gave no answer: {event.raw or 'error'}"
             raise ProxyError("upstream_failed", words)
-        yield from self.begin(event.choice, "")
-        finish = CHAT_WRITE_FINISHES[event.finish]
+        yield from self.begin(out, "")
+        finish = CHAT_FINISH_WRITE[event.finish]
         old = self.old and finish == "tool_calls"
-        yield self.row(event.choice, {}, "function_call" if old else finish)
+        yield self.row(out, {}, "function_call" if old else finish)
 
-    def rows(self, event: Event) -> Iterator[Json]:
-        if isinstance(event, MessageStart):
-            made, now = f"chatcmpl-{self.request.id}", self.request.created
-            self.head = {"id": event.id or made, "object": "chat.completion.chunk"}
-            self.head["created"] = event.created or now
-            self.head["model"] = event.model or self.request.model
-        elif isinstance(event, Usage):
-            self.usage = event
-        else:
-            yield from CHAT_EVENTS[type(event)](self, event)
+    rows: ClassVar[Mapping[type, Callable[..., Iterator[Json]]]] = {
+        MessageStart: message_start, PartStart: part_start, PartDelta: part_delta, PartEnd: part_end,
+        Usage: count, MessageEnd: message_end,
+    }  # fmt: skip
+
+    def write(self, event: Event) -> Iterator[Json]:
+        """Return the rows of `choices` that an event becomes."""
+        return self.rows[type(event)](self, event)
 
     def frame(self, row: Json) -> bytes:
-        return sse_frame({**self.head, "choices": [row], **({"usage": None} if self.asked else {})})
+        chunk = {**self.head, "choices": [row]}
+        if self.asked:
+            chunk["usage"] = None
+        return sse_frame(chunk)
 
-    def wrap(self, out: ChatOut) -> tuple[bytes, bytes]:
+    def frames(self, event: Event) -> Iterator[bytes]:
+        return map(self.frame, self.write(event))
+
+    takes: ClassVar[Mapping[type, Callable[[Any, Any], Iterable[bytes]]]] = dict.fromkeys(rows, frames)
+
+    def text(self, event: PartDelta) -> bytes:
+        """Return the frame of a piece of text: nearly all are."""
+        out, text = self.parts[event.at], event.value
+        if out.shown:
+            before, after = out.frame or self.wrap(out)
+            out.size += len(text)
+            return f"{before}{quote(text)}{after}".encode("ascii")
+        return b""
+
+    def wrap(self, out: ChatOut) -> tuple[str, str]:
         """Return what stands around a piece of text in its frame: made once a part."""
-        before, _, after = self.frame(self.body(out, "\0")).rpartition(b'"\\u0000"')
+        before, _, after = self.frame(self.body(out, "\0")).decode("ascii").rpartition('"\\u0000"')
         out.frame = before, after
         return out.frame
 
+    def finish(self) -> Iterator[bytes]:
+        if self.usage and self.asked:
+            yield sse_frame({**self.head, "choices": [], "usage": chat_write_usage(self.usage)})
+        yield b"data: [DONE]\n\n"
 
-CHAT_EVENTS: dict[type, Callable[[ChatWriter, Any], Iterator[Json]]] = {
-    PartStart: ChatWriter.part_start,
-    PartDelta: ChatWriter.part_delta,
-    PartEnd: ChatWriter.part_end,
-    MessageEnd: ChatWriter.message_end,
-}
+    def fail(self, error: ProxyError) -> Iterator[bytes]:
+        yield sse_frame(chat_write_error(error))
+
+
 CHAT_INDEX = frozenset({"index"})  # of an entry of a list: only streams have it
 
 
@@ -3955,59 +4002,31 @@ def chat_fold(message: Json, delta: Json) -> None:
             message[key] = before + value if isinstance(before, str) else value
 
 
-def chat_read_response(body: Json, request: Request) -> Events:
-    """Read a whole answer: a stream of one chunk, with messages instead of deltas."""
-    return chat_read_stream((body,), request)
+def chat_write_choice_whole(choice: Choice, numbers: Iterator[int], writer: ChatWriter) -> Json:
+    """Return a whole choice: what its rows become where a client puts them together."""
+    message: Json = {"refusal": None}
+    events = (event for part in choice.parts for event in part_events(next(numbers), part, choice.end.choice))
+    rows = [row for event in (*events, choice.end) for row in writer.write(event)]
+    for row in rows:
+        chat_fold(message, row.pop("delta"))
+    tokens = {"content": [*choice.logprobs], "refusal": None} if choice.logprobs else None
+    return {**rows[-1], "message": message, "logprobs": tokens}
 
 
 def chat_write_response(response: Response, request: Request) -> Json:
     """Response -> chat.completion object. Source: spec/dialects.md 1A.4."""
-    writer, at, choices = ChatWriter(request), itertools.count(), []
-    list(writer.rows(response.start))
-    for choice in response.choices:
-        message: Json = {"refusal": None}
-        parts = (part_events(next(at), part, choice.end.choice) for part in choice.parts)
-        for event in itertools.chain(*parts, (choice.end,)):
-            for row in writer.rows(event):
-                chat_fold(message, row.pop("delta"))
-        tokens = {"content": [*choice.logprobs], "refusal": None} if choice.logprobs else None
-        choices.append({**row, "message": message, "logprobs": tokens})
+    writer, numbers = ChatWriter(request), itertools.count()
+    writer.message_start(response.start)
+    choices = [chat_write_choice_whole(choice, numbers, writer) for choice in response.choices]
     body = {**writer.head, "object": "chat.completion", "choices": choices}
-    return {**body, "usage": chat_write_usage(response.usage)} if response.usage else body
-
-
-def chat_read_stream(chunks: Iterable[Json], request: Request) -> Events:
-    """Chunks -> events. An end without `[DONE]` or finish is fine if there was output (4.4)."""
-    answer = ChatAnswer(request)
-    for chunk in chunks:
-        event = answer.quick(chunk)
-        if event:
-            yield event
-        else:
-            yield from answer.read(chunk)
-    yield from answer.end()
+    if response.usage:
+        body["usage"] = chat_write_usage(response.usage)
+    return body
 
 
 def chat_write_stream(events: Iterable[Event], request: Request) -> Frames:
     """Events -> frames of chunks, each sent before the next event is pulled."""
-    writer = ChatWriter(request)
-    parts = writer.parts
-    try:
-        for event in events:
-            if isinstance(event, PartDelta) and event.field == "text" and parts[event.at].shown:
-                out = parts[event.at]
-                before, after = out.frame or writer.wrap(out)
-                out.size += len(event.value)
-                yield before + quote(event.value).encode("ascii") + after  # nearly all of them
-            else:
-                yield from map(writer.frame, writer.rows(event))
-        if writer.usage and writer.asked:
-            yield sse_frame({**writer.head, "choices": [], "usage": chat_write_usage(writer.usage)})
-        yield b"data: [DONE]\n\n"
-    except ProxyError as error:
-        if not any(tally.begun for tally in writer.choices.values()):
-            raise
-        yield sse_frame(chat_write_error(error))
+    return write_frames(ChatWriter(request), events)
 
 
 # -- errors ----------------------------------------------------------------------------
