@@ -1913,14 +1913,23 @@ SCHEMA_SHAPES: dict[str, type | tuple[type, ...]] = {  # what does not have it i
 SCHEMA_DEPTH = 40  # at most: schemas in schemas,
 SCHEMA_REFS = 16  # references in references,
 SCHEMA_NODES = 5_000  # and schemas in all
+SCHEMA_ALONE = frozenset("$ref $defs definitions description".split())  # what a reference may stand beside,
+SCHEMA_NOTES = SCHEMA_ALONE.union(  # and what it loses there, for it says nothing of the values
+    "title default examples deprecated readOnly writeOnly $id $anchor $schema $comment".split()
+)
+SCHEMA_JOINTS = frozenset("$ref allOf $defs definitions".split())
 JSON_TYPES = {str: "string", bool: "boolean", int: "integer", float: "number", list: "array", dict: "object"}
 # fmt: on
 
 
+def shaped(node: Json) -> Json:
+    """Leave out what is not of the type that its keyword wants: clients err."""
+    return {key: value for key, value in node.items() if isinstance(value, SCHEMA_SHAPES.get(key, object))}
+
+
 def map_schema(node: Json, change: Callable[[Any], Any]) -> Json:
     """Apply `change` to the schemas right inside one."""
-    held = ((key, SCHEMA_SHAPES.get(key, object)) for key in node)
-    done: Json = {key: node[key] for key, shapes in held if isinstance(node[key], shapes)}
+    done = shaped(node)
     for key, value in done.items():
         if key in SCHEMA_MAPS:
             done[key] = {name: change(child) for name, child in value.items()}
@@ -1942,14 +1951,14 @@ def walk_schema(node: Any, change: Callable[[Json], Json], depth: int = SCHEMA_D
 def joined(schemas: Iterable[Json]) -> Json:
     """Join schemas that must all hold: the union of what they say; later ones win."""
     done: Json = {}
-    for schema in schemas:
+    for schema in map(shaped, schemas):
         named = {**(done.get("properties") or {}), **(schema.get("properties") or {})}
         needed = [*(done.get("required") or ()), *(schema.get("required") or ())]
         done.update(schema)
         if named:
             done["properties"] = named
         if needed:
-            done["required"] = list(dict.fromkeys(needed))
+            done["required"] = list(dict.fromkeys(name for name in needed if isinstance(name, str)))
     return done
 
 
@@ -1960,6 +1969,62 @@ def all_of(node: Json) -> Json:
         bare["enum"] = [node["const"]]
     branches = [branch for branch in node.get("allOf") or () if isinstance(branch, dict)]
     return joined((bare, *branches)) if branches else bare
+
+
+def referred(root: Json, ref: str) -> Json | None:
+    """Return what a local reference, `#/$defs/Name`, stands for. Source: RFC 6901."""
+    node: Any = root if ref.startswith("#") else None
+    for word in filter(None, unquote(ref[2:]).split("/")):
+        name = word.replace("~1", "/").replace("~0", "~")
+        node = node.get(name) if isinstance(node, dict) else None
+    return node if isinstance(node, dict) else None
+
+
+def hoisted(node: Json) -> Json:
+    """Let a reference that is the one branch of an `allOf`, as Pydantic 1 has it, stand there itself."""
+    branches = node.get("allOf")
+    if "$ref" in node or not isinstance(branches, list) or len(branches) != 1:
+        return node
+    only = branches[0]
+    named = isinstance(only, dict) and "$ref" in only
+    return {**only, **without(node, frozenset({"allOf"}))} if named else node
+
+
+def spread(root: Json, node: Json, path: tuple[str, ...]) -> tuple[Json, tuple[str, ...]]:
+    """Join a schema with what it refers to, itself and in its `allOf`; `path` are references that stay out."""
+    found: list[Json] = []
+    left = [node]
+    for one in left:
+        found.append(without(one, SCHEMA_JOINTS if found else frozenset({"$ref", "allOf"})))
+        left += [branch for branch in shaped(one).get("allOf", ()) if isinstance(branch, dict)]
+        ref = one.get("$ref")
+        if isinstance(ref, str) and ref not in path and len(path) < SCHEMA_REFS:
+            path = (*path, ref)
+            left.append(referred(root, ref) or {})
+    return joined(reversed(found)), path
+
+
+def lone_refs(schema: Json) -> Json:
+    """Leave references where they stand alone, for Claude and Gemini refuse them beside anything that counts.
+
+    Elsewhere what they name is joined with what stands there; one within itself stays, alone.
+    """
+    total = count(1)
+
+    def change(node: Any, path: tuple[str, ...], depth: int) -> Any:
+        if not isinstance(node, dict) or not depth:
+            return node
+        full, node = next(total) > SCHEMA_NODES, hoisted(node)
+        ref = node.get("$ref")
+        if ref is not None and (full or ref in path or node.keys() <= SCHEMA_NOTES):
+            node = {key: value for key, value in node.items() if key in SCHEMA_ALONE}
+        elif full:
+            return {"type": "object"}
+        elif ref is not None or "allOf" in node:
+            node, path = spread(schema, node, path)
+        return map_schema(node, lambda child: change(child, path, depth - 1))
+
+    return dict(change(schema, (), SCHEMA_DEPTH))
 
 
 def plain_root(schema: Json | None) -> Json:
@@ -1999,6 +2064,11 @@ CLAUDE_LOST = frozenset(
 # fmt: on
 
 
+def claude_clean(schema: Json) -> Json:
+    """Rewrite a whole schema of an answer."""
+    return dict(walk_schema(lone_refs(schema), claude_node))
+
+
 def claude_node(node: Json) -> Json:
     """Rewrite one schema of an answer: objects are closed, and a reference stands alone."""
     if "$ref" in node:
@@ -2030,13 +2100,18 @@ OPENAPI_BOUNDS = (("exclusiveMinimum", "minimum", 1), ("exclusiveMaximum", "maxi
 
 
 def gemini_node(node: Json) -> Json:
-    """Rewrite one schema for Gemini's `parametersJsonSchema` and `responseJsonSchema`."""
+    """Rewrite one schema in Gemini's keywords."""
     done = all_of(node)
     if "definitions" in done:
         done["$defs"] = {**done["definitions"], **done.get("$defs", {})}
     if "$ref" in done:
         done["$ref"] = done["$ref"].replace("#/definitions/", "#/$defs/")
     return {key: value for key, value in done.items() if key in GEMINI_KEYWORDS}
+
+
+def gemini_clean(schema: Json) -> Json:
+    """Rewrite a whole schema for `parametersJsonSchema` and `responseJsonSchema`."""
+    return dict(walk_schema(lone_refs(schema), gemini_node))
 
 
 def openapi_schema(schema: Json) -> Json:
@@ -2056,7 +2131,7 @@ def inlined(schema: Json) -> Json:
             found = referred(schema, ref)
             if found is None or ref in path or len(path) >= SCHEMA_REFS:
                 return {"type": "object", "description": ref.rpartition("/")[2]}
-            node, path = {**found, **without(node, frozenset({"$ref"}))}, (*path, ref)
+            node, path = joined((found, without(node, frozenset({"$ref"})))), (*path, ref)
         if depth <= 0 or full:
             return {"type": "object"}
         bare = without(node, frozenset({"$defs", "definitions"}))
@@ -2065,15 +2140,6 @@ def inlined(schema: Json) -> Json:
         return map_schema(bare, lambda child: inline(child, path, depth - 1))
 
     return inline(schema, (), SCHEMA_DEPTH)
-
-
-def referred(root: Json, ref: str) -> Json | None:
-    """Return what a local reference, `#/$defs/Name`, stands for. Source: RFC 6901."""
-    node: Any = root if ref.startswith("#") else None
-    for word in filter(None, unquote(ref[2:]).split("/")):
-        name = word.replace("~1", "/").replace("~0", "~")
-        node = node.get(name) if isinstance(node, dict) else None
-    return node if isinstance(node, dict) else None
 
 
 def openapi_shape(node: Json) -> Json:
@@ -6459,10 +6525,10 @@ VENDORS = {  # provider -> whose proofs and files it takes; any other provider i
 # fmt: on
 Rewrite = Callable[[Json], Any]
 SCHEMA_RULES: dict[str, tuple[Rewrite, Rewrite]] = {  # dialect or quirk -> for arguments, for answers
-    "claude": (plain_root, partial(walk_schema, change=claude_node)),
+    "claude": (plain_root, claude_clean),
     "chat": (plain_root, dict),  # OpenAI wants the same kind of root
     "responses": (plain_root, dict),
-    "gemini": (partial(walk_schema, change=gemini_node), partial(walk_schema, change=gemini_node)),
+    "gemini": (gemini_clean, gemini_clean),
     "openapi-schema": (openapi_schema, openapi_schema),
 }
 

@@ -222,7 +222,7 @@ def test_tool_schemas_for_gemini() -> None:
     plain = fit(request, "gemini").tools
     assert plain[0].schema == {
         "type": "object",
-        "properties": {"a": {"enum": [1], "$ref": "#/$defs/x"}, "const": {"type": "string"}},
+        "properties": {"a": {"type": "string", "enum": [1]}, "const": {"type": "string"}},
         "$defs": {"x": {"type": "string"}},
     }
     target = Target("gemini-cli", GEMINI_3, frozenset({"openapi-schema"}))
@@ -282,3 +282,91 @@ def test_case_15_schema_on_the_wire() -> None:
     tool = {"type": "function", "function": {"name": "f", "parameters": CASE_15}}
     written = up("chat", {**ASK["chat"], "tools": [tool]}, "gemini", target)
     assert written["tools"][0]["functionDeclarations"][0]["parameters"] == cp.openapi_schema(CASE_15)
+
+
+# --- references that stand alone
+
+NAMED: dict[str, Any] = {
+    "A": {"type": "object", "properties": {"y": {"type": "string"}}, "required": ["y"], "description": "A's"},
+    "Tree": {"type": "object", "properties": {"left": {"$ref": "#/$defs/Tree", "title": "Left"}}},
+    "Deep": {"type": "object", "properties": {"d": {"$ref": "#/$defs/Deep", "type": "object"}}},
+    "Loop": {"allOf": [{"$ref": "#/$defs/Loop"}, {"type": "object"}]},
+}
+Z = {"type": "object", "properties": {"z": {"type": "string"}}, "required": ["z"]}
+A_AND_Z = {
+    "type": "object",
+    "description": "A's",
+    "properties": {"y": {"type": "string"}, "z": {"type": "string"}},
+    "required": ["y", "z"],
+}
+ALONE = [  # the schema of a property, and what becomes of it for Gemini
+    pytest.param({"$ref": "#/$defs/A"}, {"$ref": "#/$defs/A"}, id="alone"),
+    pytest.param({"$ref": "#/$defs/A", "title": "T", "default": None}, {"$ref": "#/$defs/A"}, id="title"),
+    pytest.param({"$ref": "#/$defs/A", "description": "D"}, {"$ref": "#/$defs/A", "description": "D"}, id="told"),
+    pytest.param({"allOf": [{"$ref": "#/$defs/A"}], "title": "T", "description": "D"},
+                 {"$ref": "#/$defs/A", "description": "D"}, id="pydantic 1"),
+    pytest.param({"allOf": [{"$ref": "#/$defs/A"}, Z]}, A_AND_Z, id="allOf"),
+    pytest.param({"allOf": [Z, {"allOf": [{"$ref": "#/$defs/A"}]}]}, {**A_AND_Z, "required": ["y", "z"]}, id="allOf in allOf"),
+    pytest.param({"$ref": "#/$defs/A", **Z}, A_AND_Z, id="beside an object"),
+    pytest.param({"$ref": "#/$defs/A", "anyOf": [{"required": ["y"]}]},
+                 {**NAMED["A"], "anyOf": [{"required": ["y"]}]}, id="beside alternatives"),
+    pytest.param({"$ref": "#/definitions/A", **Z}, A_AND_Z, id="of the older form"),
+    pytest.param({"$ref": "#/$defs/gone", **Z}, Z, id="of nothing"),
+    pytest.param({"$ref": "#/$defs/Loop", "type": "object"}, {"type": "object"}, id="of itself alone"),
+    pytest.param({"$ref": "#/$defs/Deep", "type": "object"},
+                 {"type": "object", "properties": {"d": {"$ref": "#/$defs/Deep"}}}, id="within itself"),
+    pytest.param({"type": "array", "items": {"$ref": "#/$defs/A", "title": "T"}},
+                 {"type": "array", "items": {"$ref": "#/$defs/A"}}, id="in an array"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("schema", "cleaned"), ALONE)
+def test_references_stand_alone_for_gemini(schema: dict[str, Any], cleaned: dict[str, Any]) -> None:
+    whole = {"type": "object", "properties": {"p": schema}, "$defs": NAMED, "definitions": {"A": NAMED["A"]}}
+    before = json.dumps(whole)
+    asked = ask(tools=(Tool("f", "", whole),), format=Format("schema", schema=whole))
+    got = fit(asked, "gemini", Target("gemini", GEMINI_25_PRO))
+    assert got.format is not None
+    for found in (got.tools[0].schema, got.format.schema):
+        assert found is not None
+        assert found["properties"]["p"] == cleaned
+        assert found["$defs"]["Tree"]["properties"]["left"] == {"$ref": "#/$defs/Tree"}
+    assert json.dumps(whole) == before
+
+
+def test_answer_formats_for_claude_join_what_allof_names() -> None:
+    whole = {"type": "object", "properties": {"p": {"allOf": [{"$ref": "#/$defs/A"}], "title": "T"},
+             "q": {"allOf": [{"$ref": "#/$defs/A"}, Z]}}, "$defs": {"A": NAMED["A"]}}  # fmt: skip
+    form = fit(ask(format=Format("schema", schema=whole)), "claude").format
+    assert form is not None
+    assert form.schema is not None
+    assert form.schema["properties"]["p"] == {"$ref": "#/$defs/A"}
+    assert form.schema["properties"]["q"] == {**A_AND_Z, "additionalProperties": False}
+
+
+def test_references_that_multiply_come_to_an_end() -> None:
+    twice = {
+        f"D{n}": {
+            "type": "object",
+            "properties": {k: {"$ref": f"#/$defs/D{n + 1}", "type": "object"} for k in "abcd"},
+        }
+        for n in range(14)
+    }
+    whole = {"type": "object", "properties": {"p": {"$ref": "#/$defs/D0", "type": "object"}}, "$defs": twice}
+    assert len(json.dumps(cp.lone_refs(whole))) < 1_000_000
+
+
+def test_what_stands_beside_a_reference_is_joined_in_the_older_form() -> None:
+    cleaned = cp.openapi_schema(
+        {"type": "object", "properties": {"p": {"$ref": "#/$defs/A", **Z}}, "$defs": NAMED}
+    )
+    assert cleaned["properties"]["p"]["properties"].keys() == {"y", "z"}
+    assert cleaned["properties"]["p"]["required"] == ["y", "z"]
+
+
+def test_a_reference_at_the_root_leaves_what_it_names_clean() -> None:
+    whole = {"$ref": "#/definitions/P", "definitions": {"P": {"properties": {"a": {"$ref": "#/definitions/Q", **Z}},
+             "type": "object"}, "Q": NAMED["A"]}}  # fmt: skip
+    cleaned = cp.gemini_clean(whole)
+    assert cleaned["$ref"] == "#/$defs/P"
+    assert cleaned["$defs"]["P"]["properties"]["a"] == A_AND_Z
