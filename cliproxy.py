@@ -103,12 +103,54 @@ log = logging.getLogger("cliproxy")
 ########################################################################################
 # Small functions that know no dialect, no provider and no socket.
 
-dumps = json.JSONEncoder(separators=(",", ":")).encode  # for the wire: ASCII, the fastest form
-dumps_text = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode  # JSON as a text
+encode_wire = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
+encode_text = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode
 read_json = json.JSONDecoder().raw_decode  # json.loads without what it does beside: half the time
 quote = json.encoder.encode_basestring_ascii  # a text as a JSON string, for templates
 LARGE_JSON = 2**20  # bytes from which on it is looked at before it is decoded
 VALUE_LIMIT = 2_000_000  # values in one JSON document: the most that does not stop all threads for long
+
+
+def dumps(data: Any) -> str:
+    """Encode data for the wire: ASCII, the fastest form."""
+    try:
+        return encode_wire(data)
+    except ValueError:
+        return encode_wire(finite(data))
+
+
+def dumps_text(data: Any) -> str:
+    """Encode data as a text in which people can read all letters."""
+    try:
+        return encode_text(data)
+    except ValueError:
+        return encode_text(finite(data))
+
+
+def finite(data: Any) -> Any:
+    """Return data without what JSON has no word for: 1e400 is the largest number there is, NaN null."""
+    if isinstance(data, dict):
+        return {key: finite(value) for key, value in data.items()}
+    if isinstance(data, (list, tuple)):
+        return list(map(finite, data))
+    if not isinstance(data, float) or math.isfinite(data):
+        return data
+    return None if math.isnan(data) else math.copysign(sys.float_info.max, data)
+
+
+def no_number(word: str) -> None:
+    raise ValueError(f"{word} is no number")
+
+
+decode_exact = json.JSONDecoder(parse_constant=no_number).decode  # without the NaN and Infinity of Python
+
+
+def decode_own(body: bytes | bytearray) -> Any:
+    """Decode a client's JSON, in which NaN and Infinity, that Python knows, are mistakes. Raises ValueError."""
+    decoded = decode_json(body)
+    if b"NaN" in body or b"Infinity" in body:  # in a text, most likely
+        json.loads(body, parse_constant=no_number)
+    return decoded
 
 
 def decode_json(body: bytes | bytearray) -> Any:
@@ -484,7 +526,7 @@ class ProxyError(Exception):
 
 
 # what readers raise, which index freely
-MALFORMED = (KeyError, TypeError, AttributeError, ValueError, IndexError, RecursionError)
+MALFORMED = (KeyError, TypeError, AttributeError, ValueError, IndexError, OverflowError, RecursionError)
 
 
 def error_of_status(status: int, message: str) -> ProxyError:
@@ -1809,8 +1851,8 @@ def in_place(joined: Iterable[Turn]) -> bool:
 
 def json_of(text: str) -> Any:
     """Return the value that a text is the JSON of; any other text is a value itself."""
-    try:  # `int` raises for NaN and the infinities, which are not JSON
-        return json.loads(text, parse_constant=int)
+    try:
+        return decode_exact(text)
     except (ValueError, RecursionError):
         return text
 
@@ -12607,7 +12649,7 @@ class Errand:
         """The decoded body. Raises ProxyError if it is no JSON object."""
         if self._json is None:
             try:
-                decoded = decode_json(self.body)
+                decoded = decode_own(self.body)
             except (ValueError, RecursionError) as exc:
                 raise ProxyError("invalid_request", f"the body is not JSON: {exc}") from exc
             if not isinstance(decoded, dict):

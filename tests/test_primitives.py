@@ -360,3 +360,15 @@ SAMES = [
 @pytest.mark.parametrize(("one", "other", "same"), SAMES)
 def test_same_json(one: Any, other: Any, same: bool) -> None:
     assert cp.same_json(one, other) is same
+
+
+NO_NUMBERS = [
+    pytest.param(float("nan"), None, id="nan"),
+    pytest.param([float("inf")], [1.7976931348623157e308], id="list"),
+    pytest.param({"a": {"b": (float("-inf"), 1.5, "x", 7, True)}}, {"a": {"b": [-1.7976931348623157e308, 1.5, "x", 7, True]}}, id="deep"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("data", "right"), NO_NUMBERS)
+def test_numbers_that_json_has_no_word_for(data: Any, right: Any) -> None:
+    assert json.loads(cp.dumps(data)) == json.loads(cp.dumps_text(data)) == right

@@ -238,3 +238,83 @@ def test_a_stream_that_breaks_off(
     got = ask(proxy, client, dialect)
     assert got.status == 200
     assert failure(client, got.body)
+
+
+# --- numbers that Python knows and JSON does not
+
+HUGE = 1234567890123  # stands for 1e400, which Python reads as Infinity
+SCHEMA: Json = {"type": "object", "properties": {"a": {"type": "number", "maximum": HUGE}}}
+NUMBERS: dict[str, Json] = {  # client -> a body with such numbers in a schema, in arguments and in a parameter
+    "claude": {
+        "max_tokens": 9, "temperature": HUGE, "tools": [{"name": "f", "input_schema": SCHEMA}],
+        "messages": [
+            {"role": "user", "content": "q"},
+            {"role": "assistant", "content": [{"type": "tool_use", "id": "toolu_1", "name": "f", "input": {"a": HUGE}}]},
+            {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "toolu_1", "content": "r"}]},
+        ],
+    },
+    "chat": {
+        "temperature": HUGE, "tools": [{"type": "function", "function": {"name": "f", "parameters": SCHEMA}}],
+        "messages": [
+            {"role": "user", "content": "q"},
+            {"role": "assistant", "tool_calls": [
+                {"id": "c1", "type": "function", "function": {"name": "f", "arguments": f'{{"a":{HUGE}}}'}}
+            ]},
+            {"role": "tool", "tool_call_id": "c1", "content": f'{{"a":{HUGE}}}'},
+        ],
+    },
+    "responses": {
+        "temperature": HUGE, "tools": [{"type": "function", "name": "f", "parameters": SCHEMA, "strict": False}],
+        "input": [
+            {"role": "user", "content": "q"},
+            {"type": "function_call", "call_id": "c1", "name": "f", "arguments": f'{{"a":{HUGE}}}'},
+            {"type": "function_call_output", "call_id": "c1", "output": f'{{"a":{HUGE}}}'},
+        ],
+    },
+    "gemini": {
+        "generationConfig": {"temperature": HUGE}, "tools": [{"functionDeclarations": [{"name": "f", "parametersJsonSchema": SCHEMA}]}],
+        "contents": [
+            {"role": "user", "parts": [{"text": "q"}]},
+            {"role": "model", "parts": [{"functionCall": {"name": "f", "args": {"a": HUGE}}}]},
+            {"role": "user", "parts": [{"functionResponse": {"name": "f", "response": {"a": HUGE}}}]},
+        ],
+    },
+}  # fmt: skip
+
+
+def exact(data: bytes) -> Any:
+    """Decode JSON as everybody but Python does."""
+    return json.loads(data, parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
+
+
+def ask_for_numbers(proxy: Proxy, client: str, dialect: str, number: str) -> Got:
+    body: Json = {"model": f"up-{dialect}", **NUMBERS[client]}
+    path = PATHS[client].format(dialect).replace("streamGenerateContent?alt=sse", "generateContent")
+    return proxy.ask(path, json.dumps(body).replace(str(HUGE), number).encode())
+
+
+@pytest.mark.parametrize(("client", "dialect"), [p for p in PAIRS if p.values[0] != p.values[1]])
+def test_numbers_that_are_too_large(proxy: Proxy, upstream: Upstream, client: str, dialect: str) -> None:
+    said = json.dumps(ANSWERS[dialect](Said(text="x", call="toolu_1", input="HUGE")))
+    upstream.reply(re.sub(r'\\?"HUGE\\?"', "1e400", said).encode())
+    got = ask_for_numbers(proxy, client, dialect, "1e400")
+    assert got.status == 200
+    exact(upstream.seen[0].body)
+    exact(got.body)
+    assert "Infinity" not in upstream.seen[0].body.decode() + got.body.decode()
+
+
+@pytest.mark.parametrize("word", ["NaN", "Infinity", "-Infinity"])
+@pytest.mark.parametrize("client", NAMES)
+def test_numbers_that_are_none(proxy: Proxy, upstream: Upstream, client: str, word: str) -> None:
+    got = ask_for_numbers(proxy, client, "gemini" if client == "claude" else "claude", word)
+    assert (got.status, upstream.seen) == (400, [])
+    assert word in got.json()["error"]["message"]
+
+
+def test_numbers_that_are_none_within_texts(proxy: Proxy, upstream: Upstream) -> None:
+    script(upstream, "claude", Said(text="x"), stream=False)
+    got = proxy.ask(
+        "/v1/chat/completions", {"model": "up-claude", "messages": [{"role": "user", "content": "NaN?"}]}
+    )
+    assert got.status == 200
