@@ -14331,13 +14331,15 @@ class Memory:
                 message = f"the response {previous!r} is not of this connection, or too long ago"
                 raise ProxyError("invalid_request", message, param="previous_response_id")
             items = [*before, *items]
-        kept = without(body, frozenset(["type", "generate", "previous_response_id"]))
+        kept = without(body, frozenset(["type", "generate", "previous_response_id", "stream_id"]))
         return {**kept, "input": items, "stream": True}
 
-    def keep(self, body: Json, response: Json, output: list[Json]) -> None:
-        """Remember an answer, and forget the oldest."""
-        output = output or response.get("output") or []
-        self._items[str(response.get("id"))] = [*body["input"], *output]
+    def keep(self, body: Json, response: Any, items: list[Json]) -> None:
+        """Remember an answer of an upstream, if it is one, and forget the oldest."""
+        if not isinstance(response, dict) or not isinstance(response.get("id"), str):
+            return
+        output = items or response.get("output")
+        self._items[response["id"]] = [*body["input"], *(output if isinstance(output, list) else ())]
         while len(self._items) > REMEMBERED:
             del self._items[next(iter(self._items))]
 
@@ -14887,18 +14889,20 @@ class Visit(Watcher):
         errand = self.errand = Errand(self.dialect, "generate", text)
         errand.headers, errand.watcher = self.headers, web
         output: list[Json] = []
+        lane: Json = {}  # which of several conversations in one connection it is
         begun = time.monotonic()
         try:
+            lane = filled(stream_id=errand.json.get("stream_id"))
             warm, body = errand.json.get("generate") is False, memory.unfold(errand.json)
             errand.rewrite(body)
             for event in warmed_up(errand, body) if warm else self.events_of(errand):
-                if event.get("type") == "response.output_item.done":
+                if event.get("type") == "response.output_item.done" and isinstance(event.get("item"), dict):
                     output.append(event["item"])
                 elif event.get("type") in {"response.completed", "response.incomplete"}:
-                    memory.keep(body, event["response"], output)
-                web.send(dumps_text(event).encode("utf-8", "replace"))
+                    memory.keep(body, event.get("response"), output)
+                web.send(dumps_text({**event, **lane}).encode("utf-8", "replace"))
         except ProxyError as error:
-            web.send(dumps_text(error_message(error)).encode("utf-8", "replace"))
+            web.send(dumps_text({**error_message(error), **lane}).encode("utf-8", "replace"))
         self.log_request(begun)
 
     def events_of(self, errand: Errand) -> Iterator[Json]:

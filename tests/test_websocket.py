@@ -201,6 +201,43 @@ def test_failures_leave_the_connection_usable(client: Client, upstream: Upstream
     assert echo["text"] == "still here"
 
 
+ODD = [  # events of an upstream that keeps no promises
+    pytest.param({"type": "response.completed"}, id="no response"),
+    pytest.param({"type": "response.completed", "response": "r1"}, id="a text for a response"),
+    pytest.param({"type": "response.completed", "response": {"output": []}}, id="no id"),
+    pytest.param(
+        {"type": "response.completed", "response": {"id": ["r1"], "output": 7}}, id="a list for an id"
+    ),
+    pytest.param(
+        {"type": "response.completed", "response": {"id": "r1", "output": 7}}, id="a number of items"
+    ),
+]
+
+
+@pytest.mark.parametrize("item", [{}, {"item": None}, {"item": "text"}])
+@pytest.mark.parametrize("end", ODD)
+def test_odd_events_are_passed_on(client: Client, upstream: Upstream, item: Any, end: Any) -> None:
+    done = {"type": "response.output_item.done", "output_index": 0, **item}
+    upstream.reply([*events("r1")[:1], cp.sse_frame(done), cp.sse_frame(end)], headers=SSE)
+    assert client.ask(model="up-responses", input="hi")[1:] == [done, end]
+    assert client.ask(model="echo", input="still here")[-1]["type"] == "response.completed"
+
+
+def test_a_lane_is_named_in_its_events_alone(client: Client, upstream: Upstream) -> None:
+    upstream.reply(events("r1"), headers=SSE)
+    upstream.reply({"error": {"message": "slow down"}}, 429)
+    answers = (
+        client.ask(model="up-responses", input="hi", stream_id="lane-a"),
+        client.ask(model="up-responses", input="hi", stream_id="lane-a"),
+        client.ask(model="up-responses", input="hi", stream_id="lane-a", previous_response_id="r9"),
+        client.ask(model="up-responses", input="hi", stream_id="lane-a", generate=False),
+    )
+    assert [len(answer) for answer in answers] == [3, 1, 1, 2]
+    assert {event.get("stream_id") for answer in answers for event in answer} == {"lane-a"}
+    assert not any("stream_id" in seen.json() for seen in upstream.seen)
+    assert "stream_id" not in client.ask(model="echo", input="hi")[0]
+
+
 def test_pings_and_pieces(client: Client) -> None:
     body = json.dumps({"type": "response.create", "model": "echo", "input": "x" * 70_000}).encode()
     client.frame(1, body[:9], first=0)
