@@ -273,6 +273,19 @@ def masked(secret: str) -> str:
     return f"{secret[:keep]}...{secret[-keep:]}" if len(secret) > 2 else "..."
 
 
+def hide(text: str, words: Iterable[str]) -> str:
+    """Mask these words wherever they stand in a text; shorter ones than 8 characters might be words."""
+    for secret in words:
+        if len(secret) >= 8 and secret in text:
+            text = text.replace(secret, masked(secret))
+    return text
+
+
+def one_line(text: str) -> str:
+    """Return a text without control characters, written as in JSON."""
+    return "".join(c if c.isprintable() else quote(c)[1:-1] for c in text)
+
+
 class Step(NamedTuple):
     """One step of a JSON path: into an object, an array, or those elements that pass a test.
 
@@ -13533,10 +13546,16 @@ def raise_first_error(head: bytes, dialect: Dialect) -> None:
 
 
 @contextlib.contextmanager
-def read_of_upstream() -> Iterator[None]:
-    """Make what is malformed in an answer the upstream's failure, not a bug of ours."""
+def read_of_upstream(told: Callable[[ProxyError], object] = repr) -> Iterator[None]:
+    """Make what is malformed in an answer the upstream's failure, not a bug of ours.
+
+    `told` sees the errors that the upstream sent, before anybody else does.
+    """
     try:
         yield
+    except ProxyError as error:
+        told(error)
+        raise
     except MALFORMED as exc:
         message = f"the upstream's answer is malformed: {exc!r}"
         raise ProxyError("upstream_failed", message) from exc
@@ -13601,6 +13620,9 @@ def completion_frames(pieces: Pieces) -> Pieces:
 # generators that the thread of the client's socket pulls. The first piece commits.
 
 
+SECRET_FIELDS = ("access_token", "refresh_token", "id_token", "api_key")  # of a credential file
+
+
 class App:
     """What all requests share: the configuration, the accounts, the connections."""
 
@@ -13620,6 +13642,24 @@ class App:
     @property
     def config(self) -> Config:
         return self.config_file.config
+
+    @property
+    def secrets(self) -> set[str]:
+        """What may stand in no message and no log: the keys and tokens of clients and accounts."""
+        found = {*self.config["api-keys"], self.config["ampcode.upstream-api-key"]}
+        for account in self.router.offers.accounts:
+            found.add(account.token)
+            data = account.credential.data if account.credential else EMPTY
+            found.update(str(data.get(name) or "") for name in SECRET_FIELDS)
+        return found
+
+    def make_discreet(self, error: ProxyError) -> ProxyError:
+        """Mask in an error what it may not tell: some upstreams repeat what they were sent."""
+        secrets = self.secrets
+        error.args = (hide(str(error), secrets),)
+        if error.body:
+            error.body = hide(error.body.decode("latin-1"), secrets).encode("latin-1")
+        return error
 
     def reload(self) -> None:
         """Make the accounts anew from the config, the credential files and the environment."""
@@ -13968,7 +14008,7 @@ class Attempt:
         body = self.body(without(upstream.write_request(fitted.request, target), upstream.in_path))
         path = self.path((provider.stream if stream else "") or provider.generate)
         exchange = self.open(path, [dumps(body).encode("ascii")])
-        answer = read_answer(exchange, upstream, request, provider.wrapped)
+        answer = read_answer(exchange, upstream, request, provider.wrapped, self.app.make_discreet)
         events = fit_events(answer, request, fitted, target)
         return answer_of(self.errand, events, passed_headers(exchange, self.config))
 
@@ -14042,14 +14082,20 @@ def passed_headers(exchange: Exchange, config: Config) -> Headers:
 OWN_HEADERS = HOP_BY_HOP | frozenset(["content-length", "content-encoding", "set-cookie", "alt-svc"])
 
 
-def read_answer(exchange: Exchange, upstream: Dialect, request: Request, wrapped: bool) -> Events:
-    """Read an upstream's answer, a stream or not, as events."""
+def read_answer(
+    exchange: Exchange,
+    upstream: Dialect,
+    request: Request,
+    wrapped: bool,
+    told: Callable[[ProxyError], object],
+) -> Events:
+    """Read an upstream's answer, a stream or not, as events; `told` sees its errors first."""
 
     def unwrap(body: Json) -> Json:
         inner: Json = body.get("response", body) if wrapped else body
         return inner
 
-    with contextlib.closing(exchange), read_of_upstream():
+    with contextlib.closing(exchange), read_of_upstream(told):
         if is_stream(exchange.headers):
             payloads = sse_read(exchange.decoded())
             yield from upstream.read_stream(map(unwrap, payloads) if wrapped else payloads, request)
@@ -14584,6 +14630,7 @@ class Visit(Watcher):
 
     def fail(self, error: ProxyError) -> None:
         """Answer with an error in the client's dialect, unless an answer has begun: then hang up."""
+        self.server.app.make_discreet(error)
         if self.stage is Stage.PENDING:  # the status is lost
             self.out.append(dumps(self.dialect.write_error(error)).encode("ascii"))
             self.flush(last=True)
@@ -14660,7 +14707,7 @@ class Visit(Watcher):
                     raise ClientGone from error
                 rid = self.errand.id[:8] if self.errand else "-"
                 log.warning("rid=%s broke off: %s", rid, explained(error))
-                self.out.append(stream_error(self.dialect, error))
+                self.out.append(stream_error(self.dialect, self.server.app.make_discreet(error)))
             self.flush(last=True)
 
     def send_pieces(self, pieces: Pieces) -> None:
@@ -14902,6 +14949,7 @@ class Visit(Watcher):
                     memory.keep(body, event.get("response"), output)
                 web.send(dumps_text({**event, **lane}).encode("utf-8", "replace"))
         except ProxyError as error:
+            self.server.app.make_discreet(error)
             web.send(dumps_text({**error_message(error), **lane}).encode("utf-8", "replace"))
         self.log_request(begun)
 
@@ -14923,7 +14971,7 @@ def write_lines(lines: collections.deque[LogLine]) -> None:
         stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(now))
         rid, model, account, usage = about or ("-", "", "", {})
         line = f"{stamp},{int(now % 1 * 1000):03} INFO rid={rid} {method} {escaped(path)}"
-        line += f" {escaped(model)} account={account or '-'}" if about else ""
+        line += f" {escaped(model)} account={escaped(account) or '-'}" if about else ""
         line += f" status={status} total={seconds:.3f}s"
         words = f" in={tokens_in(usage, INPUT_WORDS)} out={tokens_in(usage, OUTPUT_WORDS)}"
         line += words if usage else ""
@@ -14934,8 +14982,9 @@ def write_lines(lines: collections.deque[LogLine]) -> None:
 
 
 def tokens_in(usage: Json, words: Iterable[str]) -> int:
-    """Return the first of an upstream's token counts that goes by one of these words."""
-    return next((usage[word] for word in words if word in usage), 0)
+    """Return the first of an upstream's token counts that goes by one of these words, 0 if it is no number."""
+    count = next((usage[word] for word in words if word in usage), 0)
+    return count if isinstance(count, int) else 0
 
 
 INPUT_WORDS = ("input_tokens", "prompt_tokens", "promptTokenCount")
@@ -15090,6 +15139,30 @@ class Handler(socketserver.BaseRequestHandler):
             pass  # nobody is left to tell
 
 
+class Discretion(logging.Filter):
+    """Masks in all that is logged what an app must keep to itself."""
+
+    def __init__(self, app: App) -> None:
+        super().__init__()
+        self._app = app
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        secrets = self._app.secrets
+        record.msg = hide(record.getMessage(), secrets)
+        record.args = None
+        if record.exc_info:
+            record.exc_text = hide(logging.Formatter().formatException(record.exc_info), secrets)
+        return True
+
+
+class OneLine(logging.Formatter):
+    """Gives each message one line, whatever stands in the names that it holds."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        record.message = one_line(record.message)
+        return super().formatMessage(record)
+
+
 class Server(ThreadingHTTPServer):
     """The listening socket, and what every request shares."""
 
@@ -15108,11 +15181,17 @@ class Server(ThreadingHTTPServer):
         self._never = threading.Event()  # to wait on
         self.working: set[Visit] = set()  # those that serve a request; one step changes it
         self.lines: collections.deque[LogLine] = collections.deque()
+        self._discretion = Discretion(app)
+        log.addFilter(self._discretion)
 
     def server_bind(self) -> None:
         """Bind without asking the network for this machine's name, as HTTPServer would."""
         socketserver.TCPServer.server_bind(self)
         self.server_name, self.server_port = "localhost", int(self.server_address[1])
+
+    def server_close(self) -> None:
+        super().server_close()
+        log.removeFilter(self._discretion)
 
     def get_request(self) -> tuple[socket.socket, Any]:
         """Accept a connection; if that fails for want of a file descriptor, do not try at once."""
@@ -15268,7 +15347,7 @@ def greet(server: Server, app: App) -> None:
     accounts = app.router.offers.accounts
     for account in accounts:
         state = app.router.report(account)["state"]
-        say(f"  {account.name}: {account.provider.name}, {masked(account.token)}, {state}")
+        say(f"  {one_line(account.name)}: {account.provider.name}, {masked(account.token)}, {state}")
     if not accounts:
         say("no account yet: set ANTHROPIC_API_KEY, OPENAI_API_KEY or GEMINI_API_KEY, or log in:")
         say("  python cliproxy.py login codex --no-browser")
@@ -15435,18 +15514,18 @@ def show_accounts(rows: list[Json]) -> None:
         say("no account yet: python cliproxy.py login PROVIDER, or add a key to the config")
         return
     cells = [[title for title, _ in ACCOUNT_COLUMNS]]
-    cells += [[show(row) for _, show in ACCOUNT_COLUMNS] for row in rows]
+    cells += [[one_line(show(row)) for _, show in ACCOUNT_COLUMNS] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells)]
     lines = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in cells]
     for line, row in zip(lines, [{}, *rows]):
         say(line)
         for rest in row.get("cooling", ()):
-            say(f"    {rest['model']} rests until {moment(rest['until'])}: {rest['why']}")
+            say(one_line(f"    {rest['model']} rests until {moment(rest['until'])}: {rest['why']}"))
         for window in row.get("limits", ()):
             used, resets = window["used"], moment(window["resets_at"])
             say(f"    {window['name']:10} {bar(used)} {used:3.0f} %  resets {resets}")
         if row.get("state") != "cooling" and row.get("why"):
-            say(f"    {row['why']}")
+            say(one_line(f"    {row['why']}"))
 
 
 def cmd_models(options: argparse.Namespace) -> int:
@@ -15606,13 +15685,15 @@ def main(argv: list[str] | None = None) -> int:
     level = logging.DEBUG if options.debug else logging.INFO
     serves = options.run in {cmd_serve, cmd_flags}
     form = "%(asctime)s %(levelname)s %(message)s" if serves else "cliproxy: %(message)s"
-    logging.basicConfig(level=level, format=form, stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(OneLine(form))
+    logging.basicConfig(level=level, handlers=[handler])
     with contextlib.suppress(AttributeError):  # a terminal may lack letters of a name
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
         return options.run(options)  # type: ignore[no-any-return]
     except ProxyError as error:
-        sys.stderr.write(f"cliproxy: {error}\n")
+        sys.stderr.write(f"cliproxy: {one_line(str(error))}\n")
         return 1
     except KeyboardInterrupt:
         sys.stderr.write("\ncliproxy: stopped\n")

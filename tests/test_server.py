@@ -890,6 +890,57 @@ def test_secrets_never_reach_the_log(
     assert "sk-upstream-key" not in lines
 
 
+ECHOES = {  # what an upstream says that repeats the key it was sent, in each of the ways there are
+    "refusal": (400, b'{"error":{"message":"bad key sk-upstream-key here"}}'),
+    "no JSON": (500, b"<h1>sk-upstream-key</h1>"),
+    "a stream's": (200, b'data: {"error":{"message":"bad key sk-upstream-key here"}}\n\n'),
+    "a stream's, late": (200, b'data: {"choices":[{"index":0,"delta":{"content":"x"}}]}\n\ndata: {"error":{"message":"bad key sk-upstream-key here"}}\n\n'),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("client", ["claude", "chat"])
+@pytest.mark.parametrize("way", [way for way in ECHOES if "late" not in way])
+def test_no_upstream_can_make_us_tell_its_key(
+    make_proxy: ProxyMaker, upstream: Upstream, caplog: pytest.LogCaptureFixture, way: str, client: str
+) -> None:
+    proxy = make_proxy(api_keys=["sk-local-key"])
+    status, said = ECHOES[way]
+    upstream.reply(said + b" sk-local-key", status, {**(SSE if status == 200 else {}), "x-served": "sk-x"})
+    path, _, body = ASKS[client]
+    got = proxy.ask(
+        path, {**body, "model": "up-chat", "stream": status == 200}, {"x-api-key": "sk-local-key"}
+    )
+    assert b"sk-upstream-key" not in got.body
+    assert b"sk-local-key" not in got.body
+    assert "sk-upstream-key" not in caplog.text
+    assert "sk-local-key" not in caplog.text
+
+
+def test_no_upstream_can_make_us_tell_its_key_late_in_a_translated_stream(
+    proxy: Proxy, upstream: Upstream, caplog: pytest.LogCaptureFixture
+) -> None:
+    upstream.reply(ECHOES["a stream's, late"][1], headers=SSE)
+    got = proxy.ask("/v1/messages", {**ASKS["claude"][2], "model": "up-chat", "stream": True})
+    assert b"bad key sk-u...-key here" in got.body
+    assert "sk-upstream-key" not in caplog.text
+
+
+def test_counts_of_tokens_in_the_log_are_numbers(
+    upstream: Upstream, capfd: pytest.CaptureFixture[str]
+) -> None:
+    usage = {"input_tokens": "7\n2026-01-01 CRITICAL forged", "output_tokens": {"a": 1}}
+    about = ("rid", "model\nforged", "name\nforged", usage)
+    cp.write_lines(deque([(0.0, "GET", "/\nforged", 200, 0.1, about)]))
+    line = capfd.readouterr().err
+    assert line.count("\n") == 1
+    assert line.endswith(" in=0 out=0\n")
+
+
+def test_a_message_is_one_line_of_the_log() -> None:
+    record = logging.LogRecord("x", logging.INFO, "", 1, "a\nforged %s", ("b\x1b[31m\r",), None)
+    assert cp.OneLine("%(message)s").format(record) == "a\\nforged b\\u001b[31m\\r"
+
+
 RESPONSES_COUNT = "response.input_tokens"
 COUNTS = [
     pytest.param("claude", "up-gemini", {"totalTokens": 42}, "/v1beta/models/up-gemini:countTokens", {"input_tokens": 42}, id="claude on gemini"),
