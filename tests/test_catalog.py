@@ -87,7 +87,7 @@ def test_tables_keep_what_a_list_does_not_say(make_proxy: ProxyMaker, upstream: 
 def wait_for_lists(proxy: Proxy) -> None:
     thread = proxy.app.catalog._asking
     if thread:
-        thread.join(8.0)
+        thread.join(DEADLINE)
     proxy.app.poll()
 
 

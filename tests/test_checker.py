@@ -82,7 +82,7 @@ def settings(port: int) -> dict[str, object]:
 
 
 @pytest.mark.shared
-@pytest.mark.timeout(600 if FULL else 60)
+@pytest.mark.timeout(600 if FULL else 120)
 @pytest.mark.parametrize("run", RUNS if FULL else [RUNS[0], RUNS[3]])
 def test_checker(make_proxy: ProxyMaker, run: list[str]) -> None:
     if lacks := absent():

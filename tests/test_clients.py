@@ -570,7 +570,6 @@ def looping(make_proxy: ProxyMaker, upstream: Upstream) -> Proxy:
 
 
 @needs_node
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize("client", NODE_CLIENTS)
 def test_node_sdks(looping: Proxy, upstream: Upstream, client: str) -> None:
     """Tool loops on each upstream, streamed and whole, and the list of models."""

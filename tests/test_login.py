@@ -15,6 +15,7 @@ import pytest
 
 import cliproxy as cp
 from support.logins import Attempt, consent, sign_in, visit
+from support.upstream import DEADLINE
 from support.world import Clock, Fault, World, free_port
 
 BACK = [
@@ -136,7 +137,7 @@ def test_the_door_passes_on_nothing_else(world: World, store: cp.Store) -> None:
     assert visit(f"{base}/favicon.ico?")[0] == 404
     assert visit(f"{base}/auth/callback2?code=a&state=b")[0] == 404
     parts = urlsplit(to)
-    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", parts.port, timeout=5)) as wire:
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", parts.port, timeout=DEADLINE)) as wire:
         wire.request("POST", f"{parts.path}?{parts.query}", b"")
         assert wire.getresponse().status == 405
     with socket.create_connection(("127.0.0.1", parts.port or 0)) as silent:  # a browser's spare connection

@@ -6,16 +6,16 @@ import http.client
 import json
 import logging
 import socket
-import time
 from contextlib import closing
 from typing import Any
 
 import pytest
 
 import cliproxy as cp
+from support.cost import effort
 from support.dialogue import Said, claude_answer, claude_stream
 from support.proxy import Got, Proxy, ProxyMaker
-from support.upstream import Upstream, make_reply
+from support.upstream import DEADLINE, Upstream, make_reply
 
 SSE = {"content-type": "text/event-stream"}
 TALK = [{"role": "user", "content": "hi"}]
@@ -242,7 +242,7 @@ def own_address() -> str:
 def test_code_assist_is_for_this_machine(make_proxy: ProxyMaker) -> None:
     proxy = make_proxy(host="0.0.0.0", api_keys=["secret"])
     for host, status in (("127.0.0.1", 200), (own_address(), 403)):
-        with closing(http.client.HTTPConnection(host, proxy.port, timeout=5)) as client:
+        with closing(http.client.HTTPConnection(host, proxy.port, timeout=DEADLINE)) as client:
             headers = {"authorization": "Bearer secret"}
             client.request("POST", "/v1internal:loadCodeAssist", b"{}", headers)
             assert client.getresponse().status == status
@@ -622,9 +622,10 @@ TRAPS = [  # for a search that begins anew at each place where a field may begin
 
 @pytest.mark.parametrize("body", TRAPS)
 def test_a_form_is_searched_in_one_go(proxy: Proxy, body: bytes) -> None:
-    begun = time.monotonic()
-    assert proxy.ask("/v1/images/edits", body, MULTIPART).status == 400
-    assert time.monotonic() - begun < 2
+    def search() -> None:
+        assert proxy.ask("/v1/images/edits", body, MULTIPART).status == 400
+
+    assert effort(search) < 60
 
 
 NAMES = [
@@ -641,10 +642,12 @@ NAMES = [
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_no_name_of_a_model(make_proxy: ProxyMaker, upstream: Upstream, name: Any, path: str) -> None:
     proxy = make_proxy(gemini_api_key=[{"api-key": "k", "base-url": upstream.url}])
-    begun = time.monotonic()
-    got = proxy.ask(path, {"model": name, "max_tokens": 9, "messages": TALK})
-    assert (got.status, got.json()["error"]["message"]) == (400, "'model' is missing or no name")
-    assert time.monotonic() - begun < 2
+
+    def ask() -> None:
+        got = proxy.ask(path, {"model": name, "max_tokens": 9, "messages": TALK})
+        assert (got.status, got.json()["error"]["message"]) == (400, "'model' is missing or no name")
+
+    assert effort(ask) < 30
 
 
 @pytest.mark.parametrize("model", ["up-claude", "up-gemini", "echo"])

@@ -121,6 +121,7 @@ def spawn(
     return process
 
 
+@pytest.mark.slow
 def test_two_processes_make_one_refresh(world: World, store: cp.Store) -> None:
     credential = sign_in(world, store, "codex")
     children = [spawn(world, store, credential) for _ in range(3)]
@@ -128,11 +129,12 @@ def test_two_processes_make_one_refresh(world: World, store: cp.Store) -> None:
         assert process.stdin
         process.stdin.write("\n")
         process.stdin.flush()
-    tokens = {process.communicate(timeout=10)[0] for process in children}
+    tokens = {process.communicate(timeout=DEADLINE)[0] for process in children}
     assert len(tokens) == 1
     assert world.count("/codex/token") == 2
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="kills itself by signal")
 def test_a_kill_between_the_answer_and_the_rename(world: World, store: cp.Store) -> None:
     """The old refresh token is dead by then: the new one must be found again."""
@@ -143,7 +145,7 @@ def test_a_kill_between_the_answer_and_the_rename(world: World, store: cp.Store)
         "cp.replace = lambda *a: replaces.pop(0)(*a); store = ",
     )
     process = spawn(world, store, credential, doomed)
-    assert process.communicate("\n", timeout=10)[0] == ""
+    assert process.communicate("\n", timeout=DEADLINE)[0] == ""
     assert process.returncode == -9
     assert store.get(credential.name).data == credential.data
     assert store.scan()

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import cliproxy as cp
+from support.upstream import DEADLINE
 
 POSIX = pytest.mark.skipif(os.name != "posix", reason="permission bits are POSIX")
 CODEX = {"id_token": "i", "access_token": "a", "type": "codex", "email": "ann@example.com"}
@@ -350,16 +351,17 @@ def child(store: cp.Store, key: str, rounds: int) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
 
 
+@pytest.mark.slow
 def test_several_processes_lose_nothing(store: cp.Store) -> None:
     store.create("a.json", CODEX)
     children = [child(store, f"k{n}", 30) for n in range(3)]
     for process in children:
-        process.communicate(timeout=30)
+        process.communicate(timeout=DEADLINE)
     data = store.get("a.json").data
     assert [data[f"k{n}"] for n in range(3)] == [30, 30, 30]
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.slow
 @pytest.mark.parametrize("delay", [0.0, 0.0007, 0.0013, 0.0021, 0.0034, 0.0055])
 def test_kill_at_any_instruction(store: cp.Store, delay: float) -> None:
     """The file stays whole, holds at least the last acknowledged write, and no lock is left."""
@@ -416,10 +418,10 @@ def test_a_refresh_lock_outlives_the_deletion_of_its_file(store: cp.Store) -> No
     with store.refreshing("a.json"):
         thread = threading.Thread(target=second)
         thread.start()
-        entered.wait(5)
+        entered.wait(DEADLINE)
         store.delete("a.json")
         order.append("first")
-    thread.join(5)
+    thread.join(DEADLINE)
     assert order == ["first", "second"]
 
 

@@ -11,6 +11,7 @@ import pytest
 
 import cliproxy as cp
 from support.logins import Attempt, consent
+from support.upstream import DEADLINE
 from support.world import World
 
 
@@ -43,7 +44,7 @@ def test_lines_of_a_terminal() -> None:
     os.write(writing, b"one\r\ntw")
     os.write(writing, "o \u00fc\nlast".encode())
     os.close(writing)
-    got = [terminal.take(time.monotonic() + 5).text for _ in range(4)]
+    got = [terminal.take(time.monotonic() + DEADLINE).text for _ in range(4)]
     assert got == ["one", "two \u00fc", "last", None]
     os.close(reading)
 

@@ -459,7 +459,7 @@ def test_a_client_that_leaves_while_its_retry_is_waited_for(
             % (len(body), body)
         )
         assert upstream.asked.wait(DEADLINE)
-    end = time.monotonic() + 2
+    end = time.monotonic() + DEADLINE
     while proxy.server.working and time.monotonic() < end:
         threading.Event().wait(0.02)
     assert not proxy.server.working

@@ -11,6 +11,7 @@ from typing import Any, Callable
 from urllib.parse import urlsplit
 
 import cliproxy as cp
+from support.upstream import DEADLINE
 from support.world import World
 
 URL = re.compile(r"^https?://\S+$", re.MULTILINE)
@@ -19,7 +20,9 @@ URL = re.compile(r"^https?://\S+$", re.MULTILINE)
 def visit(url: str, **headers: str) -> tuple[int, str, str]:
     """GET a URL as a browser does, without following; return status, location and text."""
     parts = urlsplit(url)
-    with contextlib.closing(http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=5)) as wire:
+    with contextlib.closing(
+        http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=DEADLINE)
+    ) as wire:
         wire.request("GET", f"{parts.path}?{parts.query}", headers={"user-agent": "test", **headers})
         reply = wire.getresponse()
         return reply.status, reply.headers["location"] or "", reply.read().decode()
@@ -52,7 +55,7 @@ class Attempt:
     def wait_for(self, pattern: str) -> str:
         """Return the first match in what the program says."""
         while not (match := re.search(pattern, self.text, re.MULTILINE)):
-            self.text += self.said.get(timeout=5) + "\n"
+            self.text += self.said.get(timeout=DEADLINE) + "\n"
         return str(match[0])
 
     def url(self, at: int = 0) -> str:
@@ -63,10 +66,10 @@ class Attempt:
         self.terminal.inbox.put(cp.Arrival(line))
 
     def result(self) -> cp.Credential:
-        return self.future.result(timeout=8)
+        return self.future.result(timeout=DEADLINE)
 
     def error(self) -> cp.ProxyError:
-        error = self.future.exception(timeout=8)
+        error = self.future.exception(timeout=DEADLINE)
         assert isinstance(error, cp.ProxyError), error
         return error
 

@@ -6,11 +6,12 @@ import json
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from typing import Any, NamedTuple, Union
 
-DEADLINE = 8.0  # seconds that anything may wait: less than pytest's timeout, so that it is told
+DEADLINE = 30.0  # seconds that anything may wait: less than pytest's timeout, so that it is told
 CLOSE, RESET, SILENCE = "close", "reset", "silence"  # steps: FIN, RST, nothing until the peer goes
 Step = Union[bytes, str, threading.Event]  # bytes are sent, an Event is waited for
 
@@ -221,6 +222,14 @@ def read_chunks(stream: Any) -> Iterator[bytes]:
         stream.readline()
     while stream.readline().strip():
         pass  # trailers
+
+
+def wait_for(check: Callable[[], Any]) -> None:
+    """Wait until something is so; it may take as long as anything may."""
+    end = time.monotonic() + DEADLINE
+    while not check():
+        assert time.monotonic() < end, "it did not happen in time"
+        threading.Event().wait(0.01)
 
 
 class Clock:
