@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
 
 import cliproxy as cp
+from support.paths import ROOT
 from test_provider_rows import CASES
 
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 SECTION = README.partition("\n## Providers\n")[2].partition("\n## ")[0]
 TABLE = [
     [cell.strip() for cell in line.strip("|").split("|")]
@@ -84,3 +84,35 @@ def test_all_logins_and_lists_of_keys_are_named() -> None:
     logins = {word.split()[1] for word in WORDS if word.startswith("login ")}
     assert logins == set(cp.LOGINS)
     assert {row.source for row in (*cp.KEY_LISTS, *cp.KEY_VARIABLES)} <= set(WORDS)
+
+
+WORKING = README.partition("\n## Working on it\n")[2]
+ADDED = re.findall(r"^\| .* \| `(\w+)` \| `(.*),` \|$", WORKING, re.MULTILINE)
+
+
+def kind_of(table: str) -> type:
+    rows = getattr(cp, table)
+    return type(next(iter(rows.values() if isinstance(rows, dict) else rows)))
+
+
+@pytest.mark.parametrize(("table", "row"), ADDED)
+def test_the_rows_that_it_shows_are_rows(table: str, row: str) -> None:
+    if table == "PRESET_ROWS":
+        ((name, cells),) = eval(f"{{{row}}}").items()
+        assert cells[2].split() == [quirk for quirk in cells[2].split() if quirk in cp.QUIRKS]
+        assert (type(name), len(cells)) == (str, 3)
+    else:
+        assert type(eval(row, vars(cp).copy())) is kind_of(table)
+
+
+def test_it_shows_how_to_add_everything() -> None:
+    assert [table for table, _ in ADDED] == [
+        "PRESET_ROWS", "PROVIDERS", "MODEL_ROWS", "SETTINGS", "ROUTE_ROWS", "COMMANDS",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name", set(re.findall(r"`([A-Z_]{4,}|tests/\w+|cmd_|Visit)`", WORKING)) - {"CLIPROXY_SHARED"}
+)
+def test_what_it_names_for_those_who_work_on_it_is(name: str) -> None:
+    assert hasattr(cp, name) or (ROOT / name).exists()
