@@ -1379,7 +1379,8 @@ class Citation(NamedTuple):
 class Part(NamedTuple):
     """One piece of a message. Which fields count depends on `kind`.
 
-    text: text, citations. media: media. thinking: text, proof. refusal: text. opaque: extra.
+    text: text, citations. media: media. thinking: text, proof. refusal: text. opaque: extra; with a
+    name, and a namespace, it stands for that tool.
     call: id, name, text (its arguments: JSON, or free text when `custom`). result: id (of the
     call), name, parts, error. hosted: id, name, text (arguments), a call that the upstream itself
     ran; `hosted_result`: what it returned, id as the call's. `extra[dialect]` holds the fields of
@@ -2423,6 +2424,7 @@ CLAUDE_READERS: tuple[tuple[str, Callable[[Json], Part], str], ...] = (
     ("search_result",      claude_read_search_result, ""),
     ("server_tool_use",    lambda block: claude_read_call(block, "hosted"), ""),
     ("mcp_tool_use",       lambda block: claude_read_call(block, "hosted"), ""),
+    ("tool_reference",     lambda block: Part("opaque", name=block.get("tool_name") or ""), ""),
     ("*_tool_result",      lambda block: Part("hosted_result", id=block["tool_use_id"], name=block["type"][:-12]), ""),
     ("*",                  lambda block: Part("opaque"), ""),
 )
@@ -4247,6 +4249,8 @@ RESPONSES_ITEMS = {  # type -> how its id begins, and the events between its beg
     "image_generation_call": ("ig_", "in_progress", "generating", "completed"),
 }
 RESPONSES_OUTPUTS = {"function_call": "function_call_output", "custom_tool_call": "custom_tool_call_output"}
+RESPONSES_LISTS = frozenset({"additional_tools", "tool_search_output"})  # items that hold tools
+RESPONSES_COMPACTED = frozenset({"compaction", "compaction_summary"})
 RESPONSES_SHELL: Json = {  # what the official client expects of a response, where the request says nothing
     "object": "response", "status": "in_progress", "background": False, "error": None, "incomplete_details": None,
     "instructions": None, "max_output_tokens": None, "metadata": {}, "output": [], "parallel_tool_calls": True,
@@ -4335,6 +4339,26 @@ def responses_read_hosted(item: Json) -> Part:
     return Part("hosted", text, item.get("id") or "", responses_hosted(kind[:-5]), extra=extra)
 
 
+def responses_read_action(item: Json) -> Part:
+    """Read a call of one of the service's own tools that the client ran itself, as of its shell."""
+    said = item.get("arguments") or item.get("action") or item.get("operation") or {}
+    text = said if isinstance(said, str) else dumps_text(said)
+    return Part("call", text, item["call_id"], item["type"][: -len("_call")])
+
+
+def responses_read_reaction(item: Json) -> Part:
+    """Read what the client answered to such a call; a search for tools has found some."""
+    part, output = Part("result", id=item["call_id"]), item.get("output")
+    if isinstance(item.get("tools"), list):
+        tools = responses_read_tools(item["tools"])
+        found = tuple(Part("opaque", name=tool.name, namespace=tool.namespace) for tool in tools)
+        return part._replace(parts=found or (Part("text", "Found no tools."),))
+    if isinstance(output, dict) and output.get("image_url"):
+        return part._replace(parts=(responses_read_media({**output, "type": "input_image"}),))
+    text = output if isinstance(output, str) else dumps_text(output)
+    return part._replace(parts=(Part("text", text),))
+
+
 RESPONSES_READERS: dict[str, Callable[[Json], Part]] = {  # content parts and items
     **dict.fromkeys(("input_text", "output_text", "text"), lambda data: Part("text", data["text"])),
     "refusal": lambda data: Part("refusal", data["refusal"]),
@@ -4347,9 +4371,25 @@ RESPONSES_READERS: dict[str, Callable[[Json], Part]] = {  # content parts and it
 
 def responses_read_part(data: Json, role: str = "") -> Part:
     """Read an item or content part, with what its writer would not write of it."""
-    if data.get("type") not in RESPONSES_READERS:
+    kind = data.get("type")
+    if kind not in RESPONSES_READERS:
         return responses_read_hosted(data)
-    part = RESPONSES_READERS[data["type"]](data)
+    return responses_whole(RESPONSES_READERS[kind](data), data, role)
+
+
+def responses_read_item(item: Json) -> Part:
+    """Read an item of a request other than a message."""
+    kind = responses_type(item)
+    if kind not in RESPONSES_READERS and isinstance(item.get("call_id"), str):
+        if kind.endswith("_call"):
+            return responses_whole(responses_read_action(item), item)
+        if kind.endswith("_output"):
+            return responses_whole(responses_read_reaction(item), item)
+    return responses_read_part(item)
+
+
+def responses_whole(part: Part, data: Json, role: str = "") -> Part:
+    """Note on a part what its writer would not write by itself of what it was read from."""
     rest = rest_of(data, responses_write_part(part, role))
     return responses_noted(part, **rest) if rest else part
 
@@ -4461,11 +4501,14 @@ def responses_speaker(role: str, part: Part) -> str:
 # -- requests, read --------------------------------------------------------------------
 
 
-def responses_role(item: Json) -> str:
-    """Return who an item is from; only messages say it."""
-    if responses_type(item) == "message":
+def responses_role(item: Json, part: Part) -> str:
+    """Return who an item is from; only messages say it. What was compacted, both sides have said."""
+    kind = responses_type(item)
+    if kind == "message":
         return str(item["role"])
-    return "tool" if item.get("type") in RESPONSES_OUTPUTS.values() else "assistant"
+    if kind in RESPONSES_COMPACTED:
+        return "user"
+    return "tool" if part.kind == "result" else "assistant"
 
 
 def responses_read_items(items: Iterable[Json]) -> tuple[list[Part], list[Message]]:
@@ -4474,9 +4517,9 @@ def responses_read_items(items: Iterable[Json]) -> tuple[list[Part], list[Messag
     runs: list[tuple[str, list[Part]]] = []
     leading = True  # until somebody else speaks; opaque items do not
     for at, item in enumerate(items):
-        role = responses_role(item)
         said = responses_type(item) == "message"
-        parts = responses_read_message(item) if said else [responses_read_part(item)]
+        parts = responses_read_message(item) if said else [responses_read_item(item)]
+        role = responses_role(item, parts[0])
         ruled = role in {"system", "developer"}
         leading = leading and (ruled or parts[0].kind == "opaque")
         if leading and ruled:
@@ -4545,7 +4588,7 @@ def responses_read_request(body: Json) -> Request:
         system.insert(0, Part("text", lead))
     tools = [*responses_read_tools(body.get("tools"))]
     for item in items:
-        if item.get("type") == "additional_tools":
+        if item.get("type") in RESPONSES_LISTS:
             tools += responses_read_tools(item.get("tools"), _listed=True)
     request = Request(
         "responses",
@@ -6618,7 +6661,7 @@ def plain_name(name: str, case: Case) -> str:
 
 # --- what cannot be expressed: leaving it out would change the answer. Source: 3.1 --------------
 CLIENT_TOOLS = ("bash_", "text_editor_", "memory_", "computer_")  # Claude's: no schema on the wire
-STATEFUL_ITEMS = frozenset({"item_reference", "compaction", "compaction_summary"})
+STATEFUL_ITEMS = frozenset({"item_reference"})
 
 
 def find_audio(request: Request, case: Case) -> bool:
@@ -6749,10 +6792,27 @@ def fit_thought(part: Part, case: Case) -> Iterable[Part]:
     return (part._replace(proof=proof),) if proof or wanted or unsigned else ()
 
 
+COMPACTED = "[The conversation until here was compacted, and only its former provider can read that.]"
+
+
+def words_of(part: Part, case: Case) -> str:
+    """Return what an opaque part says, in words that any model can read; empty if nobody knows."""
+    own = part.extra.get(case.client, EMPTY)
+    if part.name:
+        known = case.names.get((part.namespace, part.name))
+        return f"Loaded: {known[1] if known else part.name}"
+    if own.get("type") in RESPONSES_COMPACTED:  # Claude's can be read
+        return str(own.get("content") or COMPACTED)
+    return ""
+
+
 def fit_hosted(part: Part, case: Case) -> Iterable[Part]:
     refuse("opaque", part, case)
     known = (case.dialect, part.kind, part.name) == ("responses", "hosted", "web_search")
-    return (part,) if known or case.dialect in part.extra else ()
+    if known or case.dialect in part.extra:
+        return (part,)
+    text = words_of(part, case) if part.kind == "opaque" else ""
+    return (Part("text", text),) if text else ()
 
 
 def fit_media(part: Part, case: Case) -> Iterable[Part]:
@@ -6807,13 +6867,49 @@ def fit_result(part: Part, case: Case) -> Iterable[Part]:
     """
     if case.own:
         return (part,)
-    inner = tuple(new for old in part.parts for new in fit_media(old, case))
+    inner = tuple(new for old in pieces_of(part) for new in fit_piece(old, case))
     made, at = case.calls.get(part.id, ()), case.results[part.id]
     case.results[part.id] += 1
     if at >= len(made):
         return () if made else inner
     call = made[at]
     return (part._replace(id=call.id, name=call.name, parts=inner, custom=call.custom),)
+
+
+def fit_piece(part: Part, case: Case) -> Iterable[Part]:
+    """Leave nothing out of a result unseen: the model would ask again."""
+    if part.kind != "opaque" or case.dialect in part.extra:
+        return fit_media(part, case)
+    kind = part.extra.get(case.client, EMPTY).get("type", "something")
+    return (Part("text", words_of(part, case) or f"[{kind}, which cannot be shown here]"),)
+
+
+def read_image(piece: Json) -> Part:
+    """Read an image as Claude has it, or as MCP's servers."""
+    if "data" in piece:
+        return Part("media", media=Media("image", "base64", piece["data"], piece["mimeType"]))
+    return claude_read_part(piece)
+
+
+PIECES: dict[str, Callable[[Json], Part]] = {  # of the content of a result, in any dialect
+    "text": claude_read_part, "image": read_image, "image_url": chat_read_part,
+    "input_text": responses_read_part, "input_image": responses_read_part,
+}  # fmt: skip
+
+
+def pieces_of(result: Part) -> tuple[Part, ...]:
+    """Return the parts of a result, also if they came as one text that is the JSON of them.
+
+    As a text two screenshots cost half a million tokens. Without an image it may well be a text.
+    """
+    text = result.parts[0].text if len(result.parts) == 1 else ""
+    if text[:1] != "[" or "image" not in text:
+        return result.parts
+    try:
+        pieces = tuple(PIECES[piece["type"]](piece) for piece in json_of(text))
+    except MALFORMED:
+        return result.parts
+    return pieces if any(piece.media for piece in pieces) else result.parts
 
 
 FIT_PARTS = {

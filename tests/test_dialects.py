@@ -75,7 +75,6 @@ REFUSED = [
         "chat", "responseModalities", id="only audio",
     ),
     pytest.param(ask(opaque("item_reference"), dialect="responses"), "claude", "input", id="item reference"),
-    pytest.param(ask(opaque("compaction"), dialect="responses"), "gemini", "input", id="compaction"),
     pytest.param(ask(media("audio", "base64", mime="audio/wav")), "claude", "messages", id="audio to claude"),
     pytest.param(ask(media("audio", "base64", mime="audio/ogg"), dialect="gemini"), "chat", "contents", id="ogg to chat"),
     pytest.param(ask(media("video", "base64"), dialect="gemini"), "chat", "contents", id="video to chat"),
@@ -590,3 +589,167 @@ def test_case_20_none_and_server_state() -> None:
 @pytest.mark.parametrize("dialect", NAMES)
 def test_every_pair(client: str, dialect: str) -> None:
     assert "q" in json.dumps(up(client, ASK[client], dialect))
+
+
+# --- what one service alone has a form of is told as text
+
+LOADED = "mcp__" + "x" * 70  # longer than a name may be
+SEARCHED: dict[str, Any] = {
+    "messages": [
+        {"role": "user", "content": "q"},
+        {"role": "assistant", "content": [{"type": "tool_use", "id": "toolu_1", "name": "f", "input": {}}]},
+        {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "toolu_1", "content": [
+            {"type": "tool_reference", "tool_name": LOADED}, {"type": "tool_reference", "tool_name": "gone"},
+            {"type": "novelty", "x": 1},
+        ]}]},
+    ],
+    "tools": [{"name": name, "input_schema": {"type": "object"}, "defer_loading": True} for name in ("f", LOADED)],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("dialect", ["chat", "responses", "gemini"])
+def test_what_a_search_for_tools_found(dialect: str) -> None:
+    request = fit(read("claude", SEARCHED), dialect)
+    written = request.tools[1].name
+    (result,) = request.messages[2].parts
+    texts = [f"Loaded: {written}", "Loaded: gone", "[novelty, which cannot be shown here]"]
+    assert [part.text for part in result.parts] == texts
+    assert all(text in json.dumps(up("claude", SEARCHED, dialect)) for text in texts)
+    assert (
+        cp.claude_write_request(fit(read("claude", SEARCHED), "claude"), CLAUDE)["messages"]
+        == SEARCHED["messages"]
+    )
+
+
+CODEX_HISTORY: list[dict[str, Any]] = [
+    {"type": "compaction", "encrypted_content": "secret"},
+    {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "q"}]},
+    {
+        "type": "local_shell_call", "id": "lsh_1", "call_id": "c1", "status": "completed",
+        "action": {"type": "exec", "command": ["ls", "-l"], "timeout_ms": 1000},
+    },
+    {"type": "function_call_output", "call_id": "c1", "output": "total 0"},
+    {"type": "tool_search_call", "call_id": "c2", "status": "completed", "execution": "client", "arguments": {"query": "mail"}},
+    {"type": "tool_search_output", "call_id": "c2", "status": "completed", "execution": "client", "tools": [
+        {"type": "namespace", "name": "mail", "description": "d", "tools": [
+            {"type": "function", "name": "send", "description": "Send it", "strict": False, "parameters": {"type": "object"}}
+        ]}
+    ]},
+    {"type": "function_call", "call_id": "c3", "name": "send", "namespace": "mail", "arguments": "{}"},
+    {"type": "function_call_output", "call_id": "c3", "output": "sent"},
+    {"type": "shell_call", "id": "sh_1", "call_id": "c4", "action": {"commands": ["pwd"]}},
+    {"type": "shell_call_output", "call_id": "c4", "output": [{"stdout": "/tmp", "stderr": ""}]},
+    {"type": "apply_patch_call", "call_id": "c5", "operation": {"type": "delete_file", "path": "a"}},
+    {"type": "apply_patch_call_output", "call_id": "c5", "status": "completed", "output": "done"},
+    {"type": "computer_call", "call_id": "c6", "action": {"type": "screenshot"}},
+    {"type": "computer_call_output", "call_id": "c6", "output": {"type": "computer_screenshot", "image_url": "data:image/png;base64,AA=="}},
+    {"type": "tool_search_call", "call_id": "c7", "arguments": '{"query":"x"}'},
+    {"type": "tool_search_output", "call_id": "c7", "tools": []},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("dialect", ["claude", "chat", "gemini"])
+def test_a_history_of_codex_goes_to_others(dialect: str) -> None:
+    request = fit(read("responses", {"input": CODEX_HISTORY}), dialect)
+    parts = [part for message in request.messages for part in message.parts]
+    calls = [(part.name, json.loads(part.text)) for part in parts if part.kind == "call"]
+    results = [part.parts for part in parts if part.kind == "result"]
+    assert calls == [
+        ("local_shell", CODEX_HISTORY[2]["action"]),
+        ("tool_search", {"query": "mail"}),
+        ("mail__send", {}),
+        ("shell", {"commands": ["pwd"]}),
+        ("apply_patch", {"type": "delete_file", "path": "a"}),
+        ("computer", {"type": "screenshot"}),
+        ("tool_search", {"query": "x"}),
+    ]
+    said = [
+        "total 0",
+        "Loaded: mail__send",
+        "sent",
+        '[{"stdout":"/tmp","stderr":""}]',
+        "done",
+        "",
+        "Found no tools.",
+    ]
+    assert [pieces[0].text for pieces in results] == said
+    assert results[5][0].media == cp.Media("image", "base64", "AA==", "image/png")
+    assert (request.messages[0].role, request.messages[0].parts[0].text) == ("user", cp.COMPACTED)
+    assert [tool.name for tool in request.tools] == ["mail__send"], "it can be called from now on"
+    assert "secret" not in json.dumps(up("responses", {"input": CODEX_HISTORY}, dialect))
+
+
+def test_a_history_of_codex_stays_what_it_was() -> None:
+    assert up("responses", {"input": CODEX_HISTORY}, "responses")["input"] == CODEX_HISTORY
+
+
+def test_what_claude_compacted_can_be_read() -> None:
+    said = [{"type": "compaction", "content": "They said hello."}, {"type": "text", "text": "Hm."}]
+    body = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": said}]}
+    for dialect in ("chat", "responses", "gemini"):
+        assert "They said hello." in json.dumps(up("claude", body, dialect))
+
+
+URL = "data:image/png;base64,QUJD"
+SHOTS: list[Any] = [  # the content of a result in the forms of the dialects and of MCP, as one text
+    pytest.param([{"type": "input_image", "image_url": URL}], id="responses"),
+    pytest.param(
+        [{"type": "text", "text": "two"}, {"type": "image_url", "image_url": {"url": URL}}], id="chat"
+    ),
+    pytest.param(
+        [{"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "QUJD"}}],
+        id="claude",
+    ),
+    pytest.param(
+        [{"type": "text", "text": "two"}, {"type": "image", "data": "QUJD", "mimeType": "image/png"}],
+        id="mcp",
+    ),
+]
+TEXTS = [
+    pytest.param([{"type": "text", "text": "an image"}], id="no image"),
+    pytest.param([{"type": "image_url"}], id="no url"),
+    pytest.param([{"type": "text", "text": "x"}, {"type": "image_of_a_new_kind"}], id="unknown"),
+    pytest.param(["image"], id="texts"),
+    pytest.param([{"image": 1}], id="no type"),
+]
+
+
+def result_of(client: str, said: str, dialect: str) -> tuple[Part, ...]:
+    """Return the parts of the result of a tool, as they go to a target."""
+    bodies: dict[str, Any] = {
+        "claude": {"messages": [
+            {"role": "assistant", "content": [{"type": "tool_use", "id": "toolu_1", "name": "f", "input": {}}]},
+            {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "toolu_1", "content": said}]},
+        ]},
+        "chat": {"messages": [
+            {"role": "assistant", "tool_calls": [
+                {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+            ]},
+            {"role": "tool", "tool_call_id": "c1", "content": said},
+        ]},
+        "responses": {"input": [
+            {"type": "custom_tool_call", "call_id": "c1", "name": "f", "input": ""},
+            {"type": "custom_tool_call_output", "call_id": "c1", "output": said},
+        ]},
+        "gemini": {"contents": [
+            {"role": "model", "parts": [{"functionCall": {"name": "f", "args": {}}}]},
+            {"role": "user", "parts": [{"functionResponse": {"name": "f", "response": {"output": said}}}]},
+        ]},
+    }  # fmt: skip
+    request = fit(read(client, bodies[client]), dialect)
+    (result,) = (part for message in request.messages for part in message.parts if part.kind == "result")
+    return result.parts
+
+
+@pytest.mark.parametrize("shots", SHOTS)
+@pytest.mark.parametrize(("client", "dialect"), [(c, d) for c in NAMES for d in NAMES if c != d])
+def test_images_in_a_text(client: str, dialect: str, shots: Any) -> None:
+    media = [part.media for part in result_of(client, json.dumps(shots), dialect) if part.media]
+    assert [(image.source, image.data, image.mime) for image in media] == [("base64", "QUJD", "image/png")]
+
+
+@pytest.mark.parametrize("said", TEXTS)
+@pytest.mark.parametrize("client", NAMES)
+def test_texts_that_are_no_images(client: str, said: Any) -> None:
+    text = json.dumps(said)
+    assert result_of(client, text, "chat" if client == "claude" else "claude")[0].text == text
