@@ -267,6 +267,15 @@ def read_duration(text: str) -> float:
     return sum(float(number) * DURATION_UNITS[unit] for number, unit in parts) if whole else 0.0
 
 
+LOOPBACK = re.compile(r"127(\.(25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)){3}")
+
+
+@functools.lru_cache(maxsize=64)
+def is_loopback(host: str) -> bool:
+    """Tell whether a host name or address is this machine itself."""
+    return host in {"localhost", "::1", "[::1]"} or bool(LOOPBACK.fullmatch(host))
+
+
 def masked(secret: str) -> str:
     """Shorten a secret to what identifies it: `sk-a...wxyz`. Source: spec/config.md 9."""
     keep = 4 if len(secret) > 8 else 2 if len(secret) > 4 else 1  # characters on either side
@@ -8010,6 +8019,29 @@ def clean_texts(texts: list[str]) -> list[str]:
     return [text for text in dict.fromkeys(texts) if text.strip()]
 
 
+def clean_origins(origins: list[str]) -> list[str]:
+    """Check that each is what a browser sends: a scheme, a host, and a port that is not the usual one."""
+    cleaned = [origin.strip().lower().rstrip("/") for origin in origins]
+    for origin in cleaned:
+        if not re.fullmatch(r"https?://[^/?#@\s]+", origin) or not is_url(origin, "http", "https"):
+            raise ValueError("origins such as http://localhost:3000")
+    return [re.sub(r"^(http://.*):80$|^(https://.*):443$", r"\1\2", origin) for origin in cleaned]
+
+
+def clean_keys(keys: list[str]) -> list[str]:
+    for key in keys:
+        clean_key(key)
+    return clean_texts(keys)
+
+
+def clean_key(key: str) -> str:
+    """Check that a key can stand in a header."""
+    key = key.strip()
+    if not (key.isascii() and key.isprintable()):
+        raise ValueError("keys of printable ASCII characters")
+    return key
+
+
 def clean_globs(patterns: list[str]) -> list[str]:
     return clean_texts([pattern.strip().lower() for pattern in patterns])
 
@@ -8107,7 +8139,7 @@ KEY_COMMON = (
     Setting("request-scoped-errors", Items(REFUSAL), None, "what to do after certain refusals; the first that fits"),
 )
 KEY_SECRET = (
-    Setting("api-key",   str, "", "the upstream's key", clean=str.strip),
+    Setting("api-key",   str, "", "the upstream's key", clean=clean_key),
     Setting("proxy-url", str, "", "overrides the global proxy-url", clean=clean_proxy),
 )
 API_KEY = KEY_SECRET + KEY_COMMON
@@ -8191,7 +8223,8 @@ SETTINGS = (
     Setting("tls.cert", str, "", "PEM file of the certificate and its chain", clean=str.strip),
     Setting("tls.key", str, "", "PEM file of the private key", clean=str.strip),
     Setting("auth-dir", str, AUTH_DIR, "folder of the credential files", clean=clean_folder),
-    Setting("api-keys", Items(str), [], "keys that clients must show; none: every local program may ask", clean=clean_texts),
+    Setting("api-keys", Items(str), [], "keys that clients must show; none: every local program may ask", clean=clean_keys),
+    Setting("allow-origins", Items(str), [], "web pages that may ask, as http://localhost:3000; none: only those from here", clean=clean_origins, status="new"),
     Setting("debug", bool, False, "log more"),
     Setting("proxy-url", str, "", "way out: http, https, socks5 or socks5h URL, or direct; empty: as the environment says", clean=clean_proxy),
     Setting("request-retry", int, 3, "rounds to ask all accounts again after waiting for one to recover", clean=clean_positive),
@@ -8539,6 +8572,7 @@ def parse_config(path: Path | None, text: str) -> Config:
     try:
         is_yaml = not (text.lstrip().startswith("{") or (path and path.suffix == ".json"))
         raw = yaml_read(text) if is_yaml else json.loads(text, object_pairs_hook=no_duplicates)
+        dumps_text(raw).encode()  # half a surrogate could be neither sent nor shown
         data = read_section(read_plain(raw, dict, "the file"), SETTINGS, "", notes)
         migrate(data, notes)
         drop_bad_patterns(data["ampcode"]["model-mappings"], notes)
@@ -8575,8 +8609,7 @@ def file_stamp(path: Path) -> tuple[int, int, int] | None:
 
 def check_exposure(config: Config) -> None:
     """Refuse to serve other machines without client keys."""
-    local = re.fullmatch(r"localhost|::1|127(\.\d+){3}", config["host"])
-    if not local and not config["api-keys"]:
+    if not is_loopback(config["host"]) and not config["api-keys"]:
         where = f"host {config['host']}" if config["host"] else "an empty host"
         message = f"{where} lets other machines in: add a key to api-keys, or set host to 127.0.0.1"
         raise ProxyError("invalid_request", message, param="api-keys")
@@ -8677,6 +8710,7 @@ TICK = 0.5  # seconds between looks at the client while an upstream is silent
 CONNECT_TIMEOUT = 15.0  # seconds
 SILENCE_LIMIT = 600.0  # seconds without a byte from an upstream; long thinking is silent
 SEND_TIMEOUT = 60.0  # seconds that a peer may refuse to take more bytes
+BLANK_TIMEOUT = 120.0  # seconds that blank lines may take the place of a head
 HEAD_TIMEOUT = 30.0  # seconds that a head may take from its first byte on
 BODY_TIMEOUT = 60.0  # seconds of a client's body after which its average pace counts:
 SLOWEST = 1_000.0  # bytes a second
@@ -8690,7 +8724,6 @@ IDLE_COUNT = 128  # idle connections kept for one origin
 
 CONTROLS = bytes(set(range(32)) - set(b"\t\r\n")) + b"\x7f"
 HEADER = re.compile(r"\n([!#$%&'*+.^_`|~0-9A-Za-z-]+):(.*)")  # RFC 9112 5, RFC 9110 5.6.2
-LOOPBACK = re.compile(r"127\.\d{1,3}\.\d{1,3}\.\d{1,3}")
 HEX = re.compile(rb"[0-9A-Fa-f]{1,15}")
 HOP_BY_HOP = frozenset(
     "connection keep-alive proxy-authenticate proxy-authorization proxy-connection te trailer"
@@ -9007,8 +9040,9 @@ class Wire:
 
         Raises HeadError if it is too large or too slow, ConnectionError if it breaks off.
         """
+        begun = time.monotonic()
         data = self.rest.lstrip(b"\r\n")
-        end = math.inf if not data else time.monotonic() + HEAD_TIMEOUT
+        end = begun + HEAD_TIMEOUT if data else math.inf
         self.answered = bool(data)
         while (stop := data.find(b"\r\n\r\n", 0, HEAD_LIMIT)) < 0:
             if len(data) >= HEAD_LIMIT:
@@ -9027,6 +9061,8 @@ class Wire:
             else:
                 data = more.lstrip(b"\r\n")
                 end = time.monotonic() + HEAD_TIMEOUT
+            if not data and time.monotonic() - begun > BLANK_TIMEOUT:
+                return None
         self.rest = data[stop + 4 :]
         return data[:stop]
 
@@ -9144,12 +9180,6 @@ def find_proxy(origin: Origin, proxy: str) -> str:
     if proxy.lower() in {"", "direct", "none"}:
         return ""
     return proxy if "://" in proxy else f"http://{proxy}"
-
-
-@functools.lru_cache(maxsize=64)
-def is_loopback(host: str) -> bool:
-    """Tell whether a host name or address is this machine itself."""
-    return host in {"localhost", "::1", "[::1]"} or bool(LOOPBACK.fullmatch(host))
 
 
 @functools.lru_cache(maxsize=1)
@@ -12887,8 +12917,8 @@ def chat_of_completion(body: Json) -> Json:
 # What a row of PROVIDERS cannot say: a function for the headers of a provider, and one for bodies.
 
 DROPPED_HEADERS = HOP_BY_HOP | frozenset(  # of a client's request; never sent on
-    "host content-length content-encoding accept-encoding expect authorization x-api-key"
-    " x-goog-api-key cookie origin referer via forwarded x-real-ip openai-organization"
+    "host content-length content-encoding accept-encoding expect authorization x-api-key range"
+    " if-range if-match if-none-match if-modified-since if-unmodified-since x-goog-api-key cookie origin referer via forwarded x-real-ip openai-organization"
     " openai-project openai-platform".split()
 )
 DROPPED_PREFIXES = ("x-forwarded-", "cf-", "sec-", "proxy-")
@@ -14171,7 +14201,8 @@ def passed_headers(exchange: Exchange, config: Config) -> Headers:
     """Return the headers of an upstream's answer that are worth a client's while, or all."""
     found = exchange.headers.items()
     if config["passthrough-headers"]:
-        return {name: value for name, value in found if name not in OWN_HEADERS}
+        cors = "access-control-"  # which pages may ask is for us to say
+        return {name: value for name, value in found if not (name in OWN_HEADERS or name.startswith(cors))}
     return {name: value for name, value in found if name.startswith(PASSED_HEADERS)}
 
 
@@ -14522,6 +14553,7 @@ IDLE_CLIENT = 120.0  # seconds that a connection may wait for its next request
 SLOW_CLIENT = 30.0  # seconds of silence in the middle of a head or a body
 IDLE_SOCKET = 3_600.0  # seconds that a WebSocket may wait for its next message
 DRAIN_LIMIT = 2**20  # bytes of a refused request's body that are read so as to keep the connection
+LINGER = 2.0  # seconds that are spent on reading what a client still sends after its answer
 FULL = 64  # frames that are enough for one send
 ACCEPT_PAUSE = 0.5  # seconds before the next try when no connection can be accepted
 GRACE = 30.0  # seconds that running answers get when the server stops
@@ -14565,6 +14597,7 @@ class Visit(Watcher):
         self.headers = Headers()
         self.length: int | None = None  # of the body; None: chunked, or not known
         self.body_read = False
+        self.allowed_origin = ""  # the page that asks, if the owner lets it
         self.argument = ""  # what the `*` of the route's path stands for
         self.errand: Errand | None = None
         # of the answer
@@ -14652,23 +14685,31 @@ class Visit(Watcher):
         route.handle(self, route)
 
     def check_origin(self) -> None:
-        """Refuse what a web page sends: another site's, or one whose name was rebound to us."""
-        origin = self.headers.get("origin", "")
-        host, origin_host = host_of("//" + self.headers.get("host", "")), host_of(origin)
-        if self.server.loopback and host and not is_loopback(host) and host != self.server.host:
+        """Refuse what a web page sends: another origin's, or one whose name was rebound to us."""
+        host = self.headers.get("host", "").lower()
+        name = host_of(host)
+        if self.server.loopback and host and not is_loopback(name) and name != self.server.host:
             better = f"use http://127.0.0.1:{self.server.port}"
-            raise ProxyError("forbidden", f"the host {host!r} is not this machine; {better}")
-        site = origin.startswith(("http://", "https://")) and origin_host != host
-        if site or origin == "null" or self.headers.get("sec-fetch-site") == "cross-site":
-            raise ProxyError("forbidden", "a page of another web site may not use this proxy")
+            raise ProxyError("forbidden", f"the host {host[:80]!r} is not this machine; {better}")
+        origin = self.headers.get("origin", "").lower()
+        if origin in self.server.app.config["allow-origins"]:
+            self.allowed_origin = origin
+            return
+        foreign = self.headers.get("sec-fetch-site") in {"cross-site", "same-site"}
+        ours = {host, host.removesuffix(":80"), host.removesuffix(":443")}
+        if is_page(origin) and origin.partition("://")[2] not in ours:
+            foreign = True
+        if foreign or origin == "null":
+            hint = f"; allow-origins may name {origin}" if is_page(origin) else ""
+            raise ProxyError("forbidden", f"a page of another web site may not use this proxy{hint}")
 
     def admit(self) -> None:
         """Check the client's key. Any valid one in any of its places will do."""
         keys = self.server.app.config["api-keys"]
         if not keys and self.server.loopback:  # an edit may take away the keys of an open server
             return
-        encoded = [key.encode() for key in self.given_keys()]
-        valid = [hmac.compare_digest(key, known.encode()) for key in encoded for known in keys]
+        encoded = [key.encode("utf-8", "replace") for key in self.given_keys()]
+        valid = [hmac.compare_digest(key, ours.encode()) for key in encoded for ours in keys]
         if not any(valid):
             what = "is not one of the config's api-keys" if encoded else "is missing"
             message = f"the API key {what}; send one as Authorization: Bearer, x-api-key or x-goog-api-key"
@@ -14693,16 +14734,17 @@ class Visit(Watcher):
         if self.length != 0 and self.headers.get("expect", "").lower() == "100-continue":
             self.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         self.wire.answered = True
+        keep, self.keep = self.keep, False  # what was read in part cannot be read again
         try:
             if self.length is None:
                 body: bytes | bytearray = self.wire.read_chunked(BODY_LIMIT, self.idle)
             else:
                 body = self.wire.read_exactly(self.length, self.idle)
             self.body_read = True
+            self.keep = keep
             encoding = self.headers.get("content-encoding", "")
             return unpack(bytes(body), encoding) if encoding else body
         except ValueError as exc:
-            self.keep = self.body_read and self.keep
             raise ProxyError("invalid_request", f"the body cannot be read: {exc}") from exc
 
     def drop_body(self) -> None:
@@ -14720,8 +14762,9 @@ class Visit(Watcher):
         with contextlib.suppress(OSError):
             self.wire.sock.shutdown(socket.SHUT_WR)
             self.wire.set_patience(1.0)
+            end = time.monotonic() + LINGER
             for _ in range(DRAIN_LIMIT // PIECE):
-                if not self.wire.sock.recv(PIECE):
+                if time.monotonic() > end or not self.wire.sock.recv(PIECE):
                     break
 
     def fail(self, error: ProxyError) -> None:
@@ -14770,6 +14813,8 @@ class Visit(Watcher):
         self.head = self.make_head(status, headers, framing)
 
     def make_head(self, status: int, headers: Headers, framing: str) -> bytes:
+        if self.allowed_origin:
+            headers = {**headers, "access-control-allow-origin": self.allowed_origin, "vary": "origin"}
         lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
         close = "" if self.keep else "connection: close\r\n"
         line = f"HTTP/1.1 {status} {REASONS.get(status, 'Status')}\r\n"
@@ -14889,7 +14934,7 @@ class Visit(Watcher):
             return self.send(302, {"location": amp["upstream-url"] + target}, b"")
         self.admit()
         errand = Errand(self.dialect, route.action, self.read_body())
-        errand.headers, errand.watcher = self.headers, self
+        errand.headers, errand.watcher = self.end_to_end(), self
         return self.send_answer(self.ask_amp(errand))
 
     def ask_amp(self, errand: Errand) -> Answer:
@@ -14931,7 +14976,7 @@ class Visit(Watcher):
         self.dialect = DIALECTS[route.dialect]
         errand = Errand(self.dialect, route.action, self.read_body())
         self.errand = errand
-        errand.headers = self.headers
+        errand.headers = self.end_to_end()
         errand.query = self.query
         errand.watcher = self
         if route.action.startswith("/"):
@@ -14949,6 +14994,11 @@ class Visit(Watcher):
             self.read_amp(errand)
         self.sent_at = time.monotonic()
         return errand
+
+    def end_to_end(self) -> Headers:
+        """Return the client's headers but for those that it means for us alone (RFC 9110 7.6.1)."""
+        words = self.headers.get("connection", "").lower().split(",")
+        return without(self.headers, frozenset(word.strip() for word in words))
 
     def read_amp(self, errand: Errand) -> None:
         """Choose the model for Amp, which wants to hear of the one that it asked for."""
@@ -14993,7 +15043,12 @@ class Visit(Watcher):
         self.send_json(200, {"message": "cliproxy", "version": __version__, "endpoints": endpoints})
 
     def show_options(self, route: Route) -> None:
-        self.send(204, {"allow": "GET, HEAD, POST, OPTIONS"}, b"")
+        headers = {"allow": "GET, HEAD, POST, OPTIONS"}
+        if self.allowed_origin:
+            headers["access-control-allow-methods"] = headers["allow"]
+            headers["access-control-allow-headers"] = self.headers.get("access-control-request-headers", "*")
+            headers["access-control-max-age"] = "600"
+        self.send(204, headers, b"")
 
     def upgrade(self, route: Route) -> None:
         """Go on as a WebSocket until the client leaves, if the owner lets it."""
@@ -15030,7 +15085,7 @@ class Visit(Watcher):
     def serve_message(self, web: WebSocket, memory: Memory, text: bytearray) -> None:
         """Answer one request with a message for each event."""
         errand = self.errand = Errand(self.dialect, "generate", text)
-        errand.headers, errand.watcher = self.headers, web
+        errand.headers, errand.watcher = self.end_to_end(), web
         output: list[Json] = []
         lane: Json = {}  # which of several conversations in one connection it is
         begun = time.monotonic()
@@ -15087,13 +15142,18 @@ INPUT_WORDS = ("input_tokens", "prompt_tokens", "promptTokenCount")
 OUTPUT_WORDS = ("output_tokens", "completion_tokens", "candidatesTokenCount")
 
 
-@functools.lru_cache(maxsize=64)
-def host_of(url: str) -> str:
-    """Return the host name in a URL, `?` for what is no URL."""
-    try:
-        return urlsplit(url).hostname or ""
-    except ValueError:
-        return "?"
+HOST = re.compile(r"(\[[0-9a-f:.]+\]|[\w.-]+)(:\d{1,5})?", re.ASCII)  # RFC 9110 7.2, no user name
+
+
+def host_of(place: str) -> str:
+    """Return the host in a Host header without its port, `?` for what is none."""
+    found = HOST.fullmatch(place)
+    return found[1] if found else "?"
+
+
+def is_page(origin: str) -> bool:
+    """Tell whether an Origin is that of a web page; editors have others."""
+    return origin.startswith(("http://", "https://"))
 
 
 def escaped(text: str) -> str:
@@ -15169,8 +15229,10 @@ def tidy_path(path: str) -> str:
         del words[:3]
         if words[:1] == ["v1beta1"] and "models" in words:
             words[: words.index("models")] = ["v1beta"]
-    while len(words) > 1 and {*words[:2]} <= VERSIONS:
-        del words[0]
+    doubled = 0
+    while {*words[doubled : doubled + 2]} <= VERSIONS and doubled + 1 < len(words):
+        doubled += 1
+    del words[:doubled]
     if words and words[0].partition(":")[0] not in ROOTS:
         words.insert(0, "v1")
     return "/" + "/".join(words)

@@ -76,7 +76,7 @@ def test_the_defaults_are_complete_and_quiet() -> None:
 
 @pytest.mark.parametrize("row", [r for r in cp.SETTINGS if r.status != "old"], ids=lambda r: r.key)
 def test_every_row_takes_a_value(row: cp.Setting) -> None:
-    value = sample(row)
+    value = {"allow-origins": ["http://localhost:3000"]}.get(row.key, sample(row))
     config = load(nested(row.key, value))
     assert said(config) == []
     known = {"routing.strategy": "fill-first", "oauth-model-alias": {"x": []}}
@@ -165,6 +165,9 @@ REFUSED = [  # key, value, what the message says
     ("host",             {},       "a mapping is not possible; allowed: a text"),
     ("api-keys",         "sk-1234567890", "sk-1...7890 is not possible; allowed: a list"),
     ("api-keys",         {},       "a mapping is not possible; allowed: a list"),
+    ("api-keys",         ["schlüssel"], "a list is not possible; allowed: keys of printable ASCII characters"),
+    *(("allow-origins",  [origin], "a list is not possible; allowed: origins such as http://localhost:3000")
+      for origin in ("localhost:3000", "*", "http://a/path", "ftp://a", "http://u@a", "http://a:99999", "")),
     ("tls",              "on",     '"on" is not possible; allowed: a mapping'),
     ("routing.strategy", "random", '"random" is not possible; allowed: round-robin, weighted-round-robin, fill-first'),
     ("routing.session-affinity-ttl", "soon", '"soon" is not possible; allowed: a time such as 90s'),
@@ -190,6 +193,16 @@ def test_values_are_refused(key: str, value: Any, message: str) -> None:
     with pytest.raises(cp.ProxyError) as caught:
         load(nested(key, value))
     assert f"config.json: {key}: {message}" in str(caught.value)
+
+
+def test_half_a_surrogate_is_refused_wherever_it_stands() -> None:
+    for data in (
+        {"api-keys": ["\ud800"]},
+        {"claude-api-key": [{"api-key": "a\udc00"}]},
+        {"x": {"\ud800": 1}},
+    ):
+        with pytest.raises(cp.ProxyError, match=r"config\.json: .*surrogates not allowed"):
+            load(data)
 
 
 def test_a_deep_place_is_named_and_a_secret_masked() -> None:

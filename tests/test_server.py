@@ -661,14 +661,50 @@ def test_401_is_in_the_client_s_dialect(make_proxy: ProxyMaker, dialect: str) ->
         pytest.param({"origin": "http://evil.example"}, 403, id="another site"),
         pytest.param({"origin": "null"}, 403, id="a sandboxed page"),
         pytest.param({"sec-fetch-site": "cross-site"}, 403, id="cross-site"),
-        pytest.param({"origin": "http://127.0.0.1:9999"}, 200, id="this machine"),
+        pytest.param({"sec-fetch-site": "same-site"}, 403, id="same-site"),
+        pytest.param({"origin": "http://127.0.0.1:9999"}, 403, id="another port of this machine"),
+        pytest.param({"origin": "http://localhost:8317", "host": "127.0.0.1:8317"}, 403, id="another name"),
+        pytest.param({"origin": "http://localhost:8317", "host": "localhost:8317"}, 200, id="a page of ours"),
+        pytest.param({"origin": "https://localhost", "host": "localhost:443"}, 200, id="the usual port"),
         pytest.param({"origin": "vscode-webview://x"}, 200, id="an editor"),
+        pytest.param({"host": "evil@127.0.0.1"}, 403, id="a user name in the host"),
+        pytest.param({"host": "127.999.999.999"}, 403, id="no address"),
+        pytest.param({"host": "127.0.0.1:80:80"}, 403, id="two ports"),
     ],
 )
 def test_pages_of_browsers(proxy: Proxy, headers: dict[str, str], status: int) -> None:
     got = proxy.ask("/v1/models", headers=headers)
     assert got.status == status
     assert "access-control-allow-origin" not in got.headers
+
+
+def test_pages_that_the_owner_names_may_ask(make_proxy: ProxyMaker, upstream: Upstream) -> None:
+    page = "http://localhost:3000"
+    proxy = make_proxy(allow_origins=[f"{page}/", "https://ui.example:443"], passthrough_headers=True)
+    upstream.reply(
+        {}, headers={"access-control-allow-origin": "*", "access-control-allow-credentials": "true"}
+    )
+    got = ask(proxy, origin=page, sec_fetch_site="same-site")
+    assert (got.status, got.headers["access-control-allow-origin"], got.headers["vary"]) == (
+        200,
+        page,
+        "origin",
+    )
+    assert "access-control-allow-credentials" not in got.headers
+    asked = {"origin": page, "access-control-request-headers": "authorization,content-type"}
+    got = proxy.ask("/v1/messages", headers=asked, method="OPTIONS")
+    assert (got.status, got.headers["access-control-allow-headers"]) == (204, "authorization,content-type")
+    assert proxy.ask("/v1/models", headers={"origin": "https://ui.example"}).status == 200
+    assert proxy.ask("/v1/models", headers={"origin": "http://localhost:3001"}).status == 403
+    assert proxy.ask("/v1/models", headers={"sec-fetch-site": "same-site"}).status == 403
+
+
+def test_headers_that_are_meant_for_the_proxy_alone_go_no_further(proxy: Proxy, upstream: Upstream) -> None:
+    upstream.reply({})
+    ask(proxy, connection="x-hop, close", x_hop="1", x_end="2", range="bytes=0-1", if_none_match="x")
+    sent = upstream.seen[0].headers
+    assert not {"x-hop", "range", "if-none-match"} & sent.keys()
+    assert sent["x-end"] == "2"
 
 
 def test_no_keys_and_an_open_address_are_refused(make_proxy: ProxyMaker) -> None:
@@ -1038,6 +1074,36 @@ def test_a_refused_request_is_not_asked_to_continue(make_proxy: ProxyMaker) -> N
     )
     assert reply.startswith(b"HTTP/1.1 401 ")
     assert b"connection: close\r\n" in reply
+
+
+def test_no_body_is_waited_for_again_after_it_was_too_slow(
+    proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cp, "BODY_TIMEOUT", -1.0)
+    monkeypatch.setattr(cp, "SLOWEST", 1e9)
+    with closing(proxy.connect()) as peer:
+        peer.sendall(wire("claude").replace(b"connection: close\r\n", b"")[:-5])
+        wait_for(lambda: proxy.server.working)
+        peer.sendall(b"x")
+        seen = b""
+        while more := peer.recv(4096):
+            seen += more
+    assert seen.startswith(b"HTTP/1.1 408 ")
+    assert b"connection: close" in seen
+
+
+def test_blank_lines_are_idleness(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cp, "BLANK_TIMEOUT", 0.1)
+    with closing(proxy.connect()) as peer, contextlib.suppress(ConnectionError):
+        peer.settimeout(0.05)
+        end = time.monotonic() + DEADLINE
+        while time.monotonic() < end:
+            peer.sendall(b"\r\n")
+            with contextlib.suppress(socket.timeout):
+                assert peer.recv(1) == b""
+                break
+        else:
+            pytest.fail("it was never closed")
 
 
 @pytest.mark.parametrize("lines", [["host: ["], ["host: [::1"], ["host: 127.0.0.1", "origin: http://["]])
