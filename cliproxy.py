@@ -735,7 +735,7 @@ PROVIDERS = {row.name: row for row in (
              "/v1/publishers/google/models/{model}:generateContent",
              "/v1/publishers/google/models/{model}:streamGenerateContent?alt=sse",
              "/v1/publishers/google/models/{model}:countTokens", "",
-             "x-goog-api-key", {}, ("gemini-*", "imagen-*")),
+             "x-goog-api-key", {}, ("gemini-*", "imagen-*"), quirks=frozenset({"no-call-ids"})),
     Provider("gemini-cli",           "gemini",    "https://cloudcode-pa.googleapis.com",
              "/v1internal:generateContent", "/v1internal:streamGenerateContent?alt=sse", "/v1internal:countTokens", "",
              "bearer", {}, ("gemini-*",), wrapped=True),
@@ -1147,6 +1147,7 @@ QUIRKS = {  # what a service does unlike the others of its dialect; most are of 
     "minimal-to-low": "has no effort below low",
     "openapi-schema": "takes the schema of a tool in Gemini's older form only",
     "stream": "answers with streams only",
+    "no-call-ids": "knows no ids of calls, and refuses them as unknown fields",
     "no-proofs": "has refused the proofs of thinking in this conversation",
 }
 # fmt: off
@@ -5353,6 +5354,13 @@ GEMINI_CANDIDATE = frozenset({"content", "index", "finishReason", "logprobsResul
 GEMINI_PIECES = frozenset({"partialArgs", "willContinue"})
 # a step of a path: .name [0] ['name']
 GEMINI_STEP = re.compile(r"\.([^.\[\]]+)|\[(\d+)\]|\[['\"](.*?)['\"]\]")
+# a result, and one whose name stands where clients have it: only the others have to be looked at
+GEMINI_RESULT = re.compile(rb'"function_?[rR]esponse"\s*:')
+GEMINI_NAMED = re.compile(
+    GEMINI_RESULT.pattern + rb'\s*\{\s*(?:"id"\s*:\s*"[^"]*"\s*,\s*)?"name"\s*:\s*"[^"]'
+)
+GEMINI_CALLS = frozenset({"functionCall", "function_call"})  # in both spellings
+GEMINI_RESULTS = frozenset({"functionResponse", "function_response"})
 GEMINI_VALUES = ("stringValue", "numberValue", "boolValue")
 
 
@@ -5428,7 +5436,7 @@ def gemini_read_media(data: Json) -> Part:
 
 
 def gemini_read_call(data: Json) -> Part:
-    return Part("call", dumps_text(data.get("args") or {}), data.get("id") or "", data["name"])
+    return Part("call", dumps_text(data.get("args") or {}), data.get("id") or "", data.get("name") or "")
 
 
 def gemini_read_result(data: Json) -> Part:
@@ -5440,7 +5448,8 @@ def gemini_read_result(data: Json) -> Part:
     parts = tuple(map(gemini_read_part, gemini_list(data.get("parts"))))
     if response or not parts:
         parts = (Part("text", text), *parts)
-    return Part("result", "", data.get("id") or "", data["name"], parts, error=key == "error")
+    name = data.get("name") or ""
+    return Part("result", "", data.get("id") or "", name, parts, error=key == "error")
 
 
 def gemini_read_hosted(data: Json) -> Part:
@@ -5531,10 +5540,15 @@ def gemini_answered(result: Part, calls: Iterable[Part], done: Collection[str]) 
 
 
 # -- parts and messages, written -------------------------------------------------------
+def gemini_plain(media: Media) -> str:
+    """Return a document that came as a text: it is one here, too."""
+    return f"{media.name}\n{media.data}" if media.name else media.data
+
+
 def gemini_write_media(part: Part) -> Json:
     media = part.media or Media("document", "text", "")
     if media.source == "text":
-        return {"text": f"{media.name}\n{media.data}" if media.name else media.data}
+        return {"text": gemini_plain(media)}
     mime = {"mimeType": gemini_mime(media)}
     if media.source == "base64":
         return {"inlineData": {**mime, "data": media.data, **filled(displayName=media.name)}}
@@ -5546,16 +5560,30 @@ def gemini_write_call(part: Part) -> Json:
     return {"functionCall": {**named, "args": arguments_of(part.text)}}
 
 
+def gemini_is_file(part: Part) -> bool:
+    return part.media is not None and part.media.source != "text"
+
+
+def gemini_output(parts: Iterable[Part]) -> str:
+    """Return the texts of a result, among them those of documents: beside it there may be files only."""
+    said = (part for part in parts if part.kind in {"text", "media"} and not gemini_is_file(part))
+    return "\n".join(gemini_plain(part.media) if part.media else part.text for part in said)
+
+
 def gemini_write_result(part: Part) -> Json:
-    """Write a functionResponse: an object as it is, a text as its `output` or `error`."""
-    text, media = text_of(part.parts), [p for p in part.parts if p.kind == "media"]
-    response = json_of(text)
+    """Write a functionResponse: an object as it is, a text as its `output` or `error`.
+
+    A `$ref` in it would stand for a file among its `parts`: an object that has one stays a text.
+    """
+    text = gemini_output(part.parts)
+    media = [gemini_write_media(inner) for inner in part.parts if gemini_is_file(inner)]
+    response = "" if '"$ref"' in text else json_of(text)
     if part.error:
         response = {"error": text}
     elif not isinstance(response, dict):
         response = {"output": text} if text or not media else {}
     written = {**filled(id=part.id), "name": part.name, "response": response}
-    return {"functionResponse": {**written, **filled(parts=[*map(gemini_write_media, media)])}}
+    return {"functionResponse": {**written, **filled(parts=media)}}
 
 
 # fmt: off
@@ -5605,10 +5633,13 @@ def gemini_move_proofs(parts: Iterable[Part]) -> list[Part]:
 
 
 def gemini_lift_media(parts: tuple[Part, ...]) -> tuple[Part, ...]:
-    """Take the media out of results, and put them behind the last one."""
-    kept = [part._replace(parts=tuple(p for p in part.parts if not p.media)) for part in parts]
-    media = [p for part in parts for p in part.parts if p.media]
-    return tuple(sorted((*media, *kept), key=lambda part: part.kind != "result"))
+    """Take the files out of results, and put them behind the last one."""
+    files = [inner for part in parts for inner in part.parts if gemini_is_file(inner)]
+    kept = [
+        part._replace(parts=tuple(inner for inner in part.parts if not gemini_is_file(inner)))
+        for part in parts
+    ]
+    return tuple(sorted((*files, *kept), key=lambda part: part.kind != "result"))
 
 
 def gemini_write_message(message: Message) -> Json:
@@ -5653,6 +5684,62 @@ def gemini_add_sentinels(contents: list[Json]) -> None:
             calls[0].setdefault("thoughtSignature", GEMINI_SENTINEL)
         elif content.get("role") != "model" and not answers:
             return
+
+
+class GeminiHistory:
+    """Fits a history, as it stands on the wire, to the service, or to a host with such quirks.
+
+    A result without a name, which is refused, gets that of its call: known by the id, else by the place.
+    """
+
+    def __init__(self, quirks: Quirks) -> None:
+        # QUIRKS no-call-ids: calls and results of one name are told apart by their order alone
+        self.bare = "no-call-ids" in quirks
+        self.names: dict[Any, str] = {}  # by id
+        self.waiting: list[Json] = []  # the calls of the model's last turn that have no result yet
+        self.role: Any = ""
+
+    def fit(self, contents: list[Json]) -> list[Json]:
+        """Return fitted contents, those themselves that need no change."""
+        return [self.fit_content(content) for content in contents]
+
+    def fit_content(self, content: Json) -> Json:
+        role = content.get("role")
+        if role == "model" != self.role:
+            self.waiting = []
+        self.role = role
+        parts = gemini_list(content.get("parts"))
+        fitted = [self.fit_part(part) for part in parts]
+        same = all(new is old for new, old in zip(fitted, parts))
+        return content if same else {**content, "parts": fitted}
+
+    def fit_part(self, part: Json) -> Json:
+        field = next((key for key in part if key in GEMINI_CALLS or key in GEMINI_RESULTS), "")
+        if not field:
+            return part
+        data = fitted = part[field]
+        if field in GEMINI_CALLS:
+            self.waiting.append(data)
+            if data.get("id"):
+                self.names[data["id"]] = data.get("name") or ""
+        else:
+            call = self.call_of(data)
+            if call and not data.get("name"):
+                fitted = {**data, "name": call}
+        if self.bare and "id" in fitted:
+            fitted = without(fitted, frozenset({"id"}))
+        return part if fitted is data else {**part, field: fitted}
+
+    def call_of(self, result: Json) -> str:
+        """Return the name of the call that a result is of, which no longer waits for it."""
+        id, name = result.get("id"), result.get("name")
+        if id in self.names:
+            fits = [call for call in self.waiting if call.get("id") == id]
+        else:
+            fits = [call for call in self.waiting if not name or call.get("name") == name]
+        if fits:
+            self.waiting.remove(fits[0])
+        return self.names.get(id) or (fits[0].get("name") or "" if fits else "")
 
 
 # -- requests, read --------------------------------------------------------------------
@@ -5707,7 +5794,7 @@ def gemini_read_system(system: Any) -> Json:
 
 def gemini_read_request(body: Json) -> Request:
     """Body of generateContent -> Request; `model` and `stream`, which the path says, are in it."""
-    data = gemini_camel(body)
+    data = gemini_fitted(gemini_camel(body), frozenset())
     config = data.get("generationConfig") or {}
     system = gemini_read_system(data.get("systemInstruction"))
     request = Request(
@@ -5798,6 +5885,25 @@ def gemini_write_settings(request: Request, openapi: bool = False) -> Json:
     return filled(toolConfig=gemini_write_choice(request), generationConfig=config)
 
 
+def gemini_odd(raw: bytes | bytearray, quirks: Quirks, _model: str) -> bool:
+    """Tell whether a body, not decoded, may hold what the service, or a host with such quirks, refuses."""
+    called = b"unctionCall" in raw or b"unction_call" in raw
+    nameless = len(GEMINI_RESULT.findall(raw)) > len(GEMINI_NAMED.findall(raw))
+    return nameless or (called and "no-call-ids" in quirks)
+
+
+def gemini_fitted(body: Json, quirks: Quirks) -> Json:
+    """Return a body as the service, or a host with such quirks, takes it; `body` itself if so it is."""
+    counted = body.get("generateContentRequest")
+    if counted:  # of a call that counts tokens
+        fitted = gemini_fitted(counted, quirks)
+        return body if fitted is counted else {**body, "generateContentRequest": fitted}
+    contents = gemini_list(body.get("contents"))
+    fitted_contents = GeminiHistory(quirks).fit(contents)
+    same = all(new is old for new, old in zip(fitted_contents, contents))
+    return body if same else {**body, "contents": fitted_contents}
+
+
 def gemini_write_request(request: Request, target: Target) -> Json:
     """Request -> body of generateContent, with `model` and `stream` for the path."""
     new = gemini_is_new(target.model.id)
@@ -5816,7 +5922,7 @@ def gemini_write_request(request: Request, target: Target) -> Json:
     body["systemInstruction"] = filled(parts=system)
     body["tools"] = gemini_write_tools(request.tools, new=new, openapi=openapi)
     body.update(gemini_write_settings(request, openapi))
-    return restored(filled(**body), gemini_own(request))
+    return gemini_fitted(restored(filled(**body), gemini_own(request)), target.quirks)
 
 
 # -- answers, read ---------------------------------------------------------------------
@@ -7393,6 +7499,16 @@ DIALECTS = {
         ),
     )
 }  # fmt: skip
+
+
+class Passing(NamedTuple):
+    """What a dialect does for bodies that pass, and that a model or a host may refuse."""
+
+    odd: Callable[[bytes | bytearray, Quirks, str], bool]  # may this one be refused? It is not decoded
+    fitted: Callable[[Json, Quirks], Json]  # the body to send then
+
+
+PASSING = {"chat": Passing(chat_odd, chat_fitted), "gemini": Passing(gemini_odd, gemini_fitted)}
 
 
 ########################################################################################
@@ -14105,13 +14221,14 @@ class Attempt:
         """Return the client's body as it came, but for what must be changed for this account."""
         errand, provider = self.errand, self.provider
         body = errand.with_model(self.model)
-        odd = provider.dialect == "chat" and chat_odd(errand.body, self.account.quirks, self.model)
+        rule = PASSING.get(provider.dialect)
+        odd = rule is not None and rule.odd(errand.body, self.account.quirks, self.model)
         changes = odd or provider.name in PREPARE or any(self.config["payload"].values())
         if errand.action.startswith("/") or not changes:
             return body
         before = errand.json if errand.path_model else {**errand.json, "model": self.model}
         try:
-            after = self.body(chat_fitted(before, self.account.quirks) if odd else before)
+            after = self.body(rule.fitted(before, self.account.quirks) if rule and odd else before)
         except MALFORMED as exc:
             raise errand.malformed(exc) from exc
         return body if after is before else [dumps(after).encode("ascii")]

@@ -802,6 +802,101 @@ def test_errors_are_written(kind: str) -> None:
     assert "details" not in cp.gemini_write_error(cp.ProxyError(kind, "why"))["error"]
 
 
+# --- calls and results in histories ---
+
+SCHEMA_TEXT = (
+    '{"inputSchema": {"properties": {"c": {"$ref": "#/$defs/C"}}, "$defs": {"C": {"type": "object"}}}}'
+)
+NOTE = cp.Part("media", media=cp.Media("document", "text", "found", "text/plain", "T"))
+RESULTS = [  # the parts of a result, the response, and what stands beside it
+    pytest.param([text('{"a": 1}')], {"a": 1}, [], id="object"),
+    pytest.param([text(SCHEMA_TEXT)], {"output": SCHEMA_TEXT}, [], id="a reference would stand for a file"),
+    pytest.param([NOTE], {"output": "T\nfound"}, [], id="document"),
+    pytest.param([text("see"), NOTE, IMAGE], {"output": "see\nT\nfound"},
+                 [{"inlineData": {"mimeType": "image/png", "data": "AAAA"}}], id="text, document, image"),
+    pytest.param([IMAGE], {}, [{"inlineData": {"mimeType": "image/png", "data": "AAAA"}}], id="image"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("parts", "response", "beside"), RESULTS)
+def test_results_hold_texts_and_have_files_beside(
+    parts: list[cp.Part], response: Json, beside: list[Json]
+) -> None:
+    call = cp.Part("call", "{}", "c", "f")
+    asked = from_chat(("user", [text("q")]), ("assistant", [call]), ("tool", [result("c", *parts, name="f")]))
+    made = contents(asked)[2]["parts"][0]["functionResponse"]
+    assert made["response"] == response
+    assert made.get("parts", []) == beside
+    lifted = contents(asked, OLD)[2]["parts"]
+    assert lifted[0]["functionResponse"]["response"] == (response or {"output": ""})
+    assert lifted[1:] == beside
+
+
+def called(*calls: Json) -> Json:
+    return {"role": "model", "parts": [{"functionCall": {"args": {}, **call}} for call in calls]}
+
+
+def resulted(*results: Json, key: str = "functionResponse") -> Json:
+    return {"role": "user", "parts": [{key: {"response": {}, **one}} for one in results]}
+
+
+NAMELESS = [  # a history, and the names of its results
+    pytest.param([called({"name": "grep", "id": "a"}), resulted({"id": "a", "name": ""})], ["grep"], id="by id"),
+    pytest.param([called({"name": "grep", "id": "a"}), resulted({"id": "a"})], ["grep"], id="no name at all"),
+    pytest.param([called({"name": "f"}, {"name": "g"}), resulted({}, {"name": ""})], ["f", "g"], id="by place"),
+    pytest.param([called({"name": "f"}, {"name": "g"}), resulted({"name": "g"}, {})], ["g", "f"], id="what is left"),
+    pytest.param([called({"name": "f", "id": "a"}, {"name": "g", "id": "b"}), resulted({"id": "b"}, {"id": "a"})],
+                 ["g", "f"], id="out of order"),
+    pytest.param([called({"name": "f"}), resulted({"name": "f"}), called({"name": "g"}), resulted({})], ["f", "g"],
+                 id="of the last turn"),
+    pytest.param([called({"name": "f", "id": "a"}), resulted({"id": "a"}), resulted({"id": "a"})], ["f", "f"],
+                 id="repeated"),
+    pytest.param([called({"name": "f"}), resulted({}, key="function_response")], ["f"], id="in snake case"),
+]  # fmt: skip
+
+
+def results_in(body: Json) -> list[Json]:
+    parts = [part for content in body["contents"] for part in content["parts"]]
+    keys = ("functionResponse", "function_response")
+    return [part[key] for part in parts for key in keys if key in part]
+
+
+@pytest.mark.parametrize(("history", "names"), NAMELESS)
+def test_results_without_a_name_get_that_of_their_call(history: list[Json], names: list[str]) -> None:
+    body = {"model": "m", "contents": history}
+    before = json.dumps(body)
+    assert cp.gemini_odd(before.encode(), frozenset(), "m")
+    assert [one["name"] for one in results_in(cp.gemini_fitted(body, frozenset()))] == names
+    counted = cp.gemini_fitted({"generateContentRequest": body}, frozenset())["generateContentRequest"]
+    assert [one["name"] for one in results_in(counted)] == names
+    written = cp.gemini_write_request(cp.gemini_read_request(body), OLD)
+    assert {one["name"] for one in results_in(written)} == set(names)  # what is repeated is left out
+    assert json.dumps(body) == before
+
+
+def test_histories_that_need_no_change_are_left_alone() -> None:
+    named = [{"name": "f"}, {"id": "a", "name": "f"}, {"name": "f", "id": "a"}]
+    body = {"contents": [called({"name": "f"}, {"name": "f", "id": "a"}), resulted(*named)]}
+    assert cp.gemini_fitted(body, frozenset()) is body
+    for one in named[:2]:
+        assert not cp.gemini_odd(json.dumps({"functionResponse": one}).encode(), frozenset(), "m")
+    assert cp.gemini_fitted({"contents": [resulted({})]}, frozenset()) == {"contents": [resulted({})]}
+
+
+def test_hosts_that_know_no_ids_get_none() -> None:
+    bare = cp.Target("vertex", cp.Model("gemini-2.5-pro"), frozenset({"no-call-ids"}))
+    history = [called({"name": "f", "id": "a"}), resulted({"name": "f", "id": "a"}, key="function_response")]
+    own = cp.gemini_write_request(cp.gemini_read_request({"model": "m", "contents": history}), bare)
+    call = cp.Part("call", "{}", "c", "f")
+    foreign = from_chat(
+        ("user", [text("q")]), ("assistant", [call]), ("tool", [result("c", text("r"), name="f")])
+    )
+    passed = cp.gemini_fitted({"contents": history}, bare.quirks)
+    for body in (own, cp.gemini_write_request(foreign, bare), passed):
+        assert '"id"' not in json.dumps(body)
+        assert results_in(body)[0]["name"] == "f"
+
+
 # --- recorded exchanges, where they are at hand ---
 
 

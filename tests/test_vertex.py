@@ -333,3 +333,58 @@ def test_bad_files(tmp_path: Path, store: cp.Store, cloud: Cloud, change: Json |
 def test_vertex_has_no_page_to_log_in(store: cp.Store) -> None:
     with pytest.raises(cp.ProxyError, match="cliproxy login vertex --import FILE"):
         take_over(store, "")
+
+
+# --- what Vertex knows less of than the Gemini API
+
+HISTORY: list[Json] = [
+    {"role": "user", "parts": [{"text": "q"}]},
+    {"role": "model", "parts": [{"functionCall": {"id": "a", "name": "f", "args": {"id": "mine"}}}]},
+    {"role": "user", "parts": [{"functionResponse": {"id": "a", "name": "", "response": {"output": "r"}}}]},
+]
+CALL = {"id": "toolu_1", "type": "function", "function": {"name": "f", "arguments": '{"id": "mine"}'}}
+OWN = {"contents": HISTORY}
+OF_CHAT = {
+    "model": "gemini-2.5-pro",
+    "messages": [
+        {"role": "user", "content": "q"},
+        {"role": "assistant", "tool_calls": [CALL]},
+        {"role": "tool", "tool_call_id": "toolu_1", "content": "r"},
+    ],
+}
+LOOPS = [
+    pytest.param("/v1beta/models/gemini-2.5-pro:generateContent", OWN, id="gemini"),
+    pytest.param("/v1beta/models/gemini-2.5-pro:countTokens", OWN, id="gemini, counted"),
+    pytest.param("/v1beta/models/gemini-2.5-pro(1024):generateContent", OWN, id="gemini, with a budget"),
+    pytest.param("/v1/chat/completions", OF_CHAT, id="chat"),
+]
+
+
+@pytest.mark.parametrize("kind", ["login", "key"])
+@pytest.mark.parametrize(("path", "body"), LOOPS)
+def test_vertex_is_sent_no_ids_of_calls(
+    make_proxy: ProxyMaker, cloud: Cloud, path: str, body: Json, kind: str
+) -> None:
+    if kind == "login":
+        proxy = make_proxy(**NO_KEYS)
+        lay(proxy, cloud.credential())
+    else:
+        for action in ("generateContent", "countTokens"):
+            told = {**ANSWER, "totalTokens": 7}
+            cloud.upstream.routes[f"/v1/publishers/google/models/gemini-2.5-pro:{action}"] = make_reply(told)
+        models = [{"name": "gemini-2.5-pro"}]
+        row = {"api-key": "vk", "base-url": cloud.upstream.url, "models": models}
+        proxy = make_proxy(**NO_KEYS, vertex_api_key=[row])
+    got = proxy.ask(path, body)
+    assert got.status == 200, got.body
+    sent = cloud.upstream.seen[-1].json()["contents"]
+    assert sent[1]["parts"][0]["functionCall"] == {"name": "f", "args": {"id": "mine"}}
+    assert sent[2]["parts"][0]["functionResponse"] == {"name": "f", "response": {"output": "r"}}
+
+
+def test_the_gemini_api_gets_the_ids_and_a_name(make_proxy: ProxyMaker, upstream: Upstream) -> None:
+    upstream.routes["/v1beta/models/up-gemini:generateContent"] = make_reply(ANSWER)
+    assert make_proxy().ask("/v1beta/models/up-gemini:generateContent", OWN).status == 200
+    sent = upstream.seen[-1].json()["contents"]
+    assert sent[1] == HISTORY[1]
+    assert sent[2]["parts"][0]["functionResponse"] == {"id": "a", "name": "f", "response": {"output": "r"}}
