@@ -1137,6 +1137,7 @@ class Preset(NamedTuple):
 
 QUIRKS = {  # what a service does unlike the others of its dialect; most are of OpenAI's Chat Completions
     "max-tokens": "calls the limit of an answer max_tokens",
+    "completion-tokens": "calls it max_completion_tokens, and takes neither stops nor sampling hints",
     "system": "knows the role system, but not developer",
     "reasoning-content": "wants its reasoning_content back with the calls that came of it",
     "string-content": "takes the content of a message as a string only",
@@ -1150,6 +1151,16 @@ QUIRKS = {  # what a service does unlike the others of its dialect; most are of 
     "no-call-ids": "knows no ids of calls, and refuses them as unknown fields",
     "no-proofs": "has refused the proofs of thinking in this conversation",
 }
+MODEL_QUIRKS = (  # names of models -> what these want of any host
+    (re.compile(r"(^|/)(gpt-5|o[134]\b)"), frozenset({"completion-tokens"})),
+)
+
+
+def model_quirks(model: str) -> frozenset[str]:
+    """Return the quirks that a model of Chat Completions has wherever it is served."""
+    return frozenset().union(*(quirks for pattern, quirks in MODEL_QUIRKS if pattern.search(model)))
+
+
 # fmt: off
 PRESET_ROWS = {  # `unverified` stands where we know no more than that such services usually are so
     # name               base                                                variables of the key             quirks
@@ -3583,20 +3594,20 @@ CHAT_REFUSED = {  # quirk -> words that hosts with it refuse: fields, and a role
     "max-tokens": frozenset(["store"]), "system": frozenset(["store", "developer"]),
     "no-stream-options": frozenset("stream_options prompt_cache_key safety_identifier service_tier verbosity".split()),
 }  # fmt: skip
-NO_MAX_TOKENS = re.compile(r"(^|/)(gpt-5|o[134]\b)")  # who refuse it on any host, as on Azure
 
 
-def chat_limit(quirks: Quirks, model: str) -> tuple[str, str]:
+def chat_limit(quirks: Quirks) -> tuple[str, str]:
     """Return what the limit of an answer must be called, and what not; empty if it does not matter."""
-    if NO_MAX_TOKENS.search(model):
+    if "completion-tokens" in quirks:
         return "max_completion_tokens", "max_tokens"
     return ("max_tokens", "max_completion_tokens") if "max-tokens" in quirks else ("", "")
 
 
 def chat_odd(raw: bytes | bytearray, quirks: Quirks, model: str) -> bool:
     """Tell whether a body, not decoded, may hold what the model, or a host with such quirks, refuses."""
+    quirks |= model_quirks(model)
     words = [word for quirk in CHAT_REFUSED if quirk in quirks for word in CHAT_REFUSED[quirk]]
-    words += filter(None, chat_limit(quirks, model)[1:])
+    words += filter(None, chat_limit(quirks)[1:])
     return any(f'"{word}"'.encode() in raw for word in words)
 
 
@@ -3616,7 +3627,8 @@ def chat_fit_message(message: Json, quirks: Quirks) -> Json:
 
 def chat_fitted(body: Json, quirks: Quirks) -> Json:
     """Return a body as its model and a host with such quirks take it; `body` itself if so it is."""
-    fitted, (right, wrong) = body, chat_limit(quirks, str(body.get("model")))
+    fitted, quirks = body, quirks | model_quirks(str(body.get("model")))
+    right, wrong = chat_limit(quirks)
     for quirk, refused in CHAT_REFUSED.items():
         if quirk in quirks and not refused.isdisjoint(fitted):
             fitted = without(fitted, refused)
@@ -6726,6 +6738,8 @@ ABILITIES = (  # what a dialect has room for
     Words("tools",               "function",         "function custom",      "function custom",  "function"),
     Words("late",                "",                 "system",               "system",           ""),  # in mid-conversation
     Words("many",                "",                 "n",                    "",                 "n"),  # answers to one request
+    Words("user",                "256",              "64",                   "64",               ""),  # characters of its name
+    Words("stops",               "",                 "4",                    "",                 "5"),  # that many
 )
 ABLE = {
     dialect: {row.canonical: tuple(getattr(row, dialect).split()) for row in ABILITIES} for dialect in Words._fields[1:]
@@ -6752,6 +6766,9 @@ class Case:
     def __init__(self, request: Request, target: Target, dialect: str) -> None:
         self.client, self.dialect, self.target = request.dialect, dialect, target
         self.own, quirks = request.dialect == dialect, target.quirks
+        if dialect == "chat":
+            quirks |= model_quirks(target.model.id)
+        self.quirks = quirks
         self.vendor = VENDORS.get(target.provider, target.provider)
         others = dialect == "chat" and self.vendor != "openai"
         self.asks, self.takes = ABLE[self.client], ABLE["others" if others else dialect]
@@ -7144,10 +7161,27 @@ def fit_format(request: Request, case: Case) -> Request:
 
 
 # --- thinking and limits ------------------------------------------------------------------------
+def fit_params(request: Request, case: Case) -> Request:
+    """Keep to how long and how many the target lets things be: else it is a 400."""
+    user, stops = request.params.get("user", ""), request.params.get("stop", ())
+    if case.own or not (user or stops):
+        return request
+    params, (longest, most) = (
+        dict(request.params),
+        (next(iter(case.takes[word]), "") for word in ("user", "stops")),
+    )
+    if longest and len(user) > int(longest):
+        params["user"] = digest(user)  # Claude Code's has 159 characters
+    kept = [stop for stop in stops if stop.strip(" ")]
+    params["stop"] = kept[: int(most)] if most else kept
+    return request._replace(params={key: value for key, value in params.items() if value != []})
+
+
 FALLBACK_OUTPUT = 32_000  # Claude's max_tokens where neither client nor model says one
 LEAST_OUTPUT = 16  # of Responses
 SAMPLING = frozenset({"temperature", "top_p", "top_k"})
 PENALTIES = frozenset({"presence_penalty", "frequency_penalty", "logit_bias"})
+STOPS = frozenset({"stop"})
 
 
 def fit_thinking(request: Request, case: Case) -> Request:
@@ -7187,8 +7221,9 @@ def refused_params(case: Case, thinking: Thinking) -> frozenset[str]:
         return SAMPLING | PENALTIES
     if case.dialect == "claude":
         return SAMPLING if "xhigh" in levels else nothing
-    openai = PENALTIES if thinking.effort == "none" else PENALTIES | SAMPLING
-    return openai if case.vendor == "openai" and levels else nothing
+    if not (case.vendor == "openai" and levels) and "completion-tokens" not in case.quirks:
+        return nothing
+    return PENALTIES | STOPS if thinking.effort == "none" else PENALTIES | STOPS | SAMPLING
 
 
 # --- the whole of it -------------------------------------------------------------------------------
@@ -7200,7 +7235,7 @@ class Fitted(NamedTuple):
     names: Mapping[ToolKey, tuple[str, str, bool]]  # as written -> name, namespace, custom
 
 
-STEPS = (fit_messages, fit_system, fit_tools, fit_format, fit_thinking)
+STEPS = (fit_messages, fit_system, fit_tools, fit_format, fit_params, fit_thinking)
 
 
 def fit_request(request: Request, target: Target, dialect: str) -> Fitted:
