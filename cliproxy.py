@@ -242,19 +242,23 @@ def wildcard(pattern: str, name: str) -> bool:
     return re.fullmatch(".*".join(map(re.escape, pattern.split("*"))), name, re.DOTALL) is not None
 
 
+LONGEST_REST = 7 * 86_400.0  # seconds: no hint to come back later than that is believed
+
+
 def wait_in_headers(headers: Mapping[str, str], now: float) -> float | None:
     """Return the seconds until the upstream wants to be asked again, None if it does not say.
 
     Reads `retry-after-ms`, and `retry-after` in seconds or as an HTTP date. `now` is Unix time;
-    the result is never negative. Garbage is None. Source: RFC 9110 10.2.3.
+    the result is neither negative nor longer than anybody waits. Garbage is None. Source: RFC 9110 10.2.3.
     """
     for name, unit in (("retry-after-ms", 1_000.0), ("retry-after", 1.0)):
         with contextlib.suppress(ValueError):
-            return max(0.0, float(headers.get(name, "")) / unit)
+            return min(max(0.0, float(headers.get(name, "")) / unit), LONGEST_REST)
     try:
-        return max(0.0, parsedate_to_datetime(headers.get("retry-after", "")).timestamp() - now)
-    except (TypeError, ValueError, IndexError):
+        end = parsedate_to_datetime(headers.get("retry-after", "")).timestamp()
+    except (TypeError, ValueError, IndexError, OverflowError):
         return None  # TypeError and IndexError: 3.9 raises them where later versions do not
+    return min(max(0.0, end - now), LONGEST_REST)
 
 
 DURATION_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3_600.0}
@@ -10018,6 +10022,7 @@ class Store:
         self._known: dict[str, Credential] = {}  # guarded by Store._lock, as all below
         self._seen: list[Credential] = []  # by the last scan
         self._bad: dict[str, Stamp] = {}
+        self._edited: set[str] = set()  # by others, since the last `edited()`
         self.problems: dict[str, str] = {}
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -10049,6 +10054,12 @@ class Store:
                 self._look(name, stamp_of(status), abs(now - status.st_mtime_ns) < RACY)
             before, self._seen = self._seen, self.credentials()
             return before != self._seen
+
+    def edited(self) -> set[str]:
+        """Return the names of the files that others have written since the last time."""
+        with self._lock:
+            names, self._edited = self._edited, set()
+            return names
 
     def merge(self, name: str, changes: Json) -> Credential:
         """Lay `changes` over what the file says now; None removes a key. Raises ProxyError."""
@@ -10151,6 +10162,8 @@ class Store:
                 self._bad[name], self.problems[name] = stamp, str(error)
                 self._report(str(error))
         else:
+            if last not in {None, stamp}:
+                self._edited.add(name)
             self._known[name] = credential  # no instant without it: `credentials` takes no lock
             self._bad.pop(name, None)
             self.problems.pop(name, None)
@@ -11779,6 +11792,7 @@ class Account:
         self.retries = entry.get("request-retry")  # None, as below: what the config says
         self.disable_cooling: bool | None = entry.get("disable-cooling")
         self.headers = {name.lower(): str(v) for name, v in told.get("headers", EMPTY).items()}
+        self.asked = digest(self.key, self.base, self.proxy, *sorted(self.headers.items()))[:12]
         self.excluded = [pattern.lower() for pattern in told.get("excluded-models", ())]
         self.models = list(dict.fromkeys(map(offer_of, told.get("models", ())))) or None
         self.aliases: Sequence[Json] = told.get("model-aliases", ())
@@ -12109,6 +12123,7 @@ REFUSALS = (  # the first row that fits counts; an empty pattern fits. Source: s
     ("400 403 503", r"version of antigravity is no longer supported",                            Verdict(1_800.0, whole=True, hard=True)),
     ("400 403",     r"bad-credentials|access token could not be validated|api_key_invalid",      Verdict(1_800.0, whole=True, token=True, hard=True)),
     ("403 429",     r"insufficient_quota|usage_not_included|quota_exceeded|free allocated quota", Verdict(120.0, whole=True)),
+    ("400 403",     r"organization has been disabled|third-party apps.{0,99}extra usage",        Verdict(1_800.0, whole=True, hard=True)),
     ("400 503",     r"model is at capacity",                                                     Verdict(1.0, backoff=True)),
     ("403",         r"cf-chl|challenge-platform|<title>just a moment|cloudflare",                Verdict(10.0, backoff=True, whole=True, hard=True)),
     ("401",         r"",                                                                         Verdict(1_800.0, whole=True, token=True, hard=True)),
@@ -12121,7 +12136,6 @@ REFUSALS = (  # the first row that fits counts; an empty pattern fits. Source: s
 )
 # fmt: on
 BACKOFF_LIMIT = 1_800.0  # seconds
-LONGEST_REST = 32 * 86_400.0  # seconds: longer than any plan's window
 LONG_REST = 60.0  # seconds, after a refusal that time alone seldom heals
 STALE = re.compile(r"bad-credentials|access token could not be validated|token_(expired|invalid)")
 
@@ -12195,6 +12209,24 @@ def is_stale(error: ProxyError) -> bool:
     return error.status == 401
 
 
+MOMENTARY = frozenset({500, 502, 503, 529})  # statuses of what is often over in an instant
+
+
+def is_momentary(error: ProxyError) -> bool:
+    """Tell whether an upstream, not the way to it, failed in a way that one more try may not meet."""
+    return error.status in MOMENTARY and bool(error.dialect) and (error.retry_after or 0.0) <= 1.0
+
+
+NO_ROUTE = frozenset({400, 404, 405, 422, 501})  # what hosts say of calls that they do not have
+
+
+def tells_of_account(action: str, status: int) -> bool:
+    """Tell whether a refusal of a call that is no conversation tells anything of the account."""
+    if action == "generate":
+        return True
+    return action != "count" and status not in NO_ROUTE
+
+
 CLAUDE_CLAIM = re.compile(r"anthropic-ratelimit-unified-(.+)-status")
 
 
@@ -12225,7 +12257,8 @@ def wait_asked(error: ProxyError, now: float) -> float | None:
         wait_in_headers(error.headers, now),
         error.retry_after,  # as the dialect's reader found it
     )
-    return next((wait for wait in waits if wait is not None), None)
+    wait = next((wait for wait in waits if wait is not None), None)
+    return None if wait is None else min(wait, LONGEST_REST)
 
 
 def told_limits(headers: Mapping[str, str], now: float) -> list[Window]:
@@ -12266,17 +12299,27 @@ class Candidate(NamedTuple):
     effort: Effort | None = None  # said in the name that the client used
     forced: bool = False  # the answer carries the name that the client used
     display: str = ""  # what lists of models call it
+    action: str = "generate"  # what is asked of it, as an Errand says
 
 
 class Cooldown(NamedTuple):
-    """An account's rest, for one model or for all, until `end` in monotonic seconds."""
+    """An account's rest, for one model or for all, in monotonic seconds."""
 
     end: float
+    since: float = 0.0
     level: int = 0  # refusals without a hint in a row
     soft: bool = False  # the fault may be passing: try it when there is nobody else
-    mark: str = ""  # of the token that was refused: with another one the rest is over
+    asked: str = ""  # with which key, where: with another the rest is over
+    mark: str = ""  # of the token that was refused: likewise
     status: int = 429  # the upstream's
     why: str = ""
+
+
+class Probe(NamedTuple):
+    """When somebody is asked again for a model for which all rest, in monotonic seconds."""
+
+    due: float
+    gap: float  # seconds to the one after it
 
 
 DEFAULT_ALIASES: Mapping[str, Mapping[str, str]] = {"antigravity": {  # of CLIProxyAPI: what clients ask for -> the service's name
@@ -12523,45 +12566,62 @@ class Turns:
         return [c for key in sorted(buckets, reverse=True) for c in order(buckets[key], turn, shares)]
 
 
+FIRST_PROBE = 30.0  # seconds after all were sent to rest
+LONGEST_GAP = 600.0  # seconds between two probes
+PAYABLE = frozenset({402, 403})  # may be over at any time: their probes never grow rarer
+
+
 class Rests:
-    """Who rests, for which model, and until when. Guarded by Router._lock."""
+    """Who rests, for which model and action, and until when. Guarded by Router._lock.
+
+    While all rest for a model, the alternative to asking is a certain refusal: so somebody is asked
+    now and then, in case that a quota came back early.
+    """
 
     def __init__(self, now: Callable[[], float], clock: Callable[[], float]) -> None:
         self._now, self._clock = now, clock
-        self._rests: dict[tuple[str, str], Cooldown] = {}  # (account, model; empty: all)
+        self._rests: dict[tuple[str, str, str], Cooldown] = {}  # (account, model; empty: all, action)
+        self._probes: dict[tuple[str, str], Probe] = {}  # (model, action)
 
     def of(self, candidate: Candidate) -> Cooldown | None:
         """Return why a candidate rests now; the longest rest, if there are two."""
-        account, now = candidate.account, self._now()
-        fresh = account.renewable and account.expired(self._clock())  # it is about to get a token
-        rests = []
-        for model in (candidate.model, ""):
-            rest = self._rests.get((account.name, model))
-            if rest and rest.end > now and not (rest.mark and (fresh or rest.mark != account.mark)):
-                rests.append(rest)
+        name = candidate.account.name
+        keys = ((name, model, candidate.action) for model in (candidate.model, ""))
+        rests = [
+            rest for key in keys if (rest := self._rests.get(key)) and self._holds(rest, candidate.account)
+        ]
         return max(rests, default=None)
 
-    def ready(self, found: list[Candidate]) -> list[Candidate]:
-        """Return those that do not rest; if all do, those whose fault may have passed.
+    def _holds(self, rest: Cooldown, account: Account) -> bool:
+        """Tell whether a rest has not ended, and is of what would be asked now."""
+        if rest.end <= self._now() or rest.asked not in {"", account.asked}:
+            return False
+        fresh = account.renewable and account.expired(self._clock())  # it is about to get a token
+        return not rest.mark or (rest.mark == account.mark and not fresh)
 
-        Raises ProxyError if that is nobody, or if all need a login.
-        """
-        now = self._clock()
-        logged_in = [candidate for candidate in found if not candidate.account.lost(now)]
-        if not logged_in:
-            raise login_needed(found[0].account)
+    def free(self, found: list[Candidate]) -> list[Candidate]:
+        """Return those that do not rest; if all do, those whose fault may have passed."""
         if not self._rests:
-            return logged_in
-        rests = [(self.of(candidate), candidate) for candidate in logged_in]
-        resting = [(rest, candidate) for rest, candidate in rests if rest]
-        ready = [candidate for rest, candidate in rests if not rest]
-        ready = ready or [candidate for rest, candidate in resting if rest.soft]
-        if not ready:
-            raise self._all_rest(resting)
-        return ready
+            return found
+        rests = [(self.of(candidate), candidate) for candidate in found]
+        free = [candidate for rest, candidate in rests if rest is None]
+        return free or [candidate for rest, candidate in rests if rest and rest.soft]
 
-    def _all_rest(self, rests: list[tuple[Cooldown, Candidate]]) -> ProxyError:
+    def probe(self, found: list[Candidate]) -> list[Candidate]:
+        """Return who is asked though all rest: the one that rests longest, if it is time for one."""
+        rests = [(rest, candidate) for candidate in found if (rest := self.of(candidate))]
+        first, now = found[0], self._now()
+        last = self._probes.get((first.model, first.action), Probe(0.0, FIRST_PROBE))
+        if now < max(last.due, FIRST_PROBE + max(rest.since for rest, _ in rests)):
+            return []
+        grows = not all(rest.status in PAYABLE for rest, _ in rests)
+        gap = min(2.0 * last.gap, LONGEST_GAP) if grows else FIRST_PROBE
+        self._probes[first.model, first.action] = Probe(now + gap, gap)
+        return [min(rests, key=lambda pair: pair[0].since)[1]]
+
+    def refusal(self, found: list[Candidate]) -> ProxyError:
         """Return the error while nobody can be asked. It names the account that is free first."""
+        rests = [(rest, candidate) for candidate in found if (rest := self.of(candidate))]
         rest, first = min(rests, key=lambda pair: pair[0].end)
         wait, name = rest.end - self._now(), first.account.name
         if all(other.status in {400, 404, 422} for other, _ in rests):
@@ -12580,56 +12640,81 @@ class Rests:
         rest = self.of(candidate)
         return rest.end - self._now() if rest else None
 
-    def begin(self, names: Iterable[str], model: str, wait: float, rest: Cooldown) -> None:
+    def begin(
+        self, accounts: Iterable[Account], model: str, action: str, wait: float, rest: Cooldown
+    ) -> None:
         """Send accounts to rest for a model, or for all, so many seconds."""
-        for name in names:
-            self._rests[name, model] = rest._replace(end=self._now() + wait)
+        now = self._now()
+        for account in accounts:
+            own = rest._replace(end=now + wait, since=now, asked=account.asked)
+            self._rests[account.name, model, action] = own
         while len(self._rests) > CURSORS:  # clients can ask for whatever they like
             del self._rests[next(iter(self._rests))]
 
     def next_of(
-        self, name: str, model: str, verdict: Verdict, error: ProxyError, transient: float
+        self, key: tuple[str, str, str], verdict: Verdict, error: ProxyError, transient: float
     ) -> tuple[float, int]:
         """Return how long to rest after a refusal, and how often a growing rest has grown."""
-        last = self._rests.get((name, model))
+        last = self._rests.get(key)
         level = last.level if last else 0
         if error.retry_after is not None:
             return error.retry_after, level
         if verdict.backoff and last and last.end > self._now():
             return last.end - self._now(), level  # refusals at the same time count once
         if verdict.backoff:
-            return min(verdict.wait * 2.0**level, BACKOFF_LIMIT), level + 1
+            return min(verdict.wait * 2.0 ** min(level, 20), BACKOFF_LIMIT), level + 1
         return (transient or verdict.wait) if verdict.soft else verdict.wait, 0
 
     def end(self, candidate: Candidate) -> None:
         """Forget the rest of an account that has answered."""
-        for model in (candidate.model, ""):
-            self._rests.pop((candidate.account.name, model), None)
+        if self._rests:
+            for model in (candidate.model, ""):
+                self._rests.pop((candidate.account.name, model, candidate.action), None)
+            self._probes.pop((candidate.model, candidate.action), None)
+
+    def end_all(self, ends: Callable[[str, Cooldown], bool]) -> bool:
+        """Forget the rests for which `ends`, given the account's name, is true; tell whether there were any."""
+        ended = [key for key, rest in self._rests.items() if ends(key[0], rest)]
+        for key in ended:
+            del self._rests[key]
+        if ended:
+            self._probes.clear()
+        return bool(ended)
 
     def rows_of(self, account: Account) -> list[Json]:
         """Return what the owner may want to know of an account's rests; times are Unix times."""
         offset = self._clock() - self._now()
         return [
-            {"model": model or "*", "until": rest.end + offset, "why": f"{rest.status}: {rest.why}"}
-            for (name, model), rest in sorted(self._rests.items())
-            if name == account.name and rest.end > self._now() and rest.mark in {"", account.mark}
+            {
+                "model": f"{model or '*'}{'' if action == 'generate' else f' {action}'}",
+                "until": rest.end + offset,
+                "why": f"{rest.status}: {rest.why}",
+            }
+            for (name, model, action), rest in sorted(self._rests.items())
+            if name == account.name and self._holds(rest, account)
         ]
 
     def stored(self) -> list[Json]:
         """Return what is to be stored; times are Unix times."""
         offset = self._clock() - self._now()
         return [
-            {"account": name, "model": model, **rest._replace(end=rest.end + offset)._asdict()}
-            for (name, model), rest in self._rests.items()
+            {"account": name, "model": model, "action": action, **moved(rest, offset)._asdict()}
+            for (name, model, action), rest in self._rests.items()
             if rest.end > self._now()
         ]
 
     def restore(self, rows: Iterable[Json]) -> None:
         """Take over what was stored. Raises one of MALFORMED for what is no such thing."""
-        offset = self._clock() - self._now()
-        for stored in rows:
-            rest = Cooldown(**{key: stored[key] for key in Cooldown._fields})
-            self._rests[stored["account"], stored["model"]] = rest._replace(end=rest.end - offset)
+        offset, longest = self._clock() - self._now(), self._now() + LONGEST_REST
+        for stored in rows:  # older versions say less
+            rest = moved(Cooldown(**{key: stored[key] for key in Cooldown._fields if key in stored}), -offset)
+            key = stored["account"], stored["model"], stored.get("action", "generate")
+            self._rests[key] = rest._replace(end=min(rest.end, longest))
+
+
+def moved(rest: Cooldown, seconds: float) -> Cooldown:
+    """Return a rest by another clock."""
+    return rest._replace(end=rest.end + seconds, since=rest.since + seconds)
 
 
 class Limits:
@@ -12652,6 +12737,9 @@ class Limits:
         self._limits.update(limits)
 
 
+QUICK_RETRY = 0.25  # seconds until an account that has nobody beside it is asked once more
+
+
 class Router:
     """Chooses accounts: who offers a model, whose turn it is, who must rest, who knows the session.
 
@@ -12672,13 +12760,27 @@ class Router:
         self._changed = False  # is there more to store than is stored?
 
     def configure(self, accounts: Iterable[Account], config: Config) -> None:
-        """Replace all accounts; rests stay with the accounts of the same name."""
+        """Replace all accounts. Rests stay with those of the same name that may still rest."""
         offers = Offers(accounts, config)
+        resting = {account.name for account in offers.accounts if not is_cooling_off(account, config)}
         with self._lock:
             self.offers = offers
             self._turns.weigh(offers.accounts)
+            ended = self._rests.end_all(lambda name, _: name not in resting)
+            self._changed = self._changed or ended
 
-    def candidates(self, model: str, session: str = "", client: str = "") -> list[Candidate]:
+    def wake(self, file: str, when: float) -> None:
+        """End the rests that began before a Unix time: of an account, of a file's, or `*`: of all."""
+        until = when - self._clock() + self._now()
+        with self._lock:
+            ended = self._rests.end_all(
+                lambda name, rest: rest.since <= until and file in {"*", name, name.partition("::")[0]}
+            )
+            self._changed = self._changed or ended
+
+    def candidates(
+        self, model: str, session: str = "", client: str = "", action: str = "generate"
+    ) -> list[Candidate]:
         """Return who is asked for a model, in order.
 
         Whoever answered this session last; then the highest priority first, in each priority as the
@@ -12687,61 +12789,71 @@ class Router:
         with the time until the first is free again.
         """
         with self._lock:
-            found = self.offers.find(model, client, self._usable)
-            try:
-                ready = self._in_order(model, self._rests.ready(found))
-            except ProxyError:
-                ready = self._previews_ready(model)
-                if not ready:
-                    raise
-            if session and len(ready) > 1:
-                name, end = self._bound.get((session, model), ("", 0.0))
-                if end > self._now():
-                    ready.sort(key=lambda candidate: candidate.account.name != name)
-            return ready
+            found = [c._replace(action=action) for c in self.offers.find(model, client, self._usable)]
+            logged_in = self._logged_in(found)
+            if not logged_in:
+                raise login_needed(found[0].account)
+            ready = self._rests.free(logged_in) or self._previews_free(model) or self._rests.probe(logged_in)
+            if not ready:
+                raise self._rests.refusal(logged_in)
+            return self._bound_first(model, session, ready) or self._in_order(model, ready)
+
+    def _logged_in(self, found: list[Candidate]) -> list[Candidate]:
+        now = self._clock()
+        return [candidate for candidate in found if not candidate.account.lost(now)]
 
     def _in_order(self, model: str, ready: list[Candidate]) -> list[Candidate]:
         return self._turns.order(model, ready, self.offers.config["routing.strategy"])
 
-    def _previews_ready(self, model: str) -> list[Candidate]:
+    def _bound_first(self, model: str, session: str, ready: list[Candidate]) -> list[Candidate]:
+        """Return candidates with the one that knows the session in front; [] if none does.
+
+        It moves no turn: that is for conversations that begin.
+        """
+        name, end = self._bound.get((session, model), ("", 0.0))
+        if end <= self._now() or not any(candidate.account.name == name for candidate in ready):
+            return []
+        return sorted(ready, key=lambda c: (c.account.name != name, -c.account.priority))
+
+    def _previews_free(self, model: str) -> list[Candidate]:
         """Return who can serve a preview of a model, or what it is a preview of, at the moment."""
-        if self.offers.config["quota-exceeded.switch-preview-model"]:
-            for name in self.offers.previews(model):
-                with contextlib.suppress(ProxyError):
-                    return self._in_order(name, self._rests.ready(self.offers.of(name)))
-        return []
+        if not self.offers.config["quota-exceeded.switch-preview-model"]:
+            return []
+        others = map(self.offers.of, self.offers.previews(model))
+        return next(filter(None, (self._rests.free(self._logged_in(other)) for other in others)), [])
 
     def _usable(self, found: list[Candidate]) -> bool:
         """Tell whether somebody can be asked for a model of the list now, and it can talk."""
-        with contextlib.suppress(ProxyError):
-            return any("media" not in c.account.fact(c.model).traits for c in self._rests.ready(found))
-        return False
+        free = self._rests.free(self._logged_in(found))
+        return any("media" not in c.account.fact(c.model).traits for c in free)
 
-    def wait_before(self, model: str, client: str, turn: int, hint: float | None) -> float | None:
-        """Return the seconds until it makes sense to ask all accounts once more.
+    def wait_before(self, model: str, client: str, turn: int, error: ProxyError) -> float | None:
+        """Return the seconds until it makes sense to ask all accounts once more, after `error`.
 
-        `turn` counts the rounds that were, `hint` is what the last refusal said. None: never, as
-        `request-retry`, of the config or of the account, and `max-retry-interval` say.
+        `turn` counts the rounds that were. None: never, as `request-retry`, of the config or of the
+        account, and `max-retry-interval` say.
         """
         config = self.offers.config
         with self._lock:
             found = self.offers.find(model, client, self._usable)
             rounds = config["request-retry"]
             patient = [c for c in found if turn < whole_number(c.account.retries, rounds)]
-            waits = [hint] if patient else []
+            if turn == 0 and len(found) == len(patient) == 1 and is_momentary(error):
+                return QUICK_RETRY
+            waits = [error.retry_after] if patient else []
             waits += map(self._rests.left, patient)
         wait = min((wait for wait in waits if wait is not None), default=math.inf)
         return wait if wait <= config["max-retry-interval"] else None
 
-    def punish(self, candidate: Candidate, error: ProxyError) -> bool:
-        """Let an account rest after a refusal, as long as the upstream said.
+    def punish(self, candidate: Candidate, error: ProxyError, *, spared: bool = False) -> bool:
+        """Let an account rest after a refusal, as long as the upstream said, unless it is `spared`.
 
         False if that is no use: the request itself is at fault, and another account would refuse it.
         """
         if error.retry_after is not None:
             error.retry_after = min(error.retry_after, LONGEST_REST)
         verdict, error.final = decide(error, candidate.account.rules)
-        if verdict and error.sent:
+        if verdict and error.sent and not spared and tells_of_account(candidate.action, error.status):
             with self._lock:
                 self._unbind(candidate.account)
                 self._cool(candidate, verdict, error)
@@ -12754,27 +12866,29 @@ class Router:
 
     def _cool(self, candidate: Candidate, verdict: Verdict, error: ProxyError) -> None:
         """Send an account to rest for one model or for all, and its login's other projects."""
-        account, config = candidate.account, self.offers.config
+        account, action = candidate.account, candidate.action
+        config = self.offers.config
         whole = verdict.whole or bool({"5h", "7d"}.intersection(claude_claims(error.headers)))
         model = "" if whole else candidate.model
         transient = float(config["transient-error-cooldown-seconds"])
-        wait, level = self._rests.next_of(account.name, model, verdict, error, transient)
+        wait, level = self._rests.next_of((account.name, model, action), verdict, error, transient)
         if wait <= 0 or (is_cooling_off(account, config) and not verdict.hard):
             return
         if error.status == 429 and error.retry_after is None:
             error.retry_after = wait  # without it Codex gives up at once
-        # A key's name is its place in the config, where another may stand one day.
-        mark = account.mark if verdict.token or not account.credential else ""
-        rest = Cooldown(0.0, level, verdict.soft, mark, error.status, explained(error))
-        self._rests.begin(self._siblings(account, error.status), model, wait, rest)
+        rest = Cooldown(
+            end=0.0, level=level, soft=verdict.soft, mark=account.mark if verdict.token else "",
+            status=error.status, why=explained(error),
+        )  # fmt: skip
+        self._rests.begin(self._siblings(account, error.status), model, action, wait, rest)
         self._changed = True
 
-    def _siblings(self, account: Account, status: int) -> list[str]:
+    def _siblings(self, account: Account, status: int) -> list[Account]:
         """Return whose rest it is: of all projects of a login if they may not stand in for it."""
         file = account.credential.name if account.credential else ""
         if not file or status != 429 or self.offers.config["quota-exceeded.switch-project"]:
-            return [account.name]
-        return [a.name for a in self.offers.accounts if a.credential and a.credential.name == file]
+            return [account]
+        return [a for a in self.offers.accounts if a.credential and a.credential.name == file]
 
     def rests(self, candidate: Candidate) -> bool:
         """Tell whether a candidate was sent to rest since it was chosen."""
@@ -12969,6 +13083,11 @@ class Errand:
         asked = self.path_model or self._model or "-"
         model = asked if self.served in {"", asked} else f"{asked}={self.served}"
         return self.id[:8], model, self.account, self.usage
+
+    @property
+    def probes(self) -> bool:
+        """Tell whether it only tries whether somebody answers, as Claude Code does at its start."""
+        return self.action == "generate" and self.json.get("max_tokens") == 1
 
     @property
     def client(self) -> str:
@@ -13913,7 +14032,9 @@ class App:
         self._not_before: dict[str, float] = {}  # only renew_due uses it
         self._stored = -math.inf  # when the state was; only one thread polls
         self._told: set[str] = set()  # which credentials are not used, and why
+        self._wakes_seen: Json = {}  # only the thread that polls uses it
         self.router.restore(read_object_file(self._state_file))
+        self._take_wakes()
         self.reload()
 
     @property
@@ -13961,6 +14082,9 @@ class App:
             return
         if any(changed):
             self.reload()
+        for name in self.store.edited():
+            self.router.wake(name, time.time())
+        self._take_wakes()
         if time.monotonic() - self._stored > STATE_INTERVAL:
             self.save_state()
 
@@ -13968,6 +14092,22 @@ class App:
         """Have the lists of models asked for that are older than a day; called every second."""
         if self.config["refresh-models"]:
             self.catalog.poll(self.router.offers.accounts)
+
+    def wake(self, name: str) -> None:
+        """End the rests of an account, or `*`, in every process. Raises ProxyError."""
+        tell_awake(self.store.folder, name)
+        self._take_wakes()
+
+    def _take_wakes(self) -> None:
+        """End the rests that this process, or another, was told to end."""
+        wakes = read_object_file(wake_file(self.store.folder))
+        if wakes == self._wakes_seen:
+            return
+        self._wakes_seen = wakes
+        now = time.time()
+        for name, when in wakes.items():
+            if is_recent(when, now):
+                self.router.wake(name, when)
 
     @property
     def _state_file(self) -> Path:
@@ -14017,6 +14157,27 @@ class App:
             stop.wait(RENEW_INTERVAL)
 
 
+def wake_file(folder: Path) -> Path:
+    """Return where stands who is awake since when: for all processes that use a folder."""
+    return folder / ".cliproxy" / "wake"
+
+
+def tell_awake(folder: Path, name: str) -> None:
+    """End the rests of an account, or `*`, in every process that uses a folder. Raises ProxyError."""
+    path, now = wake_file(folder), time.time()
+    kept = {key: when for key, when in read_object_file(path).items() if is_recent(when, now)}
+    try:
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        write_atomic(path, dumps({**kept, name: now}).encode("ascii"))
+    except OSError as exc:
+        raise ProxyError("internal", f"cannot write {path}: {exc.strerror}") from exc
+
+
+def is_recent(when: object, now: float) -> bool:
+    """Tell whether a stored time may still matter to a rest."""
+    return isinstance(when, (int, float)) and now - LONGEST_REST < when <= now
+
+
 STATE_INTERVAL = 5.0  # seconds between two writes of the state
 RENEW_INTERVAL = 5.0  # seconds between two looks for tokens that are due
 RENEW_AGAIN, RENEW_FAILED = 30.0, 300.0  # seconds to leave an account alone: renewed, not renewed
@@ -14040,7 +14201,7 @@ def dispatch(errand: Errand, app: App) -> Answer:
         except ProxyError as error:
             again = judge(error) is not None and not error.final
             model = errand.instead or errand.model
-            wait = app.router.wait_before(model, errand.client, turn, error.retry_after) if again else None
+            wait = app.router.wait_before(model, errand.client, turn, error) if again else None
             boot = again and errand.stream and turn < app.config["streaming.bootstrap-retries"]
             if wait is None and not boot:
                 raise
@@ -14076,7 +14237,7 @@ def ask_each(errand: Errand, app: App) -> Answer:
     config, session, model = app.config, "", errand.instead or errand.model
     if config["routing.session-affinity"]:
         session = session_of(errand.headers, errand.json)
-    candidates = able(errand, app.router.candidates(model, session, errand.client))
+    candidates = able(errand, app.router.candidates(model, session, errand.client, errand.action))
     failure: ProxyError | None = None
     for candidate in candidates[: config["max-retry-credentials"] or None]:
         if failure and app.router.rests(candidate):
@@ -14086,8 +14247,7 @@ def ask_each(errand: Errand, app: App) -> Answer:
             answer = Attempt(errand, candidate, app).answer()
         except ProxyError as error:
             log.warning("rid=%s %s: %s", errand.id[:8], errand.account, explained(error))
-            counts = errand.action == "count" and error.status == 429  # has limits of its own
-            if not counts and not app.router.punish(candidate, error):
+            if not app.router.punish(candidate, error, spared=error.status == 429 and errand.probes):
                 raise
             failure = error
         else:
@@ -14297,7 +14457,8 @@ class Attempt:
         try:
             return self.relay() if self.passes else self.translated_count()
         except ProxyError as error:
-            if error.status not in {404, 405, 501}:  # the answers of hosts that have no such call
+            stale = self.account.renewable and is_stale(error)
+            if stale or error.status not in UNCOUNTED:
                 raise
         return estimated(self.errand)
 
@@ -14431,6 +14592,7 @@ def echo_events(request: Request) -> Events:
     yield MessageEnd("tool_calls" if wants else "stop")
 
 
+UNCOUNTED = frozenset({401, 403, 404, 405, 500, 501})  # what hosts say of a call that they do not have
 COUNT_KEYS = {  # dialect -> what of a request its counting call takes. Source: spec/dialects.md 4.2, 1D.7
     "claude": "model messages system tools tool_choice thinking output_config".split(),
     "responses": "model input instructions tools tool_choice text reasoning parallel_tool_calls".split(),
@@ -15700,6 +15862,7 @@ def cmd_login(options: argparse.Namespace) -> int:
         credential = login(options.provider, wanted, config, store, make_terminal())
     except KeyboardInterrupt:
         raise ProxyError("caller_timeout", "stopped; nothing was saved") from None
+    tell_awake(store.folder, credential.name)
     say(f"saved {credential.path}")
     say("`cliproxy serve` uses it; one that is running does so within a second")
     return 0
@@ -15737,18 +15900,15 @@ def cmd_logout(options: argparse.Namespace) -> int:
 
 
 def cmd_accounts(options: argparse.Namespace) -> int:
-    """List the accounts, or renew the tokens of one."""
+    """List the accounts; renew the tokens of one; or end rests."""
     app = make_app(options)
     if options.what == "refresh":
-        if not options.name:
-            raise ProxyError("invalid_request", "whose? cliproxy accounts refresh NAME")
-        fresh = refresh(find_credential(app.store, options.name), app.store, app.config)
-        ends = expires_at(fresh.data)
-        say(f"{fresh.name}: renewed" + (f", good until {moment(ends)}" if ends else ""))
-        return 0
+        return renew_account(app, options.name)
+    if options.what == "wake":
+        return wake_accounts(app, options.name)
     rows = [account_row(account, app, limits=options.limits) for account in app.router.offers.accounts]
-    known = {account.credential.name for account in app.router.offers.accounts if account.credential}
-    rows += [file_row(c) for c in app.store.credentials() if c.name not in known]
+    listed = {account.credential.name for account in app.router.offers.accounts if account.credential}
+    rows += [file_row(c) for c in app.store.credentials() if c.name not in listed]
     if options.json:
         say(json.dumps(rows, indent=2))
     else:
@@ -15756,20 +15916,47 @@ def cmd_accounts(options: argparse.Namespace) -> int:
     return 0
 
 
+def renew_account(app: App, name: str) -> int:
+    """Renew the tokens of a login, which may work again: its rests are over."""
+    if not name:
+        raise ProxyError("invalid_request", "whose? cliproxy accounts refresh NAME")
+    fresh = refresh(find_credential(app.store, name), app.store, app.config)
+    app.wake(fresh.name)
+    ends = expires_at(fresh.data)
+    say(f"{fresh.name}: renewed" + (f", good until {moment(ends)}" if ends else ""))
+    return 0
+
+
+def wake_accounts(app: App, name: str) -> int:
+    """End the rests of the accounts whose name holds `name`, or of all."""
+    found = [account.name for account in app.router.offers.accounts if name.lower() in account.name.lower()]
+    exact = [account_name for account_name in found if account_name == name]
+    for account_name in exact or found:
+        app.wake(account_name)
+        say(f"{account_name}: is asked again")
+    if not found:
+        there = ", ".join(account.name for account in app.router.offers.accounts) or "none"
+        raise ProxyError("not_found", f"{name!r} is none of the accounts; there are: {there}")
+    return 0
+
+
 def account_row(account: Account, app: App, *, limits: bool) -> Json:
-    """Return what is known of an account, without any secret."""
+    """Return what is known of an account, without any secret. Limits with room in them end its rests."""
     data = account.credential.data if account.credential else {}
     row: Json = {"provider": account.provider.name, "name": account.name, "plan": plan_of(data)}
-    row.update(app.router.report(account), expires=account.ends, last_refresh=last_refresh(data))
-    row["why"] = account.dead or "; ".join(rest["why"] for rest in row["cooling"])
+    why, windows = "", []
     if limits and account.credential:
         try:
             if account.renewable and account.expired(time.time()):
                 app.renew(account, account.token)
             windows = usage_of(account.credential, app.config)
-            row["limits"] = [window._asdict() for window in windows] or row["limits"]
         except ProxyError as error:
-            row["why"] = str(error)
+            why = str(error)
+    if windows and all(window.used < 100 for window in windows):
+        app.wake(account.name)
+    row.update(app.router.report(account), expires=account.ends, last_refresh=last_refresh(data))
+    row["limits"] = [window._asdict() for window in windows] or row["limits"]
+    row["why"] = why or account.dead or "; ".join(rest["why"] for rest in row["cooling"])
     return row
 
 
@@ -15925,9 +16112,9 @@ COMMANDS = (
         ("--import", {"dest": "source", "nargs": "?", "const": "auto", "default": "", "metavar": "FILE",
                       "help": "take over what the vendor's own program holds"}),
     )),
-    Command("accounts", cmd_accounts, "list accounts: plan, state, expiry, limits; or renew one", (
-        ("what", {"nargs": "?", "choices": ["list", "refresh"], "default": "list"}),
-        ("name", {"nargs": "?", "default": "", "help": "whose tokens to refresh"}),
+    Command("accounts", cmd_accounts, "list accounts: plan, state, expiry, limits; renew one; end rests", (
+        ("what", {"nargs": "?", "choices": ["list", "refresh", "wake"], "default": "list"}),
+        ("name", {"nargs": "?", "default": "", "help": "whose tokens to refresh, or whose rests to end (none: all)"}),
         ("--json", {"action": "store_true", "help": "for programs"}),
         ("--limits", {"action": "store_true", "help": "ask the providers how much is used"}),
     )),

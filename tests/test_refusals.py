@@ -143,7 +143,7 @@ def test_a_refusal_is_explained_to_the_owner(
     text = "Third-party apps now draw from your extra usage, not your plan limits."
     pool.script["a"] = make_reply(claude_error("invalid_request_error", text), 400)
     got = pool.ask()
-    assert (got.status, pool.asked()) == (400, "a")
+    assert (got.status, pool.asked()) == (200, "ab")
     assert "an API key is the other way" in caplog.text
     error = cp.ProxyError("forbidden", "no")
     error.body = b'{"error":{"type":"access_terminated_error"}}'

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import time
 from collections import Counter
+from typing import Any, Callable
 
 import pytest
 
 import cliproxy as cp
-from support.accounts import ANSWER, CLAUDE_ASK, HI, House, Json, Pool
+from support.accounts import ANSWER, CLAUDE_ASK, HI, House, Json, Pool, key_of
 from support.proxy import ProxyMaker
 from support.upstream import Clock, Upstream, make_reply
+from support.world import World
 
 
 def claude_error(kind: str, message: str = "no") -> Json:
@@ -302,3 +306,295 @@ def test_limits_are_kept(house: House) -> None:
     assert state["limits"][file]["windows"] == [["5h", 25.0, 1_800_000_000.0]]
     assert state["answers"] == {file: 1}
     assert house.proxy.app.router.state() is None
+
+
+# What ends a rest, and what none comes of
+
+QUOTA = make_reply(
+    {
+        "type": "error",
+        "error": {"type": "usage_limit_reached", "resets_in_seconds": 561_634, "message": "no"},
+    },
+    429,
+)
+GONE = make_reply({"error": {"message": "Not Found"}}, 404)
+SIDE_ROUTES = ["/v1/embeddings", "/v1/images/generations", "/v1/audio/speech"]
+
+
+@pytest.mark.parametrize("path", SIDE_ROUTES)
+@pytest.mark.parametrize("status", [404, 429, 500, 401])
+def test_a_side_route_tells_nothing_of_talks(
+    make_proxy: ProxyMaker, upstream: Upstream, path: str, status: int
+) -> None:
+    proxy = make_proxy()
+    upstream.routes[path] = lambda _: make_reply({"error": {"message": "no"}}, status)
+    choice = {"index": 0, "message": {"role": "assistant", "content": "hi"}, "finish_reason": "stop"}
+    upstream.routes["/v1/chat/completions"] = lambda _: make_reply({"choices": [choice]})
+    assert proxy.ask(path, {"model": "up-chat", "input": "x"}).status == status
+    assert proxy.ask("/v1/chat/completions", {"model": "up-chat", "messages": HI}).status == 200
+    assert len(proxy.app.router.report(proxy.app.router.offers.accounts[-1])["cooling"]) == (status != 404)
+
+
+def test_a_route_that_lacks_is_no_model_that_lacks(make_proxy: ProxyMaker, upstream: Upstream) -> None:
+    proxy = make_proxy()
+    upstream.routes["/v1/responses/compact"] = lambda _: GONE
+    upstream.routes["/v1/responses"] = lambda _: make_reply(
+        {"object": "response", "status": "completed", "output": []}
+    )
+    ask = {"model": "up-responses", "input": "x"}
+    assert [proxy.ask("/v1/responses/compact", ask).status for _ in range(2)] == [404, 404]
+    assert proxy.ask("/v1/responses", ask).status == 200
+
+
+def test_side_routes_rest_by_themselves(make_proxy: ProxyMaker, upstream: Upstream) -> None:
+    keys = [{"api-key": key} for key in "ab"]
+    entry = {
+        "name": "up",
+        "base-url": f"{upstream.url}/v1",
+        "models": [{"name": "m"}],
+        "api-key-entries": keys,
+    }
+    proxy = make_proxy(openai_compatibility=[entry])
+    upstream.routes["/v1/embeddings"] = lambda seen: (
+        QUOTA if key_of(seen) == "a" else make_reply({"data": [], "object": "list"})
+    )
+    assert [proxy.ask("/v1/embeddings", {"model": "m", "input": "x"}).status for _ in range(3)] == [200] * 3
+    assert [key_of(seen) for seen in upstream.seen] == ["a", "b", "b", "b"]
+
+
+@pytest.mark.parametrize("status", [401, 404, 405, 500])
+def test_a_relay_that_cannot_count(make_proxy: ProxyMaker, upstream: Upstream, status: int) -> None:
+    pool = Pool(make_proxy, upstream, "a")
+    upstream.routes["/v1/messages/count_tokens"] = lambda _: make_reply(claude_error("x"), status)
+    got = pool.proxy.ask("/v1/messages/count_tokens", {**CLAUDE_ASK, "model": "up"})
+    assert (got.status, got.headers["x-cliproxy-estimate"]) == (200, "bytes/4")
+    assert (pool.rests(), pool.ask().status) == ({}, 200)
+
+
+CORRECTED = [
+    pytest.param({"base-url": "URL/v1beta"}, {"base-url": "URL"}, id="base-url"),
+    pytest.param({"headers": {"x-team": "a"}}, {"headers": {"x-team": "b"}}, id="headers"),
+    pytest.param({"api-key": "old"}, {"api-key": "new"}, id="api-key"),
+]
+
+
+@pytest.mark.parametrize(("wrong", "right"), CORRECTED)
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_corrected_entry_is_tried_at_once(
+    make_proxy: ProxyMaker, upstream: Upstream, wrong: Json, right: Json, restart: bool
+) -> None:
+    def entry(own: Json) -> list[Json]:
+        own = {
+            key: value.replace("URL", upstream.url) if key == "base-url" else value
+            for key, value in own.items()
+        }
+        return [{"api-key": "k", "base-url": upstream.url, "models": [{"name": "up"}], **own}]
+
+    proxy = make_proxy(claude_api_key=entry(wrong))
+    upstream.reply(claude_error("not_found_error"), 404)
+    assert [proxy.ask("/v1/messages", {**CLAUDE_ASK, "model": "up"}).status for _ in range(2)] == [404, 404]
+    assert len(upstream.seen) == 1, "it rests"
+    config = json.loads(proxy.path.read_text())
+    proxy.write({**config, "claude-api-key": entry(right)})
+    proxy.app.save_state()
+    app = cp.App(cp.ConfigFile(proxy.path), proxy.app.store, {}) if restart else proxy.app
+    app.poll()
+    assert len(app.router.candidates("up")) == 1
+
+
+def out_of_quota(house: House) -> None:
+    house.upstream.routes["/v1/messages"] = lambda _: QUOTA
+    assert house.ask().status == 429
+    house.upstream.routes["/v1/messages"] = lambda _: make_reply(ANSWER)
+    assert house.ask().status == 429, "it rests for days"
+    assert house.proxy.app.router.report(house.account())["state"] == "cooling"
+
+
+def edit(house: House, **changes: Any) -> None:
+    path = house.proxy.auth_dir / "claude-a.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    house.proxy.app.poll()
+
+
+def put_back(house: House) -> None:
+    path = house.proxy.auth_dir / "claude-a.json"
+    old = path.read_bytes()
+    path.unlink()
+    house.proxy.app.poll()
+    path.write_bytes(old)
+    house.proxy.app.poll()
+
+
+def re_enable(house: House) -> None:
+    edit(house, disabled=True)
+    edit(house, disabled=False)
+
+
+def stop_cooling(house: House) -> None:
+    house.proxy.write({**json.loads(house.proxy.path.read_text()), "disable-cooling": True})
+    house.proxy.app.poll()
+
+
+def command(house: House, *words: str) -> None:
+    """Run a command beside the server, as another process does."""
+    assert cp.main([*words, "--config", str(house.proxy.path)]) == 0
+    house.proxy.app.poll()
+
+
+ENDS: dict[str, Callable[[House], None]] = {
+    "disable-cooling": stop_cooling,
+    "an edit": lambda house: edit(house, note="x"),
+    "disabled and enabled": re_enable,
+    "removed and put back": put_back,
+    "wake": lambda house: command(house, "accounts", "wake"),
+    "wake, by name": lambda house: command(house, "accounts", "wake", "claude-a"),
+    "refresh": lambda house: command(house, "accounts", "refresh", "claude-a"),
+    "limits with room": lambda house: command(house, "accounts", "--limits"),
+}
+
+
+@pytest.mark.parametrize("way", ENDS)
+def test_news_end_a_rest(house: House, way: str) -> None:
+    house.add(ends=3600)
+    out_of_quota(house)
+    ENDS[way](house)
+    assert house.ask().status == 200
+
+
+def test_who_is_woken_while_nobody_serves_is_awake_later(house: House) -> None:
+    house.add(ends=3600)
+    out_of_quota(house)
+    app = house.proxy.app
+    app.save_state()
+    cp.tell_awake(app.store.folder, "claude-a.json")
+    again = cp.App(app.config_file, app.store, {})
+    assert [c.account.name for c in again.router.candidates("claude-sonnet-4-6")] == ["claude-a.json"]
+
+
+def test_limits_without_room_end_nothing(house: House, world: World) -> None:
+    house.add(ends=3600)
+    out_of_quota(house)
+    world.used = 100.0
+    command(house, "accounts", "--limits")
+    assert house.ask().status == 429
+
+
+def test_renewing_tokens_by_itself_is_no_news(house: House) -> None:
+    house.add(ends=3600)
+    out_of_quota(house)
+    account = house.account()
+    house.proxy.app.renew(account, account.token)
+    house.proxy.app.poll()
+    assert house.ask().status == 429
+
+
+def test_a_wake_is_not_for_what_comes_after_it(make_proxy: ProxyMaker, upstream: Upstream) -> None:
+    pool = Pool(make_proxy, upstream, "ab", request_retry=0)
+    pool.proxy.app.wake("claude-api-key[0]")
+    pool.script = dict.fromkeys("ab", QUOTA)
+    pool.ask()
+    pool.proxy.app.poll()
+    with pytest.raises(cp.ProxyError):
+        pool.router.candidates("up")
+    pool.proxy.app.wake("claude-api-key[1]")
+    assert [c.account.name for c in pool.router.candidates("up")] == ["claude-api-key[1]"]
+
+
+def test_while_all_rest_one_is_asked_now_and_then(clock: Clock) -> None:
+    """After 30 s, then at growing distances of at most 10 minutes; each in its turn; an answer ends it."""
+    router = cp.Router(clock, clock)
+    entry = {"api-key": "k", "models": [{"name": "up"}]}
+    accounts = [cp.Account(name, cp.PROVIDERS["claude"], entry) for name in ("one", "two")]
+    router.configure(accounts, cp.load_config(None))
+    for account in accounts:
+        router.punish(cp.Candidate(account, "up"), cp.ProxyError("rate_limited", "no", retry_after=9e9))
+    began, asked = clock(), []
+    while clock() < began + 3600:
+        clock.turn(1.0)
+        with contextlib.suppress(cp.ProxyError):
+            (candidate,) = router.candidates("up")
+            asked.append((clock() - began, candidate.account.name))
+            router.punish(candidate, cp.ProxyError("rate_limited", "no", retry_after=9e9))
+            with pytest.raises(cp.ProxyError):
+                router.candidates("up")
+    times = [moment for moment, _ in asked]
+    assert times[:5] == [30, 90, 210, 450, 930]
+    assert [after - before for before, after in zip(times[4:], times[5:])] == [600] * len(times[5:])
+    assert [name for _, name in asked[:4]] == ["one", "two", "one", "two"]
+    clock.turn(600.0)
+    (candidate,) = router.candidates("up")
+    router.reward(candidate)
+    assert router.candidates("up") == [candidate]
+
+
+@pytest.mark.parametrize("kind", ["billing", "forbidden"])
+def test_who_has_just_paid_is_served_soon(clock: Clock, kind: str) -> None:
+    router = cp.Router(clock, clock)
+    account = cp.Account("one", cp.PROVIDERS["claude"], {"api-key": "k", "models": [{"name": "up"}]})
+    router.configure([account], cp.load_config(None))
+    router.punish(cp.Candidate(account, "up"), cp.ProxyError(kind, "no"))
+    for _ in range(9):
+        clock.turn(30.0)
+        (candidate,) = router.candidates("up")
+        router.punish(candidate, cp.ProxyError(kind, "no"))
+
+
+def test_a_probe_goes_out_over_the_wire(make_proxy: ProxyMaker, upstream: Upstream) -> None:
+    pool = Pool(make_proxy, upstream, "ab", request_retry=0)
+    pool.script = dict.fromkeys("ab", QUOTA)
+    assert pool.ask().status == 429
+    assert pool.asked() == "ab"
+    state = pool.router.state()
+    assert state
+    for rest in state["cooldowns"]:
+        assert rest["end"] - time.time() < 561_635
+        rest["since"] -= 31
+    pool.router.restore(state)
+    pool.script = {}
+    assert [pool.ask().status, pool.asked()] == [200, "a"]
+    assert [pool.ask().status, pool.asked()] == [200, "a"]
+
+
+def test_a_conversation_that_is_bound_moves_no_turn(make_proxy: ProxyMaker, upstream: Upstream) -> None:
+    pool = Pool(make_proxy, upstream, "ab", routing={"session-affinity": True}, request_retry=0)
+    for number in range(6):
+        for _ in range(2):
+            pool.ask(headers={"session_id": f"conversation {number}"})
+    assert pool.asked() == "aabbaabbaabb"
+
+
+OF_THE_ACCOUNT = [
+    "This organization has been disabled.",
+    "Third-party apps now draw from your extra usage, not your plan limits. Add more at claude.ai/settings/usage",
+]
+
+
+@pytest.mark.parametrize("text", OF_THE_ACCOUNT)
+def test_a_400_of_the_account(make_proxy: ProxyMaker, upstream: Upstream, text: str) -> None:
+    pool = Pool(make_proxy, upstream, "ab", request_retry=0)
+    pool.script["a"] = make_reply(claude_error("invalid_request_error", text), 400)
+    assert [pool.ask().status for _ in range(3)] == [200] * 3
+    assert (pool.asked(), list(pool.rests())) == ("abbb", [("0", "")])
+
+
+@pytest.mark.parametrize("status", [500, 502, 503, 529])
+def test_a_single_bad_moment_is_not_told(make_proxy: ProxyMaker, upstream: Upstream, status: int) -> None:
+    pool = Pool(make_proxy, upstream, "a", request_retry=3)
+    replies = [make_reply(claude_error("api_error"), status), make_reply(ANSWER)]
+    upstream.routes["/v1/messages"] = lambda _: replies.pop(0)
+    assert pool.ask().status == 200
+    upstream.routes["/v1/messages"] = lambda _: make_reply(claude_error("api_error"), status)
+    upstream.seen.clear()
+    assert (pool.ask().status, len(upstream.seen)) == (status, 2), "once, and not more"
+    pool = Pool(make_proxy, upstream, "ab", request_retry=3)
+    upstream.routes["/v1/messages"] = lambda _: make_reply(claude_error("api_error"), status)
+    upstream.seen.clear()
+    assert (pool.ask().status, len(upstream.seen)) == (status, 2), "there is another one"
+
+
+def test_a_probe_of_a_client_rests_nobody(make_proxy: ProxyMaker, upstream: Upstream) -> None:
+    pool = Pool(make_proxy, upstream, "a", request_retry=0)
+    pool.script["a"] = QUOTA
+    assert (pool.ask(max_tokens=1).status, pool.rests()) == (429, {})
+    pool.script.clear()
+    assert pool.ask().status == 200

@@ -420,7 +420,8 @@ ROUNDS = [  # request-retry, max-retry-interval, retry-after, answers, status, t
     pytest.param(3, 30, "0", [429, 429, 429, 200], 200, 4, id="three"),
     pytest.param(3, 1, "2", [429, 200], 429, 1, id="longer than it may"),
     pytest.param(3, 30, "0.3", [429, 200], 200, 2, id="waits"),
-    pytest.param(3, 30, "", [500, 200], 500, 1, id="nobody knows how long"),
+    pytest.param(3, 30, "", [500, 200], 200, 2, id="a bad moment"),
+    pytest.param(3, 30, "", [500, 500, 200], 500, 2, id="nobody knows how long"),
     pytest.param(3, 30, "0", [400, 200], 400, 1, id="no use"),
 ]
 

@@ -72,6 +72,7 @@ class World(ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.clock = Clock(float(int(time.time())))
         self.lock = threading.Lock()
+        self.used = 12.5  # percent of Claude's five hours
         self.serial = itertools.count(1)
         self.asks: list[Ask] = []
         self.codes: dict[str, cp.Json] = {}
@@ -208,7 +209,7 @@ class World(ThreadingHTTPServer):
         if self.access.get(ask.token) != "claude":
             return 401, {"error": {"type": "authentication_error", "message": "OAuth token has expired"}}
         return 200, {
-            "five_hour": {"utilization": 12.5, "resets_at": "2026-02-09T10:40:11.123456+00:00"},
+            "five_hour": {"utilization": self.used, "resets_at": "2026-02-09T10:40:11.123456+00:00"},
             "seven_day": {"utilization": 80, "resets_at": None}, "seven_day_opus": None, "extra_usage": {"is_enabled": False},
         }  # fmt: skip
 
