@@ -72,6 +72,19 @@ BREACHES = [
     pytest.param("return 1", "return open('x')",               "is pure but uses open",         id="file"),
     pytest.param("    return 1", "    x = 1\n    return x",    "LOW has 3 code lines, budget 2", id="budget"),
     pytest.param("    return 1", "    return 1\n" + "\n" * 48 + "    # last", "", id="blank lines are free"),
+    pytest.param("    return low()", "    low = 1\n    return low", "low in high hides the one of line 12", id="hidden"),
+    pytest.param("    return low()", "    return [low for low in ()]", "hides the one of line 12",  id="hidden in a comprehension"),
+    pytest.param("    return low()", "    return low().low(low=1)", "",                              id="an attribute hides nothing"),
+    pytest.param("return 1", "return 1 if x else 2 if y else 3", "a conditional expression in another", id="nested"),
+    pytest.param("return 1", "return x[not y :]",              "a truth value as a number",     id="slice"),
+    pytest.param("return 1", "return (a, b)[x == y]",          "a truth value as a number",     id="index"),
+    pytest.param("return 1", "return 1 + x.startswith('y')",   "a truth value as a number",     id="sum"),
+    pytest.param("return 1", "return x[y : z + 1] | (a < b)",  "",                              id="no number"),
+    pytest.param("    return 1", "    a, b, c = 1, 2, 3",      "an assignment of three values", id="packed"),
+    pytest.param("    return 1", "    a, b, c = c, b, a",      "",                              id="swapped"),
+    pytest.param("    return 1", "    a, b, c = x()",          "",                              id="unpacked"),
+    pytest.param("return 1", "return " + " or ".join("x" * 15), "",                             id="15 ways"),
+    pytest.param("return 1", "return " + " or ".join("x" * 16), "low branches into 16 ways",    id="16 ways"),
     pytest.param("    return low()", "    x = (\n" + "\n" * 50 + "    )", "high has 53 lines", id="long function"),
 ]
 # fmt: on
@@ -90,6 +103,26 @@ def test_a_room_needs_a_budget_and_a_budget_a_room() -> None:
         "HIGH has no budget",
         "there is a budget for ATTIC, but no such room",
     ]
+
+
+def test_budgets_stand_in_the_order_of_the_rooms() -> None:
+    (said,) = check_layout.check(SMALL, dict(reversed(SMALL_BUDGET.items())))
+    assert said == "1: the budgets are not in the order of the rooms"
+
+
+def test_a_room_that_is_nearly_full_is_named_and_no_breach() -> None:
+    budget = {"HEADER": 20, "LOW": 20, "HIGH": 2}
+    assert list(check_layout.fullness(SMALL, budget)) == ["17: HIGH is nearly full: 2 of 2 code lines"]
+    assert check_layout.check(SMALL, budget) == []
+
+
+def test_what_still_stands_may_not_become_more() -> None:
+    dense = SMALL.replace("return 1", "return 1 if x else 2 if y else 3")
+    assert check_layout.check(dense, SMALL_BUDGET, {"LOW": 1}) == []
+    more = dense.replace("return low()", "return [low][x > y]")
+    assert [line.split(": ")[1] for line in check_layout.check(more, SMALL_BUDGET, {"LOW": 1})] == [
+        "a truth value as a number",
+    ]  # fmt: skip
 
 
 def imported_modules() -> Iterator[str]:
