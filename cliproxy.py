@@ -1714,7 +1714,7 @@ def first_said(data: Json, *names: str) -> Any:
     return next((data[name] for name in names if data.get(name)), "")
 
 
-def inner(data: Json, *names: str) -> Json:
+def object_in(data: Json, *names: str) -> Json:
     """Return an object in an object, an empty one if it is not there."""
     return reduce(lambda found, name: found.get(name) or EMPTY, names, data)
 
@@ -1832,7 +1832,7 @@ def write_frames(writer: FrameWriter, events: Iterable[Event]) -> Frames:
 NO_RESULT = Part("result", parts=(Part("text", "[no result]"),), error=True)
 
 
-def answered(messages: Iterable[Message]) -> list[Message]:
+def with_results(messages: Iterable[Message]) -> list[Message]:
     """Put the results of all calls of one message behind it.
 
     A result may have stood anywhere after its call, and the last of several counts. A call
@@ -1875,7 +1875,7 @@ def answered_turns(messages: Iterable[Message]) -> list[Turn]:
     joined = turns(messages)
     if in_place(joined):
         return joined
-    return turns(answered(Message(*turn) for turn in joined))
+    return turns(with_results(Message(*turn) for turn in joined))
 
 
 def in_place(joined: Iterable[Turn]) -> bool:
@@ -2029,7 +2029,7 @@ def walk_schema(node: Any, change: Callable[[Json], Json], depth: int = SCHEMA_D
     return change(inner)
 
 
-def joined(schemas: Iterable[Json]) -> Json:
+def union_of(schemas: Iterable[Json]) -> Json:
     """Join schemas that must all hold: the union of what they say; later ones win."""
     done: Json = {}
     for schema in map(shaped, schemas):
@@ -2049,7 +2049,7 @@ def all_of(node: Json) -> Json:
     if "const" in node:
         bare["enum"] = [node["const"]]
     branches = [branch for branch in node.get("allOf") or () if isinstance(branch, dict)]
-    return joined((bare, *branches)) if branches else bare
+    return union_of((bare, *branches)) if branches else bare
 
 
 def referred(root: Json, ref: str) -> Json | None:
@@ -2082,7 +2082,7 @@ def spread(root: Json, node: Json, path: tuple[str, ...]) -> tuple[Json, tuple[s
         if isinstance(ref, str) and ref not in path and len(path) < SCHEMA_REFS:
             path = (*path, ref)
             left.append(referred(root, ref) or {})
-    return joined(reversed(found)), path
+    return union_of(reversed(found)), path
 
 
 def lone_refs(schema: Json) -> Json:
@@ -2212,7 +2212,7 @@ def inlined(schema: Json) -> Json:
             found = referred(schema, ref)
             if found is None or ref in path or len(path) >= SCHEMA_REFS:
                 return {"type": "object", "description": ref.rpartition("/")[2]}
-            node, path = joined((found, without(node, frozenset({"$ref"})))), (*path, ref)
+            node, path = union_of((found, without(node, frozenset({"$ref"})))), (*path, ref)
         if depth <= 0 or full:
             return {"type": "object"}
         bare = without(node, frozenset({"$defs", "definitions"}))
@@ -2600,17 +2600,17 @@ def claude_read_format(form: Json) -> Format | None:
 
 def claude_read_params(body: Json) -> Json:
     params = params_of(body, CLAUDE_PARAMS)
-    user = inner(body, "metadata").get("user_id")
+    user = object_in(body, "metadata").get("user_id")
     if user:
         params["user"] = user
-    if inner(body, "tool_choice").get("disable_parallel_tool_use"):
+    if object_in(body, "tool_choice").get("disable_parallel_tool_use"):
         params["parallel"] = False
     return params
 
 
 def claude_read_thinking(body: Json) -> Thinking:
     """Read `thinking` and the effort, which is a part of `output_config`."""
-    thinking, effort = inner(body, "thinking"), inner(body, "output_config").get("effort")
+    thinking, effort = object_in(body, "thinking"), object_in(body, "output_config").get("effort")
     kind = thinking.get("type")
     if kind == "disabled":
         effort = "none"
@@ -2624,10 +2624,10 @@ def claude_read_rest(body: Json) -> Json:
     """Return what the model has no place for, of the body and of the objects in it."""
     rest = claude_rest(body, CLAUDE_MODELLED["request"])
     for key in ("tool_choice", "thinking", "output_config", "metadata"):
-        below = claude_rest(inner(body, key), CLAUDE_MODELLED[key])
+        below = claude_rest(object_in(body, key), CLAUDE_MODELLED[key])
         if below:
             rest[key] = below
-    if inner(body, "thinking").get("type") == "disabled" and body.get("output_config"):
+    if object_in(body, "thinking").get("type") == "disabled" and body.get("output_config"):
         rest["output_config"] = without(body["output_config"], frozenset({"format"}))
     return rest
 
@@ -2640,10 +2640,10 @@ def claude_read_request(body: Json) -> Request:
         messages=tuple(map(claude_read_message, body["messages"])),
         system=claude_read_content(body.get("system")),
         tools=tuple(map(claude_read_tool, body.get("tools") or ())),
-        choice=claude_read_choice(inner(body, "tool_choice")),
+        choice=claude_read_choice(object_in(body, "tool_choice")),
         params=claude_read_params(body),
         thinking=claude_read_thinking(body),
-        format=claude_read_format(inner(body, "output_config", "format")),
+        format=claude_read_format(object_in(body, "output_config", "format")),
         stream=bool(body.get("stream")),
         extra=extra_of("claude", claude_read_rest(body)),
     )
@@ -2674,7 +2674,10 @@ def claude_hosted_tool(tool: Tool) -> Json | None:
     if tool.name not in CLAUDE_HOSTED:
         return None
     definition = next(iter(tool.extra.values()), EMPTY)
-    domains, place = inner(definition, "filters").get("allowed_domains"), inner(definition, "user_location")
+    domains, place = (
+        object_in(definition, "filters").get("allowed_domains"),
+        object_in(definition, "user_location"),
+    )
     if place:  # Chat nests it once more
         place = {"type": "approximate", **place.get("approximate", place)}
     written = {"type": CLAUDE_HOSTED[tool.name], "name": tool.name}
@@ -2830,7 +2833,7 @@ class ClaudeReader:
         self.citations = list(block.get("citations") or ())
         if part.kind in {"call", "hosted"}:
             yield from self.parts.begin()
-            caller = inner(block, "caller").get("type", "direct")  # of a call by code: it has its result
+            caller = object_in(block, "caller").get("type", "direct")  # of a call by code: it has its result
             self.called = self.called or (part.kind == "call" and caller == "direct")
         elif part.kind in CLAUDE_TEXTS:
             yield from self.parts.add("text", part.text)
@@ -2868,14 +2871,14 @@ class ClaudeReader:
 
     def read_usage(self, data: Json) -> Iterator[Event]:
         """Overwrite the counts that `data` has; they are running totals."""
-        counts = {key: n for key, n in inner(data, "usage").items() if n is not None}
+        counts = {key: n for key, n in object_in(data, "usage").items() if n is not None}
         self.usage.update(counts)
         if counts:
             yield claude_read_usage(self.usage)
 
     def message_delta(self, payload: Json) -> Iterator[Event]:
         self.end.update(without(payload, frozenset({"type", "delta", "usage"})))
-        self.end.update(inner(payload, "delta"))
+        self.end.update(object_in(payload, "delta"))
         yield from self.read_usage(payload)
 
     def message_stop(self, payload: Json) -> Iterator[Event]:
@@ -3265,13 +3268,13 @@ def chat_read_content(content: str | list[Json] | None) -> tuple[Part, ...]:
 
 def chat_proof(data: Json) -> str:
     """Return a thought signature, in the slot of Google's compatibility endpoint."""
-    return inner(data, "extra_content", "google").get("thought_signature") or ""
+    return object_in(data, "extra_content", "google").get("thought_signature") or ""
 
 
 def chat_read_call(call: Json) -> Part:
     """Read a call, or a delta of one."""
     custom = call.get("type") == "custom" or "function" not in call
-    body = inner(call, "custom" if custom else "function")
+    body = object_in(call, "custom" if custom else "function")
     text, name = chat_text(body.get("input" if custom else "arguments")), first_said(body, "name")
     return Part("call", text, first_said(call, "id"), name, proof=chat_proof(call), custom=custom)
 
@@ -3450,7 +3453,7 @@ def chat_read_tool(tool: Json) -> Tool:
     if kind not in {"function", "custom"}:
         return Tool(kind, kind="hosted", extra={"chat": tool})
     body = tool[kind]
-    schema, grammar = body.get("parameters"), inner(body, "format").get("grammar")
+    schema, grammar = body.get("parameters"), object_in(body, "format").get("grammar")
     about, strict = first_said(body, "description"), body.get("strict")
     mark = chat_cache(tool)
     return Tool(body["name"], about, schema, kind, strict, grammar, cache=mark, extra={"chat": tool})
@@ -3469,7 +3472,7 @@ def chat_read_choice(choice: Any) -> ToolChoice | None:
         return ToolChoice(CHAT_MODES[choice]) if choice in CHAT_MODES else None
     kind = choice.get("type") or next(iter(choice), None)  # Hugging Face's has no type
     if kind == "allowed_tools":
-        tools = [inner(tool, tool["type"]) for tool in choice[kind]["tools"]]
+        tools = [object_in(tool, tool["type"]) for tool in choice[kind]["tools"]]
         return ToolChoice(choice[kind]["mode"], tuple(tool["name"] for tool in tools if tool))
     named = kind in {"function", "custom"}
     return ToolChoice("required", (choice[kind]["name"],)) if named else None
@@ -3478,7 +3481,7 @@ def chat_read_choice(choice: Any) -> ToolChoice | None:
 def chat_read_format(form: Json) -> Format | None:
     if form.get("type") not in CHAT_FORMATS:
         return None
-    kind, schema = CHAT_FORMATS[form["type"]], inner(form, "json_schema")
+    kind, schema = CHAT_FORMATS[form["type"]], object_in(form, "json_schema")
     name, description = first_said(schema, "name"), first_said(schema, "description")
     return Format(kind, name, schema.get("schema"), schema.get("strict"), description)
 
@@ -3516,7 +3519,7 @@ def chat_read_request(body: Json) -> Request:
     notes = {
         "_system": messages[:lead],
         "_old": bool(body.get("functions")),
-        "_usage": inner(wire, "stream_options").get("include_usage"),
+        "_usage": object_in(wire, "stream_options").get("include_usage"),
     }
     rest = rest_of(wire, chat_write_settings(request))
     rest.update((key, value) for key, value in notes.items() if value)
@@ -3669,15 +3672,15 @@ def chat_read_usage(usage: Json) -> Usage:
     """Read `usage`; what it says beside the numbers is kept."""
     counts: Json = {}
     for field, details, names in CHAT_USAGE:
-        counts[field] = first_said(inner(usage, details), *names) or first_said(usage, *names) or 0
+        counts[field] = first_said(object_in(usage, details), *names) or first_said(usage, *names) or 0
     rest = without(usage, CHAT_COUNTS)
     for details in ("prompt_tokens_details", "completion_tokens_details"):
-        rest[details] = without(inner(usage, details), CHAT_COUNTS)
+        rest[details] = without(object_in(usage, details), CHAT_COUNTS)
     return Usage(**counts, extra=extra_of("chat", {key: value for key, value in rest.items() if value}))
 
 
 def chat_read_citation(annotation: Json) -> Citation | None:
-    cited = inner(annotation, "url_citation")
+    cited = object_in(annotation, "url_citation")
     start, end = cited.get("start_index") or 0, cited.get("end_index") or 0
     url, title, text = (first_said(cited, name) for name in ("url", "title", "content"))
     return Citation(url, title, start, end, text) if cited else None
@@ -3753,7 +3756,7 @@ class ChatChoice:
         if not self.finish and any(lane.tail.rstrip()[-1:] not in {"", "}"} for lane in calls):
             raise ProxyError("upstream_failed", "the upstream ended its stream in the middle")
         if self.audio:
-            form = inner(chat_own(self.reader.request), "audio").get("format", "wav")
+            form = object_in(chat_own(self.reader.request), "audio").get("format", "wav")
             media = Media("audio", "base64", first_said(self.audio, "data"), f"audio/{form}")
             yield from self.show(Part("media", media=media, extra={"chat": self.audio}))
         while self.row:
@@ -3833,7 +3836,7 @@ class ChatChoice:
         for fields, read in CHAT_DELTAS:
             if not fields.isdisjoint(delta):
                 yield from read(self, delta)
-        tokens = inner(row, "logprobs").get("content")
+        tokens = object_in(row, "logprobs").get("content")
         if tokens and self.parts.begun:
             yield from self.parts.add("logprobs", tokens)
         self.finish = row.get("finish_reason") or self.finish
@@ -4358,7 +4361,7 @@ def responses_read_hosted(item: Json) -> Part:
         return Part("opaque", extra=extra)
     text = item.get("arguments")
     if not text:
-        fields = {**item, **inner(item, "action")}
+        fields = {**item, **object_in(item, "action")}
         text = {key: fields[key] for key in ("query", "url", "code") if fields.get(key)}
     if not isinstance(text, str):
         text = dumps_text(text)
@@ -4561,7 +4564,7 @@ def responses_read_tool(tool: Json, **notes: Any) -> Tool:
     kind, description = tool["type"], tool.get("description") or ""
     if kind not in {"function", "custom"}:
         return Tool(responses_hosted(kind), kind="hosted", extra={"responses": {**tool, **notes}})
-    form = inner(tool, "format")
+    form = object_in(tool, "format")
     grammar = {k: form[k] for k in ("syntax", "definition")} if "definition" in form else None
     read = Tool(tool["name"], description, tool.get("parameters"), kind, tool.get("strict"), grammar)
     rest = {**rest_of(tool, responses_write_tool(read)), **notes}
@@ -4595,7 +4598,7 @@ def responses_read_format(form: Json) -> Format | None:
 
 
 def responses_read_params(body: Json) -> Json:
-    said = {**body, "verbosity": inner(body, "text").get("verbosity")}
+    said = {**body, "verbosity": object_in(body, "text").get("verbosity")}
     return {ours: said[name] for name, ours in RESPONSES_PARAMS.items() if said.get(name) is not None}
 
 
@@ -4624,8 +4627,8 @@ def responses_read_request(body: Json) -> Request:
         tuple(tools),
         responses_read_choice(body.get("tool_choice")),
         responses_read_params(body),
-        responses_read_thinking(inner(body, "reasoning")),
-        responses_read_format(inner(body, "text", "format")),
+        responses_read_thinking(object_in(body, "reasoning")),
+        responses_read_format(object_in(body, "text", "format")),
         bool(body.get("stream")),
     )
     rest = rest_of(body, {**responses_write_settings(request), "input": body.get("input")})
@@ -4681,7 +4684,7 @@ def responses_write_choice(choice: ToolChoice, tools: Iterable[Tool]) -> Any:
 def responses_write_format(form: Format | None) -> Json:
     """Format -> text.format: as in Chat Completions, but not nested."""
     nested = chat_write_format(form) if form else EMPTY
-    return {**without(nested, frozenset({"json_schema"})), **inner(nested, "json_schema")}
+    return {**without(nested, frozenset({"json_schema"})), **object_in(nested, "json_schema")}
 
 
 def responses_write_thinking(request: Request) -> Json:
@@ -4723,7 +4726,7 @@ def responses_write_settings(request: Request) -> Json:
 
 def responses_write_input(request: Request) -> Any:
     own = request.dialect == "responses"
-    messages = request.messages if own else answered(request.messages)
+    messages = request.messages if own else with_results(request.messages)
     items = [item for message in messages for item in responses_write_message(message)]
     leading = tuple(part for part in request.system if "_at" in responses_own(part))
     places = dict.fromkeys(responses_own(part)["_at"] for part in leading)
@@ -4933,7 +4936,7 @@ class ResponsesReader:
 
     def end_of(self, response: Json) -> MessageEnd:
         if response.get("status") == "incomplete":
-            reason = inner(response, "incomplete_details").get("reason") or "incomplete"
+            reason = object_in(response, "incomplete_details").get("reason") or "incomplete"
             return MessageEnd(RESPONSES_FINISH.get(reason, "length"), raw=reason)
         called = "call" in self.parts.kinds
         return MessageEnd("tool_calls" if called else "stop", raw="completed")
@@ -5002,7 +5005,7 @@ def responses_read_stream(payloads: Iterable[Json], request: Request) -> Events:
         read = RESPONSES_EVENTS.get(kind)
         if read and not started and read is not ResponsesReader.read_failure:
             started = True
-            yield responses_read_start(inner(payload, "response"))
+            yield responses_read_start(object_in(payload, "response"))
         if read:
             yield from read(reader, payload)
         if reader.ended:
@@ -12698,7 +12701,7 @@ class Rests:
         """Return what is to be stored; times are Unix times."""
         offset = self._clock() - self._now()
         return [
-            {"account": name, "model": model, "action": action, **moved(rest, offset)._asdict()}
+            {"account": name, "model": model, "action": action, **by_other_clock(rest, offset)._asdict()}
             for (name, model, action), rest in self._rests.items()
             if rest.end > self._now()
         ]
@@ -12707,12 +12710,14 @@ class Rests:
         """Take over what was stored. Raises one of MALFORMED for what is no such thing."""
         offset, longest = self._clock() - self._now(), self._now() + LONGEST_REST
         for stored in rows:  # older versions say less
-            rest = moved(Cooldown(**{key: stored[key] for key in Cooldown._fields if key in stored}), -offset)
+            rest = by_other_clock(
+                Cooldown(**{key: stored[key] for key in Cooldown._fields if key in stored}), -offset
+            )
             key = stored["account"], stored["model"], stored.get("action", "generate")
             self._rests[key] = rest._replace(end=min(rest.end, longest))
 
 
-def moved(rest: Cooldown, seconds: float) -> Cooldown:
+def by_other_clock(rest: Cooldown, seconds: float) -> Cooldown:
     """Return a rest by another clock."""
     return rest._replace(end=rest.end + seconds, since=rest.since + seconds)
 
@@ -13199,7 +13204,7 @@ PASSED_HEADERS = (  # of an upstream's answer, by their beginnings
 
 
 @functools.lru_cache(maxsize=256)
-def goes_on(name: str) -> bool:
+def may_go_on(name: str) -> bool:
     """Tell whether a client's header of this name may go to an upstream of its own dialect."""
     return name not in DROPPED_HEADERS and not name.startswith(DROPPED_PREFIXES)
 
@@ -13207,7 +13212,7 @@ def goes_on(name: str) -> bool:
 def upstream_headers(errand: Errand, account: Account, provider: Provider, same: bool) -> Headers:
     """Return the headers of a request to an upstream: a real client's own, ours, the account's."""
     given = errand.headers.items() if same else ()
-    headers = {name: value for name, value in given if goes_on(name)}
+    headers = {name: value for name, value in given if may_go_on(name)}
     for name, value in provider.headers.items():
         headers.setdefault(name, value)
     headers.setdefault("user-agent", USER_AGENT)
@@ -14217,7 +14222,7 @@ def pause(errand: Errand, seconds: float) -> None:
         never.wait(min(left, TICK))
 
 
-def able(errand: Errand, candidates: list[Candidate]) -> list[Candidate]:
+def who_can(errand: Errand, candidates: list[Candidate]) -> list[Candidate]:
     """Return those who can be asked: for more of OpenAI's API than talks, not everybody can."""
     if errand.action == "compact":
         who = "of the responses dialect"
@@ -14237,7 +14242,7 @@ def ask_each(errand: Errand, app: App) -> Answer:
     config, session, model = app.config, "", errand.instead or errand.model
     if config["routing.session-affinity"]:
         session = session_of(errand.headers, errand.json)
-    candidates = able(errand, app.router.candidates(model, session, errand.client, errand.action))
+    candidates = who_can(errand, app.router.candidates(model, session, errand.client, errand.action))
     failure: ProxyError | None = None
     for candidate in candidates[: config["max-retry-credentials"] or None]:
         if failure and app.router.rests(candidate):
