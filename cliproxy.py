@@ -1404,8 +1404,8 @@ class Citation(NamedTuple):
 class Part(NamedTuple):
     """One piece of a message. Which fields count depends on `kind`.
 
-    text: text, citations. media: media. thinking: text, proof. refusal: text. opaque: extra; with a
-    name, and a namespace, it stands for that tool.
+    text: text, citations. media: media; parts, what else a document holds. thinking: text, proof.
+    refusal: text. opaque: extra; with a name, and a namespace, it stands for that tool.
     call: id, name, text (its arguments: JSON, or free text when `custom`). result: id (of the
     call), name, parts, error. hosted: id, name, text (arguments), a call that the upstream itself
     ran; `hosted_result`: what it returned, id as the call's. `extra[dialect]` holds the fields of
@@ -1500,6 +1500,7 @@ class MessageStart(NamedTuple):
     id: str
     model: str
     created: int = 0
+    usage: Usage | None = None  # what is known of it already
 
 
 class PartStart(NamedTuple):
@@ -1593,7 +1594,7 @@ def collect(events: Iterable[Event]) -> Response:
         elif isinstance(event, PartStart):
             open_parts[event.at], texts[event.at] = (event.choice, event.part), [event.part.text]
         elif isinstance(event, MessageStart):
-            start = event
+            start = event._replace(usage=None)  # all of it is known at the end
         elif isinstance(event, Usage):
             usage = event
         elif isinstance(event, MessageEnd):
@@ -1622,7 +1623,7 @@ def part_events(at: int, part: Part, choice: int = 0) -> Iterator[Event]:
 
 def response_events(response: Response) -> Iterator[Event]:
     """Yield the events of a collected answer again; logprobs come with the first text."""
-    yield response.start
+    yield response.start._replace(usage=response.usage)
     numbers = itertools.count()
     for choice in response.choices:
         logprobs = list(choice.logprobs)
@@ -1925,10 +1926,12 @@ TYPES: dict[type, tuple[tuple[str, frozenset[Any]], ...]] = {  # field, and its 
         Format:       ((TEXT, "name description"), (OBJECT, "schema")),
         Thinking:     ((TEXT, "effort summary"), (WHOLE, "budget")),
         MessageStart: ((TEXT, "id model"), (NUMBER, "created")),
+        Citation:     ((TEXT, "url title text"), (NUMBER, "start end")),
         Usage:        ((NUMBER, "input cache_read cache_write output reasoning"),),
         MessageEnd:   ((TEXT, "stop_sequence raw"),),
     }.items()
 }
+DELTA_TYPES = {"text": TEXT, "proof": TEXT, "logprobs": LIST}
 PARAM_TYPES = {
     "max_tokens": NUMBER, "temperature": NUMBER, "top_p": NUMBER, "top_k": NUMBER, "n": WHOLE, "stop": LIST, "user": TEXT,
 }
@@ -1960,6 +1963,26 @@ def check_types(things: Iterable[Any], kind: str) -> None:
             left += thing.parts
         if type(thing) is Part and thing.media:
             left.append(thing.media)
+
+
+def check_delta(delta: PartDelta, kind: str) -> None:
+    """Check what a delta says. Raises a ProxyError of this kind."""
+    wanted = DELTA_TYPES.get(delta.field)
+    if wanted and type(delta.value) not in wanted:
+        wrong_type(delta.field, delta.value, wanted, kind)
+    if delta.field == "citation":
+        check_fields(delta.value, kind)
+    if delta.field == "logprobs":
+        check_logprobs(delta.value, kind)
+
+
+def check_logprobs(tokens: list[Any], kind: str) -> None:
+    """Check log probabilities in OpenAI's form: each token, and the likeliest others in its place."""
+    for token in tokens:
+        fine = isinstance(token, dict) and type(token.get("token")) is str
+        if not fine or type(token.get("logprob")) not in NUMBER:
+            raise ProxyError(kind, f"logprobs: {dumps_text(token)[:80]} is no token", param="logprobs")
+        check_logprobs(token.get("top_logprobs") or [], kind)
 
 
 def checked(request: Request) -> Request:
@@ -2146,12 +2169,12 @@ CLAUDE_LOST = frozenset(
 
 
 def claude_clean(schema: Json) -> Json:
-    """Rewrite a whole schema of an answer."""
+    """Rewrite a whole schema, of an answer or of a strict tool."""
     return dict(walk_schema(lone_refs(schema), claude_node))
 
 
 def claude_node(node: Json) -> Json:
-    """Rewrite one schema of an answer: objects are closed, and a reference stands alone."""
+    """Rewrite one schema: objects are closed, and a reference stands alone."""
     if "$ref" in node:
         return {key: node[key] for key in ("$ref", "$defs", "definitions") if key in node}
     lost = CLAUDE_LOST if node.get("minItems") in (0, 1) else CLAUDE_LOST | {"minItems"}
@@ -2406,12 +2429,13 @@ def claude_read_text(block: Json) -> Part:
 
 
 def claude_read_media(block: Json) -> Part:
-    """Read an image or a document; one made of blocks is a text for everybody else."""
+    """Read an image or a document; one made of blocks is a text and images for everybody else."""
     source, title = block["source"], block.get("title") or ""
     kind = source["type"]
     if kind not in CLAUDE_SOURCES:
-        text = text_of(claude_read_content(source.get("content")))
-        return Part("media", media=Media("document", "text", text, "text/plain", title))
+        held = claude_read_content(source.get("content"))
+        media = Media("document", "text", text_of(held), "text/plain", title)
+        return Part("media", media=media, parts=tuple(part for part in held if part.media))
     name = "file_id" if kind == "file" else kind
     data, mime = source[CLAUDE_SOURCES[kind]], source.get("media_type") or ""
     return Part("media", media=Media(block["type"], name, data, mime, title))
@@ -2816,8 +2840,9 @@ class ClaudeReader:
         if self.parts.kinds:
             raise ProxyError("upstream_failed", "the upstream began a second answer within one")
         message = payload["message"]
-        yield MessageStart(message.get("id") or "", message.get("model") or "")
-        yield from self.read_usage(message)
+        usage = [*self.read_usage(message)]
+        yield MessageStart(message.get("id") or "", message.get("model") or "", usage=next(iter(usage), None))
+        yield from usage
         self.end.update(without(message, CLAUDE_MODELLED["answer"]))
         for block in message.get("content") or ():  # whole, also in a stream after a server tool
             yield from self.content_block_start({"content_block": block})
@@ -2869,7 +2894,7 @@ class ClaudeReader:
             yield from parts.add("citation", claude_read_citation(citation, len(text)))
         yield from parts.close()
 
-    def read_usage(self, data: Json) -> Iterator[Event]:
+    def read_usage(self, data: Json) -> Iterator[Usage]:
         """Overwrite the counts that `data` has; they are running totals."""
         counts = {key: n for key, n in object_in(data, "usage").items() if n is not None}
         self.usage.update(counts)
@@ -2985,14 +3010,12 @@ def claude_write_start(start: MessageStart, request: Request) -> Json:
         "content": [],
         "stop_reason": None,
         "stop_sequence": None,
-        "usage": claude_write_usage(Usage()),
+        "usage": claude_write_usage(start.usage or Usage()),
     }
 
 
 def claude_shown(part: Part) -> Part | None:
-    """Return a part of an answer as Claude can show it: of media only their address, as a text."""
-    if part.media and part.media.source == "url":
-        return Part("text", f"[{part.media.kind}: {part.media.data}]")
+    """Return a part of an answer if Claude has a block for it."""
     return part if part.kind != "media" and claude_writable(part) else None
 
 
@@ -3035,8 +3058,6 @@ class ClaudeWriter:
         self.part = shown or Part("")
         if shown and not shown.redacted:
             yield self.start(shown._replace(text=""))
-            if shown.text:
-                yield self.text(PartDelta(self.at, "text", shown.text))
 
     def part_delta(self, event: PartDelta) -> Iterator[bytes]:
         if event.field == "citation" and self.part.kind == "text":
@@ -6148,15 +6169,17 @@ class GeminiReader:
 
     def begin(self, chunk: Json) -> Iterator[Event]:
         self.begun = True
-        yield MessageStart(chunk.get("responseId", ""), chunk.get("modelVersion", ""))
-        yield from self.counted()
+        usage = [*self.counted()]
+        name, model = chunk.get("responseId", ""), chunk.get("modelVersion", "")
+        yield MessageStart(name, model, usage=next(iter(usage), None))
+        yield from usage
 
     def new_candidate(self, number: int) -> GeminiCandidate:
         made = GeminiCandidate(number, self.numbers, self.seed, self.whole)
         self.candidates[number] = made
         return made
 
-    def counted(self) -> Iterator[Event]:
+    def counted(self) -> Iterator[Usage]:
         """Tell of the usage, if it counts anything: early ones only name the traffic type."""
         if "promptTokenCount" in self.usage:
             yield gemini_read_usage(self.usage)
@@ -6738,6 +6761,9 @@ ABILITIES = (  # what a dialect has room for
     Words("image",               "image/jpeg image/png image/gif image/webp", "", "",            ""),  # types; empty: any
     Words("document",            "application/pdf",  "",                     "",                 ""),
     Words("audio",               "",                 "audio/wav audio/x-wav audio/wave audio/mp3 audio/mpeg", "", ""),
+    #     in a client's answer
+    Words("shown",               "",                 "image/base64 image/url audio/base64", "image/base64", "*"),  # media
+    #     from a target's, again
     Words("hosted",              "web_search web_fetch code_execution", "",  "web_search code_execution",
           "web_search web_fetch code_execution"),
     Words("forced",              "web_search web_fetch code_execution", "",  "web_search code_execution", ""),  # of these
@@ -6955,11 +6981,15 @@ def fit_hosted(part: Part, case: Case) -> Iterable[Part]:
 
 
 def fit_media(part: Part, case: Case) -> Iterable[Part]:
-    if part.media is not None and not case.own:
-        media = plain_media(part.media, case.dialect)
-        refuse("media", media, case)
-        part = part if media is part.media else part._replace(media=media)
-    return fit_text(part, case)
+    """Write media as the target takes them; what else a document holds follows it."""
+    if part.media is None or case.own:
+        return fit_text(part, case)
+    media = plain_media(part.media, case.dialect)
+    refuse("media", media, case)
+    others = [new for held in part.parts for new in fit_media(held, case)]
+    if others and media.source == "text" and not media.data.strip():
+        return others
+    return (*fit_text(part._replace(media=media, parts=()), case), *others)
 
 
 # these take texts, as such, and no other file but PDF -> what becomes of those that are no UTF-8
@@ -7086,23 +7116,93 @@ BILLING = "x-anthropic-billing-header:"  # Claude Code's first system text
 OPENING, CLOSING = (Message("user", (Part("text", text),)) for text in (".", "Continue."))
 
 
+def says_something(message: Message) -> bool:
+    return any(part.kind != "text" or part.text.strip() for part in message.parts)
+
+
 def fit_system(request: Request, case: Case) -> Request:
-    """Put system texts where the target takes them. Claude begins and ends with the user. Source: 2.2."""
+    """Put system texts where the target takes them; nobody takes a conversation of nothing. Source: 2.2."""
     if case.own:
         return request
-    system, messages, claude = request.system, request.messages, case.dialect == "claude"
+    system, messages = request.system, request.messages
     if case.client == "claude":
         system = tuple(part for part in system if not part.text.startswith(BILLING))
-    said = any(part.kind != "text" or part.text.strip() for m in messages for part in m.parts)
-    if system and not said and case.dialect in {"claude", "responses"}:
+    said = any(map(says_something, messages))
+    if not said and not system:
+        messages = (OPENING,)
+    elif not said and case.dialect in {"claude", "responses"}:
         messages, system = (Message("user", system),), ()
-    if claude and messages and messages[0].role == "assistant":
-        messages = (OPENING, *messages)
-    if claude and messages and messages[-1].role == "assistant" and case.target.model.levels:
-        messages = (*messages, CLOSING)  # from 4.6 on it takes no prefill
     if messages is request.messages and system == request.system:
         return request
     return request._replace(system=system, messages=messages)
+
+
+def fit_ends(request: Request, case: Case) -> Request:
+    """Let a conversation begin and end as Claude takes it: with the user, or with no white space."""
+    if case.own or case.dialect != "claude":
+        return request
+    messages = list(filter(says_something, request.messages))
+    if messages and messages[0].role == "assistant":
+        messages.insert(0, OPENING)
+    if messages and messages[-1].role == "assistant":
+        if case.target.model.levels:
+            messages.append(CLOSING)  # from 4.6 on it takes no prefill
+        else:
+            messages[-1] = stripped(messages[-1])
+    fitted = tuple(messages)
+    return request if fitted == request.messages else request._replace(messages=fitted)
+
+
+def stripped(message: Message) -> Message:
+    """Return a message without white space at its end."""
+    parts = list(message.parts)
+    while parts and parts[-1].kind == "text" and not parts[-1].text.strip():
+        parts.pop()
+    if parts and parts[-1].kind == "text":
+        parts[-1] = parts[-1]._replace(text=parts[-1].text.rstrip())
+    return message._replace(parts=tuple(parts))
+
+
+# --- cache marks ----------------------------------------------------------------------------------
+CACHE_MARKS = 4  # of Claude: "A maximum of 4 blocks with cache_control may be provided. Found 5."
+
+
+def cached(things: Iterable[Part | Tool]) -> Iterator[Part | Tool]:
+    """Yield what has a cache mark, among tools, or among parts and the parts in them."""
+    for thing in things:
+        if thing.cache:
+            yield thing
+        if isinstance(thing, Part) and thing.parts:
+            yield from cached(thing.parts)
+
+
+def unmarked(parts: tuple[Part, ...], marks: Iterator[int], last: int) -> tuple[Part, ...]:
+    """Take the cache marks off but for the last ones; `marks` numbers them down to 1."""
+    kept = []
+    for part in parts:
+        off = bool(part.cache) and next(marks) > last
+        bare = part._replace(cache="") if off else part
+        kept.append(bare._replace(parts=unmarked(part.parts, marks, last)) if part.parts else bare)
+    return tuple(kept)
+
+
+def fit_cache(request: Request, case: Case) -> Request:
+    """Leave four cache marks: the last one of the tools, that of the system text, and the last messages'."""
+    if case.own or case.dialect != "claude":
+        return request
+    tools, system = [*cached(request.tools)], [*cached(request.system)]
+    said = [*cached(part for message in request.messages for part in message.parts)]
+    if len(tools) + len(system) + len(said) <= CACHE_MARKS:
+        return request
+    last = CACHE_MARKS - len(tools[:1]) - len(system[:1])
+    marks = iter(range(len(said), 0, -1))
+    messages = (m._replace(parts=unmarked(m.parts, marks, last)) for m in request.messages)
+    surplus = tools[:-1]
+    return request._replace(
+        tools=tuple(tool._replace(cache="") if tool in surplus else tool for tool in request.tools),
+        system=unmarked(request.system, iter(range(len(system), 0, -1)), 1),
+        messages=tuple(messages),
+    )
 
 
 # --- tools ------------------------------------------------------------------------------------------
@@ -7142,6 +7242,8 @@ def fit_tool(tool: Tool, case: Case) -> Tool:
     if tool.kind == "custom" and not case.custom:
         tool = emulated(tool)
     schema = case.schemas[0](tool.schema or {}) if tool.kind == "function" else None
+    if schema and tool.strict and case.dialect == "claude":  # it holds to that as it does for answers
+        schema = case.schemas[1](schema)
     return tool._replace(namespace=space, name=name, schema=schema)
 
 
@@ -7242,7 +7344,9 @@ class Fitted(NamedTuple):
     names: Mapping[ToolKey, tuple[str, str, bool]]  # as written -> name, namespace, custom
 
 
-STEPS = (fit_messages, fit_system, fit_tools, fit_format, fit_params, fit_thinking)
+STEPS = (
+    fit_messages, fit_system, fit_ends, fit_tools, fit_cache, fit_format, fit_params, fit_thinking,
+)  # fmt: skip
 
 
 def fit_request(request: Request, target: Target, dialect: str) -> Fitted:
@@ -7317,28 +7421,6 @@ class Wrapper:
         return self._head + '"}'
 
 
-class Witness:
-    """Looks at a thought of Claude's that passes: its proof is good for that text only, or for none."""
-
-    def __init__(self, part: Part, provider: str) -> None:
-        self._provider, self._redacted = provider, part.redacted
-        self._pieces: list[str] = []
-
-    def feed(self, fragment: str) -> str:
-        self._pieces.append(fragment)
-        return fragment
-
-    def close(self) -> str:
-        return ""
-
-    def seal(self, proof: str) -> str:
-        thought = REDACTED if self._redacted else thought_digest("".join(self._pieces))
-        return seal(proof, self._provider, thought if proof else "")
-
-
-Recoder = Union[Unwrapper, Wrapper, Witness]
-
-
 def unquoted(text: str) -> str:
     try:
         return str(json.loads(f'"{text}"', strict=False)) if "\\" in text else text
@@ -7346,34 +7428,76 @@ def unquoted(text: str) -> str:
         return text
 
 
+IMAGE_TOKENS = 1_500
+
+
+def estimate_tokens(request: Request) -> int:
+    """Estimate the input: a token per four bytes of text and schemas, 1500 per image or file."""
+    size, media = 0, 0
+    stack = [*request.system, *(part for message in request.messages for part in message.parts)]
+    while stack:
+        part = stack.pop()
+        stack.extend(part.parts)
+        text = part.text + part.name
+        if part.media is not None and part.media.source == "text":
+            text += part.media.data
+        elif part.media is not None:
+            media += 1
+        size += len(text.encode("utf-8", "replace"))
+    for tool in request.tools:
+        text = tool.name + tool.description + dumps_text(tool.schema or tool.grammar or {})
+        size += len(text.encode("utf-8", "replace"))
+    return (size + 3) // 4 + media * IMAGE_TOKENS
+
+
 # --- the way back ------------------------------------------------------------------------------------
 class Returning:
     """The parts of an answer on its way back to the client: what each of them needs while it is open."""
 
     def __init__(self, request: Request, fitted: Fitted, target: Target) -> None:
-        self.client, self.fitted, self.provider = request.dialect, fitted, target.provider
+        self.request, self.client = request, request.dialect
+        self.fitted, self.provider = fitted, target.provider
         self.foreign = self.client != fitted.dialect
-        self.texts: dict[int, Recoder] = {}  # by the number of a part: of what is changed, or looked at
-        self.seals: dict[int, Callable[[str], str]] = {}  # of what may have a proof
+        self.special: set[int] = set()  # numbers of open parts whose texts are changed, or looked at
+        self.texts: dict[
+            int, Unwrapper | Wrapper
+        ] = {}  # by number: of a freeform call that one side must emulate
+        self.seals: dict[int, str] = {}  # of what may have a proof; REDACTED: it is all there is
+        self.thoughts: dict[int, list[str]] = {}  # of Claude's thinking: its proof is good for that text only
 
-    def start(self, event: PartStart) -> PartStart:
+    def begin(self, event: MessageStart) -> MessageStart:
+        """Claude's clients are told the input at once: an estimate, if the upstream tells it later."""
+        usage = event.usage
+        if usage is None and self.client == "claude" and self.request.stream:
+            usage = Usage(estimate_tokens(self.request))
+        return event._replace(model=self.request.model, usage=usage)
+
+    def start(self, event: PartStart) -> Iterator[Event]:
         check_types((event.part,), "upstream_failed")
         part = own_call(event.part, self.client, self.fitted)
         if part.custom != event.part.custom:
+            self.special.add(event.at)
             self.texts[event.at] = Unwrapper() if part.custom else Wrapper()
         if self.foreign and part.kind in ABLE[self.client]["proofs"]:
-            self.seals[event.at] = partial(seal, provider=self.provider)
+            self.seals[event.at] = REDACTED if part.redacted else ""
             if self.fitted.dialect == "claude" and part.kind == "thinking":
-                witness = Witness(part, self.provider)
-                self.texts[event.at], self.seals[event.at] = witness, witness.seal
-        return event._replace(part=part)
+                self.special.add(event.at)
+                self.thoughts[event.at] = []
+        instead = unshown(part.media, self.client) if part.media and self.foreign else ""
+        yield event._replace(part=Part("text") if instead else part)
+        if instead:
+            yield PartDelta(event.at, "text", instead)
 
-    def more(self, event: PartDelta | PartEnd) -> Iterator[PartDelta | PartEnd]:
+    def more(self, event: PartDelta | PartEnd) -> Iterable[PartDelta | PartEnd]:
+        if isinstance(event, PartDelta):
+            check_delta(event, "upstream_failed")
+            if event.field == "text" and event.at in self.thoughts:
+                self.thoughts[event.at].append(event.value)
+                return (event,)
         pieces = self.recode(event, self.texts[event.at]) if event.at in self.texts else (event,)
-        for piece in pieces:
-            yield from self.seal(piece) if self.foreign else (piece,)
+        return itertools.chain.from_iterable(map(self.seal, pieces)) if self.foreign else pieces
 
-    def recode(self, event: PartDelta | PartEnd, text: Recoder) -> Iterator[PartDelta | PartEnd]:
+    def recode(self, event: PartDelta | PartEnd, text: Unwrapper | Wrapper) -> Iterator[PartDelta | PartEnd]:
         """Undo the emulation of a freeform call, or emulate one for a client that has none."""
         if isinstance(event, PartDelta) and event.field != "text":
             yield event
@@ -7392,30 +7516,45 @@ class Returning:
         """
         proof = event.value if isinstance(event, PartDelta) and event.field == "proof" else None
         ends = isinstance(event, PartEnd)
-        sealed = self.seals.pop(event.at, None) if ends or proof is not None else None
-        if sealed and (not ends or self.client in {"claude", "responses"}):
-            yield PartDelta(event.at, "proof", sealed(proof or ""))
+        if event.at in self.seals and (ends or proof is not None):
+            about = self.seals.pop(event.at) or self.digest(event.at)
+            if proof or not ends or self.client in {"claude", "responses"}:
+                yield PartDelta(event.at, "proof", seal(proof or "", self.provider, about if proof else ""))
         if proof is None:
             yield event
+
+    def digest(self, at: int) -> str:
+        return thought_digest("".join(self.thoughts[at])) if at in self.thoughts else ""
 
 
 def fit_events(events: Iterable[Event], request: Request, fitted: Fitted, target: Target) -> Events:
     """Undo on the answer what `fit_request` did to names and freeform calls, and seal the proofs."""
     returning = Returning(request, fitted, target)
+    special = returning.special
     if returning.foreign and fitted.dialect == "gemini":
         events = move_proofs(events, request.dialect)
     for event in events:
-        if isinstance(event, PartDelta) and event.field == "text" and event.at not in returning.texts:
-            yield event  # the common case first
+        if isinstance(event, PartDelta):
+            if event.field == "text" and event.at not in special and type(event.value) is str:
+                yield event  # as nearly all of them are
+            else:
+                yield from returning.more(event)
         elif isinstance(event, PartStart):
-            yield returning.start(event)
-        elif isinstance(event, (PartDelta, PartEnd)):
+            yield from returning.start(event)
+        elif isinstance(event, PartEnd):
             yield from returning.more(event)
         else:
             check_fields(event, "upstream_failed")
-            if isinstance(event, MessageStart):
-                event = event._replace(model=request.model)  # noqa: PLW2901
-            yield event
+            yield returning.begin(event) if isinstance(event, MessageStart) else event
+
+
+def unshown(media: Media, client: str) -> str:
+    """Return what an answer says instead of media that its client has no place for."""
+    places = ABLE[client]["shown"]
+    if "*" in places or f"{media.kind}/{media.source}" in places:
+        return ""
+    what = media.data if media.source == "url" else f"{media.mime or media.source}, left out"
+    return f"[{media.kind}: {what}]"
 
 
 def own_call(part: Part, client: str, fitted: Fitted) -> Part:
@@ -14547,28 +14686,6 @@ def read_answer(
         else:
             body = unwrap(decode_json(exchange.body()))
             yield from upstream.read_response(body, request)
-
-
-IMAGE_TOKENS = 1_500
-
-
-def estimate_tokens(request: Request) -> int:
-    """Estimate the input: a token per four bytes of text and schemas, 1500 per image or file."""
-    size, media = 0, 0
-    stack = [*request.system, *(part for message in request.messages for part in message.parts)]
-    while stack:
-        part = stack.pop()
-        stack.extend(part.parts)
-        text = part.text + part.name
-        if part.media is not None and part.media.source == "text":
-            text += part.media.data
-        elif part.media is not None:
-            media += 1
-        size += len(text.encode("utf-8", "replace"))
-    for tool in request.tools:
-        text = tool.name + tool.description + dumps_text(tool.schema or tool.grammar or {})
-        size += len(text.encode("utf-8", "replace"))
-    return (size + 3) // 4 + media * IMAGE_TOKENS
 
 
 def echo_events(request: Request) -> Events:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import cliproxy as cp
 from cliproxy import (
+    Media,
     Message,
     MessageEnd,
     MessageStart,
@@ -753,3 +754,189 @@ def test_images_in_a_text(client: str, dialect: str, shots: Any) -> None:
 def test_texts_that_are_no_images(client: str, said: Any) -> None:
     text = json.dumps(said)
     assert result_of(client, text, "chat" if client == "claude" else "claude")[0].text == text
+
+
+# --- how a conversation begins and ends
+
+
+BLANK = user("")
+ENDINGS = [  # messages, model, as Claude gets them
+    pytest.param([BLANK], None, [("user", ".")], id="nothing said"),
+    pytest.param([user("q"), assistant("Say: \n")], None, [("user", "q"), ("assistant", "Say:")], id="white space"),
+    pytest.param(
+        [user("q"), assistant("Say: ", " ")], None, [("user", "q"), ("assistant", "Say:")], id="a blank part"
+    ),
+    pytest.param([user("q"), assistant(" ")], None, [("user", "q")], id="a blank prefill"),
+    pytest.param([BLANK, assistant("a"), user("q")], None, [("user", "."), ("assistant", "a"), ("user", "q")], id="first"),
+    pytest.param([user("q"), assistant("a "), BLANK], None, [("user", "q"), ("assistant", "a")], id="a blank end"),
+    pytest.param(
+        [user("q"), assistant("a "), user("b")],
+        None,
+        [("user", "q"), ("assistant", "a "), ("user", "b")],
+        id="in the middle",
+    ),
+    pytest.param(
+        [user("q"), assistant("a "), BLANK],
+        OPUS_46,
+        [("user", "q"), ("assistant", "a "), ("user", "Continue.")],
+        id="no prefill",
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("messages", "model", "written"), ENDINGS)
+def test_how_conversations_begin_and_end_at_claude(
+    messages: list[Message], model: Model | None, written: list[tuple[str, str]]
+) -> None:
+    target = Target("claude", model) if model else CLAUDE
+    body = cp.claude_write_request(fit(ask(*messages), "claude", target), target)
+    said = [(m["role"], "".join(block["text"] for block in m["content"])) for m in body["messages"]]
+    assert said == written
+
+
+@pytest.mark.parametrize("client", NAMES)
+@pytest.mark.parametrize("dialect", NAMES)
+def test_an_empty_question_is_no_empty_list(client: str, dialect: str) -> None:
+    if client == dialect:
+        return  # it passes
+    body = cp.DIALECTS[dialect].write_request(fit(ask(BLANK, dialect=client), dialect), TARGETS[dialect])
+    assert body.get("messages") or body.get("input") or body.get("contents")
+
+
+# --- cache marks
+
+
+def marked(part: Part | Tool) -> Any:
+    return part._replace(cache="5m")
+
+
+def test_claude_gets_four_cache_marks_at_most() -> None:
+    text, result = marked(Part("text", "x")), Part("result", id="c1", parts=(marked(Part("text", "r")),))
+    request = ask(
+        user(text, text), assistant(marked(call("f"))), Message("tool", (result,)), user(text),
+        system=(text, text), tools=(marked(Tool("f")), marked(Tool("g"))),
+    )  # fmt: skip
+    body = cp.claude_write_request(fit(request, "claude"), CLAUDE)
+    assert json.dumps(body).count("cache_control") == 4
+    assert ["cache_control" in tool for tool in body["tools"]] == [False, True]
+    assert ["cache_control" in block for block in body["system"]] == [False, True]
+    *_, last = body["messages"]
+    assert ["cache_control" in json.dumps(block) for block in last["content"]] == [True, True]
+
+
+def test_four_cache_marks_stay_where_they_are() -> None:
+    text = marked(Part("text", "x"))
+    request = ask(user(text, text), assistant("a"), user(text, text))
+    assert fit(request, "claude").messages == request.messages
+
+
+# --- media of documents, and of answers
+
+
+@pytest.mark.parametrize("dialect", ["chat", "responses", "gemini"])
+@pytest.mark.parametrize("inside", [False, True], ids=["message", "result"])
+def test_pictures_in_documents_are_seen_by_others(dialect: str, inside: bool) -> None:
+    picture = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "UElD"}}
+    content = [{"type": "text", "text": "words"}, picture]
+    block: dict[str, Any] = {"type": "document", "source": {"type": "content", "content": content}}
+    messages: list[dict[str, Any]] = [{"role": "user", "content": [block]}]
+    if inside:
+        use = {"type": "tool_use", "id": "c1", "name": "f", "input": {}}
+        result = {"type": "tool_result", "tool_use_id": "c1", "content": [block]}
+        messages = [{"role": "assistant", "content": [use]}, {"role": "user", "content": [result]}]
+    body = {"model": "m", "max_tokens": 9, "messages": messages}
+    written = json.dumps(up("claude", body, dialect))
+    assert "words" in written
+    assert "UElD" in written
+
+
+PICTURE = Media("image", "base64", "AA==", "image/png")
+LEFT_OUT = [  # client, what its answer has no place for, what it says instead
+    pytest.param("claude", PICTURE, "[image: image/png, left out]", id="picture"),
+    pytest.param("claude", Media("image", "url", "https://e.example/i"), "[image: https://e.example/i]", id="address"),
+    pytest.param("responses", Media("image", "url", "https://e.example/i"), "[image: https://e.example/i]", id="by url"),
+    pytest.param("responses", Media("audio", "base64", "AA==", "audio/wav"), "[audio: audio/wav, left out]", id="sound"),
+    pytest.param("chat", Media("video", "base64", "AA==", "video/mp4"), "[video: video/mp4, left out]", id="film"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("client", "media", "said"), LEFT_OUT)
+def test_an_answer_names_the_media_that_it_leaves_out(client: str, media: Media, said: str) -> None:
+    dialect = "chat" if client != "chat" else "gemini"
+    events = [*cp.part_events(0, Part("media", media=media)), MessageEnd("stop")]
+    request = ask(dialect=client, id="7f", created=1)
+    came = back(events, request, dialect)
+    assert cp.collect(came).choices[0].parts == (Part("text", said),)
+    row = cp.DIALECTS[client]
+    assert said in json.dumps(row.write_response(cp.collect(came), request))
+    assert said.encode() in b"".join(row.write_stream(iter(came), request))
+
+
+@pytest.mark.parametrize("client", ["chat", "responses"])
+def test_a_picture_is_shown_where_there_is_a_place(client: str) -> None:
+    events = [*cp.part_events(0, Part("media", media=PICTURE)), MessageEnd("stop")]
+    assert cp.collect(back(events, ask(dialect=client), "gemini")).choices[0].parts[0].media == PICTURE
+
+
+# --- what an upstream says must be what it says it is
+
+
+WRONG = [
+    pytest.param(Part("text"), "text", ["x"], id="text is a list"),
+    pytest.param(Part("thinking"), "text", {"x": 1}, id="thinking is an object"),
+    pytest.param(call("f", text=""), "text", 5, id="arguments are a number"),
+    pytest.param(Part("thinking"), "proof", ["x"], id="proof"),
+    pytest.param(Part("text"), "citation", cp.Citation(url=["x"]), id="address of a source"),  # type: ignore[arg-type]
+    pytest.param(Part("text"), "citation", cp.Citation("u", end="9"), id="place of a source"),  # type: ignore[arg-type]
+    pytest.param(Part("text"), "logprobs", "x", id="logprobs"),
+    pytest.param(Part("text"), "logprobs", ["x"], id="logprob"),
+    pytest.param(Part("text"), "logprobs", [{"token": 5, "logprob": -1.0}], id="token"),
+    pytest.param(Part("text"), "logprobs", [{"token": "a", "logprob": "b"}], id="probability"),
+    pytest.param(Part("text"), "logprobs", [{"token": "a", "logprob": 0, "top_logprobs": ["x"]}], id="top"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("client", NAMES)
+@pytest.mark.parametrize("dialect", NAMES)
+@pytest.mark.parametrize(("part", "field", "value"), WRONG)
+def test_deltas_of_a_wrong_type_are_the_upstreams_failure(
+    client: str, dialect: str, part: Part, field: str, value: Any
+) -> None:
+    said = PartDelta(0, "text", "a")
+    events: list[cp.Event] = [
+        PartStart(0, part),
+        said,
+        PartDelta(0, field, value),
+        PartEnd(0),
+        MessageEnd("stop"),
+    ]
+    with pytest.raises(cp.ProxyError) as caught:
+        back(events, ask(dialect=client), dialect)
+    assert caught.value.kind == "upstream_failed"
+
+
+# --- the tokens that an answer begins with
+
+
+def test_an_answer_to_claudes_clients_begins_with_the_tokens_that_are_known() -> None:
+    request = ask(user("é" * 20), dialect="claude", stream=True, id="7f")
+    start = MessageStart("i", "m")
+    (unknown,) = back([start], request, "chat")
+    (known,) = back([start._replace(usage=cp.Usage(777))], request, "chat")
+    frames = [next(cp.claude_write_stream(iter([event]), request)) for event in (unknown, known)]
+    told = [next(cp.sse_read([frame]))["message"]["usage"]["input_tokens"] for frame in frames]
+    assert told == [10, 777]
+    assert back([start], ask(dialect="chat", stream=True), "claude")[0] == start._replace(model="m")
+
+
+@pytest.mark.parametrize("dialect", ["claude", "gemini"])
+def test_who_tells_its_input_at_once(dialect: str) -> None:
+    usage = {"promptTokenCount": 777, "candidatesTokenCount": 1, "totalTokenCount": 778}
+    payloads: dict[str, dict[str, Any]] = {
+        "claude": {"type": "message_start", "message": {"usage": {"input_tokens": 777, "output_tokens": 1}}},
+        "gemini": {"candidates": [{"content": {"parts": [{"text": "x"}]}}], "usageMetadata": usage},
+    }
+    start = next(cp.DIALECTS[dialect].read_stream(iter([payloads[dialect]]), ask(dialect="claude")))
+    assert isinstance(start, MessageStart)
+    assert start.usage
+    assert start.usage.input == 777

@@ -160,7 +160,7 @@ def check_subset(node: Any) -> None:
 def test_any_schema_can_be_cleaned(schema: dict[str, Any]) -> None:
     check_subset(cp.openapi_schema(schema))
     cp.walk_schema(schema, cp.gemini_node)
-    cp.walk_schema(schema, cp.claude_node)
+    cp.claude_clean(schema)
 
 
 @settings(max_examples=60)
@@ -171,7 +171,7 @@ def test_property_names_are_kept(properties: dict[str, Any]) -> None:
     schema = {"type": "object", "properties": properties}
     assert cp.openapi_schema(schema).get("properties", {}).keys() == properties.keys()
     assert cp.walk_schema(schema, cp.gemini_node)["properties"].keys() == properties.keys()
-    assert cp.walk_schema(schema, cp.claude_node)["properties"].keys() == properties.keys()
+    assert cp.claude_clean(schema)["properties"].keys() == properties.keys()
 
 
 def test_schemas_without_end() -> None:
@@ -370,3 +370,66 @@ def test_a_reference_at_the_root_leaves_what_it_names_clean() -> None:
     cleaned = cp.gemini_clean(whole)
     assert cleaned["$ref"] == "#/$defs/P"
     assert cleaned["$defs"]["P"]["properties"]["a"] == A_AND_Z
+
+
+PERSON = {"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"]}
+CLOSED = {**PERSON, "additionalProperties": False}
+REFERRED = [
+    pytest.param({"allOf": [{"$ref": "#/definitions/P"}], "title": "P"}, {"$ref": "#/definitions/P"}, id="alone"),
+    pytest.param(
+        {"allOf": [{"$ref": "#/definitions/P"}, {"properties": {"b": {"type": "null"}}}]},
+        {**CLOSED, "properties": {"a": {"type": "string"}, "b": {"type": "null"}}},
+        id="with another",
+    ),
+    pytest.param(
+        {"allOf": [{"$ref": "#/definitions/P"}], "properties": {"b": {"$ref": "#/definitions/P"}}},
+        {**CLOSED, "properties": {"a": {"type": "string"}, "b": {"$ref": "#/definitions/P"}}},
+        id="with properties",
+    ),
+    pytest.param({"allOf": [{"minimum": 1}, {"type": "integer"}]},
+                 {"type": "integer", "description": "(minimum: 1)"}, id="no reference"),
+    pytest.param({"allOf": [{"$ref": "#/definitions/L"}, {"type": "object"}]},
+                 {"type": "object", "additionalProperties": False}, id="without end"),
+    pytest.param({"allOf": [{"$ref": "#/nowhere"}, PERSON]}, CLOSED, id="to nothing"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("node", "wanted"), REFERRED)
+def test_claude_gets_no_reference_among_all_of(node: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Pydantic 1 writes each nested model so; Claude refuses it."""
+    endless = {"allOf": [{"$ref": "#/definitions/L"}, {"type": "object"}]}
+    schema = {"type": "object", "properties": {"x": node}, "definitions": {"P": PERSON, "L": endless}}
+    written = cp.claude_clean(schema)
+    assert written["properties"]["x"] == wanted
+    assert "allOf" not in json.dumps(written)
+
+
+@pytest.mark.parametrize("client", ["chat", "responses"])
+def test_strict_tools_keep_to_what_claude_can_hold_them_to(client: str) -> None:
+    inner = {"type": "object", "properties": {"n": {"type": "number", "multipleOf": 0.5}}, "required": ["n"]}
+    properties = {
+        "l": {"type": "array", "items": inner, "maxItems": 3},
+        "i": {"type": "integer", "minimum": 1},
+    }
+    tool = cp.Tool("f", schema={"type": "object", "properties": properties}, strict=True)
+    strict, loose = fit(
+        ask(dialect=client, tools=(tool, tool._replace(name="g", strict=None))), "claude"
+    ).tools
+    assert strict.schema == {
+        "type": "object",
+        "additionalProperties": False,
+        "properties": {
+            "l": {
+                "type": "array",
+                "items": {
+                    "type": "object",
+                    "properties": {"n": {"type": "number", "description": "(multipleOf: 0.5)"}},
+                    "required": ["n"],
+                    "additionalProperties": False,
+                },
+                "description": "(maxItems: 3)",
+            },
+            "i": {"type": "integer", "description": "(minimum: 1)"},
+        },
+    }
+    assert loose.schema == {"type": "object", "properties": properties}
