@@ -55,6 +55,7 @@ import functools
 import gc
 import hashlib
 import hmac
+import importlib
 import io
 import itertools
 import json
@@ -512,6 +513,7 @@ KINDS = {
     "caller_timeout":     Kind(408,    True,  "timeout_error",         "server_error",          "timeout",                 "DEADLINE_EXCEEDED"),
     "conflict":           Kind(409,    False, "conflict_error",        "invalid_request_error", "",                        "ABORTED"),
     "too_large":          Kind(413,    False, "request_too_large",     "invalid_request_error", "",                        "INVALID_ARGUMENT"),
+    "unsupported_media":  Kind(415,    False, "invalid_request_error", "invalid_request_error", "",                        "INVALID_ARGUMENT"),
     "unprocessable":      Kind(422,    False, "invalid_request_error", "invalid_request_error", "",                        "INVALID_ARGUMENT"),
     "upgrade_required":   Kind(426,    False, "invalid_request_error", "invalid_request_error", "upgrade_required",        "FAILED_PRECONDITION"),
     "rate_limited":       Kind(429,    True,  "rate_limit_error",      "rate_limit_error",      "rate_limit_exceeded",     "RESOURCE_EXHAUSTED"),
@@ -9161,18 +9163,111 @@ class Plain:
         self.done = True
 
 
+class CodingError(ValueError):
+    """A content encoding that nothing here can undo."""
+
+
+class Deflate:
+    """Undoes `deflate`: within zlib's frame, as it should be, or without, as some send it. RFC 9110 8.4.1.2."""
+
+    def __init__(self) -> None:
+        self.eof = False
+        self.unused_data = self.unconsumed_tail = b""
+        self._plain: Any = None  # made when the first byte has come
+
+    def decompress(self, piece: bytes, limit: int) -> bytes:
+        """Undo a piece, into `limit` bytes at most; what is left of it is `unconsumed_tail`."""
+        if self._plain is None and piece:
+            framed = piece[0] & 15 == 8 or piece[0] == 0x1F  # of zlib, of gzip
+            self._plain = zlib.decompressobj(zlib.MAX_WBITS | 32 if framed else -zlib.MAX_WBITS)
+        if self._plain is None:
+            return b""
+        data: bytes = self._plain.decompress(piece, limit)
+        self.eof, self.unused_data = self._plain.eof, self._plain.unused_data
+        self.unconsumed_tail = self._plain.unconsumed_tail
+        return data
+
+
+ZSTD_MODULES = ("compression.zstd", "backports.zstd")  # of Python 3.14, of a package for older ones
+ZSTD_LIBRARIES = (  # what most systems have
+    "libzstd.so.1", "libzstd.1.dylib", "/opt/homebrew/lib/libzstd.1.dylib", "/usr/local/lib/libzstd.1.dylib", "libzstd.dll",
+)  # fmt: skip
+
+
+@functools.cache
+def zstd_library(names: tuple[str, ...]) -> Any:
+    """Return the first of these libraries that this machine has; None if it has none."""
+    for name in names:
+        with contextlib.suppress(ImportError, OSError):
+            import ctypes  # noqa: PLC0415 -- seldom needed, and some Pythons lack it
+
+            library = ctypes.CDLL(name)
+            library.ZSTD_createDStream.restype = ctypes.c_void_p
+            library.ZSTD_freeDStream.argtypes = [ctypes.c_void_p]
+            library.ZSTD_decompressStream.argtypes = [ctypes.c_void_p] * 3
+            library.ZSTD_decompressStream.restype = ctypes.c_size_t
+            library.ZSTD_isError.argtypes = [ctypes.c_size_t]
+            return library
+    return None
+
+
+class Zstd:
+    """Undoes zstd with the system's library, as the decompressors of Python do."""
+
+    def __init__(self, library: Any) -> None:
+        self._library = library
+        self._stream = library.ZSTD_createDStream()
+        self.eof = False
+        self.unused_data = self.unconsumed_tail = b""
+
+    def __del__(self) -> None:
+        self._library.ZSTD_freeDStream(self._stream)
+
+    def decompress(self, piece: bytes, limit: int) -> bytes:
+        """Undo a piece, into `limit` bytes at most; what is left of it is `unconsumed_tail`."""
+        import ctypes  # noqa: PLC0415 -- as above
+
+        room, given = ctypes.create_string_buffer(limit), ctypes.create_string_buffer(piece, len(piece) or 1)
+        buffer = ctypes.c_size_t * 3  # where it is, its size, how much of it is done
+        out = buffer(ctypes.addressof(room), limit, 0)
+        source = buffer(ctypes.addressof(given), len(piece), 0)
+        left = self._library.ZSTD_decompressStream(self._stream, ctypes.byref(out), ctypes.byref(source))
+        if self._library.ZSTD_isError(left):
+            raise ValueError("it is no zstd")
+        self.eof = left == 0
+        rest = piece[source[2] :]
+        if self.eof:
+            self.unused_data, self.unconsumed_tail = rest, b""
+        else:
+            self.unconsumed_tail = rest
+        return ctypes.string_at(room, out[2])
+
+
+def zstd_unpacker() -> Any:
+    for name in ZSTD_MODULES:
+        with contextlib.suppress(ImportError):
+            return importlib.import_module(name).ZstdDecompressor()
+    library = zstd_library(ZSTD_LIBRARIES)
+    if library is None:
+        raise CodingError(
+            "zstd needs Python 3.14, the package backports.zstd or the library libzstd here, or a client"
+            " that does not pack its requests (Codex: [features] enable_request_compression = false)"
+        )
+    return Zstd(library)
+
+
 def unpacker(encoding: str) -> Any:
     """Return an object whose `decompress(data, limit)` undoes a content encoding.
 
-    Knows gzip, deflate and, where Python has it, zstd. Raises ValueError for others.
+    Knows gzip, deflate and, where something on this machine does, zstd. Raises CodingError for others.
     """
-    if encoding in {"gzip", "x-gzip", "deflate"}:
+    if encoding in {"gzip", "x-gzip"}:
         return zlib.decompressobj(zlib.MAX_WBITS | 32)  # gzip or zlib, by their magic
-    if encoding == "zstd" and sys.version_info >= (3, 14):
-        from compression import zstd  # noqa: PLC0415 -- new in 3.14
-
-        return zstd.ZstdDecompressor()
-    raise ValueError(f"content-encoding {encoding!r} is not supported by this Python")
+    if encoding == "deflate":
+        return Deflate()
+    if encoding == "zstd":
+        return zstd_unpacker()
+    raise CodingError(f"content-encoding {encoding!r} is not supported: send it as gzip, as zstd or as it is")
 
 
 class TooLargeError(ValueError):
@@ -15180,6 +15275,8 @@ class Visit(Watcher):
             self.keep = keep
             encoding = self.headers.get("content-encoding", "")
             return unpack(bytes(body), encoding) if encoding else body
+        except CodingError as exc:
+            raise ProxyError("unsupported_media", f"the body cannot be read: {exc}") from exc
         except ValueError as exc:
             raise ProxyError("invalid_request", f"the body cannot be read: {exc}") from exc
 

@@ -182,10 +182,14 @@ def test_bad_chunks(data: bytes) -> None:
 
 PLAIN = b"some text " * 100
 GZIP, ZLIB = gzip.compress(PLAIN), zlib.compress(PLAIN)
+BARE = ZLIB[2:-4]  # deflate without zlib's frame
+ZSTD = base64.b64decode("KLUv/WDoAo0AAFBzb21lIHRleHQgAQDbWxUk")
 UNPACKED = [
     pytest.param(GZIP, "gzip", id="gzip"),
     pytest.param(GZIP, "X-GZIP", id="its old name"),
     pytest.param(ZLIB, "deflate", id="deflate"),
+    pytest.param(BARE, "deflate", id="deflate without a frame"),
+    pytest.param(gzip.compress(BARE), "deflate, gzip", id="two without a frame"),
     pytest.param(PLAIN, "identity", id="identity"),
     pytest.param(PLAIN, "", id="none"),
     pytest.param(gzip.compress(ZLIB), "deflate, gzip", id="two"),
@@ -196,6 +200,9 @@ DAMAGED = [
     pytest.param(b"", "gzip", "cut off", id="empty"),
     pytest.param(GZIP[:30] + b"xxxx" + GZIP[34:], "gzip", "damaged", id="damaged"),
     pytest.param(PLAIN, "br", "not supported", id="unknown"),
+    pytest.param(PLAIN, "deflate", "damaged", id="no deflate"),
+    pytest.param(BARE[:-1], "deflate", "cut off", id="cut deflate"),
+    pytest.param(b"", "deflate", "cut off", id="empty deflate"),
     pytest.param(gzip.compress(gzip.compress(GZIP)), "gzip, gzip, gzip", "more than 2", id="three"),
     pytest.param(GZIP, "gzip," * 1_500, "more than 2", id="very many"),
     pytest.param(GZIP + b"more", "gzip", "more bytes follow", id="bytes behind it"),
@@ -213,6 +220,39 @@ def test_unpack(data: bytes, encoding: str) -> None:
 def test_unpack_refuses(data: bytes, encoding: str, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         cp.unpack(data, encoding)
+
+
+def has_zstd() -> bool:
+    try:
+        cp.unpacker("zstd")
+    except cp.CodingError:
+        return False
+    return True
+
+
+def large_zstd(size: int) -> bytes:
+    """Return a frame of blocks of 128 KB that each repeat one byte."""
+    blocks = [(2**17 << 3 | 2).to_bytes(3, "little") + b"\0"] * (size // 2**17)
+    return b"\x28\xb5\x2f\xfd\x00\x58" + b"".join(blocks) + b"\x01\0\0"
+
+
+@pytest.mark.skipif(not has_zstd(), reason="nothing here knows zstd")
+def test_zstd() -> None:
+    assert cp.unpack(ZSTD, "zstd") == cp.unpack(gzip.compress(ZSTD), "zstd, gzip") == PLAIN
+    assert b"".join(cp.unpacked([ZSTD[at : at + 1] for at in range(len(ZSTD))], "zstd", 2**20)) == PLAIN
+    for data, says in (
+        (PLAIN, "damaged"),
+        (ZSTD[:-4], "cut off"),
+        (b"", "cut off"),
+        (ZSTD + ZSTD, "more bytes"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            cp.unpack(data, "zstd")
+    large = large_zstd(2**25)
+    assert max(map(len, cp.unpacked([large], "zstd", 2**25))) <= cp.PORTION
+    assert cp.unpack(large, "zstd") == bytes(2**25)
+    with pytest.raises(cp.ProxyError, match="larger than 1,048,576"):
+        cp.unpack(large, "zstd", 2**20)
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "deflate, gzip"])

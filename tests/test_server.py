@@ -437,7 +437,8 @@ BODY = json.dumps(ASKS["claude"][2]).encode()
         pytest.param(wire("claude", "content-encoding: deflate", body=zlib.compress(BODY)), 200, id="deflate"),
         pytest.param(wire("claude", "content-encoding: gzip", body=b"no gzip"), 400, id="no gzip"),
         pytest.param(wire("claude", "content-encoding: gzip", body=gzip.compress(BODY)[:-9]), 400, id="cut gzip"),
-        pytest.param(wire("claude", "content-encoding: br", body=b"x"), 400, id="unknown encoding"),
+        pytest.param(wire("claude", "content-encoding: deflate", body=zlib.compress(BODY)[2:-4]), 200, id="bare deflate"),
+        pytest.param(wire("claude", "content-encoding: br", body=b"x"), 415, id="unknown encoding"),
         pytest.param(wire("claude", "transfer-encoding: chunked", body=b"zz\r\n\r\n", length=False), 400, id="bad chunk"),
         pytest.param(wire("claude", f"content-length: {10**9}", length=False), 413, id="too large"),
         pytest.param(wire("claude", "x: " + "y" * 70_000), 431, id="head too large"),
@@ -454,6 +455,16 @@ def test_bodies(proxy: Proxy, upstream: Upstream, request_bytes: bytes, status: 
     assert int(reply.split(b" ", 2)[1]) == status
     if status == 200:
         assert upstream.seen[0].body == BODY
+
+
+def test_zstd_where_nothing_knows_it(
+    proxy: Proxy, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cp, "ZSTD_MODULES", ("no.such_module",))
+    monkeypatch.setattr(cp, "ZSTD_LIBRARIES", ("no-such-library.so",))
+    got = proxy.ask("/v1/responses", b"x", {"content-encoding": "zstd"})
+    assert (got.status, upstream.seen) == (415, [])
+    assert "enable_request_compression = false" in got.json()["error"]["message"]
 
 
 def test_a_bomb_is_refused(proxy: Proxy) -> None:
