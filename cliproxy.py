@@ -4710,15 +4710,6 @@ def responses_write_format(form: Format | None) -> Json:
     return {**without(nested, frozenset({"json_schema"})), **object_in(nested, "json_schema")}
 
 
-def responses_write_thinking(request: Request) -> Json:
-    """Thinking -> `reasoning`. No summary is sent unless asked for, so foreign clients ask."""
-    effort, _, summary, adaptive = request.thinking
-    if request.dialect != "responses" and not summary and (adaptive or effort not in {"", "none"}):
-        summary = "auto"
-    shown, named = summary != "omitted", effort != "auto"
-    return filled(effort=effort if named else "", summary=summary if shown else "")
-
-
 def responses_write_params(request: Request) -> Json:
     words = RESPONSES_PARAMS_WRITE.items()
     params = {name: request.params[ours] for ours, name in words if ours in request.params}
@@ -4731,6 +4722,15 @@ def responses_write_params(request: Request) -> Json:
     if not request.tools:
         params.pop("parallel_tool_calls", None)
     return {**params, "store": False, "include": ["reasoning.encrypted_content"]}
+
+
+def responses_write_thinking(request: Request) -> Json:
+    """Thinking -> `reasoning`. No summary is sent unless asked for, so foreign clients ask."""
+    effort, _, summary, adaptive = request.thinking
+    if request.dialect != "responses" and not summary and (adaptive or effort not in {"", "none"}):
+        summary = "auto"
+    shown, named = summary != "omitted", effort != "auto"
+    return filled(effort=effort if named else "", summary=summary if shown else "")
 
 
 def responses_write_settings(request: Request) -> Json:
