@@ -8290,6 +8290,14 @@ def clean_url(text: str) -> str:
     return url
 
 
+def clean_guarded(text: str) -> str:
+    """Check a URL to which tokens of logins go: on the way to other machines they are encrypted."""
+    url = clean_url(text)
+    if url.startswith("http://") and not is_loopback(urlsplit(url).hostname or ""):
+        raise ValueError("an https URL, or an http one of this machine, as tokens of logins go there")
+    return url
+
+
 def clean_endpoint(text: str) -> str:
     """Check that `provider://NAME` is one that we know."""
     name = text.strip().rstrip("/").lower().partition("provider://")[2]
@@ -8393,14 +8401,6 @@ def clean_aliases(channels: dict[str, list[Json]]) -> dict[str, list[Json]]:
     return cleaned
 
 
-def clean_raw(params: Json) -> Json:
-    """Decode the values of a raw payload rule, texts of JSON; none at all if one is not."""
-    try:
-        return {k: json.loads(v) if isinstance(v, str) else v for k, v in params.items()}
-    except ValueError:
-        return {}
-
-
 STRATEGIES = {
     **dict.fromkeys(("round-robin", "roundrobin", "rr", ""), "round-robin"),
     **dict.fromkeys(("weighted-round-robin", "weightedroundrobin", "wrr"), "weighted-round-robin"),
@@ -8473,7 +8473,7 @@ MATCH = (
     Setting("not-exist",     Items(str), None, "paths that the body may not have"),
 )
 RULE = (Setting("models", Items(MATCH), [], "where it applies"), Setting("params", dict, {}, "path: value"))
-RAW_RULE = (RULE[0], Setting("params", dict, {}, "path: value, a text of JSON", clean=clean_raw))
+RAW_RULE = (RULE[0], Setting("params", dict, {}, "path: value, a text of JSON"))
 FILTER = (RULE[0], Setting("params", Items(str), [], "paths"))
 AMP_KEY = (Setting("upstream-api-key", str, "", "Amp's key"), Setting("api-keys", Items(str), [], "for these clients"))
 AMP_MODEL = (
@@ -8482,16 +8482,16 @@ AMP_MODEL = (
     Setting("regex", bool, False, "`from` is a regular expression"),
 )
 PROVIDER = (
-    Setting("base-url",      str,        "", "root of its API", clean=clean_url),
+    Setting("base-url",      str,        "", "root of its API", clean=clean_guarded),
     Setting("enabled",       bool,       None, "antigravity: use its logins, though it may refuse, or restrict, those of honest programs"),
-    Setting("authorize-url", str,        "", "page that asks for consent", clean=clean_url),
-    Setting("token-url",     str,        "", "where codes and refresh tokens are exchanged", clean=clean_url),
-    Setting("device-url",    str,        "", "where device codes are issued", clean=clean_url),
-    Setting("usage-url",     str,        "", "where what is left of a plan is asked", clean=clean_url),
-    Setting("profile-url",   str,        "", "where it is asked whose account this is", clean=clean_url),
-    Setting("revoke-url",    str,        "", "where tokens are revoked", clean=clean_url),
-    Setting("projects-url",  str,        "", "Google: where projects are listed", clean=clean_url),
-    Setting("services-url",  str,        "", "Google: where services are enabled", clean=clean_url),
+    Setting("authorize-url", str,        "", "page that asks for consent", clean=clean_guarded),
+    Setting("token-url",     str,        "", "where codes and refresh tokens are exchanged", clean=clean_guarded),
+    Setting("device-url",    str,        "", "where device codes are issued", clean=clean_guarded),
+    Setting("usage-url",     str,        "", "where what is left of a plan is asked", clean=clean_guarded),
+    Setting("profile-url",   str,        "", "where it is asked whose account this is", clean=clean_guarded),
+    Setting("revoke-url",    str,        "", "where tokens are revoked", clean=clean_guarded),
+    Setting("projects-url",  str,        "", "Google: where projects are listed", clean=clean_guarded),
+    Setting("services-url",  str,        "", "Google: where services are enabled", clean=clean_guarded),
     Setting("redirect-port", int,        0,  "where the browser comes back; 0: the provider's own port"),
     Setting("client-id",     str,        "", "of the OAuth application", clean=str.strip),
     Setting("client-secret", str,        "", "of the OAuth application", clean=str.strip),
@@ -8782,6 +8782,21 @@ def usable_endpoints(endpoints: list[Json], notes: list[str]) -> list[Json]:
     return usable
 
 
+def decode_rules(payload: Json, key: str, notes: list[str]) -> None:
+    """Decode the values of raw payload rules, texts of JSON, and leave out those that are none."""
+    kept = []
+    for at, rule in enumerate(payload[key]):
+        params: Json = {}
+        for path, value in rule["params"].items():
+            try:
+                params[path] = json.loads(value) if isinstance(value, str) else value
+            except ValueError as exc:
+                notes.append(f"payload.{key}[{at}].params.{path} is ignored: it is no JSON: {exc}")
+        if params:
+            kept.append({**rule, "params": params})
+    payload[key] = kept
+
+
 def drop_bad_patterns(mappings: list[Json], notes: list[str]) -> None:
     """Leave out the model mappings whose regular expression is none."""
     for row in [row for row in mappings if row["regex"]]:
@@ -8856,31 +8871,115 @@ class Config:
         return self._found[key]
 
 
-def find_config(argument: str | None) -> Path | None:
+class Source(NamedTuple):
+    """Where the settings are read from; without a path all are the defaults.
+
+    One that merely lay in the working directory is not `trusted`: anybody may have put it there.
+    """
+
+    path: Path | None = None
+    trusted: bool = True
+
+
+ENDS = ("json", "yaml", "yml")  # of settings files
+
+
+def home_folders() -> list[Path]:
+    """Return the folders whose settings files are the owner's: of the script, and of the user."""
+    beside = Path(__file__).resolve().parent
+    installed = {"site-packages", "dist-packages"}.intersection(beside.parts)
+    shared = os.environ.get("XDG_CONFIG_HOME") or "~/.config"
+    own = [Path(AUTH_DIR).expanduser(), Path(shared).expanduser() / "cliproxy"]
+    return own if installed else [beside, *own]
+
+
+def find_config(argument: str | None) -> Source:
     """Return the settings file: the one asked for, or the first that is where it may be."""
     if argument:
-        return Path(argument).expanduser()
-    folders = (Path(), Path(AUTH_DIR).expanduser())
-    files = (folder / f"config.{end}" for folder in folders for end in ("json", "yaml", "yml"))
-    return next((file for file in files if file.is_file()), None)
+        return Source(Path(argument).expanduser())
+    for folder in home_folders():
+        for file in (folder / f"{name}.{end}" for name in ("config", "cliproxy") for end in ENDS):
+            if is_there(file):
+                return Source(file)
+    for file in (Path(f"cliproxy.{end}") for end in ENDS):
+        if is_there(file):
+            return Source(file, trusted=False)
+    for file in (Path(f"config.{end}") for end in ENDS):
+        if is_there(file) and (why := why_foreign(file)):
+            log.warning("%s of this folder is not read: %s; name it with --config if it is meant", file, why)
+        elif is_there(file):
+            return Source(file, trusted=False)
+    return Source()
 
 
-def parse_config(path: Path | None, text: str) -> Config:
+def is_there(file: Path) -> bool:
+    """Tell whether there is such a file. Raises ProxyError if that cannot be known."""
+    try:
+        return file.is_file()
+    except OSError as exc:
+        message = f"cannot look into {file.parent}: {exc.strerror}; name a settings file with --config"
+        raise ProxyError("invalid_request", message) from exc
+
+
+def why_foreign(file: Path) -> str:
+    """Say why a config.json or config.yaml, as many programs have one, is not ours; empty if it is."""
+    try:
+        text = read_file(file)
+        if not text.strip():
+            return "it holds no settings"
+        raw = read_plain(decode_settings(file, text), dict, "the file")
+        parse_config(file, text)
+    except (ProxyError, ValueError, RecursionError) as exc:
+        return str(exc).removeprefix(f"{file}: ")
+    keys = {row.key.partition(".")[0] for row in SETTINGS}
+    unknown = [key for key in raw if key not in keys]
+    if unknown:
+        return f"{unknown[0]!r} is no setting of cliproxy"
+    return "" if raw else "it holds no settings"
+
+
+def decode_settings(path: Path | None, text: str) -> Any:
+    """Decode JSON or YAML. Raises ValueError."""
+    is_yaml = not (text.lstrip().startswith("{") or (path and path.suffix == ".json"))
+    return yaml_read(text) if is_yaml else json.loads(text, object_pairs_hook=no_duplicates)
+
+
+def drop_addresses(data: Json, notes: list[str]) -> None:
+    """Leave out where tokens of logins would go: a file that lay about does not decide that."""
+    amp = data["ampcode"]
+    for name, provider in data["providers"].items():
+        for key in [key for key, value in provider.items() if key.endswith("-url") and value]:
+            provider[key] = ""
+            notes.append(f"providers.{name}.{key} is ignored: {UNTRUSTED}")
+    if amp["upstream-url"] and not amp["upstream-api-key"]:
+        amp["upstream-url"] = ""
+        notes.append(f"ampcode.upstream-url is ignored: {UNTRUSTED}")
+
+
+UNTRUSTED = "tokens go where a file of the working directory says only if --config names it"
+
+
+def parse_config(path: Path | None, text: str, *, trusted: bool = True) -> Config:
     """Check the text of a settings file. Raises ProxyError: the file, the key, what is allowed."""
     notes: list[str] = []
     try:
-        is_yaml = not (text.lstrip().startswith("{") or (path and path.suffix == ".json"))
-        raw = yaml_read(text) if is_yaml else json.loads(text, object_pairs_hook=no_duplicates)
+        raw = decode_settings(path, text)
         dumps_text(raw).encode()  # half a surrogate could be neither sent nor shown
         data = read_section(read_plain(raw, dict, "the file"), SETTINGS, "", notes)
         migrate(data, notes)
         drop_bad_patterns(data["ampcode"]["model-mappings"], notes)
+        for key in ("default-raw", "override-raw"):
+            decode_rules(data["payload"], key, notes)
+        if not trusted:
+            drop_addresses(data, notes)
     except (ProxyError, ValueError, RecursionError) as exc:
         param = getattr(exc, "param", "")
         raise ProxyError("invalid_request", f"{path}: {exc}", param=param) from exc
     data["auth-dir"] = str(Path(data["auth-dir"]).expanduser())
-    if any(key.startswith("your-api-key-") for key in data["api-keys"]):
-        notes.append("api-keys holds a key of the example: anybody can guess it")
+    if secret_keys(data["api-keys"]) != data["api-keys"]:
+        notes.append(
+            "api-keys holds a key of an example: anybody can guess it, and other machines may not use it"
+        )
     return Config(path, data, tuple(f"{path}: {note}" for note in notes))
 
 
@@ -8891,10 +8990,10 @@ def read_file(path: Path) -> str:
         raise ProxyError("invalid_request", f"{path}: cannot be read: {exc}") from exc
 
 
-def load_config(path: Path | None) -> Config:
+def load_config(path: Path | None, *, trusted: bool = True) -> Config:
     """Read the settings; without a file, or with an empty one, all are the defaults."""
     text = read_file(path) if path else ""
-    return parse_config(path, text if text.strip() else "{}")
+    return parse_config(path, text if text.strip() else "{}", trusted=trusted)
 
 
 def file_stamp(path: Path) -> tuple[int, int, int] | None:
@@ -8906,12 +9005,61 @@ def file_stamp(path: Path) -> tuple[int, int, int] | None:
     return stat.st_mtime_ns, stat.st_size, stat.st_ino
 
 
+AT_START = ("host", "port", "tls", "auth-dir")
+# keys that guides and examples print: on the network they are as good as none
+EXAMPLE_KEY = re.compile(
+    r"(sk-)?((litellm|local|my)-)*your[-_].*key.*|sk-litellm(-local)?-master|dummy(-not-used|-key)?|change-?me|sk-(1234|xxx+)"
+)
+
+
+def secret_keys(keys: Iterable[str]) -> list[str]:
+    """Return the client keys that are not printed in everybody's guide."""
+    return [key for key in keys if not EXAMPLE_KEY.fullmatch(key.lower())]
+
+
 def check_exposure(config: Config) -> None:
     """Refuse to serve other machines without client keys."""
-    if not is_loopback(config["host"]) and not config["api-keys"]:
+    if not is_loopback(config["host"]) and not secret_keys(config["api-keys"]):
         where = f"host {config['host']}" if config["host"] else "an empty host"
-        message = f"{where} lets other machines in: add a key to api-keys, or set host to 127.0.0.1"
+        own = " of your own (anybody can guess those of examples)" if config["api-keys"] else ""
+        message = f"{where} lets other machines in: add a key{own} to api-keys, or set host to 127.0.0.1"
         raise ProxyError("invalid_request", message, param="api-keys")
+
+
+def remarks(config: Config) -> list[str]:
+    """Return what an owner should know of settings that are in order otherwise."""
+    found = [f"{place} sends a key to {host} unencrypted" for place, host in open_places(config)]
+    later = [row.key for row in SETTINGS if row.status == "later" and config[row.key] != row.default]
+    idle = [row.key for row in SETTINGS if row.status == "unused" and is_set(config.data, row.key)]
+    if later:
+        found.append(f"not supported yet, and without effect: {', '.join(later)}")
+    if idle:
+        found.append(f"without any effect here: {', '.join(idle)}")
+    return found
+
+
+def is_set(data: Json, key: str) -> bool:
+    """Tell whether a dotted key that has no default holds anything."""
+    section, _, name = key.rpartition(".")
+    home = data.get(section, {}) if section else data
+    return home.get(name) not in (None, False, "", 0)
+
+
+KEYED = ("claude-api-key", "codex-api-key", "gemini-api-key", "vertex-api-key", "openai-compatibility")
+
+
+def open_places(config: Config) -> Iterator[tuple[str, str]]:
+    """Yield (setting, host) for each key that goes to another machine over plain http."""
+    urls = [
+        (f"{key}[{at}]", row["base-url"])
+        for key in KEYED
+        for at, row in enumerate(config[key])
+        if row.get("api-key") or any(entry["api-key"] for entry in row.get("api-key-entries", ()))
+    ]
+    for place, url in [*urls, ("ampcode.upstream-url", config["ampcode.upstream-url"])]:
+        host = urlsplit(url).hostname or ""
+        if url.startswith("http://") and not is_loopback(host):
+            yield place, host
 
 
 class ConfigFile:
@@ -8921,9 +9069,11 @@ class ConfigFile:
     listened on by now.
     """
 
-    def __init__(self, path: Path | None, overrides: Json = EMPTY) -> None:
+    def __init__(self, path: Path | None, overrides: Json = EMPTY, *, trusted: bool = True) -> None:
         self._stamp = file_stamp(path) if path else None
-        self.config = load_config(path)
+        self._trusted = trusted
+        self.config = load_config(path, trusted=trusted)
+        self._said = {key: self.config.data[key] for key in AT_START}  # by the file, as it was last
         self.config.data.update(overrides)
         self._overrides = {**overrides, "host": self.config.data["host"]}
 
@@ -8936,7 +9086,10 @@ class ConfigFile:
         self._stamp = stamp  # taken before reading: an edit in between is seen the next time
         try:
             text = read_file(path)
-            fresh = parse_config(path, text) if text.strip() else self.config  # being written
+            if not text.strip():
+                return False  # it is being written
+            fresh = parse_config(path, text, trusted=self._trusted)
+            said = {key: fresh.data[key] for key in AT_START}
             fresh.data.update(self._overrides)
             check_exposure(fresh)
         except ProxyError as error:
@@ -8945,7 +9098,15 @@ class ConfigFile:
         for warning in fresh.warnings:
             log.warning("%s", warning)
         before, self.config = self.config, fresh
-        return fresh.data != before.data
+        changed = [key for key in fresh.data if fresh.data[key] != before.data.get(key)]
+        changed += [key for key in before.data if key not in fresh.data]
+        if changed:
+            log.info("%s was read again; changed: %s", path, ", ".join(changed))
+        for key in AT_START:
+            if said[key] != self._said[key]:
+                log.warning("%s: %s takes effect at the next start", path, key)
+        self._said = said
+        return bool(changed)
 
 
 def shape_name(shape: Any) -> str:
@@ -12003,6 +12164,22 @@ def user_facts(row: Json) -> Json:
     return facts
 
 
+def tidy_base(base: str, path: str) -> str:
+    """Return a base URL without what the path that follows it says again: people copy whole addresses.
+
+    `/v1` and `/v1beta` at its end go also if the path begins with the other one.
+    """
+    words = path.partition("{")[0].strip("/").split("/")
+    base = re.sub(r"/models/[^/]+:\w+$", "/models", base.rstrip("/"))
+    versioned = words[0] in {"v1", "v1beta"}
+    for size in range(len(words), 0 if versioned else len(words) - 1, -1):
+        tail = "/" + "/".join(words[:size])
+        if base.endswith(tail):
+            return base[: -len(tail)]
+    version = re.search(r"/v1(beta)?$", base)
+    return base[: version.start()] if version and versioned else base
+
+
 class Account:
     """One credential: of the config, of the environment or of a file in the auth dir.
 
@@ -12018,7 +12195,8 @@ class Account:
         told = {key: value for key, value in entry.items() if value}
         self.also = PROVIDERS.get(told.get("also", ""))
         self.key = told.get("api-key", "")
-        self.base, self.proxy = told.get("base-url", provider.base), told.get("proxy-url", "")
+        self.base = tidy_base(told.get("base-url", provider.base), provider.generate)
+        self.proxy = told.get("proxy-url", "")
         others = provider.others if self.base == provider.base else ()
         self.places = [split_url(base, self.proxy) for base in (self.base, *others)]
         self.origin, self.path = self.places[0]
@@ -15237,7 +15415,9 @@ class Visit(Watcher):
     def admit(self) -> None:
         """Check the client's key. Any valid one in any of its places will do."""
         keys = self.server.app.config["api-keys"]
-        if not keys and self.server.loopback:  # an edit may take away the keys of an open server
+        if not self.server.loopback:  # an edit may take away the keys of an open server
+            keys = secret_keys(keys)
+        elif not keys:
             return
         encoded = [key.encode("utf-8", "replace") for key in self.given_keys()]
         valid = [hmac.compare_digest(key, ours.encode()) for key in encoded for ours in keys]
@@ -15958,10 +16138,17 @@ def make_app(options: argparse.Namespace) -> App:
     """Load the config that the options name and the credential files, reporting oddities."""
     given = {key: getattr(options, key, None) for key in ("host", "port")}
     overrides = {key: value for key, value in given.items() if value is not None}
-    config_file = ConfigFile(find_config(options.config), overrides)
+    source = find_config(options.config)
+    config_file = ConfigFile(source.path, overrides, trusted=source.trusted)
     for warning in config_file.config.warnings:
         log.warning("%s", warning)
     return App(config_file, open_store(config_file.config), os.environ)
+
+
+def settings_of(options: argparse.Namespace) -> Config:
+    """Read the settings that the options name, or that are where they may be."""
+    source = find_config(options.config)
+    return load_config(source.path, trusted=source.trusted)
 
 
 def open_store(config: Config) -> Store:
@@ -15998,6 +16185,8 @@ def cmd_serve(options: argparse.Namespace) -> int:
     """Serve until SIGINT or SIGTERM, which end the process."""
     restart_compiled()
     app = make_app(options)
+    for remark in remarks(app.config):
+        log.warning("%s", remark)
     server = make_server(app)
     stop = threading.Event()
     asked: SimpleQueue[int] = SimpleQueue()  # a signal that sets an Event can wait for itself
@@ -16067,7 +16256,7 @@ def cmd_login(options: argparse.Namespace) -> int:
         for row in LOGINS.values():
             say(f"  {row.provider:12} {row.title}")
         return 2
-    config = load_config(find_config(options.config))
+    config = settings_of(options)
     store = open_store(config)
     wanted = Options(
         browser=not options.no_browser,
@@ -16112,7 +16301,7 @@ def find_credential(store: Store, name: str) -> Credential:
 
 def cmd_logout(options: argparse.Namespace) -> int:
     """Revoke and delete a login."""
-    config = load_config(find_config(options.config))
+    config = settings_of(options)
     store = open_store(config)
     say(logout(find_credential(store, options.name), store, config))
     return 0
@@ -16277,12 +16466,19 @@ def cmd_config(options: argparse.Namespace) -> int:
     elif options.what == "reference":
         say(config_reference().rstrip())
     else:
-        path = find_config(options.config)
-        config = load_config(path)
-        for warning in config.warnings:
-            say(f"warning: {warning}")
-        say(f"{path or 'no config file'}: good")
+        return check_settings(settings_of(options), strict=options.strict)
     return 0
+
+
+def check_settings(config: Config, *, strict: bool) -> int:
+    """Tell what is odd about the settings; 1 if something of them was thrown away, or if all must be in order."""
+    warnings = [*config.warnings, *(f"{config.path}: {remark}" for remark in remarks(config))]
+    for warning in warnings:
+        say(f"warning: {warning}")
+    verdict = "1 warning" if len(warnings) == 1 else f"{len(warnings)} warnings"
+    say(f"{config.path or 'no config file'}: {verdict if warnings else 'good'}")
+    lost = any(" is ignored: " in warning for warning in warnings)
+    return 1 if lost or (strict and warnings) else 0
 
 
 class Command(NamedTuple):
@@ -16294,15 +16490,22 @@ class Command(NamedTuple):
     arguments: tuple[tuple[str, Json], ...] = ()
 
 
+def read_port(text: str) -> int:
+    """Read a port of the command line."""
+    if not (text.isdecimal() and len(text) < 6 and int(text) < 65_536):
+        raise argparse.ArgumentTypeError("a port is a number from 0 to 65535")
+    return int(text)
+
+
 SERVE_OPTIONS: tuple[tuple[str, Json], ...] = (
     ("--host", {"help": "address to bind, default 127.0.0.1"}),
-    ("--port", {"type": int, "help": "port to bind, default 8317"}),
+    ("--port", {"type": read_port, "help": "port to bind, default 8317"}),
 )
 LOGIN_OPTIONS: tuple[tuple[str, Json], ...] = (
     ("--no-browser", {"action": "store_true", "help": "print the address only"}),
     (
         "--oauth-callback-port",
-        {"type": int, "default": 0, "metavar": "N", "help": "where to wait for the browser"},
+        {"type": read_port, "default": 0, "metavar": "N", "help": "where to wait for the browser"},
     ),
     ("--project_id", {"default": "", "metavar": "ID", "help": "Google's project; several with commas; ALL"}),
     (
@@ -16345,6 +16548,7 @@ COMMANDS = (
     )),
     Command("config", cmd_config, "check the config file; print an example or all keys", (
         ("what", {"nargs": "?", "choices": ["check", "example", "reference"], "default": "check"}),
+        ("--strict", {"action": "store_true", "help": "check: exit with 1 on any warning"}),
     )),
 )  # fmt: skip
 

@@ -139,6 +139,31 @@ def test_an_endpoint_with_a_key_that_nobody_knows() -> None:
     assert [account.key for account in cp.find_accounts(config, [], {})] == ["k"]
 
 
+@pytest.mark.parametrize(
+    ("provider", "base", "tidy"),
+    [
+        ("claude", "https://h", "https://h"),
+        ("claude", "https://h/v1", "https://h"),
+        ("claude", "https://h/anthropic/v1/messages/", "https://h/anthropic"),
+        ("claude", "https://h/v1beta", "https://h"),
+        ("claude", "https://h/v10", "https://h/v10"),
+        ("gemini", "https://h/v1beta", "https://h"),
+        ("gemini", "https://h/v1beta/models", "https://h"),
+        ("gemini", "https://h/v1beta/models/gemini-x:generateContent", "https://h"),
+        ("gemini", "https://h/v1", "https://h"),
+        ("openai-compatibility", "https://h/v1", "https://h/v1"),
+        ("openai-compatibility", "https://h/v1/chat/completions", "https://h/v1"),
+        ("openai-compatibility", "https://h/chat", "https://h/chat"),
+        ("openai", "https://h/v1/responses", "https://h/v1"),
+        ("vertex", "https://h/v1", "https://h"),
+        ("kimi", "https://h/coding/v1", "https://h/coding"),
+    ],
+)
+def test_base_urls_that_say_what_the_path_says_are_tidied(provider: str, base: str, tidy: str) -> None:
+    account = cp.Account("x", cp.PROVIDERS[provider], {"api-key": "k", "base-url": base})
+    assert account.base == tidy
+
+
 # Google's Code Assist
 
 WRAPPED = {

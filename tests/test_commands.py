@@ -475,3 +475,39 @@ def test_a_reader_that_has_read_enough(tmp_path: Path) -> None:
 def test_no_word_is_no_command(tmp_path: Path) -> None:
     ended = command(tmp_path, "", stdout=subprocess.PIPE)
     assert (ended.returncode, "Traceback" in ended.stderr) == (2, False)
+
+
+CHECKS = [
+    pytest.param({}, [], 0, "config.json: good", id="good"),
+    pytest.param({}, ["--strict"], 0, "config.json: good", id="good, strictly"),
+    pytest.param({"prot": 1}, [], 0, "config.json: 1 warning", id="an unknown key"),
+    pytest.param({"prot": 1}, ["--strict"], 1, "did you mean port", id="an unknown key, strictly"),
+    pytest.param({"openai-compatibility": [{"name": "x"}]}, [], 1, "is ignored", id="something thrown away"),
+    pytest.param(
+        {"payload": {"override-raw": [{"params": {"a.b": "{bad", "c": "1"}}]}},
+        [],
+        1,
+        "params.a.b is ignored",
+        id="bad JSON",
+    ),
+    pytest.param(
+        {"request-log": True, "ws-auth": True}, [], 0, "config.json: 2 warnings", id="what does nothing"
+    ),
+]
+
+
+@pytest.mark.parametrize(("settings", "words", "status", "says"), CHECKS)
+def test_checking_the_settings(home: Home, settings: Json, words: list[str], status: int, says: str) -> None:
+    home.write({"auth-dir": str(home.auth), **settings})
+    got, text = home.run("config", "check", *words)
+    assert (got, says in text) == (status, True), text
+
+
+@pytest.mark.parametrize("port", ["99999", "-1", "http"])
+@pytest.mark.parametrize(
+    "words", [["serve", "--port"], ["--port"], ["login", "codex", "--oauth-callback-port"]]
+)
+def test_a_port_that_is_none(home: Home, words: list[str], port: str) -> None:
+    status, text = home.run(*words, port)
+    assert status == 2
+    assert "a port is a number from 0 to 65535" in text

@@ -30,7 +30,7 @@ def sample(row: cp.Setting) -> Any:
     """Make up a value for a row: not its default, with every key of a record."""
     if row.clean is cp.clean_proxy:
         return "socks5://h:1"
-    if row.clean in {cp.clean_url, cp.clean_endpoint}:
+    if row.clean in {cp.clean_url, cp.clean_guarded, cp.clean_endpoint}:
         return "https://h:1/v1"
     if row.clean is cp.clean_duration:
         return "30m"
@@ -348,10 +348,17 @@ def test_raw_payload_rules_are_decoded() -> None:
     config = load({"payload": {"default-raw": rules, "override": rules[1:2]}})
     assert [row["params"] for row in config["payload.default-raw"]] == [{"a.b": {"x": 1}, "c": 2}]
     assert config["payload.override"] == rules[1:2]
-    assert said(config) == [
-        "payload.default-raw[1] is ignored: it has no usable params",
-        "payload.default-raw[2] is ignored: it has no usable params",
-    ]
+    empty, broken = said(config)
+    assert empty == "payload.default-raw[2] is ignored: it has no usable params"
+    assert broken.startswith("payload.default-raw[1].params.a is ignored: it is no JSON: Expecting")
+
+
+def test_one_bad_raw_value_takes_no_other_with_it() -> None:
+    config = load({"payload": {"override-raw": [{"models": [], "params": {"a": '{"x":1}', "b.c": "{bad"}}]}})
+    assert [row["params"] for row in config["payload.override-raw"]] == [{"a": {"x": 1}}]
+    assert said(config)[0].startswith(
+        "payload.override-raw[0].params.b.c is ignored: it is no JSON: Expecting"
+    )
 
 
 # ---- old spellings
@@ -569,18 +576,104 @@ def test_the_file_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     here.mkdir()
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.chdir(here)
-    assert cp.find_config(None) is None
-    assert cp.find_config("~/x.json") == home / "x.json"
-    for path in (
-        home / ".cli-proxy-api/config.yaml",
-        home / ".cli-proxy-api/config.json",
-        here / "config.yaml",
-        here / "config.json",
+    monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
+    monkeypatch.setattr(cp, "__file__", str(tmp_path / "beside/cliproxy.py"))
+    (home / ".config/cliproxy").mkdir(parents=True)
+    (tmp_path / "beside").mkdir()
+    assert cp.find_config(None) == cp.Source()
+    assert cp.find_config("~/x.json") == cp.Source(home / "x.json")
+    for path, trusted in (  # each goes before those above it
+        (here / "config.yaml", False),
+        (here / "config.json", False),
+        (here / "cliproxy.json", False),
+        (home / ".config/cliproxy/config.yaml", True),
+        (home / ".cli-proxy-api/config.yaml", True),
+        (home / ".cli-proxy-api/config.json", True),
+        (tmp_path / "beside/config.json", True),
     ):
-        path.write_text("{}", encoding="utf-8")
+        path.write_text('{"port": 1}', encoding="utf-8")
         found = cp.find_config(None)
-        assert found is not None
-        assert found.resolve() == path
+        assert found.path is not None
+        assert (found.path.resolve(), found.trusted) == (path, trusted)
+
+
+FOREIGN = [  # a config.json of the working directory, and why it is none of ours
+    ('{"name": "my-web-app", "port": 3000}', "'name' is no setting of cliproxy"),
+    ('{"debug": "app:*"}', "debug: "),
+    ("[1]", "the file: a list is not possible"),
+    ("{", "Expecting"),
+    ("{}", "it holds no settings"),
+    (" ", "it holds no settings"),
+]
+
+
+@pytest.mark.parametrize(("text", "why"), FOREIGN)
+def test_a_config_of_the_working_directory_that_is_not_ours_is_not_obeyed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, text: str, why: str
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.json").write_text(text, encoding="utf-8")
+    assert cp.find_config(None) == cp.Source()
+    assert f"config.json of this folder is not read: {why}" in caplog.text
+    assert cp.find_config("config.json") == cp.Source(Path("config.json"))
+
+
+def test_a_file_of_the_working_directory_sends_no_tokens_anywhere(tmp_path: Path) -> None:
+    path = tmp_path / "cliproxy.json"
+    evil = {"base-url": "https://evil.example", "usage-url": "https://evil.example/u", "client-id": "x"}
+    path.write_text(
+        json.dumps({"providers": {"claude": evil}, "ampcode": {"upstream-url": "https://evil"}}),
+        encoding="utf-8",
+    )
+    config = cp.load_config(path, trusted=False)
+    assert {key for key, value in config["providers"]["claude"].items() if value} == {"client-id"}
+    assert config["ampcode.upstream-url"] == ""
+    ignored = [warning.split(" is ignored")[0].rpartition(" ")[2] for warning in config.warnings]
+    assert ignored == ["providers.claude.base-url", "providers.claude.usage-url", "ampcode.upstream-url"]
+    assert cp.load_config(path)["providers"]["claude"]["base-url"] == "https://evil.example"
+
+
+def test_tokens_of_logins_travel_encrypted_or_not_at_all() -> None:
+    for url in ("http://127.0.0.1:1", "http://localhost", "https://h"):
+        assert load({"providers": {"codex": {"token-url": url}}})["providers"]["codex"]["token-url"] == url
+    with pytest.raises(cp.ProxyError, match=r"providers\.codex\.token-url: .*an https URL"):
+        load({"providers": {"codex": {"token-url": "http://10.0.0.1/token"}}})
+
+
+def test_what_an_owner_should_know_of_settings_that_are_in_order() -> None:
+    config = load({
+        "claude-api-key": [{"api-key": "k", "base-url": "http://h"}, {"api-key": "k", "base-url": "http://[::1]"}],
+        "openai-compatibility": [
+            {"name": "a", "base-url": "http://h:1/v1"},
+            {"name": "b", "base-url": "http://h:1/v1", "api-key-entries": [{"api-key": "k"}]},
+        ],
+        "request-log": True, "error-logs-max-files": 10, "ws-auth": True, "commercial-mode": False,
+    })  # fmt: skip
+    assert config.warnings == ()
+    assert cp.remarks(config) == [
+        "claude-api-key[0] sends a key to h unencrypted",
+        "openai-compatibility[1] sends a key to h unencrypted",
+        "not supported yet, and without effect: request-log",
+        "without any effect here: ws-auth",
+    ]
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "your-api-key",
+        "your-api-key-1",
+        "sk-litellm-local-your-master-key",
+        "dummy-not-used",
+        "Your-Proxy-API-Key",
+    ],
+)
+def test_keys_of_examples_let_no_other_machine_in(key: str) -> None:
+    with pytest.raises(cp.ProxyError, match="of your own"):
+        cp.check_exposure(load({"host": "", "api-keys": [key]}))
+    cp.check_exposure(load({"host": "", "api-keys": [key, "7c0d1f"]}))
+    cp.check_exposure(load({"api-keys": [key]}))
 
 
 # ---- watching
