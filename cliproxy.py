@@ -4302,7 +4302,7 @@ RESPONSES_ITEMS = {  # type -> how its id begins, and the events between its beg
 }
 RESPONSES_OUTPUTS = {"function_call": "function_call_output", "custom_tool_call": "custom_tool_call_output"}
 RESPONSES_LISTS = frozenset({"additional_tools", "tool_search_output"})  # items that hold tools
-RESPONSES_COMPACTED = frozenset({"compaction", "compaction_summary"})
+RESPONSES_COMPACTED = frozenset({"compaction", "compaction_summary", "context_compaction"})
 RESPONSES_SHELL: Json = {  # what the official client expects of a response, where the request says nothing
     "object": "response", "status": "in_progress", "background": False, "error": None, "incomplete_details": None,
     "instructions": None, "max_output_tokens": None, "metadata": {}, "output": [], "parallel_tool_calls": True,
@@ -5186,18 +5186,20 @@ class ResponsesWriter:
             yield self.item_frame(f"{row.segment}.added", **self.body.place, part=self.body.segment())
 
     def text(self, event: PartDelta) -> bytes:
-        """Write a delta. Hosted, media and opaque parts are written at their end."""
-        body = self.body
-        opening = b""
-        if not body.head and body.row:
-            opening = b"".join(self.begin_body(body.row))
-        body.texts.append(event.value)
+        body, number = self.body, self.number
         if not body.head:
-            return opening
-        number = self.number
+            return self.first_text(event)
+        body.texts.append(event.value)
         self.number += 1
-        delta = f"{body.head}{number}{body.middle}{quote(event.value)}{body.tail}".encode("ascii")
-        return opening + delta
+        return f"{body.head}{number}{body.middle}{quote(event.value)}{body.tail}".encode("ascii")
+
+    def first_text(self, event: PartDelta) -> bytes:
+        """Begin a body with its first delta. Hosted, media and opaque parts are written at their end."""
+        row = self.body.row
+        if row:
+            return b"".join(self.begin_body(row)) + self.text(event)
+        self.body.texts.append(event.value)
+        return b""
 
     def write_delta(self, event: PartDelta) -> Frames:
         if event.field == "text":

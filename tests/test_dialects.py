@@ -684,6 +684,14 @@ def test_a_history_of_codex_stays_what_it_was() -> None:
     assert up("responses", {"input": CODEX_HISTORY}, "responses")["input"] == CODEX_HISTORY
 
 
+@pytest.mark.parametrize("kind", ["compaction", "compaction_summary", "context_compaction"])
+def test_what_codex_compacted_cannot_be_read(kind: str) -> None:
+    said = [{"type": kind, "encrypted_content": "secret"}, {"role": "user", "content": "q"}]
+    for dialect in ("claude", "chat", "gemini"):
+        sent = json.dumps(up("responses", {"input": said}, dialect))
+        assert (cp.COMPACTED in sent, "secret" in sent) == (True, False)
+
+
 def test_what_claude_compacted_can_be_read() -> None:
     said = [{"type": "compaction", "content": "They said hello."}, {"type": "text", "text": "Hm."}]
     body = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": said}]}
