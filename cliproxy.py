@@ -2371,6 +2371,14 @@ CLAUDE_HOSTED = {  # what we write for another dialect's tool; read: any date
 }
 # a kind of `source` -> the field of it that holds the data
 CLAUDE_SOURCES = {"base64": "data", "text": "data", "url": "url", "file": "file_id"}
+# kind of a part whose body comes in deltas -> type of the delta, and its field
+CLAUDE_TEXTS = {
+    "text": ("text_delta", "text"),
+    "refusal": ("text_delta", "text"),
+    "thinking": ("thinking_delta", "thinking"),
+    "call": ("input_json_delta", "partial_json"),
+    "hosted": ("input_json_delta", "partial_json"),
+}
 CLAUDE_JSON = "Answer with one JSON object only."  # there is no such mode: spec/dialects.md 2.9
 # fmt: off
 CLAUDE_MODELLED = {name: frozenset(words.split()) for name, words in {
@@ -2527,17 +2535,6 @@ def claude_write_thought(part: Part) -> Json:
     return {"type": "thinking", "thinking": part.text, "signature": part.proof}
 
 
-def claude_write_call(part: Part) -> Json:
-    arguments = {"input": part.text} if part.custom else arguments_of(part.text)
-    return {"type": "tool_use", "id": part.id, "name": part.name, "input": arguments}
-
-
-def claude_write_result(part: Part) -> Json:
-    block: Json = {"type": "tool_result", "tool_use_id": part.id}
-    content = claude_write_content(part.parts, claude_own(part))
-    return {**block, **filled(content=content, is_error=part.error or None)}
-
-
 def claude_write_media(part: Part) -> Json:
     """Write an image or a document."""
     media = part.media or Media("document", "text", part.text)
@@ -2549,6 +2546,17 @@ def claude_write_media(part: Part) -> Json:
         source["media_type"] = "text/plain"
     title = media.name if media.kind == "document" else ""
     return {"type": media.kind, "source": source, **filled(title=title)}
+
+
+def claude_write_call(part: Part) -> Json:
+    arguments = {"input": part.text} if part.custom else arguments_of(part.text)
+    return {"type": "tool_use", "id": part.id, "name": part.name, "input": arguments}
+
+
+def claude_write_result(part: Part) -> Json:
+    block: Json = {"type": "tool_result", "tool_use_id": part.id}
+    content = claude_write_content(part.parts, claude_own(part))
+    return {**block, **filled(content=content, is_error=part.error or None)}
 
 
 CLAUDE_WRITERS: dict[str, Callable[[Part], Json]] = {  # another kind is not written
@@ -2799,14 +2807,6 @@ def claude_write_request(request: Request, target: Target) -> Json:
 
 # -- answers, read ---------------------------------------------------------------------
 
-# kind of a part whose body comes in deltas -> type of the delta, and its field
-CLAUDE_TEXTS = {
-    "text": ("text_delta", "text"),
-    "refusal": ("text_delta", "text"),
-    "thinking": ("thinking_delta", "thinking"),
-    "call": ("input_json_delta", "partial_json"),
-    "hosted": ("input_json_delta", "partial_json"),
-}
 CLAUDE_DELTAS = dict(CLAUDE_TEXTS.values())
 
 
@@ -4785,7 +4785,7 @@ def responses_read_output(item: Json) -> list[tuple[Part, Json]]:
     """Read an item of an answer: its parts, each with the content object it came from."""
     kind = responses_type(item)
     if kind == "image_generation_call" and item.get("result"):
-        return [(responses_read_image(item), EMPTY)]
+        return [(responses_read_picture(item), EMPTY)]
     if kind in {"message", *RESPONSES_READERS} and item.get("status") in RESPONSES_RUNNING:
         item = without(item, frozenset({"status"}))
     if kind == "message":
@@ -4801,7 +4801,7 @@ def responses_read_output(item: Json) -> list[tuple[Part, Json]]:
     return [(part, EMPTY)]
 
 
-def responses_read_image(item: Json) -> Part:
+def responses_read_picture(item: Json) -> Part:
     """Read an image that the upstream made."""
     mime = f"image/{item.get('output_format') or 'png'}"
     media = Media("image", "base64", item["result"], mime)
