@@ -544,7 +544,9 @@ class ProxyError(Exception):
 
     def __init__(self, kind: str, message: str, *, retry_after: float | None = None, param: str = "") -> None:
         super().__init__(message)
-        self.kind, self.retry_after, self.param = kind, retry_after, param
+        self.kind = kind
+        self.retry_after = retry_after
+        self.param = param
         self.status = KINDS[kind].status
         self.headers: Mapping[str, str] = {}
         self.body = b""
@@ -851,7 +853,9 @@ def as_model(  # noqa: PLR0913 -- an argument a column
     `thinking` holds the budget as least-most, `off` if it can be switched off, `auto` if the
     model may decide; `-` alone: it does not think. Nothing there nor in `levels`: unknown.
     """
-    served, words, efforts = tuple(providers.split()), thinking.split(), tuple(levels.split())
+    served = tuple(providers.split())
+    words = thinking.split()
+    efforts = tuple(levels.split())
     least, _, most = next((word for word in words if word[0] in "0123456789"), "0-0").partition("-")
     thinks = words != ["-"] if words or efforts else None
     return Model(
@@ -1791,7 +1795,9 @@ class Parts:
             if part.kind == "call" and not part.custom and not self.texts:
                 yield PartDelta(self.at, "text", "{}")
             yield PartEnd(self.at)
-        self.part, self.begun, self.texts = None, False, []
+        self.part = None
+        self.begun = False
+        self.texts = []
 
 
 class FrameWriter(Protocol):
@@ -1850,9 +1856,7 @@ def with_results(messages: Iterable[Message]) -> list[Message]:
                 kept.append(part)
             elif part.id in pending:
                 call, results = pending[part.id]
-                known = (part.name, part.custom) == (call.name, call.custom)
-                told = part if known else part._replace(name=call.name, custom=call.custom)
-                results[part.id] = told
+                results[part.id] = result_of(call, part)
             else:
                 kept.extend(part.parts)
         results = {part.id: None for part in kept if part.kind == "call"}
@@ -1864,13 +1868,17 @@ def with_results(messages: Iterable[Message]) -> list[Message]:
         if message.parts:
             done.append(message)
         if results:
-            found = (result or lost_result(pending[id][0]) for id, result in results.items())
+            found = (result or result_of(pending[id][0], NO_RESULT) for id, result in results.items())
             done.append(Message("tool", tuple(found)))
     return done
 
 
-def lost_result(call: Part) -> Part:
-    return NO_RESULT._replace(id=call.id, name=call.name, custom=call.custom)
+def result_of(call: Part, result: Part) -> Part:
+    """Return a result as that of a call: it has the id, the name and the form of the call."""
+    told = (result.id, result.name, result.custom)
+    if told == (call.id, call.name, call.custom):
+        return result
+    return result._replace(id=call.id, name=call.name, custom=call.custom)
 
 
 def answered_turns(messages: Iterable[Message]) -> list[Turn]:
@@ -6801,14 +6809,18 @@ class Case:
     """One request on its way to one target: what the steps look at, and what they remember."""
 
     def __init__(self, request: Request, target: Target, dialect: str) -> None:
-        self.client, self.dialect, self.target = request.dialect, dialect, target
-        self.own, quirks = request.dialect == dialect, target.quirks
+        self.client = request.dialect
+        self.dialect = dialect
+        self.target = target
+        self.own = self.client == dialect
+        quirks = target.quirks
         if dialect == "chat":
             quirks |= model_quirks(target.model.id)
         self.quirks = quirks
         self.vendor = VENDORS.get(target.provider, target.provider)
         others = dialect == "chat" and self.vendor != "openai"
-        self.asks, self.takes = ABLE[self.client], ABLE["others" if others else dialect]
+        self.asks = ABLE[self.client]
+        self.takes = ABLE["others" if others else dialect]
         # QUIRKS custom-tools: this Chat host knows freeform tools
         self.custom = self.own or "custom" in self.takes["tools"] or "custom-tools" in quirks
         claude = dialect == "claude"
@@ -7026,11 +7038,11 @@ def fit_call(part: Part, case: Case) -> Iterable[Part]:
     space, name = case.names[call_key(part, case.declared)]
     made = case.calls.setdefault(part.id, [])
     id = legal_id(f"{part.id} {len(made) + 1}" if made else part.id, case.id_limit)
-    proof, text, custom = own_proof(part, case), part.text, part.custom
-    if custom and not case.custom:
-        text, custom = dumps_text({"input": text}), False
-    made.append(part._replace(namespace=space, name=name, id=id, text=text, custom=custom, proof=proof))
-    return (made[-1],)
+    fitted = part._replace(namespace=space, name=name, id=id, proof=own_proof(part, case))
+    if part.custom and not case.custom:
+        fitted = fitted._replace(text=dumps_text({"input": part.text}), custom=False)
+    made.append(fitted)
+    return (fitted,)
 
 
 def fit_result(part: Part, case: Case) -> Iterable[Part]:
@@ -7300,21 +7312,15 @@ STOPS = frozenset({"stop"})
 def fit_thinking(request: Request, case: Case) -> Request:
     """Settle the model, how much it thinks, and the limits. Source: 2.1a, 2.8."""
     base, suffix = split_suffix(request.model)
-    model, asked, limit = case.target.model, request.thinking, request.params.get("max_tokens")
-    if suffix:
-        asked = Thinking(*suffix, summary=asked.summary)
+    asked = Thinking(*suffix, summary=request.thinking.summary) if suffix else request.thinking
+    model = case.target.model
+    limit = request.params.get("max_tokens")
     if limit and model.output:
         limit = min(limit, model.output)
-    thinking = resolve_thinking(asked, model, case.dialect, limit or model.output)
-    if case.dialect == "claude" and cannot_think(request, thinking, model):
-        thinking = Thinking("none")
-    if thinking.effort == "minimal" and "minimal-to-low" in case.target.quirks:
-        thinking = thinking._replace(effort="low")  # QUIRKS minimal-to-low: Codex hangs on it
-    if case.dialect == "claude" and limit is None:
-        limit = model.output or max(FALLBACK_OUTPUT, (thinking.budget or 0) * 5 // 4)
-    if case.dialect == "responses" and limit is not None:
-        limit = max(LEAST_OUTPUT, limit)
-    params = without(request.params, frozenset() if case.own else refused_params(case, thinking))
+    thinking = settled_thinking(asked, request, case, limit or model.output)
+    limit = settled_limit(limit, thinking, case)
+    refused = frozenset[str]() if case.own else refused_params(case, thinking)
+    params = without(request.params, refused)
     if limit != params.get("max_tokens"):
         params = {**params, "max_tokens": limit}
     request = request._replace(model=model.id or base, params=params, thinking=thinking)
@@ -7322,6 +7328,26 @@ def fit_thinking(request: Request, case: Case) -> Request:
         return request
     kept = path_delete(request.extra.get(case.dialect, EMPTY), OWN_EFFORTS[case.dialect])
     return request._replace(extra={**request.extra, case.dialect: kept})
+
+
+def settled_thinking(asked: Thinking, request: Request, case: Case, limit: int) -> Thinking:
+    """Return how much the target thinks; `limit` is that of its answer, 0 if there is none."""
+    model = case.target.model
+    thinking = resolve_thinking(asked, model, case.dialect, limit)
+    if case.dialect == "claude" and cannot_think(request, thinking, model):
+        thinking = Thinking("none")
+    if thinking.effort == "minimal" and "minimal-to-low" in case.target.quirks:
+        thinking = thinking._replace(effort="low")  # QUIRKS minimal-to-low: Codex hangs on it
+    return thinking
+
+
+def settled_limit(limit: int | None, thinking: Thinking, case: Case) -> int | None:
+    """Return a limit for the answer that the target takes; Claude must have one."""
+    if case.dialect == "claude" and limit is None:
+        return case.target.model.output or max(FALLBACK_OUTPUT, (thinking.budget or 0) * 5 // 4)
+    if case.dialect == "responses" and limit is not None:
+        return max(LEAST_OUTPUT, limit)
+    return limit
 
 
 def refused_params(case: Case, thinking: Thinking) -> frozenset[str]:
@@ -7600,21 +7626,29 @@ def move_proofs(events: Iterable[Event], client: str) -> Events:
             yield from (piece._replace(at=numbers[piece.at]) for piece in pieces)
 
 
+def is_proof(piece: Piece) -> bool:
+    return isinstance(piece, PartDelta) and piece.field == "proof"
+
+
 def carried(pieces: list[Piece], client: str) -> list[Piece]:
     """Return the pieces of a part that may go out; none while it has to be held back."""
     start, last = pieces[0], pieces[-1]
     kind = start.part.kind if isinstance(start, PartStart) else ""
     if kind not in {"text", "call"} or kind in ABLE[client]["proofs"]:
         return pieces
-    proofs = [piece for piece in pieces if isinstance(piece, PartDelta) and piece.field == "proof"]
-    bare = [piece for piece in pieces if piece not in proofs]
+    bare = [piece for piece in pieces if not is_proof(piece)]
     if kind == "text":
         return bare if isinstance(last, PartDelta) and last.field == "text" else []
-    if not isinstance(last, PartEnd) or not proofs:
-        return bare if isinstance(last, PartEnd) else []
-    carrier = [proof._replace(at=CARRIER) for proof in proofs]
-    choice = start.choice if isinstance(start, PartStart) else 0
-    return [PartStart(CARRIER, Part("thinking"), choice), *carrier, PartEnd(CARRIER), *bare]
+    return [*carrier(pieces), *bare] if isinstance(last, PartEnd) else []
+
+
+def carrier(pieces: list[Piece]) -> list[Piece]:
+    """Return a thinking part without a text for the proofs of a call, if it has any."""
+    proofs: list[Piece] = [piece._replace(at=CARRIER) for piece in pieces if is_proof(piece)]
+    start = pieces[0]
+    if not proofs or not isinstance(start, PartStart):
+        return []
+    return [PartStart(CARRIER, Part("thinking"), start.choice), *proofs, PartEnd(CARRIER)]
 
 
 # --- the dialects ------------------------------------------------------------------------------------
@@ -13434,7 +13468,9 @@ class Errand:
     """
 
     def __init__(self, dialect: Dialect, action: str, body: bytes | bytearray) -> None:
-        self.dialect, self.action, self.body = dialect, action, body
+        self.dialect = dialect
+        self.action = action
+        self.body = body
         self.query: Mapping[str, str] = {}
         self.headers: Headers = {}
         self.watcher = Watcher()
@@ -13490,7 +13526,9 @@ class Errand:
 
     def rewrite(self, body: Json) -> None:
         """Put another body in the place of the client's."""
-        self.body, self._json, self._span = dumps(body).encode("ascii"), body, None
+        self.body = dumps(body).encode("ascii")
+        self._json = body
+        self._span = None
 
     @property
     def sse(self) -> bool:
@@ -13714,6 +13752,7 @@ CODEX_REMOVED = frozenset(  # refused with 400 "Unsupported parameter". Source: 
     " stream_options generate background".split()
 )
 CODEX_TIERS = {"priority": "priority", "fast": "priority"}
+CODEX_EFFORTS = {"minimal": "low", "ultra": "max"}
 
 
 def refuse_memory(body: Json) -> None:
@@ -13736,32 +13775,41 @@ def prepare_codex(body: Json, errand: Errand, candidate: Candidate) -> Json:
     fitted = {key: value for key, value in body.items() if key not in CODEX_REMOVED}
     fitted.update(CODEX_FORCED)
     fitted["instructions"] = body.get("instructions") or ""
-    if isinstance(body.get("input"), str):
-        fitted["input"] = [{"role": "user", "content": body["input"]}]
-    else:
-        fitted["input"] = [codex_item(i) for i in body.get("input") or () if codex_takes(i)]
-    include = body.get("include") or []
-    if "reasoning.encrypted_content" not in include:
-        fitted["include"] = [*include, "reasoning.encrypted_content"]
+    fitted["input"] = codex_input(body.get("input"))
     if not fitted.get("tools"):
         fitted.pop("parallel_tool_calls", None)
-    elif b'"web_search_preview' in errand.body:  # its former name
-        search = {"type": "web_search"}
-        fitted["tools"] = [
-            {**tool, **search} if tool["type"].startswith("web_search") else tool for tool in body["tools"]
-        ]
+    elif b'"web_search_preview' in errand.body:
+        fitted["tools"] = [codex_tool(tool) for tool in body["tools"]]
     if key := conversation_of(errand):
         fitted.setdefault("prompt_cache_key", key)
     fitted.pop("service_tier", None)
-    if body.get("service_tier") in CODEX_TIERS:
-        fitted["service_tier"] = CODEX_TIERS[body["service_tier"]]
-    effort = (body.get("reasoning") or {}).get("effort")
-    if effort in CODEX_EFFORTS:
-        fitted["reasoning"] = {**body["reasoning"], "effort": CODEX_EFFORTS[effort]}
+    fitted.update(codex_settings(body))
     return body if fitted == body else fitted
 
 
-CODEX_EFFORTS = {"minimal": "low", "ultra": "max"}
+def codex_settings(body: Json) -> Json:
+    """Return what must be included, the tier and the effort, as the backend takes them."""
+    settings: Json = {}
+    include = body.get("include") or []
+    if "reasoning.encrypted_content" not in include:
+        settings["include"] = [*include, "reasoning.encrypted_content"]
+    if body.get("service_tier") in CODEX_TIERS:
+        settings["service_tier"] = CODEX_TIERS[body["service_tier"]]
+    effort = (body.get("reasoning") or {}).get("effort")
+    if effort in CODEX_EFFORTS:
+        settings["reasoning"] = {**body["reasoning"], "effort": CODEX_EFFORTS[effort]}
+    return settings
+
+
+def codex_tool(tool: Json) -> Json:
+    """Return a tool under its present name: the search had another."""
+    return {**tool, "type": "web_search"} if tool["type"].startswith("web_search") else tool
+
+
+def codex_input(items: Any) -> list[Json]:
+    if isinstance(items, str):
+        return [{"role": "user", "content": items}]
+    return [codex_item(item) for item in items or () if codex_takes(item)]
 
 
 def codex_takes(item: Json) -> bool:
@@ -15133,7 +15181,9 @@ class WebSocket(Watcher):
     """Messages over a connection that was upgraded. One thread uses it."""
 
     def __init__(self, wire: Wire, write: Callable[[bytes], None], idle: Callable[[], None]) -> None:
-        self._wire, self._write, self._idle = wire, write, idle
+        self._wire = wire
+        self._write = write
+        self._idle = idle
 
     def send(self, text: bytes) -> None:
         self._write(socket_frame(OP_TEXT, text))
@@ -15176,7 +15226,9 @@ class WebSocket(Watcher):
         if not self._wire.rest:
             raise SocketClosed(1006)
         first, second = self._wire.read_exactly(2, self._idle)
-        final, opcode, length = first >= 0x80, first & 0x0F, second & 0x7F
+        final = first >= 0x80
+        opcode = first & 0x0F
+        length = second & 0x7F
         long = opcode >= OP_CLOSE and (length > 125 or not final)  # for control
         if long or opcode not in OPCODES or first & 0x70 or second < 0x80:
             raise SocketClosed(1002)
@@ -16575,14 +16627,18 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def flag_settings(name: str, provider: str) -> Json:
+    takes = {"metavar": "FILE"} if "import" in name else {"action": "store_true"}
+    return {**takes, "help": f"login {provider}"}
+
+
 def make_flag_parser() -> argparse.ArgumentParser:
     """Build the command line without a subcommand: to serve, or CLIProxyAPI's flags to log in.
 
     Both take one dash or two. Source: spec/config.md 10.
     """
     parser = argparse.ArgumentParser(prog="cliproxy", allow_abbrev=False)
-    kinds: dict[bool, Json] = {False: {"action": "store_true"}, True: {"metavar": "FILE"}}
-    logins = [(n, {**kinds["import" in n], "help": f"login {p}"}) for n, p, _ in LOGIN_FLAGS]
+    logins = [(name, flag_settings(name, provider)) for name, provider, _ in LOGIN_FLAGS]
     others = [("config", {"help": "config file"}), ("debug", {"action": "store_true", "help": "log more"})]
     for flag, settings in [*others, *SERVE_OPTIONS, *logins, *LOGIN_OPTIONS]:
         name = flag.lstrip("-")
