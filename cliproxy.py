@@ -10198,7 +10198,7 @@ def request_head(method: str, path: str, origin: Origin, headers: Mapping[str, s
     lines.append(f"content-length: {length}")
     head = "\r\n".join(lines)
     if not head.count("\n") == head.count("\r") == len(lines) - 1:
-        raise ProxyError("invalid_request", "a header value holds a line break")
+        raise ProxyError("upstream_failed", "a header value of the account holds a line break")
     return (head + "\r\n\r\n").encode("latin-1", "replace")
 
 
@@ -10381,31 +10381,52 @@ def replace(draft: Path, path: Path) -> None:
     return os.replace(draft, path)  # noqa: PTH105
 
 
-def lock_descriptor(descriptor: int) -> None:
-    """Wait for the lock of an open file. The system drops it when the file is closed."""
-    if sys.platform == "win32":
-        import msvcrt  # noqa: PLC0415
+def try_lock(descriptor: int) -> bool:
+    """Lock an open file unless somebody else has. The system drops the lock when the file is closed."""
+    try:
+        if sys.platform == "win32":
+            import msvcrt  # noqa: PLC0415
 
-        while True:
-            with contextlib.suppress(OSError):  # it gives up after ten seconds
-                return msvcrt.locking(descriptor, msvcrt.LK_LOCK, 1)
-    import fcntl  # noqa: PLC0415
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl  # noqa: PLC0415
 
-    return fcntl.flock(descriptor, fcntl.LOCK_EX)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    return True
 
 
-def locked(path: Path) -> io.FileIO:
+LOCK_PATIENCE = 10.0  # seconds: who holds a lock longer has been stopped, or hangs
+
+
+def locked(path: Path, patience: float | None = None) -> io.FileIO:
     """Keep other threads and processes out of a file until the one that is returned is closed.
 
-    The lock dies with its holder: it is never stale.
+    The lock dies with its holder: it is never stale. Raises OSError; after `patience` seconds TimeoutError.
     """
+    patience = LOCK_PATIENCE if patience is None else patience
+    end, wait = time.monotonic() + patience, 0.001
     while True:
         file = io.FileIO(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
-        lock_descriptor(file.fileno())
         with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            if try_lock(file.fileno()) and os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 return file
-        file.close()  # it was deleted while we waited
+        file.close()  # held by another, or deleted meanwhile
+        if time.monotonic() >= end:
+            raise TimeoutError(errno.ETIMEDOUT, f"another process has held it for {patience:.0f} s")
+        threading.Event().wait(wait)
+        wait = min(2 * wait, 0.05)
+
+
+def read_regular(path: Path, limit: int) -> tuple[bytes, os.stat_result]:
+    """Return the first bytes of a file and its status. Waits for no pipe or device. Raises OSError."""
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    with open(os.open(path, flags), "rb") as file:  # noqa: PTH123 -- a descriptor
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "it is no regular file")
+        return file.read(limit), status
 
 
 class Credential(NamedTuple):
@@ -10429,8 +10450,7 @@ def credential_of(path: Path, data: Json, stamp: Stamp) -> Credential:
 def read_credential(path: Path) -> tuple[Credential, bytes]:
     """Read one file. Raises ProxyError: not_found, or internal for a damaged or foreign one."""
     try:
-        with path.open("rb") as file:
-            stamp, raw = stamp_of(os.fstat(file.fileno())), file.read(LARGEST)
+        raw, status = read_regular(path, LARGEST)
         data = json.loads(raw)
     except FileNotFoundError as exc:
         raise ProxyError("not_found", f"there is no {path.name!r} in {path.parent}") from exc
@@ -10440,7 +10460,14 @@ def read_credential(path: Path) -> tuple[Credential, bytes]:
         raise ProxyError("internal", f"{path} is damaged, and left as it is: {exc}") from exc
     if not isinstance(data, dict) or not isinstance(data.get("type"), str) or not data["type"]:
         raise ProxyError("internal", f"{path} is no credential: it has no `type`")
-    return credential_of(path, data, stamp), raw
+    return credential_of(path, data, stamp_of(status)), raw
+
+
+class Unwritten(NamedTuple):
+    """What could not be written to a file, and the refresh token that the file held then."""
+
+    changes: Json
+    token: str
 
 
 class Store:
@@ -10457,6 +10484,7 @@ class Store:
         self._seen: list[Credential] = []  # by the last scan
         self._bad: dict[str, Stamp] = {}
         self._edited: set[str] = set()  # by others, since the last `edited()`
+        self._unwritten: dict[str, Unwritten] = {}
         self.problems: dict[str, str] = {}
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -10472,7 +10500,7 @@ class Store:
 
     def get(self, name: str) -> Credential:
         """Read one file again, now. Raises ProxyError if it is gone, damaged or foreign."""
-        return read_credential(self._path(name))[0]
+        return self._with_unwritten(read_credential(self._path(name))[0])
 
     def scan(self) -> bool:
         """Look at the folder; tell whether a credential came, changed or went since last time.
@@ -10495,11 +10523,38 @@ class Store:
             names, self._edited = self._edited, set()
             return names
 
-    def merge(self, name: str, changes: Json) -> Credential:
+    def merge(self, name: str, changes: Json, patience: float | None = None) -> Credential:
         """Lay `changes` over what the file says now; None removes a key. Raises ProxyError."""
-        with self._writing():
+        with self._writing(patience):
             credential, raw = read_credential(self._path(name))
-            return self._write(name, overlaid(credential.data, changes), raw)
+            credential = self._with_unwritten(credential)
+            written = self._write(name, overlaid(credential.data, changes), raw)
+            self._unwritten.pop(name, None)
+            return written
+
+    def hold(self, name: str, changes: Json) -> Credential:
+        """Keep in memory what could not be written, such as new tokens, until `flush` can write it."""
+        credential = read_credential(self._path(name))[0]
+        token = str(field_of(credential.data, "refresh_token"))
+        with self._lock:
+            before = self._unwritten.get(name)
+            earlier = before.changes if before else {}
+            self._unwritten[name] = Unwritten({**earlier, **changes}, token)
+            self._known[name] = self._with_unwritten(credential)
+            return self._known[name]
+
+    def flush(self) -> None:
+        """Write what could not be written before, if that is possible by now and without a wait."""
+        for name in list(self._unwritten):
+            with contextlib.suppress(ProxyError):
+                self.merge(name, {}, patience=0.0)
+
+    def _with_unwritten(self, credential: Credential) -> Credential:
+        """Return a credential with what its file lacks, unless somebody has logged in there since."""
+        unwritten = self._unwritten.get(credential.name)
+        if unwritten is None or str(field_of(credential.data, "refresh_token")) != unwritten.token:
+            return credential
+        return credential._replace(data=overlaid(credential.data, unwritten.changes))
 
     def create(self, name: str, data: Json) -> Credential:
         """Write a new file; of one that is there already, the keys not in `data` stay."""
@@ -10535,10 +10590,13 @@ class Store:
             raise ProxyError("internal", f"cannot write {path}: {exc.strerror}") from exc
 
     @contextlib.contextmanager
-    def _writing(self) -> Generator[None, None, None]:
-        """Hold the folder, and turn what the file system says into a ProxyError."""
+    def _writing(self, patience: float | None = None) -> Generator[None, None, None]:
+        """Hold the folder, and turn what the file system says into a ProxyError.
+
+        First the lock that others may hold for long: nobody waits for it under Store._lock.
+        """
         try:
-            with self._lock, locked(self.folder / ".lock"):
+            with locked(self.folder / ".lock", patience), self._lock:
                 yield
         except OSError as exc:
             message = f"cannot write in {self.folder}: {exc.strerror or exc}"
@@ -10598,7 +10656,9 @@ class Store:
         else:
             if last not in {None, stamp}:
                 self._edited.add(name)
-            self._known[name] = credential  # no instant without it: `credentials` takes no lock
+            self._known[name] = self._with_unwritten(
+                credential
+            )  # no instant without it: `credentials` takes no lock
             self._bad.pop(name, None)
             self.problems.pop(name, None)
 
@@ -10607,7 +10667,7 @@ class Store:
         path, old = self.folder / draft, self.folder / name
         if not self._is_ours(name):
             return
-        with contextlib.suppress(OSError), locked(self.folder / ".lock"):
+        with contextlib.suppress(OSError), locked(self.folder / ".lock", patience=0.0):
             if old.exists() and path.stat().st_mtime_ns >= old.stat().st_mtime_ns:
                 with contextlib.suppress(ProxyError):  # it was not even written to its end
                     read_credential(path)
@@ -11060,10 +11120,15 @@ def token_refusal(title: str, reply: Reply, answer: Json) -> ProxyError:
 # Files: from the answer of a token URL to what is stored
 
 
+def inside(data: Json, key: str) -> Json:
+    """Return the object that an object holds, an empty one if it holds none: tokens must not hang on it."""
+    value = data.get(key)
+    return value if isinstance(value, dict) else {}
+
+
 def service_account(data: Json) -> Json:
     """Return the key of a service account that a file holds; an empty one if it holds none."""
-    account = data.get("service_account")
-    return account if isinstance(account, dict) else {}
+    return inside(data, "service_account")
 
 
 def renewer(data: Json) -> str:
@@ -11101,7 +11166,7 @@ def token_fields(flow: Flow, answer: Json) -> Json:
 def codex_fields(flow: Flow, answer: Json) -> Json:
     """Add what the id token says of the account."""
     claims = jwt_claims(answer.get("id_token"))
-    account = claims.get(OPENAI_AUTH, {}).get("chatgpt_account_id") or answer.get("account_id")
+    account = inside(claims, OPENAI_AUTH).get("chatgpt_account_id") or answer.get("account_id")
     found = {"account_id": account, "email": claims.get("email")}
     return {**token_fields(flow, answer), **{key: value for key, value in found.items() if value}}
 
@@ -11116,10 +11181,8 @@ def codex_file(data: Json) -> str:
 
 def plan_of(data: Json) -> str:
     """Return the name of the account's subscription; empty if the file does not tell."""
-    own = data.get("cliproxy")
-    account = jwt_claims(data.get("id_token")).get(OPENAI_AUTH)
-    told = account.get("chatgpt_plan_type") if isinstance(account, dict) else None
-    return str(told or (own.get("plan") if isinstance(own, dict) else "") or "")
+    told = inside(jwt_claims(data.get("id_token")), OPENAI_AUTH).get("chatgpt_plan_type")
+    return str(told or inside(data, "cliproxy").get("plan") or "")
 
 
 # what to show, in RFC 8628's names; and how to ask for the tokens
@@ -11180,6 +11243,14 @@ class Login(NamedTuple):
     usage: Callable[[Json], list[Window]] | None = None
 
 
+TOKEN_KEYS = ("access_token", "refresh_token", "id_token")
+
+
+def is_token(value: object) -> bool:
+    """Tell whether something can be sent as a token: a text without line breaks and the like."""
+    return isinstance(value, str) and value.isascii() and value.isprintable()
+
+
 class Flow:
     """One login or refresh under way: a row with the owner's overrides, and whom it talks to."""
 
@@ -11191,6 +11262,7 @@ class Flow:
         *,
         now: Callable[[], float] = time.time,
         terminal: Terminal | None = None,
+        patience: float = 30.0,
     ) -> None:
         token_url = data.get("token_endpoint") or service_account(data).get("token_uri")
         cells = {"token_url": token_url, "client_id": field_of(data, "client_id")}
@@ -11200,6 +11272,7 @@ class Flow:
                 cells[name] = value
         self.row = row._replace(**{key: value for key, value in cells.items() if value})
         self.data, self.now = data, now
+        self.patience = patience  # seconds for each call
         self.terminal = terminal or Terminal(lambda text: None)
         self.options = Options()
         self.proxy = str(data.get("proxy_url") or config["proxy-url"] or "")
@@ -11223,7 +11296,7 @@ class Flow:
         if token:
             sent["authorization"] = f"Bearer {token}"
         method = "GET" if data is None else "POST"
-        reply = fetch(method, url, sent, body, proxy=self.proxy)
+        reply = fetch(method, url, sent, body, proxy=self.proxy, timeout=self.patience)
         return reply, read_object(reply.body)
 
     def grant(self, kind: str, **fields: str) -> Json:
@@ -11240,6 +11313,8 @@ class Flow:
         reply, answer = self.call(row.token_url, body, headers, form=row.form)
         if reply.status >= 400 or "error" in answer or not answer.get("access_token"):
             raise token_refusal(row.title, reply, answer)
+        if not all(is_token(answer[key]) for key in TOKEN_KEYS if answer.get(key)):
+            raise ProxyError("upstream_failed", f"{row.title} answered with what is no token")
         return answer
 
     def secret(self) -> str:
@@ -11284,7 +11359,7 @@ class Flow:
         if bare:
             code, state = head, tail or (self.state if self.row.pkce else "")
         ours = same_text(state, self.state)
-        if "error" in fields and (ours or not state):
+        if "error" in fields and ours:  # without our state it may be of any page. RFC 6749 4.1.2.1
             why = fields.get("error_description") or fields["error"]
             message = f"{self.row.title} refused the login: {why}; nothing was saved"
             raise ProxyError("forbidden", message)
@@ -11368,7 +11443,7 @@ def xai_device(flow: Flow) -> Device:
 
 def claude_account(answer: Json, email: str) -> Json:
     """Return whose account it is, in the file's words."""
-    account, team = answer.get("account") or {}, answer.get("organization") or {}
+    account, team = inside(answer, "account"), inside(answer, "organization")
     found = {
         "email": account.get(email),
         "account_uuid": account.get("uuid"),
@@ -11646,7 +11721,7 @@ LOGINS = {row.provider: row for row in (
         "antigravity", "Antigravity", "1071006060591-tmhssin2h21lcre235vtolojh4g403ep.apps.googleusercontent.com",
         "https://oauth2.googleapis.com/token", authorize_url="https://accounts.google.com/o/oauth2/v2/auth",
         redirect_port=51121, redirect_path="/oauth-callback", scope=f"{GOOGLE_SCOPE} {GOOGLE}cclog {GOOGLE}experimentsandconfigs",
-        query=GOOGLE_QUERY, base_url="https://cloudcode-pa.googleapis.com", pkce=False, rotates=False, fields=antigravity_fields,
+        query=GOOGLE_QUERY, base_url="https://cloudcode-pa.googleapis.com", rotates=False, fields=antigravity_fields,
         profile_url="https://www.googleapis.com/oauth2/v1/userinfo?alt=json", finish=google_finish,
         lacking="this login needs a client secret that is in no public package",
         terms=f"Antigravity is known to refuse programs that say who they are, as this one does. {GOOGLE_TERMS}",
@@ -11690,6 +11765,7 @@ LOGINS = {row.provider: row for row in (
 # New tokens for old ones, once, however many want them; and what a provider says of a login's limits.
 
 RETRY_WAITS = (1.0, 2.0)  # seconds between the tries of a refresh
+TOKEN_PATIENCE = 10.0  # seconds for which new tokens are waited for, as requests may wait for them
 
 
 def why_dead(data: Json) -> str:
@@ -11728,36 +11804,54 @@ def refresh(
     """Renew the tokens of a credential, on disk before it returns; one process at a time does.
 
     If another one has done so meanwhile, its tokens are returned. Raises ProxyError: unauthorized
-    if only a new login helps, which is remembered in the file; else as the provider failed.
+    if only a new login helps, which is remembered in the file; else as the provider, or the disk, failed.
     """
-    with store.refreshing(credential.name):
-        fresh = store.get(credential.name)
-        if is_newer(fresh.data, credential.data, now()):
-            return fresh
-        token, why = renewer(fresh.data), why_dead(fresh.data)
-        if not token or why or fresh.type not in LOGINS:
-            raise need_login(fresh, why or "there is no refresh token")
-        flow = Flow(LOGINS[fresh.type], config, fresh.data, now=now)
-        store.merge(fresh.name, {})  # fails if nothing can be written: the token works once
-        try:
-            answer = renew(flow, token)
-        except ProxyError as error:
-            if not is_final(flow.row, error):
-                raise not_the_client_s(error) from error.__cause__
-            note = {"message": str(error), "token": digest(token), "at": write_time(now(), utc=True)}
-            store.merge(fresh.name, {"cliproxy": {"refused": note}})
-            raise need_login(fresh, str(error)) from error
-        fields = flow.row.fields(flow, answer)
-        renewed = store.merge(fresh.name, {**fields, "cliproxy": {"refused": None}})
-        if flow.row.again and flow.row.finish:
-            return store.merge(fresh.name, flow.row.finish(flow, renewed.data))
-        return renewed
+    try:
+        with store.refreshing(credential.name):
+            fresh = store.get(credential.name)
+            if is_newer(fresh.data, credential.data, now()):
+                return fresh
+            return renewed(fresh, store, config, now)
+    except ProxyError as error:
+        raise as_account_failure(error) from error.__cause__
 
 
-def not_the_client_s(error: ProxyError) -> ProxyError:
-    """Return the error of a refresh for those who wait for it: their requests are not at fault."""
-    if error.kind == "invalid_request":
-        error.kind, error.status = "upstream_failed", KINDS["upstream_failed"].status
+def renewed(credential: Credential, store: Store, config: Config, now: Callable[[], float]) -> Credential:
+    """Ask for new tokens, and store them or why there will be none."""
+    token, why = renewer(credential.data), why_dead(credential.data)
+    if not token or why or credential.type not in LOGINS:
+        raise need_login(credential, why or "there is no refresh token")
+    flow = Flow(LOGINS[credential.type], config, credential.data, now=now, patience=TOKEN_PATIENCE)
+    store.merge(credential.name, {})  # fails if nothing can be written: the token works once
+    try:
+        answer = renew(flow, token)
+    except ProxyError as error:
+        if not is_final(flow.row, error):
+            raise
+        note = {"message": str(error), "token": digest(token), "at": write_time(now(), utc=True)}
+        store.merge(credential.name, {"cliproxy": {"refused": note}})
+        raise need_login(credential, str(error)) from error
+    fields = {**flow.row.fields(flow, answer), "cliproxy": {"refused": None}}
+    result = tokens_kept(store, credential.name, fields)
+    if flow.row.again and flow.row.finish:
+        return tokens_kept(store, credential.name, flow.row.finish(flow, result.data))
+    return result
+
+
+def tokens_kept(store: Store, name: str, fields: Json) -> Credential:
+    """Write new tokens; if that fails, they are used all the same, and written as soon as they can be."""
+    try:
+        return store.merge(name, fields)
+    except ProxyError as error:
+        log.warning("%s: %s; its new tokens are in memory only", name, error)
+        return store.hold(name, fields)
+
+
+def as_account_failure(error: ProxyError) -> ProxyError:
+    """Return the error of a refresh for those who wait for it: neither they nor other accounts are at fault."""
+    if not KINDS[error.kind].retry:
+        error.kind = "upstream_failed"
+        error.status = KINDS[error.kind].status
     return error
 
 
@@ -11784,7 +11878,7 @@ def is_final(row: Login, error: ProxyError) -> bool:
 
 def renew(flow: Flow, token: str) -> Json:
     """Ask for new tokens. Asked again only if the token cannot have been used up."""
-    request = flow.row.request(flow, token)
+    request, late = flow.row.request(flow, token), time.monotonic() + TOKEN_PATIENCE
     for wait in (*RETRY_WAITS, None):
         try:
             return flow.grant(**request)
@@ -11793,7 +11887,7 @@ def renew(flow: Flow, token: str) -> Json:
                 error.retry_after = min(max(error.retry_after or 60.0, 5.0), 300.0)
             whole = not (error.sent and flow.row.rotates)  # the token works still
             again = error.status >= 500 if error.headers else whole
-            if wait is None or not again:
+            if wait is None or not again or time.monotonic() > late:
                 raise
         flow.terminal.pause(wait)
     raise AssertionError
@@ -11898,9 +11992,12 @@ VENDOR_FILES = {
 def read_object_file(path: Path) -> Json:
     """Return the JSON object in a file, an empty one if there is none."""
     try:
-        return read_object(path.read_bytes())
+        return read_object(read_regular(path, LARGEST_OBJECT)[0])
     except OSError:
         return {}
+
+
+LARGEST_OBJECT = 20_000_000  # bytes of a file of state, or of another program, that are read
 
 
 def read_vendor(flow: Flow, source: str) -> Json:
@@ -12033,13 +12130,29 @@ def browser_login(flow: Flow) -> Json:
         return redeem(flow, *wait_for_code(flow))
 
 
+REDEEM_WAITS = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)  # seconds: a code lives for minutes
+
+
+def exchanged(flow: Flow, fields: dict[str, str]) -> Json:
+    """Exchange a code for tokens; again if it did not get there, as without DNS: it is not used up."""
+    for wait in (*REDEEM_WAITS, None):
+        try:
+            return flow.grant("authorization_code", **fields)
+        except ProxyError as error:
+            if error.sent or wait is None:
+                raise
+            flow.terminal.say(f"{error}; trying again in {wait:.0f} s, the code is not lost")
+        flow.terminal.pause(wait)
+    raise AssertionError("not reached")
+
+
 def redeem(flow: Flow, code: str, uri: str, arrival: Arrival) -> Json:
     """Exchange a code, and tell the browser that brought it how that went."""
     fields = {"code": code, "redirect_uri": uri}
     fields.update({"code_verifier": flow.verifier} if flow.row.pkce else {})
     fields.update({} if flow.row.form else {"state": flow.state})
     try:
-        answer = flow.grant("authorization_code", **fields)
+        answer = exchanged(flow, fields)
     except ProxyError as error:
         advice = "codes are short-lived and work once: run the login again; nothing was saved"
         arrival.answer(400, f"{error}: {advice}")
@@ -12216,6 +12329,12 @@ def tidy_base(base: str, path: str) -> str:
     return base[: version.start()] if version and versioned else base
 
 
+FRAMING = frozenset({"host", "content-length", "transfer-encoding", "connection", "upgrade", "expect"})
+CREDENTIAL_HEADERS = frozenset(
+    {"authorization", "proxy-authorization", "x-api-key", "x-goog-api-key", "cookie"}
+)
+
+
 class Account:
     """One credential: of the config, of the environment or of a file in the auth dir.
 
@@ -12253,8 +12372,7 @@ class Account:
         self.facts: Mapping[str, Model] = models_of(provider.name, plan)
         self.listed: Collection[str] = self.facts  # what it offers, unless `models` says so
         self.refreshing = threading.Lock()  # held across the one network call it is made for
-        self._attempts = 0  # to renew the tokens; guarded by refreshing, as the next
-        self._failure: ProxyError | None = None  # of the last one
+        self._failure: ProxyError | None = None  # of the last renewal; guarded by refreshing
         self.take_over(credential)
 
     def take_over(self, credential: Credential | None) -> None:
@@ -12268,6 +12386,19 @@ class Account:
         renews = bool(credential and credential.type in LOGINS and renewer(data))
         self.renewable = renews and not self.dead
         self.ends = expires_at(data)
+
+    def unsendable(self) -> str:
+        """Say what of it can stand in no header, or may not; empty if nothing."""
+        if not is_token(self.token):
+            return "its key or token holds what no header can carry"
+        for name, value in self.headers.items():
+            if not name.isascii() or not name.isprintable() or not value.isprintable():
+                return f"its header {name!r} holds what no header can carry"
+            if name in FRAMING:
+                return f"its header {name!r} is ours to send"
+            if self.credential and value.startswith("$") and value[1:].lower() in CREDENTIAL_HEADERS:
+                return f"its header {name!r} would hand on the key of a client"
+        return ""
 
     def expired(self, now: float) -> bool:
         """Tell whether the token is of no more use at `now`, in Unix time, or still to be got."""
@@ -12283,19 +12414,22 @@ class Account:
 
         One thread asks; those that come meanwhile get what it gets. Raises ProxyError, as it does.
         """
-        attempts = self._attempts
-        with self.refreshing:
+        waited = not self.refreshing.acquire(blocking=False)
+        if waited and not self.refreshing.acquire(timeout=2 * TOKEN_PATIENCE):
+            raise ProxyError("upstream_timeout", f"{self.name}: its new tokens take too long")
+        try:
             if self.token != stale or self.credential is None:
                 return
-            if self._attempts != attempts and self._failure:
+            if waited and self._failure:
                 raise self._failure
-            self._attempts += 1
             self._failure = None
             try:
                 self.take_over(get_new(self.credential))
             except ProxyError as error:
                 self._failure = error
                 raise
+        finally:
+            self.refreshing.release()
 
     def provider_for(self, dialect: str) -> Provider:
         """Return the row by which to ask for a client of this dialect."""
@@ -12425,9 +12559,15 @@ def find_accounts(
         if why:
             report(f"{credential.name} is not used: {why}")
     accounts += accounts_of_environ(config, environ)
+    usable = []
     for account in accounts:
+        why = account.unsendable()
+        if why:
+            report(f"{account.name} is not used: {why}")
+            continue
         account.learn(listed(account), config["models"])
-    return accounts
+        usable.append(account)
+    return usable
 
 
 def with_overrides(config: Config, provider: Provider, entry: Json) -> Json:
@@ -14500,7 +14640,7 @@ class App:
         self._stored = -math.inf  # when the state was; only one thread polls
         self._told: set[str] = set()  # which credentials are not used, and why
         self._wakes_seen: Json = {}  # only the thread that polls uses it
-        self.router.restore(read_object_file(self._state_file))
+        self.router.restore(read_object_file(state_file(self.store.folder)))
         self._take_wakes()
         self.reload()
 
@@ -14549,6 +14689,7 @@ class App:
             return
         if any(changed):
             self.reload()
+        self.store.flush()
         for name in self.store.edited():
             self.router.wake(name, time.time())
         self._take_wakes()
@@ -14576,23 +14717,19 @@ class App:
             if is_recent(when, now):
                 self.router.wake(name, when)
 
-    @property
-    def _state_file(self) -> Path:
-        """Where other programs do not look for credentials."""
-        return self.store.folder / ".cliproxy" / "state"
-
     def save_state(self) -> None:
         """Store cooldowns and limits, so that a restart does not forget them."""
         state = self.router.state()
         if state is None:
             return
         self._stored = time.monotonic()
+        path = state_file(self.store.folder)
         try:
-            self._state_file.parent.mkdir(mode=0o700, exist_ok=True)
-            write_atomic(self._state_file, dumps(state).encode("ascii"))
+            path.parent.mkdir(mode=0o700, exist_ok=True)
+            write_atomic(path, dumps(state).encode("ascii"))
         except OSError as exc:
             self._stored = math.inf  # once is enough to say so
-            log.warning("%s: %s; no rest will outlive a restart", self._state_file, exc.strerror)
+            log.warning("%s: %s; no rest will outlive a restart", path, exc.strerror)
 
     def renew(self, account: Account, stale: str) -> None:
         """Get new tokens for an account unless it has others than `stale`. Raises ProxyError."""
@@ -14612,6 +14749,9 @@ class App:
             except ProxyError as error:
                 log.warning("%s", error)
                 wait = error.retry_after or RENEW_FAILED
+            except Exception:  # the others shall be renewed all the same
+                log.exception("%s: its tokens could not be renewed", account.name)
+                wait = RENEW_FAILED
             self._not_before[account.mark] = time.monotonic() + wait
 
     def keep_renewed(self, stop: threading.Event) -> None:
@@ -14622,6 +14762,11 @@ class App:
             except Exception:  # a thread's top
                 log.exception("the tokens that are due could not be renewed")
             stop.wait(RENEW_INTERVAL)
+
+
+def state_file(folder: Path) -> Path:
+    """Return where the rests stand, and what else outlives a restart: other programs do not look there."""
+    return folder / ".cliproxy" / "state"
 
 
 def wake_file(folder: Path) -> Path:
@@ -16324,7 +16469,8 @@ def cmd_login(options: argparse.Namespace) -> int:
         credential = login(options.provider, wanted, config, store, make_terminal())
     except KeyboardInterrupt:
         raise ProxyError("caller_timeout", "stopped; nothing was saved") from None
-    tell_awake(store.folder, credential.name)
+    if state_file(store.folder).exists():
+        tell_awake(store.folder, credential.name)
     say(f"saved {credential.path}")
     say("`cliproxy serve` uses it; one that is running does so within a second")
     return 0
@@ -16403,23 +16549,31 @@ def wake_accounts(app: App, name: str) -> int:
 
 
 def account_row(account: Account, app: App, *, limits: bool) -> Json:
-    """Return what is known of an account, without any secret. Limits with room in them end its rests."""
+    """Return what is known of an account, without any secret."""
     data = account.credential.data if account.credential else {}
     row: Json = {"provider": account.provider.name, "name": account.name, "plan": plan_of(data)}
     why, windows = "", []
     if limits and account.credential:
         try:
-            if account.renewable and account.expired(time.time()):
-                app.renew(account, account.token)
-            windows = usage_of(account.credential, app.config)
+            windows = limits_now(account, account.credential, app)
         except ProxyError as error:
             why = str(error)
-    if windows and all(window.used < 100 for window in windows):
-        app.wake(account.name)
     row.update(app.router.report(account), expires=account.ends, last_refresh=last_refresh(data))
     row["limits"] = [window._asdict() for window in windows] or row["limits"]
     row["why"] = why or account.dead or "; ".join(rest["why"] for rest in row["cooling"])
     return row
+
+
+def limits_now(account: Account, credential: Credential, app: App) -> list[Window]:
+    """Ask how much of an account's limits is used; where there is room, its rests are over."""
+    if account.renewable and account.expired(time.time()):
+        app.renew(account, account.token)
+        credential = account.credential or credential
+    windows = usage_of(credential, app.config)
+    room = bool(windows) and all(window.used < 100 for window in windows)
+    if room and app.router.report(account)["cooling"]:
+        app.wake(account.name)
+    return windows
 
 
 def file_row(credential: Credential) -> Json:

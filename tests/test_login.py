@@ -7,6 +7,7 @@ import http.client
 import re
 import socket
 import sys
+import threading
 from pathlib import Path
 from typing import Any, Callable
 from urllib.parse import parse_qsl, urlsplit
@@ -347,3 +348,49 @@ def test_logout(world: World, store: cp.Store) -> None:
     again = sign_in(world, store, "claude")
     config = world.config(claude={"revoke-url": f"{world.url}/nowhere"})
     assert "could not be revoked" in cp.logout(again, store, config)
+
+
+def test_an_error_without_our_state_is_of_any_page(world: World, store: cp.Store) -> None:
+    attempt = Attempt(world, store, "codex")
+    url = attempt.url()
+    attempt.paste("http://localhost/auth/callback?error=access_denied")
+    attempt.paste(consent(url))
+    assert attempt.result().data["refresh_token"] in world.live
+
+
+def forward_one(port: int, target: int) -> None:
+    """Listen, and hand one exchange on to another port of this machine."""
+    listener = socket.create_server(("127.0.0.1", port))
+
+    def serve() -> None:
+        with listener, listener.accept()[0] as near, socket.create_connection(("127.0.0.1", target)) as far:
+            threading.Thread(target=pump, args=(near, far), daemon=True).start()
+            pump(far, near)
+
+    threading.Thread(target=serve, daemon=True).start()
+
+
+def pump(source: socket.socket, sink: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while data := source.recv(65_536):
+            sink.sendall(data)
+
+
+def test_a_code_is_not_lost_where_the_way_is_cut(world: World, store: cp.Store) -> None:
+    """No DNS, or nobody listens: the code has not been used, and is tried again."""
+    config = world.config()
+    port = free_port()
+    config.data["providers"]["codex"]["token-url"] = f"http://127.0.0.1:{port}/codex/token"
+    attempt = Attempt(world, store, "codex", config)
+    pauses: list[float] = []
+
+    def mend() -> None:
+        pauses.append(world.clock())
+        if len(pauses) == 2:
+            forward_one(port, world.server_port)
+
+    attempt.on_pause = mend
+    attempt.paste(consent(attempt.url()))
+    attempt.wait_for("the code is not lost")
+    assert attempt.result().data["refresh_token"] in world.live
+    assert len(pauses) == 2

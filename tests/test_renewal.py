@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
 from concurrent import futures
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,8 +23,9 @@ import pytest
 import cliproxy as cp
 from support.accounts import House, Json
 from support.logins import Attempt, consent, sign_in
-from support.upstream import DEADLINE, make_reply
-from support.world import Fault, World, free_port
+from support.proxy import Proxy
+from support.upstream import DEADLINE, Upstream, make_reply
+from support.world import OPENAI_AUTH, Fault, World, free_port, jwt
 
 
 @pytest.mark.parametrize("provider", ["claude", "codex", "gemini", "antigravity", "kimi", "xai", "qwen"])
@@ -530,3 +534,235 @@ def test_a_token_service_that_fails_is_no_login_problem(house: House) -> None:
     house.world.faults["claude/token"] += [Fault(503, {"error": "busy"})] * 3
     assert house.ask().status == 529
     assert house.ask().status == 200  # it is the only account there is
+
+
+# What one account, its file or its token service does is no matter of the others
+
+
+@pytest.mark.parametrize("header", ["Mon, 01 Jan 99999999999999999999 00:00:00 GMT", "inf", "1e300", "nan"])
+def test_an_odd_hint_stops_no_other_renewal(house: House, header: str) -> None:
+    house.add("a", ends=30)
+    house.add("b", ends=30)
+    house.world.faults["claude/token"].append(Fault(429, {"error": "slow_down"}, {"retry-after": header}))
+    before = house.account("claude-b.json").token
+    house.proxy.app.renew_due()
+    assert house.account("claude-b.json").token != before
+
+
+def test_a_failure_that_nobody_thought_of_stops_no_other_renewal(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house.add("a", ends=30)
+    house.add("b", ends=30)
+
+    def fail(*_: Any) -> None:
+        raise KeyError("nobody thought of it")
+
+    monkeypatch.setattr(house.account(), "renew", fail)
+    before = house.account("claude-b.json").token
+    house.proxy.app.renew_due()
+    assert house.account("claude-b.json").token != before
+
+
+@contextlib.contextmanager
+def held(path: Path) -> Iterator[None]:
+    """Hold a lock as another process does that was stopped in the middle."""
+    code = "import fcntl, sys; file = open(sys.argv[1], 'a'); fcntl.flock(file, fcntl.LOCK_EX); print('held', flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout
+        assert other.stdin
+        assert other.stdout.readline() == b"held\n"
+        yield
+        other.stdin.close()
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cp, "LOCK_PATIENCE", 0.2)
+    monkeypatch.setattr(cp, "TOKEN_PATIENCE", 0.2)
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("lock", [".claude-a.json.lock", ".lock"])
+def test_a_lock_that_another_holds_costs_one_account(house: House, lock: str) -> None:
+    house.add("a")
+    house.add("b", ends=8 * 3600)
+    with held(house.proxy.auth_dir / lock):
+        assert [house.ask().status for _ in range(4)] == [200] * 4
+        house.proxy.app.poll()
+        house.proxy.app.renew_due()
+    assert house.refreshes == 0
+    house.proxy.app.wake("*")
+    assert [house.ask().status for _ in range(2)] == [200] * 2
+    assert house.refreshes == 1
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_folder_that_another_holds_does_not_stop_the_main_loop(house: House) -> None:
+    house.add("a", ends=3600)
+    store = house.proxy.app.store
+    with held(house.proxy.auth_dir / ".lock"), ThreadPoolExecutor(1) as pool:
+        (house.proxy.auth_dir / ".claude-a.json.0123abcd.new").write_text("{")
+        writing = pool.submit(store.merge, "claude-a.json", {"note": "x"})
+        while not writing.done():
+            store.scan()
+    assert isinstance(writing.exception(), cp.ProxyError)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_token_service_that_hangs_costs_its_account_one_wait(house: House) -> None:
+    """Whoever waited for an attempt shares its end; then the account rests while there are others."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        config = json.loads(house.proxy.path.read_text())
+        config["providers"]["claude"]["token-url"] = f"http://127.0.0.1:{silent.getsockname()[1]}/token"
+        house.proxy.write(config)
+        house.add("a")
+        house.add("b", ends=3600)
+        with ThreadPoolExecutor(8) as pool:
+            assert {got.status for got in pool.map(lambda _: house.ask(), range(8))} == {200}
+        assert house.ask().status == 200
+        silent.settimeout(0.01)
+        tries = 0
+        with contextlib.suppress(OSError):
+            while True:
+                silent.accept()[0].close()
+                tries += 1
+    assert tries == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes")
+@pytest.mark.parametrize("name", [".a.json.01234567.new", ".cliproxy/state", ".cliproxy/wake", "b.json"])
+def test_a_pipe_in_the_folder_stops_nobody(tmp_path: Path, name: str) -> None:
+    (tmp_path / "a.json").write_text('{"type": "codex", "access_token": "x"}')
+    (tmp_path / ".cliproxy").mkdir()
+    os.utime(tmp_path / "a.json", (1.0, 1.0))
+    os.mkfifo(tmp_path / name)
+    store = cp.Store(tmp_path)
+    store.scan()
+    app = cp.App(cp.ConfigFile(None), store, {})
+    app.poll()
+    assert [account.name for account in app.router.offers.accounts] == ["a.json"]
+
+
+# fmt: off
+UNSENDABLE = [
+    pytest.param({"access_token": "two\r\nlines"}, "holds what no header can carry", id="a token"),
+    pytest.param({"headers": {"x-team": "two\nlines"}}, "holds what no header can carry", id="a header"),
+    pytest.param({"headers": {"Content-Length": "7"}}, "is ours to send", id="framing"),
+    pytest.param({"headers": {"host": "elsewhere"}}, "is ours to send", id="host"),
+    pytest.param({"headers": {"x-copy": "$Authorization"}}, "would hand on the key of a client", id="the key of a client"),
+]
+# fmt: on
+
+
+@pytest.mark.parametrize(("fields", "why"), UNSENDABLE)
+def test_an_account_that_cannot_be_asked_is_named(
+    house: House, caplog: pytest.LogCaptureFixture, fields: Json, why: str
+) -> None:
+    house.add("b", ends=3600)
+    house.add("a", ends=3600, **fields)
+    assert [house.ask().status for _ in range(3)] == [200] * 3
+    assert "claude-a.json" not in {account.name for account in house.proxy.app.router.offers.accounts}
+    assert why in caplog.text
+
+
+def test_an_id_that_no_header_can_carry_is_the_account_s_own_fault(codex: Proxy, upstream: Upstream) -> None:
+    file = codex.auth_dir / "codex-a.json"
+    data = json.loads(next(codex.auth_dir.glob("codex-*.json")).read_text())
+    next(codex.auth_dir.glob("codex-*.json")).unlink()
+    file.write_text(json.dumps({**data, "account_id": "a\r\nb"}))
+    codex.app.poll()
+    got = codex.ask("/v1/responses", {"model": "gpt-5.5", "input": "x"})
+    assert (got.status, upstream.seen) == (502, [])
+    assert "holds a line break" in got.json()["error"]["message"]
+
+
+def test_a_folder_that_cannot_be_written_costs_one_account(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house.add("a")
+    house.add("b", ends=3600)
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert [house.ask().status for _ in range(4)] == [200] * 4
+
+
+def test_new_tokens_that_cannot_be_written_are_used_and_written_later(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house.add("a", note="kept")
+    real, calls = os.fsync, []
+
+    def fills_up(descriptor: int) -> None:
+        calls.append(descriptor)
+        if len(calls) > 2:  # one write: its file and its folder
+            raise OSError(28, "No space left on device")
+        real(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fills_up)
+        assert [house.ask().status for _ in range(3)] == [200] * 3
+        assert house.refreshes == 1
+        house.proxy.app.poll()
+        house.proxy.app.reload()
+        assert house.ask().status == 200
+        spent = house.file()["refresh_token"]
+    path = house.proxy.auth_dir / "claude-a.json"
+    path.write_text(json.dumps({**house.file(), "note": "of another program"}))
+    house.proxy.app.poll()
+    assert house.file()["refresh_token"] != spent
+    assert (house.file()["access_token"], house.file()["note"]) == (
+        house.account().token,
+        "of another program",
+    )
+    house.proxy.app.renew(house.account(), house.account().token)
+    assert house.ask().status == 200
+
+
+def test_a_new_login_outranks_what_could_not_be_written(store: cp.Store) -> None:
+    store.create("a.json", {"type": "codex", "access_token": "old", "refresh_token": "old"})
+    store.hold("a.json", {"access_token": "new", "refresh_token": "new"})
+    assert store.get("a.json").data["refresh_token"] == "new"
+    store.create("a.json", {"type": "codex", "access_token": "login", "refresh_token": "login"})
+    store.flush()
+    assert store.get("a.json").data["refresh_token"] == "login"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"access_token": ["x"]},
+        {"access_token": "x", "refresh_token": {"a": 1}},
+        {"access_token": "x\r\ny"},
+        {"access_token": "ü"},
+    ],
+)
+def test_an_answer_of_wrong_types_is_no_token(world: World, store: cp.Store, answer: Json) -> None:
+    credential = sign_in(world, store, "claude")
+    world.faults["claude/token"].append(Fault(200, {"expires_in": 60, **answer}))
+    with pytest.raises(cp.ProxyError, match="no token") as caught:
+        cp.refresh(credential, store, world.config(), world.clock)
+    assert caught.value.kind == "upstream_failed"
+    assert store.get(credential.name).data["refresh_token"] == credential.data["refresh_token"]
+
+
+@pytest.mark.parametrize(
+    ("provider", "path", "odd"),
+    [
+        ("claude", "claude/token", {"account": ["x"], "organization": "y"}),
+        ("codex", "codex/token", {"id_token": jwt({OPENAI_AUTH: []})}),
+    ],
+)
+def test_odd_facts_beside_new_tokens_cost_nothing(
+    world: World, store: cp.Store, provider: str, path: str, odd: Json
+) -> None:
+    credential = sign_in(world, store, provider)
+    world.faults[path].append(
+        Fault(200, {"access_token": "new", "refresh_token": "next", "expires_in": 60, **odd})
+    )
+    assert cp.refresh(credential, store, world.config(), world.clock).data["refresh_token"] == "next"
