@@ -2845,6 +2845,7 @@ class ClaudeReader:
         self.called = False  # is there a call that the client must answer?
         self.usage: Json = {}
         self.end: Json = {}
+        self.ended = False  # has a stream said why? an answer may say it at its start, of what was before
 
     def message_start(self, payload: Json) -> Iterator[Event]:
         if self.parts.kinds:
@@ -2913,7 +2914,9 @@ class ClaudeReader:
 
     def message_delta(self, payload: Json) -> Iterator[Event]:
         self.end.update(without(payload, frozenset({"type", "delta", "usage"})))
-        self.end.update(object_in(payload, "delta"))
+        delta = object_in(payload, "delta")
+        self.ended = bool(delta.get("stop_reason"))
+        self.end.update(delta)
         yield from self.read_usage(payload)
 
     def message_stop(self, payload: Json) -> Iterator[Event]:
@@ -2969,7 +2972,7 @@ def claude_read_stream(payloads: Iterable[Json], _request: Request) -> Events:
             break
         if kind in CLAUDE_EVENTS:
             yield from CLAUDE_EVENTS[kind](reader, payload)
-    if kind != "message_stop" and not reader.end.get("stop_reason"):
+    if kind != "message_stop" and not reader.ended:
         raise ProxyError("upstream_failed", "the upstream closed the stream before message_stop")
     yield from reader.message_stop({})
 
@@ -5488,7 +5491,7 @@ def gemini_read_media(data: Json) -> Part:
 
 
 def gemini_read_call(data: Json) -> Part:
-    return Part("call", dumps_text(data.get("args") or {}), data.get("id") or "", data.get("name") or "")
+    return Part("call", dumps_text(data.get("args") or {}), data.get("id") or "", data.get("name", ""))
 
 
 def gemini_read_result(data: Json) -> Part:

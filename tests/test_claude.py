@@ -1065,3 +1065,10 @@ def check_recorded_body(body: Json) -> None:
     assert cp.collect(cp.claude_read_response(written, ASKED)) == truth
     assert {key: written.get(key) for key in body} == body
     validate(write_stream(cp.claude_read_response(body, ASKED)))
+
+
+def test_a_reason_at_the_start_of_a_stream_is_not_its_end() -> None:
+    """After a tool of the server the message comes with the reason that the last one stopped for."""
+    message = {**begun()["message"], "stop_reason": "tool_use"}
+    with pytest.raises(cp.ProxyError, match="message_stop"):
+        cp.collect(read_stream(sse({**begun(), "message": message}, *WORDS)))

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import ast
-import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -163,56 +162,7 @@ def test_importing_starts_nothing() -> None:
 
 
 def test_dialects_are_rows_of_the_same_functions() -> None:
-    assert list(cp.DIALECTS) == list(PREFIXES)
+    assert list(cp.DIALECTS) == ["claude", "chat", "responses", "gemini"]
     for name, row in cp.DIALECTS.items():
         functions = [cell for cell in row if hasattr(cell, "__code__")]
         assert [function.__name__ for function in functions] == [f"{name}_{verb}" for verb in VERBS]
-
-
-OUTLINE = {  # section of a dialect's room -> what has to stand there, in this order; X stands for the dialect
-    "tables": "X_PARAMS X_FINISH X_FINISH_WRITE X_USAGE",
-    "parts and messages, read": "x_read_part x_read_message",
-    "parts and messages, written": "x_write_part x_write_message",
-    "requests, read": "x_read_tool x_read_choice x_read_format x_read_params x_read_request",
-    "requests, written": "x_write_tool x_write_choice x_write_format x_write_params x_write_request",
-    "answers, read": "x_read_usage x_read_citation XReader x_read_response x_read_stream",
-    "answers, written": "x_write_usage x_write_citation XWriter x_write_response x_write_stream",
-    "errors": "X_KINDS x_error x_read_error x_write_error",
-}
-PREFIXES = {  # what names of its room begin with, each in its form
-    name: re.compile(rf"{name}(?=_)|{name.upper()}(?=_)|{name.capitalize()}(?=[A-Z])") for name in cp.DIALECTS
-}
-
-
-def outline(dialect: str) -> dict[str, list[str]]:
-    """Return the sections of a dialect's room, and the names that each of them defines."""
-    (room,) = (room for room in check_layout.rooms_of(SOURCE) if room.name == dialect.upper())
-    text = "\n".join(SOURCE.splitlines()[room.first - 1 : room.last])
-    _, *pieces = re.split(r"^# -- (.*?) -+$", text, flags=re.MULTILINE)
-    sections: dict[str, list[str]] = {}
-    for title, body in zip(pieces[::2], pieces[1::2]):
-        names = re.findall(r"^(?:def |class )?([A-Za-z_]\w*)(?=\(|:| = )", body, re.MULTILINE)
-        sections[title] = [PREFIXES[dialect].sub(neutral, name) for name in names]
-    return sections
-
-
-def neutral(prefix: re.Match[str]) -> str:
-    return "x" if prefix[0].islower() else "X"
-
-
-@pytest.mark.parametrize("dialect", PREFIXES)
-def test_dialects_are_laid_out_alike(dialect: str) -> None:
-    """Whoever knows one knows all: the same sections, and the same names in them, in the same order."""
-    sections = outline(dialect)
-    assert list(sections) == list(OUTLINE)
-    for title, names in OUTLINE.items():
-        assert [name for name in sections[title] if name in names.split()] == names.split()
-
-
-def test_what_dialects_call_alike_stands_in_the_same_section() -> None:
-    places: dict[str, set[str]] = {}
-    for dialect in PREFIXES:
-        for title, names in outline(dialect).items():
-            for name in names:
-                places.setdefault(name, set()).add(title)
-    assert {name: titles for name, titles in places.items() if len(titles) > 1} == {}

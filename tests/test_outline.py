@@ -90,3 +90,13 @@ def types_of(name: str) -> list[str]:
 def test_what_they_take_and_return(name: str) -> None:
     first, *others = (types_of(name.replace("x_", f"{dialect}_", 1)) for dialect in DIALECTS)
     assert [first] * 3 == others
+
+
+def test_what_they_call_alike_stands_in_the_same_section() -> None:
+    places: dict[str, set[str]] = {}
+    for dialect in DIALECTS:
+        prefix = re.compile(f"{dialect}_|{dialect.upper()}_|{dialect.capitalize()}(?=[A-Z])")
+        for section, found in sections_of(dialect).items():
+            for name in found:
+                places.setdefault(prefix.sub("X_" if name.isupper() else "x_", name), set()).add(section)
+    assert {name: sections for name, sections in places.items() if len(sections) > 1} == {}
