@@ -87,6 +87,8 @@ from typing import Any, ClassVar, NamedTuple, Protocol, Union
 from urllib.parse import parse_qsl, unquote, unquote_to_bytes, urlencode, urlsplit
 from urllib.parse import quote as urlquote
 
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C needs no traceback; main() takes over
 if sys.version_info < (3, 9):  # noqa: UP036 -- a copied file meets old interpreters
     raise SystemExit("cliproxy needs Python 3.9 or newer")
 
@@ -10493,7 +10495,8 @@ class Store:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             mode = self.folder.stat().st_mode
         except OSError as exc:
-            raise ProxyError("internal", f"no auth-dir at {self.folder}: {exc.strerror}") from exc
+            hint = "set auth-dir to another folder, or see to the rights of this one"
+            raise ProxyError("internal", f"no auth-dir at {self.folder}: {exc.strerror}; {hint}") from exc
         if os.name == "posix" and mode & 0o077:
             report(f"others can look into {self.folder}; `chmod 700` it")
 
@@ -12051,8 +12054,11 @@ def tunnel(port: int, here: int) -> str:
     return f"ssh -N -L {port}:127.0.0.1:{here}{special} {user}@{host}"
 
 
-def show_url(flow: Flow, url: str, *, open_it: bool) -> None:
-    """Show where to go, as a QR code too if that fits; and go there if a browser can be had."""
+def show_url(flow: Flow, url: str, *, open_it: bool, phone: bool) -> None:
+    """Show where to go, as a QR code too if that fits; and go there if a browser can be had.
+
+    `phone` tells whether one can finish there: no address of this machine is where it ends.
+    """
     columns, lines = flow.terminal.screen
     where = "" if open_it else " in a browser, on any machine"
     flow.terminal.say(f"Open this URL{where}:\n\n{url}\n")
@@ -12063,7 +12069,7 @@ def show_url(flow: Flow, url: str, *, open_it: bool) -> None:
         flow.terminal.say(
             "If no browser opens, do it yourself; the address where it ends may be pasted here.\n"
         )
-    elif columns:
+    elif columns and phone:
         with contextlib.suppress(ValueError):
             code = qr_lines(url)
             if len(code) < lines and 2 * len(code) <= columns:  # a line is two modules high
@@ -12127,7 +12133,8 @@ def browser_login(flow: Flow) -> Json:
             if open_it:
                 raise
             flow.terminal.say(f"{error}; pasting works all the same")
-        show_url(flow, flow.authorize(manual=not open_it), open_it=open_it)
+        phone = bool(row.manual)  # its page shows a code
+        show_url(flow, flow.authorize(manual=not open_it), open_it=open_it, phone=phone)
         if not open_it:
             show_ways_back(flow)
         return redeem(flow, *wait_for_code(flow))
@@ -12172,7 +12179,7 @@ def device_login(flow: Flow, start: Callable[[Flow], Device]) -> Json:
     shown, poll = start(flow)
     code = ""
     url = str(shown.get("verification_uri_complete") or shown.get("verification_uri") or "")
-    show_url(flow, url, open_it=flow.options.browser and not is_headless())
+    show_url(flow, url, open_it=flow.options.browser and not is_headless(), phone=True)
     flow.terminal.say(f"and enter the code {shown.get('user_code')}, if it asks for one. Waiting...")
     interval = max(5.0, float(shown.get("interval") or 5))
     deadline = flow.now() + min(1800.0, float(shown.get("expires_in") or 900))
@@ -13718,8 +13725,13 @@ class Errand:
 
     def malformed(self, exc: Exception) -> ProxyError:
         """Return the error of a body that is no request of its dialect."""
-        message = f"this is no {self.dialect.name} request: {type(exc).__name__}: {exc}"
-        return ProxyError("invalid_request", message)
+        why = "a value in it has another type than it must have"
+        if isinstance(exc, KeyError):
+            why = f"it lacks {exc}, or cannot hold it"
+        elif isinstance(exc, ValueError):
+            why = str(exc)
+        log.debug("rid=%s malformed: %r", self.id[:8], exc)
+        return ProxyError("invalid_request", f"this is no {self.dialect.name} request: {why}")
 
     def with_model(self, model: str) -> list[Bytes]:
         """Return the body as it came, in pieces, but for another name of the model."""
@@ -14685,11 +14697,15 @@ class App:
     def poll(self) -> None:
         """Take over what changed on disk; called every second."""
         self.pool.prune()
+        before = {credential.name for credential in self.store.credentials()}
         try:
             changed = [self.config_file.poll(), self.store.scan(), self.catalog.changed()]
         except (ProxyError, OSError) as exc:  # as when file descriptors run out
             log.warning("%s; accounts and settings stay as they are", exc)
             return
+        after = {credential.name for credential in self.store.credentials()}
+        for name in sorted(before ^ after):
+            log.info("%s: %s", name, "this login was picked up" if name in after else "this login is gone")
         if any(changed):
             self.reload()
         self.store.flush()
@@ -16181,9 +16197,25 @@ def no_route(method: str, path: str, tidy: str) -> ProxyError:
     allowed = [row.method for row in ROUTE_ROWS if row.path == tidy]
     if allowed:
         return ProxyError("method_not_allowed", f"{tidy} takes {', '.join(allowed)}, not {method}")
-    close = nearest_names(tidy, [row.path for row in ROUTE_ROWS], 1)
-    hint = f"; did you mean {close[0]}?" if close else ""
-    return ProxyError("not_found", f"no route for {method} {path}{hint}")
+    close = nearest_names(tidy, [row.path for row in ROUTE_ROWS], 1, 0.8)
+    hint = f"did you mean {close[0]}?" if close else ""
+    for start, what in FOREIGN_PATHS.items():
+        if path == start or path.startswith(f"{start}/"):
+            hint = what
+    return ProxyError("not_found", f"no route for {method} {path}{hint and '; '}{hint}")
+
+
+FOREIGN_PATHS = {  # of programs that clients take this one for -> what to do about it
+    "/api/tags": "that is Ollama's; GET /v1/models lists the models",
+    "/api/chat": "that is Ollama's; POST /v1/chat/completions",
+    "/api/generate": "that is Ollama's; POST /v1/chat/completions",
+    "/v1/generate": "POST /v1beta/models/MODEL:generateContent",
+    "/model/info": "that is LiteLLM's; GET /v1/models lists the models",
+    "/key/generate": "that is LiteLLM's; keys of clients are the config's api-keys",
+    "/v0/management": "there is no management API without remote-management.secret-key",
+    "/metrics": "there are no metrics here",
+    "/favicon.ico": "there are no pages here",
+}
 
 
 def dialect_of(path: str, headers: Headers) -> Dialect:
@@ -16246,6 +16278,7 @@ class Server(ThreadingHTTPServer):
 
     def __init__(self, address: tuple[str, int], app: App) -> None:
         self._tls = server_tls(app.config)
+        self._discretion = Discretion(app)
         self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         super().__init__(address, Handler)
         self.app, self.stopping = app, False
@@ -16254,7 +16287,6 @@ class Server(ThreadingHTTPServer):
         self._never = threading.Event()  # to wait on
         self.working: set[Visit] = set()  # those that serve a request; one step changes it
         self.lines: collections.deque[LogLine] = collections.deque()
-        self._discretion = Discretion(app)
         log.addFilter(self._discretion)
 
     def server_bind(self) -> None:
@@ -16320,8 +16352,52 @@ def make_server(app: App) -> Server:
     try:
         return Server((host, port), app)
     except OSError as exc:
-        hint = "set another `port` in the config, or --port"
-        raise ProxyError("invalid_request", f"cannot listen on {host}:{port}: {exc}; {hint}") from exc
+        who = who_listens(host, port) if exc.errno == errno.EADDRINUSE else ""
+        why = who or exc.strerror or str(exc)
+        message = f"cannot listen on {host}:{port}: {why}; set another `port` in the config, or --port"
+        raise ProxyError("invalid_request", message) from exc
+
+
+def who_listens(host: str, port: int) -> str:
+    """Say who has a port, as far as that can be found out."""
+    holder = process_at(port)
+    there = f" ({holder})" if holder else ""
+    try:
+        place = Origin("http", host or "127.0.0.1", port).place
+        said = read_object(fetch("GET", f"http://{place}/", {}, proxy="direct", timeout=1.0).body)
+    except ProxyError:
+        said = {}
+    if said.get("message") == "cliproxy":
+        return f"cliproxy {said.get('version')} is already running there{there}"
+    return f"another program{there} listens there already"
+
+
+def process_at(port: int) -> str:
+    """Return the name and number of the process that listens on a port; empty if Linux does not tell."""
+    with contextlib.suppress(OSError, ValueError, IndexError):  # not Linux, or it is gone meanwhile
+        links = set(listeners_at(port))
+        held = (file for file in Path("/proc").glob("[0-9]*/fd/*") if links and link_of(file) in links)
+        for file in held:
+            process = file.parents[1]
+            return f"{(process / 'comm').read_text(encoding='utf-8').strip()}, process {process.name}"
+    return ""
+
+
+def listeners_at(port: int) -> Iterator[str]:
+    """Yield the sockets that listen on a port, as their links in /proc."""
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text(encoding="ascii").splitlines()[1:]:
+            words = line.split()
+            if words[1].endswith(f":{port:04X}") and words[3] == "0A":  # listens
+                yield f"socket:[{words[9]}]"
+
+
+def link_of(file: Path) -> str:
+    """Return where a link points to; empty if we may not know."""
+    try:
+        return os.readlink(file)  # noqa: PTH115 -- a hundred times faster than Path's
+    except OSError:
+        return ""
 
 
 ########################################################################################
@@ -16378,6 +16454,7 @@ def restart_compiled() -> None:
     except OSError:
         return  # nowhere to keep it: serve as we are
     code = (
+        "import signal; signal.signal(signal.SIGINT, signal.SIG_DFL); "  # main() takes over
         f"import sys; sys.path.insert(0, {str(file.parent)!r}); import {file.stem} as c; sys.exit(c.main())"
     )
     os.execv(sys.executable, [sys.executable, "-c", code, *sys.argv[1:]])  # noqa: S606 -- no shell, our own file
@@ -16424,7 +16501,9 @@ def cmd_serve(options: argparse.Namespace) -> int:
 def greet(server: Server, app: App) -> None:
     """Print where the server listens, what it found, and what to do next."""
     scheme = "https" if app.config["tls.enable"] else "http"
-    say(f"cliproxy {__version__} listens on {scheme}://{server.host}:{server.port}")
+    place = f"[{server.host}]" if ":" in server.host else server.host
+    every = "" if server.host else " (and all other addresses of this machine)"
+    say(f"cliproxy {__version__} listens on {scheme}://{place or '127.0.0.1'}:{server.port}{every}")
     say(f"config: {app.config.path or 'none (defaults)'}; credentials: {app.store.folder}")
     accounts = app.router.offers.accounts
     for account in accounts:
@@ -16811,6 +16890,8 @@ def full_version() -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; return the exit status."""
+    with contextlib.suppress(ValueError):  # not in the main thread
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # until here it ended the process
     words = sys.argv[1:] if argv is None else argv
     if words == ["--version"]:
         say(full_version())

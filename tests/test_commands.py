@@ -9,6 +9,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -501,6 +502,36 @@ def test_checking_the_settings(home: Home, settings: Json, words: list[str], sta
     home.write({"auth-dir": str(home.auth), **settings})
     got, text = home.run("config", "check", *words)
     assert (got, says in text) == (status, True), text
+
+
+def test_a_folder_that_may_not_be_looked_into(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one that was made under sudo once. Root may look into any, but not into one with such a name."""
+    monkeypatch.setattr(cp, "AUTH_DIR", str(home.folder / ("x" * 300)))
+    for words in (["accounts"], ["config", "check"], ["serve"], ["models"], ["login", "codex"]):
+        status, text = home.run(*words)
+        assert status == 1
+        assert text.startswith("cliproxy: cannot look into ")
+        assert text.count("\n") == 1
+
+
+@pytest.mark.parametrize("held", [True, False], ids=["by cliproxy", "by another program"])
+def test_who_has_the_port_is_told(home: Home, held: bool) -> None:
+    with contextlib.ExitStack() as stack:
+        if held:
+            session = home.start("serve", "--port", "0")
+            stack.callback(session.end)
+            stack.callback(session.process.terminate)
+            session.read_to(r"listens on http://127\.0\.0\.1:\d+\n")
+            port = int(re.findall(r"listens on http://127\.0\.0\.1:(\d+)", session.text)[0])
+        else:
+            listener = stack.enter_context(contextlib.closing(socket.create_server(("127.0.0.1", 0))))
+            port = listener.getsockname()[1]
+        status, text = home.run("serve", "--port", str(port))
+    assert status == 1
+    assert f"cannot listen on 127.0.0.1:{port}: " in text
+    assert (f"cliproxy {cp.__version__} is already running there" in text) is held
+    if sys.platform == "linux":
+        assert re.search(r"\(.*, process \d+\)", text)
 
 
 @pytest.mark.parametrize("port", ["99999", "-1", "http"])

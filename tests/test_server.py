@@ -1117,6 +1117,57 @@ def test_blank_lines_are_idleness(proxy: Proxy, monkeypatch: pytest.MonkeyPatch)
             pytest.fail("it was never closed")
 
 
+NO_ROUTES = [
+    ("/v1/mesages", "did you mean /v1/messages?"),
+    ("/v1/chat/completion", "did you mean /v1/chat/completions?"),
+    ("/api/tags", "Ollama"),
+    ("/v1/generate", "generateContent"),
+    ("/v0/management/config", "remote-management.secret-key"),
+    ("/metrics", "no metrics"),
+    ("/model/info", "/v1/models"),
+    ("/nothing/like/it", ""),
+]
+
+
+@pytest.mark.parametrize(("path", "hint"), NO_ROUTES)
+def test_a_path_that_is_none_gets_a_hint_only_if_one_is_near(proxy: Proxy, path: str, hint: str) -> None:
+    got = proxy.ask(path)
+    assert got.status == 404
+    assert hint in error_of(got)
+    assert ("; " in error_of(got)) == bool(hint)
+
+
+def test_what_a_request_lacks_is_told_in_words(proxy: Proxy) -> None:
+    for body in (
+        {},
+        {"messages": 5},
+        {"messages": [5]},
+        {"messages": [{"role": "x"}]},
+        {"messages": {"a": 1}},
+    ):
+        got = proxy.ask("/v1/messages", {"model": "up-chat", "max_tokens": 1, **body})
+        assert got.status == 400
+        assert "Error" not in error_of(got)
+        assert "object" not in error_of(got)
+    assert "it lacks 'messages'" in error_of(proxy.ask("/v1/messages", {"model": "up-chat", "max_tokens": 1}))
+
+
+def test_reloads_and_logins_leave_a_line(proxy: Proxy, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    proxy.write({**proxy.settings, "debug": True, "port": 1, "request-retry": 7})
+    proxy.app.poll()
+    assert "config.json was read again; changed: " in caplog.text
+    assert "debug" in caplog.text
+    assert "config.json: port takes effect at the next start" in caplog.text
+    file = proxy.auth_dir / "claude-ann.json"
+    file.write_text(json.dumps({"type": "claude", "access_token": "x" * 20}), encoding="utf-8")
+    proxy.app.poll()
+    file.unlink()
+    proxy.app.poll()
+    assert "claude-ann.json: this login was picked up" in caplog.text
+    assert "claude-ann.json: this login is gone" in caplog.text
+
+
 @pytest.mark.parametrize("lines", [["host: ["], ["host: [::1"], ["host: 127.0.0.1", "origin: http://["]])
 def test_a_malformed_host_is_refused(proxy: Proxy, lines: list[str]) -> None:
     reply = proxy.raw("\r\n".join(["GET /health HTTP/1.1", *lines, "", ""]).encode())
