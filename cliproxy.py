@@ -697,6 +697,29 @@ def words_write(table: Iterable[Words], dialect: str) -> dict[str, str]:
     return {row.canonical: cell.split()[0] for row in table if (cell := getattr(row, dialect))}
 
 
+def words_in(cell: str, table: Mapping[str, str]) -> frozenset[str]:
+    """Return the words of a cell. Raises KeyError for one that the table does not explain."""
+    return frozenset(word for word in cell.split() if table[word])
+
+
+QUIRKS = {  # what a service does unlike the others of its dialect; most are of OpenAI's Chat Completions
+    "max-tokens": "calls the limit of an answer max_tokens",
+    "completion-tokens": "calls it max_completion_tokens, and takes neither stops nor sampling hints",
+    "system": "knows the role system, but not developer",
+    "reasoning-content": "wants its reasoning_content back with the calls that came of it",
+    "string-content": "takes the content of a message as a string only",
+    "empty-content": "wants an empty string for the content that a message of calls lacks",
+    "no-stream-options": "refuses stream_options",
+    "custom-tools": "has tools that take free text",
+    "no-sampling": "refuses temperature, top_p and top_k",
+    "minimal-to-low": "has no effort below low",
+    "openapi-schema": "takes the schema of a tool in Gemini's older form only",
+    "stream": "answers with streams only",
+    "no-call-ids": "knows no ids of calls, and refuses them as unknown fields",
+    "no-proofs": "has refused the proofs of thinking in this conversation",
+}
+
+
 class Provider(NamedTuple):
     """One upstream service. Paths follow its base URL; `{model}` is filled in.
 
@@ -732,7 +755,7 @@ PROVIDERS = {row.name: row for row in (
              "bearer", {"anthropic-version": "2023-06-01"}, ("claude-*",)),
     Provider("codex",                "responses", "https://chatgpt.com/backend-api/codex",
              "/responses", "", "", "",
-             "bearer", {"originator": "cliproxy"}, ("gpt-*", "codex-*"), True, frozenset({"minimal-to-low"})),
+             "bearer", {"originator": "cliproxy"}, ("gpt-*", "codex-*"), True, words_in("minimal-to-low", QUIRKS)),
     Provider("openai",               "responses", "https://api.openai.com/v1",
              "/responses", "", "/responses/input_tokens", "/models",
              "bearer", {}, ("gpt-*", "o1*", "o3*", "o4*", "codex-*", "chatgpt-*",
@@ -745,29 +768,29 @@ PROVIDERS = {row.name: row for row in (
              "/v1/publishers/google/models/{model}:generateContent",
              "/v1/publishers/google/models/{model}:streamGenerateContent?alt=sse",
              "/v1/publishers/google/models/{model}:countTokens", "",
-             "x-goog-api-key", {}, ("gemini-*", "imagen-*"), quirks=frozenset({"no-call-ids"})),
+             "x-goog-api-key", {}, ("gemini-*", "imagen-*"), quirks=words_in("no-call-ids", QUIRKS)),
     Provider("gemini-cli",           "gemini",    "https://cloudcode-pa.googleapis.com",
              "/v1internal:generateContent", "/v1internal:streamGenerateContent?alt=sse", "/v1internal:countTokens", "",
              "bearer", {}, ("gemini-*",), wrapped=True),
     Provider("antigravity",          "gemini",    "https://daily-cloudcode-pa.googleapis.com",
              "/v1internal:generateContent", "/v1internal:streamGenerateContent?alt=sse", "/v1internal:countTokens", "",
-             "bearer", {}, (), quirks=frozenset({"stream", "openapi-schema"}), wrapped=True,
+             "bearer", {}, (), quirks=words_in("stream openapi-schema", QUIRKS), wrapped=True,
              others=("https://cloudcode-pa.googleapis.com",)),
     Provider("openai-compatibility", "chat",      "",
              "/chat/completions", "", "", "/models",
              "bearer", {}, (), whole=True),
     Provider("kimi",                 "chat",      "https://api.kimi.com/coding",
              "/v1/chat/completions", "", "", "/v1/models",
-             "bearer", {}, ("kimi-*",), quirks=frozenset({"max-tokens", "system", "reasoning-content"})),
+             "bearer", {}, ("kimi-*",), quirks=words_in("max-tokens system reasoning-content", QUIRKS)),
     Provider("kimi-claude",          "claude",    "https://api.kimi.com/coding",
              "/v1/messages", "", "/v1/messages/count_tokens", "",
              "bearer", {"anthropic-version": "2023-06-01"}, ()),
     Provider("qwen",                 "chat",      "https://portal.qwen.ai/v1",
              "/chat/completions", "", "", "/models",
-             "bearer", {}, ("qwen*", "coder-model", "vision-model"), quirks=frozenset({"max-tokens", "system"})),
+             "bearer", {}, ("qwen*", "coder-model", "vision-model"), quirks=words_in("max-tokens system", QUIRKS)),
     Provider("iflow",                "chat",      "https://apis.iflow.cn/v1",
              "/chat/completions", "", "", "",
-             "bearer", {}, (), quirks=frozenset({"max-tokens", "system"})),
+             "bearer", {}, (), quirks=words_in("max-tokens system", QUIRKS)),
     Provider("xai",                  "responses", "https://api.x.ai/v1",
              "/responses", "", "", "/models",
              "bearer", {}, ("grok-*",)),
@@ -776,6 +799,15 @@ PROVIDERS = {row.name: row for row in (
              "bearer", {}, (), whole=True),
 )}
 # fmt: on
+
+
+TRAITS = {
+    "text": "reads text only",
+    "image": "answers with images too",
+    "media": "makes images or videos, and holds no conversation",
+    "mid-system": "takes system messages anywhere in a conversation, in Claude's dialect",
+    "old": "no longer listed by its provider; tried when somebody asks for it",
+}
 
 
 class Model(NamedTuple):
@@ -792,7 +824,7 @@ class Model(NamedTuple):
     can_stop: bool = True  # can thinking be switched off?
     dynamic: bool = False  # may the model decide how much to think?
     providers: tuple[str, ...] = ()  # who serves it
-    traits: tuple[str, ...] = ()  # words of TRAITS
+    traits: frozenset[str] = frozenset()  # words of TRAITS
     plans: tuple[str, ...] = ()  # the ChatGPT plans that include it; empty: all
     created: int = 0  # Unix time
 
@@ -809,13 +841,6 @@ class Target(NamedTuple):
     quirks: frozenset[str] = frozenset()
 
 
-TRAITS = {
-    "text": "reads text only",
-    "image": "answers with images too",
-    "media": "makes images or videos, and holds no conversation",
-    "mid-system": "takes system messages anywhere in a conversation, in Claude's dialect",
-    "old": "no longer listed by its provider; tried when somebody asks for it",
-}
 # fmt: off
 OWNERS = {  # of the models of each provider, as lists of models name them
     "claude": "anthropic", "codex": "openai", "openai": "openai", "gemini": "google", "gemini-cli": "google",
@@ -872,7 +897,7 @@ def as_model(  # noqa: PLR0913 -- an argument a column
         can_stop=not thinks or "off" in words or "none" in efforts,
         dynamic="auto" in words,
         providers=served,
-        traits=tuple(traits.split()),
+        traits=words_in(traits, TRAITS),
         plans=tuple(plans.split()),
     )
 
@@ -1147,24 +1172,8 @@ class Preset(NamedTuple):
     quirks: frozenset[str]  # words of QUIRKS
 
 
-QUIRKS = {  # what a service does unlike the others of its dialect; most are of OpenAI's Chat Completions
-    "max-tokens": "calls the limit of an answer max_tokens",
-    "completion-tokens": "calls it max_completion_tokens, and takes neither stops nor sampling hints",
-    "system": "knows the role system, but not developer",
-    "reasoning-content": "wants its reasoning_content back with the calls that came of it",
-    "string-content": "takes the content of a message as a string only",
-    "empty-content": "wants an empty string for the content that a message of calls lacks",
-    "no-stream-options": "refuses stream_options",
-    "custom-tools": "has tools that take free text",
-    "no-sampling": "refuses temperature, top_p and top_k",
-    "minimal-to-low": "has no effort below low",
-    "openapi-schema": "takes the schema of a tool in Gemini's older form only",
-    "stream": "answers with streams only",
-    "no-call-ids": "knows no ids of calls, and refuses them as unknown fields",
-    "no-proofs": "has refused the proofs of thinking in this conversation",
-}
 MODEL_QUIRKS = (  # names of models -> what these want of any host
-    (re.compile(r"(^|/)(gpt-5|o[134]\b)"), frozenset({"completion-tokens"})),
+    (re.compile(r"(^|/)(gpt-5|o[134]\b)"), words_in("completion-tokens", QUIRKS)),
 )
 
 
@@ -1218,7 +1227,7 @@ PRESET_NAMES = {  # other names of these
     "lm-studio": "lmstudio", "llama.cpp": "llamacpp",
 }
 PRESETS = {
-    name: Preset(base, tuple(keys.split()), frozenset(quirks.split())) for name, (base, keys, quirks) in PRESET_ROWS.items()
+    name: Preset(base, tuple(keys.split()), words_in(quirks, QUIRKS)) for name, (base, keys, quirks) in PRESET_ROWS.items()
 }
 PRESETS.update({name: PRESETS[same] for name, same in PRESET_NAMES.items()})
 LARGE = (
@@ -1301,77 +1310,6 @@ def stand_in_for(
         if found:
             return max(found, key=by_version)
     return None
-
-
-class PayloadCase(NamedTuple):
-    """What the conditions of payload rules look at, beside the body."""
-
-    models: tuple[str, ...]  # as sent upstream, as asked for, and that with its suffix
-    protocol: str  # of the upstream: openai, gemini, claude, codex, antigravity
-    from_protocol: str  # of the client: openai, responses, gemini, claude
-    headers: Mapping[str, str]  # of the client, names in lower case
-    root: str = ""  # paths start at this member of the body, as Code Assist wraps it
-
-
-def pairs_of(cell: Any) -> list[tuple[str, Any]]:
-    """Return the pairs of an object, or of a list of objects."""
-    objects = cell if isinstance(cell, list) else [cell or {}]
-    return [pair for each in objects for pair in each.items()]
-
-
-PAYLOAD_CONDITIONS: dict[str, Callable[[Any, Json, PayloadCase], bool]] = {  # absent or empty: true
-    "protocol": lambda cell, _, case: str(cell).lower() == case.protocol,
-    "from-protocol": lambda cell, _, case: str(cell).lower() == case.from_protocol,
-    "headers": lambda cell, _, case: all(
-        wildcard(str(value), case.headers.get(key.lower(), "")) and key.lower() in case.headers
-        for key, value in pairs_of(cell)
-    ),
-    "match": lambda cell, body, _: all(path_is(body, *pair) for pair in pairs_of(cell)),
-    "not-match": lambda cell, body, _: not any(path_is(body, *pair) for pair in pairs_of(cell)),
-    "exist": lambda cell, body, _: all(path_exists(body, path) for path in cell),
-    "not-exist": lambda cell, body, _: not any(path_exists(body, path) for path in cell),
-}
-
-
-def payload_fits(entry: Json, body: Json, case: PayloadCase) -> bool:
-    """Tell whether one of the `models` of a payload rule is meant."""
-    return any(wildcard(entry.get("name", ""), model) for model in case.models) and all(
-        holds(entry[key], body, case) for key, holds in PAYLOAD_CONDITIONS.items() if entry.get(key)
-    )
-
-
-def payload_changes(rules: Json, body: Json, case: PayloadCase) -> Iterator[tuple[str, str, Any]]:
-    """Yield the kind, path and value of each change that the rules want, in their order."""
-    kinds = ("default", "default-raw", "override", "override-raw", "filter")
-    for kind, rule in ((name, rule) for name in kinds for rule in rules.get(name) or ()):
-        if any(payload_fits(entry, body, case) for entry in rule.get("models") or ()):
-            params = rule.get("params") or {}
-            pairs = params.items() if isinstance(params, dict) else ((p, None) for p in params)
-            for path, value in pairs:
-                yield kind, path.removeprefix(".") if case.root else path, value
-
-
-def apply_payload(rules: Json, body: Json, original: Json, case: PayloadCase) -> Json:
-    """Return `body` as the payload rules want it; `body` itself if they change nothing.
-
-    `original` is the body as first translated: a default is set only where that has nothing, and
-    the first one wins. Conditions look at `body` as it came. Neither body is changed.
-    Source: spec/config.md 7.
-    """
-    inner = body.get(case.root, {}) if case.root else body
-    first = original.get(case.root, {}) if case.root else original
-    result, taken = inner, set()
-    for kind, path, value in payload_changes(rules, inner, case):
-        if kind == "filter":
-            result = path_delete(result, path)
-        elif kind.startswith("override"):
-            result = path_set(result, path, value)
-        elif path not in taken and not path_exists(first, path):
-            result = path_set(result, path, value)
-            taken.add(path)
-    if result is inner:
-        return body
-    return {**body, case.root: result} if case.root else result
 
 
 ########################################################################################
@@ -14082,6 +14020,77 @@ PROTOCOLS = {  # dialect -> what payload rules call it: as an upstream, as a cli
     "responses": ("codex", "responses"), "gemini": ("gemini", "gemini"),
     "antigravity": ("antigravity", ""),  # a provider that they call by its own name
 }  # fmt: skip
+
+
+# --- payload rules: what the owner wants changed in bodies. Source: spec/config.md 7 ----------------
+class PayloadCase(NamedTuple):
+    """What the conditions of payload rules look at, beside the body."""
+
+    models: tuple[str, ...]  # as sent upstream, as asked for, and that with its suffix
+    protocol: str  # of the upstream: openai, gemini, claude, codex, antigravity
+    from_protocol: str  # of the client: openai, responses, gemini, claude
+    headers: Mapping[str, str]  # of the client, names in lower case
+    root: str = ""  # paths start at this member of the body, as Code Assist wraps it
+
+
+def pairs_of(cell: Any) -> list[tuple[str, Any]]:
+    """Return the pairs of an object, or of a list of objects."""
+    objects = cell if isinstance(cell, list) else [cell or {}]
+    return [pair for each in objects for pair in each.items()]
+
+
+PAYLOAD_CONDITIONS: dict[str, Callable[[Any, Json, PayloadCase], bool]] = {  # absent or empty: true
+    "protocol": lambda cell, _, case: str(cell).lower() == case.protocol,
+    "from-protocol": lambda cell, _, case: str(cell).lower() == case.from_protocol,
+    "headers": lambda cell, _, case: all(
+        wildcard(str(value), case.headers.get(key.lower(), "")) and key.lower() in case.headers
+        for key, value in pairs_of(cell)
+    ),
+    "match": lambda cell, body, _: all(path_is(body, *pair) for pair in pairs_of(cell)),
+    "not-match": lambda cell, body, _: not any(path_is(body, *pair) for pair in pairs_of(cell)),
+    "exist": lambda cell, body, _: all(path_exists(body, path) for path in cell),
+    "not-exist": lambda cell, body, _: not any(path_exists(body, path) for path in cell),
+}
+
+
+def payload_fits(entry: Json, body: Json, case: PayloadCase) -> bool:
+    """Tell whether one of the `models` of a payload rule is meant."""
+    return any(wildcard(entry.get("name", ""), model) for model in case.models) and all(
+        holds(entry[key], body, case) for key, holds in PAYLOAD_CONDITIONS.items() if entry.get(key)
+    )
+
+
+def payload_changes(rules: Json, body: Json, case: PayloadCase) -> Iterator[tuple[str, str, Any]]:
+    """Yield the kind, path and value of each change that the rules want, in their order."""
+    kinds = ("default", "default-raw", "override", "override-raw", "filter")
+    for kind, rule in ((name, rule) for name in kinds for rule in rules.get(name) or ()):
+        if any(payload_fits(entry, body, case) for entry in rule.get("models") or ()):
+            params = rule.get("params") or {}
+            pairs = params.items() if isinstance(params, dict) else ((p, None) for p in params)
+            for path, value in pairs:
+                yield kind, path.removeprefix(".") if case.root else path, value
+
+
+def apply_payload(rules: Json, body: Json, original: Json, case: PayloadCase) -> Json:
+    """Return `body` as the payload rules want it; `body` itself if they change nothing.
+
+    `original` is the body as first translated: a default is set only where that has nothing, and
+    the first one wins. Conditions look at `body` as it came. Neither body is changed.
+    """
+    inner = body.get(case.root, {}) if case.root else body
+    first = original.get(case.root, {}) if case.root else original
+    result, taken = inner, set()
+    for kind, path, value in payload_changes(rules, inner, case):
+        if kind == "filter":
+            result = path_delete(result, path)
+        elif kind.startswith("override"):
+            result = path_set(result, path, value)
+        elif path not in taken and not path_exists(first, path):
+            result = path_set(result, path, value)
+            taken.add(path)
+    if result is inner:
+        return body
+    return {**body, case.root: result} if case.root else result
 
 
 ########################################################################################

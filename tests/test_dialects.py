@@ -322,7 +322,7 @@ def system(text: str) -> Message:
 SYSTEM = [  # messages, dialect, target, roles and texts
     pytest.param([user("a"), system("S")], "gemini", None, "user:a user:<system-reminder>\nS\n</system-reminder>", id="gemini"),
     pytest.param([user("a"), system("S")], "claude", None, "user:a user:<system-reminder>\nS\n</system-reminder>", id="claude"),
-    pytest.param([user("a"), system("S")], "claude", Target("claude", OPUS_47._replace(traits=("mid-system",))),
+    pytest.param([user("a"), system("S")], "claude", Target("claude", OPUS_47._replace(traits=frozenset({"mid-system"}))),
                  "user:a system:S", id="newer claude"),
     pytest.param([user("a"), system("S")], "chat", None, "user:a system:S", id="chat"),
     pytest.param([user("a"), system("S")], "responses", None, "user:a system:S", id="responses"),
