@@ -8872,23 +8872,29 @@ def home_folders() -> list[Path]:
     return own if installed else [beside, *own]
 
 
+def likely_sources() -> Iterator[Source]:
+    """Yield where settings may be, what counts first in front."""
+    for folder, name in itertools.product(home_folders(), ("config", "cliproxy")):
+        yield from (Source(folder / f"{name}.{end}") for end in ENDS)
+    for name in ("cliproxy", "config"):
+        yield from (Source(Path(f"{name}.{end}"), trusted=False) for end in ENDS)
+
+
 def find_config(argument: str | None) -> Source:
     """Return the settings file: the one asked for, or the first that is where it may be."""
     if argument:
         return Source(Path(argument).expanduser())
-    for folder in home_folders():
-        for file in (folder / f"{name}.{end}" for name in ("config", "cliproxy") for end in ENDS):
-            if is_there(file):
-                return Source(file)
-    for file in (Path(f"cliproxy.{end}") for end in ENDS):
-        if is_there(file):
-            return Source(file, trusted=False)
-    for file in (Path(f"config.{end}") for end in ENDS):
-        if is_there(file) and (why := why_foreign(file)):
-            log.warning("%s of this folder is not read: %s; name it with --config if it is meant", file, why)
-        elif is_there(file):
-            return Source(file, trusted=False)
-    return Source()
+    found = (source for source in likely_sources() if source.path and is_there(source.path))
+    return next(filter(is_ours, found), Source())
+
+
+def is_ours(source: Source) -> bool:
+    """Tell whether a file is for this program; of one that lay about under a common name, say why not."""
+    file = source.path
+    why = why_foreign(file) if file and file.stem == "config" and not source.trusted else ""
+    if why:
+        log.warning("%s of this folder is not read: %s; name it with --config if it is meant", file, why)
+    return not why
 
 
 def is_there(file: Path) -> bool:
@@ -9074,18 +9080,23 @@ class ConfigFile:
         except ProxyError as error:
             log.warning("%s; the settings stay as they were", error)
             return False
-        for warning in fresh.warnings:
+        late = [key for key in AT_START if said[key] != self._said[key]]
+        before, self.config = self.config.data, fresh
+        self._said = said
+        keys = dict.fromkeys([*fresh.data, *before])
+        changed = [key for key in keys if fresh.data.get(key) != before.get(key)]
+        self._tell(changed, late)
+        return bool(changed)
+
+    def _tell(self, changed: list[str], late: list[str]) -> None:
+        """Leave in the log what an edit did, and what of it waits for the next start."""
+        path = self.config.path
+        for warning in self.config.warnings:
             log.warning("%s", warning)
-        before, self.config = self.config, fresh
-        changed = [key for key in fresh.data if fresh.data[key] != before.data.get(key)]
-        changed += [key for key in before.data if key not in fresh.data]
         if changed:
             log.info("%s was read again; changed: %s", path, ", ".join(changed))
-        for key in AT_START:
-            if said[key] != self._said[key]:
-                log.warning("%s: %s takes effect at the next start", path, key)
-        self._said = said
-        return bool(changed)
+        for key in late:
+            log.warning("%s: %s takes effect at the next start", path, key)
 
 
 def shape_name(shape: Any) -> str:
