@@ -717,6 +717,9 @@ QUIRKS = {  # what a service does unlike the others of its dialect; most are of 
     "stream": "answers with streams only",
     "no-call-ids": "knows no ids of calls, and refuses them as unknown fields",
     "no-proofs": "has refused the proofs of thinking in this conversation",
+    "no-effort": "has refused to be told how much to think",
+    "short-ids": "wants ids of calls of nine letters or digits",
+    "turn-after-tool": "wants the assistant's turn after the results of tools",
 }
 
 
@@ -1174,6 +1177,10 @@ class Preset(NamedTuple):
 
 MODEL_QUIRKS = (  # names of models -> what these want of any host
     (re.compile(r"(^|/)(gpt-5|o[134]\b)"), words_in("completion-tokens", QUIRKS)),
+    (
+        re.compile(r"(^|[/:])(open-)?(mis|mix|minis|magis|codes|devs|pix|vox)tral", re.IGNORECASE),
+        words_in("short-ids turn-after-tool", QUIRKS),
+    ),
 )
 
 
@@ -3127,7 +3134,8 @@ def claude_write_error(error: ProxyError) -> Json:
 # object; the settings of a request are written anew, and restored. Keys that begin with "_" are notes.
 # QUIRKS of a target: max-tokens (knows no max_completion_tokens), system (no developer role),
 # string-content (no lists of texts), empty-content (no null), no-stream-options,
-# reasoning-content (wants the thinking of earlier turns back). Source: spec/dialects.md 1A, 4.4.
+# reasoning-content (wants the thinking of earlier turns back), short-ids, turn-after-tool (Mistral),
+# completion-tokens, no-effort. Source: spec/dialects.md 1A, 4.4.
 
 
 # -- tables ----------------------------------------------------------------------------
@@ -3574,7 +3582,15 @@ def chat_write_settings(request: Request) -> Json:
 CHAT_REFUSED = {  # quirk -> words that hosts with it refuse: fields, and a role. Reports of 2026-04 name Mistral and Gemini
     "max-tokens": frozenset(["store"]), "system": frozenset(["store", "developer"]),
     "no-stream-options": frozenset("stream_options prompt_cache_key safety_identifier service_tier verbosity".split()),
+    "no-effort": frozenset(["reasoning_effort"]),
 }  # fmt: skip
+CHAT_LOOKS = {  # quirk -> what a body may hold that such hosts want otherwise
+    **CHAT_REFUSED, "reasoning-content": frozenset(["tool_calls"]), "short-ids": frozenset(["tool_calls"]),
+    "turn-after-tool": frozenset(["tool"]),
+}  # fmt: skip
+CHAT_BETWEEN: Json = {"role": "assistant", "content": "Done."}  # tools and the user
+CHAT_UNTHOUGHT = " "  # the thinking of a turn of another model: DeepSeek and Kimi refuse to have none
+SHORT_ID = re.compile(r"[a-zA-Z0-9]{9}")
 
 
 def chat_limit(quirks: Quirks) -> tuple[str, str]:
@@ -3587,14 +3603,33 @@ def chat_limit(quirks: Quirks) -> tuple[str, str]:
 def chat_odd(raw: bytes | bytearray, quirks: Quirks, model: str) -> bool:
     """Tell whether a body, not decoded, may hold what the model, or a host with such quirks, refuses."""
     quirks |= model_quirks(model)
-    words = [word for quirk in CHAT_REFUSED if quirk in quirks for word in CHAT_REFUSED[quirk]]
+    words = [word for quirk in CHAT_LOOKS if quirk in quirks for word in CHAT_LOOKS[quirk]]
     words += filter(None, chat_limit(quirks)[1:])
     return any(f'"{word}"'.encode() in raw for word in words)
 
 
+def chat_short_id(id: str) -> str:
+    return id if SHORT_ID.fullmatch(id) else digest(id)[:9]
+
+
+def chat_fit_calls(message: Json, quirks: Quirks) -> Json:
+    """Return the fields of a message with calls, or a result of one, that a host wants otherwise."""
+    changed: Json = {}
+    calls, result = message.get("tool_calls") or (), message.get("tool_call_id")
+    if calls and "reasoning-content" in quirks and not message.get("reasoning_content"):
+        changed["reasoning_content"] = message.get("reasoning") or CHAT_UNTHOUGHT
+    if "short-ids" in quirks:
+        short = [{**call, "id": chat_short_id(call["id"])} for call in calls]
+        if short:
+            changed["tool_calls"] = short
+        if result:
+            changed["tool_call_id"] = chat_short_id(result)
+    return changed
+
+
 def chat_fit_message(message: Json, quirks: Quirks) -> Json:
     """Return a message as a host with such quirks takes it; `message` itself if so it is."""
-    content, changed = message.get("content"), dict[str, Any]()
+    content, changed = message.get("content"), chat_fit_calls(message, quirks)
     if message["role"] == "developer" and "system" in quirks:
         changed["role"] = "system"
     if content is None and "empty-content" in quirks:
@@ -3603,7 +3638,18 @@ def chat_fit_message(message: Json, quirks: Quirks) -> Json:
         texts = [part.get("text") for part in content if part.get("type") == "text"]
         if len(texts) == len(content):
             changed["content"] = "\n\n".join(texts)
-    return {**message, **changed} if changed else message
+    same = all(message.get(key) == value for key, value in changed.items())
+    return message if same else {**message, **changed}
+
+
+def chat_fit_messages(messages: list[Json], quirks: Quirks) -> Iterator[Json]:
+    last = ""
+    for message in messages:
+        role = message["role"]
+        if "turn-after-tool" in quirks and last == "tool" and role not in {"tool", "assistant"}:
+            yield CHAT_BETWEEN
+        yield chat_fit_message(message, quirks)
+        last = role
 
 
 def chat_fitted(body: Json, quirks: Quirks) -> Json:
@@ -3616,8 +3662,9 @@ def chat_fitted(body: Json, quirks: Quirks) -> Json:
     if wrong in body:
         limit = body.get("max_completion_tokens", body.get("max_tokens"))
         fitted = {**without(fitted, frozenset([wrong])), right: limit}
-    messages = [chat_fit_message(message, quirks) for message in body.get("messages") or ()]
-    if any(new is not old for new, old in zip(messages, body.get("messages") or ())):
+    said = body.get("messages") or []
+    messages = list(chat_fit_messages(said, quirks))
+    if len(messages) > len(said) or any(new is not old for new, old in zip(messages, said)):
         fitted = {**fitted, "messages": messages}
     return fitted
 
@@ -3664,7 +3711,8 @@ class ChatLane:
     """A call under way, or what came after one: what is said of it waits until it flows."""
 
     def __init__(self, part: Part, index: Any = None) -> None:
-        self.part, self.index, self.given = part, index, part.id  # of a call: as the wire has them
+        self.part, self.index = part, index
+        self.given = part.id  # on the wire
         self.said: list[tuple[str, Any]] = []  # fields and values that wait
         self.flows = False
         self.tail = ""  # the last piece of its text
@@ -3858,12 +3906,16 @@ class ChatReader:
             return None
         return PartDelta(at, "text", text)
 
-    def read(self, chunk: Json) -> Iterator[Event]:
-        rows = chunk.get("choices") or ()
-        failed = [holder for holder in (chunk, *rows) if holder.get("error")]
+    def check(self, chunk: Json, rows: Iterable[Json]) -> None:
+        """Raise ProxyError if a chunk holds an error, in any of the places in use."""
+        failed = next((holder for holder in (chunk, *rows) if holder.get("error")), None)
         bare = chunk.get("object") == "error" or ("detail" in chunk and "choices" not in chunk)
         if failed or bare:
-            raise chat_error(failed[0] if failed else chunk)
+            raise chat_error(failed or chunk)
+
+    def read(self, chunk: Json) -> Iterator[Event]:
+        rows = chunk.get("choices") or ()
+        self.check(chunk, rows)
         for holder in (chunk, *rows, chunk.get("x_groq") or EMPTY):
             if holder.get("usage"):
                 self.usage = chat_read_usage(holder["usage"])
@@ -3953,7 +4005,8 @@ class ChatOut:
         self.choice = choice
 
     def open(self, part: Part) -> None:
-        self.part, self.size, self.frame = part, 0, None
+        self.part, self.size = part, 0
+        self.frame = None
         self.shown = part.kind in {*CHAT_SAYS, "call", "media"} and not part.redacted
 
 
@@ -6450,12 +6503,13 @@ class EffortRule(NamedTuple):
     least: int = 0  # of them
     auto: int = EFFORTS["medium"]  # of them, where the model is to decide; negative: it can
     adaptive: bool = False  # as Claude: adaptive if told by name, and every model can be stopped
+    stops: bool = True  # can a model of which nothing is known be told not to think?
 
 
 LADDER = tuple(effort for effort in EFFORTS if effort != "auto")
 EFFORT_RULES = {
     "claude": EffortRule(LADDER[2:], numbers=True, least=1_024, adaptive=True),
-    "chat": EffortRule(LADDER),
+    "chat": EffortRule(LADDER[2:5], stops=False),  # gpt-oss, vLLM and Ollama know these three
     "responses": EffortRule(LADDER),
     "gemini": EffortRule(LADDER[1:5], numbers=True, auto=-1),
 }
@@ -6502,6 +6556,8 @@ def resolve_thinking(asked: Thinking, model: Model, dialect: str, limit: int = 0
 
 def least_thinking(model: Model, rule: EffortRule) -> Thinking:
     """Return the least that a model can think, and none of it shown."""
+    if not rule.stops and model.thinking is None and not model.levels:
+        return Thinking()
     stuck = not model.can_stop and not rule.adaptive
     if stuck and model.levels:
         return Thinking(nearest_level("none", model.levels), None, "omitted")
@@ -6642,11 +6698,42 @@ def legal_name(name: str, rule: NameRule) -> str:
     return f"{short}_{digest(name)[:8]}"
 
 
+LEGAL_ID = re.compile(r"[a-zA-Z0-9_-]+")
+PACKED_ID = "odd-"  # begins an id that holds another one: each odd letter of it is a dash and two digits
+LONGEST_ID = 128
+
+
 def legal_id(word: str, limit: int) -> str:
     """Return a call's id as the target takes it: the same for the same id, every time."""
-    if re.fullmatch(r"[a-zA-Z0-9_-]+", word) and len(word) <= limit:
+    if LEGAL_ID.fullmatch(word) and len(word) <= limit:
         return word
     return f"{re.sub(r'[^a-zA-Z0-9_-]', '_', word)[: limit - 17]}_{digest(word)[:16]}"
+
+
+def packed_id(word: str) -> str:
+    """Return an id of a call in the letters that Claude's clients take; `unpacked_id` undoes it.
+
+    Kimi's models want `functions.NAME:0` back as it was.
+    """
+    if LEGAL_ID.fullmatch(word) and not word.startswith(PACKED_ID):
+        return word
+    packed = (letter if letter.isalnum() else f"-{ord(letter):02x}" for letter in word)
+    whole = PACKED_ID + "".join(packed)
+    return whole if word.isascii() and len(whole) <= LONGEST_ID else legal_id(word, 64)
+
+
+def unpacked_id(word: str) -> str:
+    """Return the id that was packed, or the id itself."""
+    if not word.startswith(PACKED_ID):
+        return word
+    bare = re.sub(r"-([0-9a-f]{2})", lambda match: chr(int(match[1], 16)), word[len(PACKED_ID) :])
+    return bare if packed_id(bare) == word else word
+
+
+def host_id(word: str, limit: int) -> str:
+    """Return an id as a host of Chat takes it: odd ones are of its own making, and kept."""
+    own = word.isascii() and word.isprintable() and " " not in word and len(word) <= LONGEST_ID
+    return word if own and not LEGAL_ID.fullmatch(word) else legal_id(word, limit)
 
 
 # The first bytes of every proof that we sealed. Valid base64; long, and of letters that bodies
@@ -6772,7 +6859,7 @@ class Case:
         self.schemas = SCHEMA_RULES["openapi-schema" if "openapi-schema" in quirks else dialect]
         self.names = {} if self.own else name_tools(request, dialect)  # as they came -> as written
         self.declared = declared_names(request)
-        self.id_limit = 40 if others else 64
+        self.fit_id = partial(host_id, limit=40) if others else partial(legal_id, limit=64)
         self.calls: dict[str, list[Part]] = {}  # id of a call, as it came -> calls as written
         self.results = collections.Counter[str]()  # of results so far, by the id that came
 
@@ -6980,7 +7067,8 @@ def fit_call(part: Part, case: Case) -> Iterable[Part]:
         return fit_text(part, case)
     space, name = case.names[call_key(part, case.declared)]
     made = case.calls.setdefault(part.id, [])
-    id = legal_id(f"{part.id} {len(made) + 1}" if made else part.id, case.id_limit)
+    bare = unpacked_id(part.id)
+    id = case.fit_id(f"{bare} {len(made) + 1}" if made else bare)
     fitted = part._replace(namespace=space, name=name, id=id, proof=own_proof(part, case))
     if part.custom and not case.custom:
         fitted = fitted._replace(text=dumps_text({"input": part.text}), custom=False)
@@ -7277,6 +7365,8 @@ def settled_thinking(asked: Thinking, request: Request, case: Case, limit: int) 
     """Return how much the target thinks; `limit` is that of its answer, 0 if there is none."""
     model = case.target.model
     thinking = resolve_thinking(asked, model, case.dialect, limit)
+    if "no-effort" in case.quirks:
+        thinking = Thinking(summary=asked.summary)  # QUIRKS no-effort: it has refused to be told
     if case.dialect == "claude" and cannot_think(request, thinking, model):
         thinking = Thinking("none")
     if thinking.effort == "minimal" and "minimal-to-low" in case.target.quirks:
@@ -7430,6 +7520,7 @@ class Returning:
     def __init__(self, request: Request, fitted: Fitted, target: Target) -> None:
         self.request, self.client = request, request.dialect
         self.fitted, self.provider = fitted, target.provider
+        self.ids: set[str] | None = None  # of calls that the client knows; looked up for the first one
         self.foreign = self.client != fitted.dialect
         self.special: set[int] = set()  # numbers of open parts whose texts are changed, or looked at
         self.texts: dict[
@@ -7448,6 +7539,8 @@ class Returning:
     def start(self, event: PartStart) -> Iterator[Event]:
         check_types((event.part,), "upstream_failed")
         part = own_call(event.part, self.client, self.fitted)
+        if part.kind == "call" and self.foreign:
+            part = part._replace(id=self.new_id(part.id))
         if part.custom != event.part.custom:
             self.special.add(event.at)
             self.texts[event.at] = Unwrapper() if part.custom else Wrapper()
@@ -7460,6 +7553,18 @@ class Returning:
         yield event._replace(part=Part("text") if instead else part)
         if instead:
             yield PartDelta(event.at, "text", instead)
+
+    def new_id(self, id: str) -> str:
+        """Return a call's id, or another one if the history holds it: some hosts count in each turn anew."""
+        if self.ids is None:
+            calls = (
+                part for message in self.request.messages for part in message.parts if part.kind == "call"
+            )
+            self.ids = {call.id for call in calls}
+        if id in self.ids:
+            id = f"{id[:40]}_{digest(self.request.id, id, len(self.ids))[:16]}"
+        self.ids.add(id)
+        return id
 
     def more(self, event: PartDelta | PartEnd) -> Iterable[PartDelta | PartEnd]:
         if isinstance(event, PartDelta):
@@ -7539,7 +7644,7 @@ def own_call(part: Part, client: str, fitted: Fitted) -> Part:
         return part
     as_is = part.name, part.namespace, part.custom and client == fitted.dialect
     name, space, custom = fitted.names.get((part.namespace, part.name), as_is)
-    id = legal_id(part.id, 64) if client == "claude" != fitted.dialect else part.id
+    id = packed_id(part.id) if client == "claude" != fitted.dialect else part.id
     return part._replace(id=id, name=name, namespace=space, custom=custom)
 
 
@@ -12327,6 +12432,7 @@ class Account:
         self.aliases: Sequence[Json] = told.get("model-aliases", ())
         self.rules: Sequence[Json] = told.get("request-scoped-errors", ())
         self.quirks = provider.quirks | frozenset(told.get("quirks", ()))
+        self.lessons: dict[str, frozenset[str]] = {}  # quirks that its models' refusals have told of
         plan = plan_of(credential.data).lower() if credential else ""
         self.facts: Mapping[str, Model] = models_of(provider.name, plan)
         self.listed: Collection[str] = self.facts  # what it offers, unless `models` says so
@@ -12750,6 +12856,30 @@ def is_proof_refused(error: ProxyError) -> bool:
     Source: spec/dialects.md 4.2, providers.md 3.4.
     """
     return error.status == 400 and bool(PROOF_REFUSED.search(error.body.decode("utf-8", "replace")))
+
+
+LESSONS = (  # words of a refusal, any case -> the quirk that it tells of. The first that is found counts
+    #  Source: reports about Mistral, DeepSeek, Kimi, Groq, Ollama and xAI, 2026-11
+    (r"length of 9", "short-ids"),
+    (r"unexpected role \W*\w+\W* after role \W*tool", "turn-after-tool"),
+    (r"reasoning_content\W.*(passed back|missing)", "reasoning-content"),
+    (r"use \W*max_completion_tokens", "completion-tokens"),
+    (r"reasoning.?effort", "no-effort"),
+    (r"does not support\W+(\w+\W+){0,2}(thinking|reasoning|effort)", "no-effort"),
+    (
+        r"\b(think|thinking|reasoning|effort)\b[^.]{0,60}\b(not|un)\s?(supported|enabled|available|allowed)",
+        "no-effort",
+    ),
+    (r"(unsupported|unknown|unrecognized|extra)[^.]{0,40}\b(thinking|reasoning|effort)\b", "no-effort"),
+)
+
+
+def lesson_of(error: ProxyError) -> str:
+    """Return the quirk that a refusal tells of, empty if none: asked in that way, the host may answer."""
+    if error.status not in {400, 422}:
+        return ""
+    said = f"{error} {error.body.decode('utf-8', 'replace')}".lower()
+    return next((quirk for words, quirk in LESSONS if re.search(words, said)), "")
 
 
 def is_stale(error: ProxyError) -> bool:
@@ -14488,14 +14618,19 @@ ERROR_FIELDS = {  # what a client needs in `error`; third parties leave some out
 
 
 def completed_error(body: bytes, error: ProxyError, dialect: Dialect) -> bytes:
-    """Return an error as it came, with the fields that its dialect wants of every error."""
-    with contextlib.suppress(*MALFORMED):
-        said = json.loads(body)
-        told = said.get("error") if isinstance(said, dict) else None
-        if isinstance(told, dict) and not told.keys() >= set(ERROR_FIELDS[dialect.name]):
-            ours = dialect.write_error(error)
-            return dumps({**ours, **said, "error": {**ours["error"], **told}}).encode("ascii")
-    return body
+    """Return an error as it came, with the fields that its dialect wants of every error.
+
+    Of what is of another form, as `{"detail": ...}`, SDKs show nothing at all: it is said anew.
+    """
+    ours, said = dialect.write_error(error), error_body(0, body)
+    if isinstance(said, list) and dialect.name == "gemini":
+        return body  # as its streams say it that are arrays
+    told = said.get("error") if isinstance(said, dict) else None
+    if not isinstance(told, dict):
+        return dumps({**said, **ours} if isinstance(said, dict) else ours).encode("ascii")
+    if told.keys() >= set(ERROR_FIELDS[dialect.name]):
+        return body
+    return dumps({**ours, **said, "error": {**ours["error"], **told}}).encode("ascii")
 
 
 ERROR_OBJECT = re.compile(rb'"error"\s*:\s*\{')
@@ -14925,28 +15060,50 @@ class Attempt:
         self.same = self.upstream is errand.dialect
         self.forced = errand.forced or candidate.forced  # must the answer carry the client's name?
         self.sent = False  # may the account have received it?
+        self.token, self.renewed = "", False  # asked with; has it been renewed for this?
 
     def answer(self) -> Answer:
-        """Ask; once more with a new token if that is refused, or without proofs if these are.
+        """Ask; once more for each thing in a refusal that can be mended.
 
         Raises ProxyError before the first piece of the answer is given out.
         """
         token = self.account.token
         if self.account.renewable and self.account.expired(time.time()):
             self.app.renew(self.account, token)
-            token = self.account.token
-        try:
-            return self.ask()
-        except ProxyError as error:
-            if is_proof_refused(error) and not self.errand.bare:
-                self.errand.bare, why = True, "thinking of another provider"
-            elif self.account.renewable and is_stale(error):
-                self.app.renew(self.account, token)
-                why = "its token"
-            else:
-                raise
-            log.info("rid=%s %s refused %s; it is asked again", self.errand.id[:8], self.account.name, why)
-        return self.ask()
+        while True:
+            self.token = self.account.token
+            try:
+                return self.ask()
+            except ProxyError as error:
+                why = self.mended(error)
+                if not why:
+                    raise
+                log.info(
+                    "rid=%s %s refused %s; it is asked again", self.errand.id[:8], self.account.name, why
+                )
+
+    def mended(self, error: ProxyError) -> str:
+        """Mend what was refused, if that was not done before; return what it was, empty if nothing can be."""
+        lesson = lesson_of(error)
+        if is_proof_refused(error) and not self.errand.bare:
+            self.errand.bare = True
+            return "thinking of another provider"
+        if lesson and self.learns(lesson):
+            return f"what the quirk {lesson} mends"
+        if self.account.renewable and is_stale(error) and not self.renewed:
+            self.renewed = True
+            self.app.renew(self.account, self.token)
+            return "its token"
+        return ""
+
+    def learns(self, quirk: str) -> bool:
+        """Remember a quirk of this account's model; tell whether that changes what is sent."""
+        changes = not self.passes or self.provider.dialect == "chat"
+        if quirk in self.target.quirks or not changes or self.errand.action != "generate":
+            return False
+        lessons = self.account.lessons
+        lessons[self.model] = lessons.get(self.model, frozenset()) | {quirk}
+        return True
 
     def ask(self) -> Answer:
         """Ask once, on the lane that fits."""
@@ -14992,7 +15149,9 @@ class Attempt:
     @property
     def target(self) -> Target:
         """What the request is written for."""
-        quirks = self.account.quirks | self.provider.quirks
+        quirks = (
+            self.account.quirks | self.provider.quirks | self.account.lessons.get(self.model, frozenset())
+        )
         if self.errand.bare:
             quirks |= {"no-proofs"}
         return Target(self.provider.name, self.account.fact(self.model), quirks)
@@ -15068,13 +15227,13 @@ class Attempt:
         errand, provider = self.errand, self.provider
         body = errand.with_model(self.model)
         rule = PASSING.get(provider.dialect)
-        odd = rule is not None and rule.odd(errand.body, self.account.quirks, self.model)
+        odd = rule is not None and rule.odd(errand.body, self.target.quirks, self.model)
         changes = odd or provider.name in PREPARE or any(self.config["payload"].values())
         if errand.action.startswith("/") or not changes:
             return body
         before = errand.json if errand.path_model else {**errand.json, "model": self.model}
         try:
-            after = self.body(rule.fitted(before, self.account.quirks) if rule and odd else before)
+            after = self.body(rule.fitted(before, self.target.quirks) if rule and odd else before)
         except MALFORMED as exc:
             raise errand.malformed(exc) from exc
         return body if after is before else [dumps(after).encode("ascii")]

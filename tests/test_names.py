@@ -285,7 +285,18 @@ def test_ids_of_third_parties_are_made_legal_for_claude_clients() -> None:
     request = ask(dialect="claude")
     events = back(list(cp.part_events(0, call("f", "functions.f:0"))), request, "chat")
     assert isinstance(events[0], PartStart)
-    assert re.fullmatch(r"functions_f_0_[0-9a-f]{16}", events[0].part.id)
+    assert re.fullmatch(r"[a-zA-Z0-9_-]{1,64}", events[0].part.id)
+    assert cp.unpacked_id(events[0].part.id) == "functions.f:0"
+
+
+@given(st.text(max_size=100))
+def test_packed_ids(word: str) -> None:
+    packed = cp.packed_id(word)
+    if word:
+        assert re.fullmatch(r"[a-zA-Z0-9_-]{1,128}", packed)
+    kept = word.isascii() and len(packed) > len(word)
+    assert not kept or cp.unpacked_id(packed) in {word, packed}
+    assert cp.unpacked_id(packed) == word or not word.isascii() or len(word) > 40
 
 
 @given(st.text(max_size=100), st.sampled_from([40, 64]))
