@@ -678,7 +678,7 @@ FINISH_REASONS = (  # gemini's cells: spec/dialects.md 2.7
     Words("length",         "max_tokens model_context_window_exceeded", "length",                   "max_output_tokens", "MAX_TOKENS"),
     Words("content_filter", "refusal",                                  "content_filter",           "content_filter",
           "SAFETY RECITATION BLOCKLIST PROHIBITED_CONTENT SPII IMAGE_SAFETY IMAGE_PROHIBITED_CONTENT IMAGE_RECITATION MODEL_ARMOR"),
-    Words("error",          "end_turn",                                 "stop",                     "failed",            "OTHER"),
+    Words("error",          "end_turn",                                 "stop error",               "failed",            "OTHER"),
 )
 EFFORTS = {  # effort -> thinking budget in tokens; -1: the model decides
     "none": 0, "auto": -1, "minimal": 512, "low": 1_024, "medium": 8_192, "high": 24_576, "xhigh": 32_768, "max": 128_000,
@@ -1683,6 +1683,10 @@ def number_at(data: Any, path: tuple[str, ...]) -> int:
     for name in path:
         data = data.get(name) if isinstance(data, dict) else None
     return data if type(data) in {int, float} and math.isfinite(data) else 0
+
+
+UNSEEN = frozenset({"thinking", "opaque"})  # an answer that has no other parts shows nothing
+NAMELESS = "the upstream's answer is malformed: a call without a name"
 
 
 class Parts:
@@ -3782,6 +3786,9 @@ class ChatChoice:
             media = Media("audio", "base64", first_said(self.audio, "data"), f"audio/{form}")
             yield from self.show(Part("media", media=media, extra={"chat": self.audio}))
         while self.row:
+            lane = self.row[0]
+            if lane.part.kind == "call" and lane.tail and not lane.part.name:
+                raise ProxyError("upstream_failed", NAMELESS)
             yield from self.flow()
             yield from self.parts.close()
             del self.row[0]
@@ -3790,6 +3797,8 @@ class ChatChoice:
     def reason(self) -> str:
         """Derive why it ended from what came: some say `stop`, or nothing, after calls."""
         finish = CHAT_FINISH.get(self.finish, "stop")
+        if finish == "tool_calls" and self.parts.kinds <= UNSEEN:
+            return "error"
         usual = "tool_calls" if "call" in self.parts.kinds else "stop"
         return usual if finish in {"stop", "tool_calls"} else finish
 
@@ -6087,7 +6096,7 @@ class GeminiCandidate:
     def read_call(self, data: Json) -> Iterator[Event]:
         """Read a call. Vertex may send one in pieces, only the first of them named: kept till its end."""
         call = data["functionCall"]
-        if call.get("name"):
+        if call.get("name") or not self.call:
             if not call.get("willContinue") and "partialArgs" not in call:
                 yield from self.read_whole(data)
                 return
@@ -6138,7 +6147,8 @@ class GeminiCandidate:
             for citation in gemini_read_citations(self.extra, self.before, "".join(parts.texts)):
                 yield from parts.add("citation", citation)
         yield from self.close()
-        if self.finish == "error" and not parts.kinds:
+        shown = self.before or parts.kinds - UNSEEN - {"text"}  # a text may only carry a proof
+        if self.finish == "error" and not shown:
             message = self.extra.get("finishMessage") or f"the model stopped with {self.raw}"
             raise ProxyError("upstream_failed", message)
         called = "call" in parts.kinds and self.finish in {"stop", "error"}
@@ -7522,12 +7532,20 @@ class Returning:
         self.fitted, self.provider = fitted, target.provider
         self.ids: set[str] | None = None  # of calls that the client knows; looked up for the first one
         self.foreign = self.client != fitted.dialect
+        self.kinds: set[str] = set()  # of all parts
         self.special: set[int] = set()  # numbers of open parts whose texts are changed, or looked at
         self.texts: dict[
             int, Unwrapper | Wrapper
         ] = {}  # by number: of a freeform call that one side must emulate
         self.seals: dict[int, str] = {}  # of what may have a proof; REDACTED: it is all there is
         self.thoughts: dict[int, list[str]] = {}  # of Claude's thinking: its proof is good for that text only
+
+    def whole(self, event: MessageStart | Usage | MessageEnd) -> Event:
+        """Check an event that is no part's. A failure that shows nothing is an error: it would pass for done."""
+        check_fields(event, "upstream_failed")
+        if isinstance(event, MessageEnd) and event.finish == "error" and self.kinds <= UNSEEN:
+            raise ProxyError("upstream_failed", f"the upstream gave no answer: {event.raw or 'error'}")
+        return self.begin(event) if isinstance(event, MessageStart) else event
 
     def begin(self, event: MessageStart) -> MessageStart:
         """Claude's clients are told the input at once: an estimate, if the upstream tells it later."""
@@ -7538,6 +7556,9 @@ class Returning:
 
     def start(self, event: PartStart) -> Iterator[Event]:
         check_types((event.part,), "upstream_failed")
+        if event.part.kind == "call" and not event.part.name:
+            raise ProxyError("upstream_failed", NAMELESS)
+        self.kinds.add(event.part.kind)
         part = own_call(event.part, self.client, self.fitted)
         if part.kind == "call" and self.foreign:
             part = part._replace(id=self.new_id(part.id))
@@ -7605,25 +7626,27 @@ class Returning:
         return thought_digest("".join(self.thoughts[at])) if at in self.thoughts else ""
 
 
-def fit_events(events: Iterable[Event], request: Request, fitted: Fitted, target: Target) -> Events:
+def fit_events(events: Events, request: Request, fitted: Fitted, target: Target) -> Events:
     """Undo on the answer what `fit_request` did to names and freeform calls, and seal the proofs."""
-    returning = Returning(request, fitted, target)
+    returning, source = Returning(request, fitted, target), events
     special = returning.special
     if returning.foreign and fitted.dialect == "gemini":
         events = move_proofs(events, request.dialect)
-    for event in events:
-        if isinstance(event, PartDelta):
-            if event.field == "text" and event.at not in special and type(event.value) is str:
+    with contextlib.closing(source):  # at once, also where an answer is refused here
+        for event in events:
+            if (
+                type(event) is PartDelta
+                and event.at not in special
+                and event.field == "text"
+                and type(event.value) is str
+            ):
                 yield event  # as nearly all of them are
-            else:
+            elif isinstance(event, (PartDelta, PartEnd)):
                 yield from returning.more(event)
-        elif isinstance(event, PartStart):
-            yield from returning.start(event)
-        elif isinstance(event, PartEnd):
-            yield from returning.more(event)
-        else:
-            check_fields(event, "upstream_failed")
-            yield returning.begin(event) if isinstance(event, MessageStart) else event
+            elif isinstance(event, PartStart):
+                yield from returning.start(event)
+            else:
+                yield returning.whole(event)
 
 
 def unshown(media: Media, client: str) -> str:

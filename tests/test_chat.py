@@ -574,7 +574,6 @@ CALLS = [
         [("a", "f", "12"), ("b", "g", "{}")],
         id="by id",
     ),
-    pytest.param([call(index=0, id="a", function=named("", "1"))], [], id="never a name"),
     pytest.param(
         [{"function_call": named("f", "1")}, {"function_call": {"arguments": "2"}}],
         [(None, "f", "12")],
@@ -601,6 +600,16 @@ def test_tool_deltas(deltas: list[Json], calls: list[tuple[str | None, str, str]
     assert all(given in {None, part.id} for part, (given, _, _) in zip(found, calls))
     assert response.choices[0].end.finish == ("tool_calls" if calls else "stop")
     write(list(cp.chat_read_stream(payloads, CLIENT)))
+
+
+def test_a_call_that_never_has_a_name_is_malformed() -> None:
+    for finish in ("tool_calls", "stop"):
+        with pytest.raises(cp.ProxyError, match="a call without a name"):
+            list(
+                cp.chat_read_stream(
+                    chunks(call(index=0, id="a", function=named("", "1")), finish=finish), CLIENT
+                )
+            )
 
 
 def test_text_between_calls_waits() -> None:
@@ -967,7 +976,11 @@ DELTA = st.one_of(
 def test_any_deltas_make_a_clean_stream(deltas: list[tuple[int, Json]]) -> None:
     payloads = [{"choices": [{"index": n, "delta": delta}]} for n, delta in deltas]
     ends: list[Json] = [{"choices": [{"index": n, "delta": {}, "finish_reason": "stop"}]} for n in (0, 1)]
-    events = list(check_events(cp.chat_read_stream([*payloads, *ends], CLIENT)))
+    try:
+        events = list(check_events(cp.chat_read_stream([*payloads, *ends], CLIENT)))
+    except cp.ProxyError as error:
+        assert str(error) == cp.NAMELESS  # noqa: PT017
+        return
     got = write(events)
     assert len(got["messages"]) == 2
     validate_response(cp.chat_write_response(cp.collect(events), CLIENT))

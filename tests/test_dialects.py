@@ -388,7 +388,7 @@ def test_gemini_proofs_travel(client: str, parts: str) -> None:
 
 
 def test_gemini_texts_are_not_held_back() -> None:
-    events = iter([PartStart(0, Part("text")), PartDelta(0, "text", "a"), RuntimeError])
+    events = (event for event in [PartStart(0, Part("text")), PartDelta(0, "text", "a"), RuntimeError])
     request = ask(dialect="claude")
     fitted = cp.fit_request(request, TARGETS["gemini"], "gemini")
     stream = cp.fit_events(events, request, fitted, TARGETS["gemini"])  # type: ignore[arg-type]
@@ -454,7 +454,9 @@ def test_cost_of_a_delta() -> None:
         fitted = cp.fit_request(request, TARGETS[dialect], dialect)
 
         def run(dialect: str = dialect, request: Request = request, fitted: cp.Fitted = fitted) -> None:
-            for _ in cp.fit_events([PartStart(0, Part("text")), *deltas], request, fitted, TARGETS[dialect]):
+            said: list[cp.Event] = [PartStart(0, Part("text")), *deltas]
+            events = (event for event in said)
+            for _ in cp.fit_events(events, request, fitted, TARGETS[dialect]):
                 pass
 
         assert effort(run, repeat=5) < 2

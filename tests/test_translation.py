@@ -315,3 +315,126 @@ def test_numbers_that_are_none_within_texts(proxy: Proxy, upstream: Upstream) ->
         "/v1/chat/completions", {"model": "up-claude", "messages": [{"role": "user", "content": "NaN?"}]}
     )
     assert got.status == 200
+
+
+# --- answers that failed with nothing to show
+
+
+def chat_row(stream: bool, finish: str, **said: Any) -> Json:
+    row = {
+        "index": 0,
+        "delta" if stream else "message": {"role": "assistant", **said},
+        "finish_reason": finish,
+    }
+    return {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "m", "choices": [row]}
+
+
+def gemini_parts(finish: str, *parts: Json) -> Json:
+    candidate = {"content": {"role": "model", "parts": list(parts)}, "finishReason": finish, "index": 0}
+    return {"candidates": [candidate], "usageMetadata": {"promptTokenCount": 1, "totalTokenCount": 1}}
+
+
+def claude_call(stream: bool) -> list[Json]:
+    block = {"type": "tool_use", "id": "t", "name": "", "input": {}}
+    head = {"id": "m", "type": "message", "role": "assistant", "model": "m", "stop_sequence": None,
+            "usage": {"input_tokens": 1, "output_tokens": 1}}  # fmt: skip
+    if not stream:
+        return [{**head, "content": [block], "stop_reason": "tool_use"}]
+    return [
+        {"type": "message_start", "message": {**head, "content": [], "stop_reason": None}},
+        {"type": "content_block_start", "index": 0, "content_block": block},
+        {"type": "content_block_stop", "index": 0},
+        {"type": "message_delta", "delta": {"stop_reason": "tool_use"}, "usage": {"output_tokens": 2}},
+        {"type": "message_stop"},
+    ]
+
+
+def responses_call(stream: bool) -> list[Json]:
+    item = {
+        "type": "function_call",
+        "id": "fc",
+        "call_id": "c",
+        "name": "",
+        "arguments": "{}",
+        "status": "completed",
+    }
+    whole = {
+        "id": "r",
+        "object": "response",
+        "created_at": 1,
+        "model": "m",
+        "status": "completed",
+        "output": [item],
+    }
+    if not stream:
+        return [whole]
+    return [
+        {"type": "response.created", "response": {**whole, "status": "in_progress", "output": []}},
+        {"type": "response.output_item.added", "output_index": 0, "item": {**item, "arguments": ""}},
+        {"type": "response.output_item.done", "output_index": 0, "item": item},
+        {"type": "response.completed", "response": whole},
+    ]
+
+
+NAMELESS = {
+    "tool_calls": [
+        {"index": 0, "id": "c", "type": "function", "function": {"name": "", "arguments": '{"a":1}'}}
+    ]
+}
+STRAY = {"tool_calls": [{"index": 0, "id": "c", "type": "function", "function": {"arguments": ""}}]}
+SIGNED = {"text": "", "thoughtSignature": "c2ln"}
+THOUGHT = {"text": "hm", "thought": True}
+NOTHING = [  # dialect of the upstream, and what it says, as a stream or whole
+    pytest.param("chat", lambda stream: [chat_row(stream, "error", content="")], id="error"),
+    pytest.param("chat", lambda stream: [chat_row(stream, "error", reasoning_content="hm")], id="only thought"),
+    pytest.param("chat", lambda stream: [chat_row(stream, "tool_calls", **NAMELESS)], id="nameless in Chat"),
+    pytest.param("chat", lambda stream: [chat_row(stream, "stop", **NAMELESS)], id="nameless, said to stop"),
+    pytest.param("chat", lambda stream: [chat_row(stream, "tool_calls", **STRAY)], id="no call that was announced"),
+    pytest.param("claude", claude_call, id="nameless of Claude"),
+    pytest.param("responses", responses_call, id="nameless in Responses"),
+    pytest.param("gemini", lambda _: [gemini_parts("MALFORMED_FUNCTION_CALL")], id="malformed"),
+    pytest.param("gemini", lambda _: [gemini_parts("MALFORMED_FUNCTION_CALL", SIGNED)], id="signature only"),
+    pytest.param("gemini", lambda _: [gemini_parts("OTHER", THOUGHT, SIGNED)], id="thought and signature"),
+    pytest.param("gemini", lambda _: [gemini_parts("STOP", {"functionCall": {"args": {}}})], id="nameless of Gemini"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
+@pytest.mark.parametrize("client", NAMES)
+@pytest.mark.parametrize(("dialect", "say"), NOTHING)
+def test_what_failed_with_nothing_to_show_is_an_error(
+    proxy: Proxy, upstream: Upstream, client: str, dialect: str, say: Any, stream: bool
+) -> None:
+    if client == dialect:
+        pytest.skip("its bytes pass: the client knows the words of its own dialect")
+    payloads = say(stream)
+    if stream:
+        upstream.reply([frame(payload, payload.get("type", "")) for payload in payloads], headers=SSE)
+    else:
+        upstream.reply(payloads[0])
+    got = ask(proxy, client, dialect, stream=stream)
+    assert got.status >= 500 or failure(client, got.body)
+
+
+ANYWAY = [
+    pytest.param("chat", lambda stream: [chat_row(stream, "error", content="some")], id="something said"),
+    pytest.param("chat", lambda stream: [chat_row(stream, "stop", content="some", **STRAY)], id="a stray piece of a call"),
+    pytest.param("chat", lambda stream: [chat_row(stream, "stop", content="")], id="nothing, and done"),
+    pytest.param("chat", lambda stream: [chat_row(stream, "length", reasoning_content="hm")], id="cut while thinking"),
+    pytest.param("gemini", lambda _: [gemini_parts("STOP", THOUGHT)], id="a thought, and done"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
+@pytest.mark.parametrize("client", ["claude", "responses"])
+@pytest.mark.parametrize(("dialect", "say"), ANYWAY)
+def test_what_ended_well_is_an_answer_however_little_it_says(
+    proxy: Proxy, upstream: Upstream, client: str, dialect: str, say: Any, stream: bool
+) -> None:
+    if stream:
+        upstream.reply([*map(frame, say(True)), b"data: [DONE]\n\n"], headers=SSE)
+    else:
+        upstream.reply(say(False)[0])
+    got = ask(proxy, client, dialect, stream=stream)
+    assert got.status == 200
+    assert b'"error"' not in got.body.replace(b'"error":null', b"").replace(b'"error": null', b"")

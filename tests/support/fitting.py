@@ -49,7 +49,9 @@ def back(
     events: list[cp.Event], request: Request, dialect: str, target: Target | None = None
 ) -> list[cp.Event]:
     target = target or TARGETS[dialect]
-    return list(cp.fit_events(iter(events), request, cp.fit_request(request, target, dialect), target))
+    return list(
+        cp.fit_events((event for event in events), request, cp.fit_request(request, target, dialect), target)
+    )
 
 
 # --- what cannot be expressed
