@@ -6793,10 +6793,21 @@ def unseal(proof: str) -> Proof:
 ########################################################################################
 # 13. DIALECTS                                                                    [pure]
 ########################################################################################
-# The dialects as rows, and every decision that depends on the target: `fit_request` makes a
-# request one that the target can take, so that the writers above write what they are given;
-# `fit_events` undoes on the answer what must be undone. What is kept as it is where client and
-# upstream speak one dialect: the upstream would have got it untouched. Source: spec/dialects.md.
+# The dialects as rows, and every decision that depends on the target. Source: spec/dialects.md.
+#
+# How it works: a reader makes a Request of what the client sent, `fit_request` makes it one that the
+# target takes, a writer writes it as it is. On the answer the upstream's reader makes events,
+# `fit_events` undoes what must be undone, and the client's writer writes them.
+#
+#   - A Case is one request on its way to one target: what it may have (ABLE, a column of ABILITIES; the
+#     quirks of its host and its model) and what was done so far (names and ids as written).
+#   - STEPS are done in their order: messages and the parts in them (FIT_PARTS), system texts, both ends,
+#     tools, cache marks, the format, limits and thinking. A step returns the same request if nothing
+#     must change, so that what fits is never copied.
+#   - What cannot be expressed is refused with the field's name (REFUSED) where leaving it out would
+#     change the answer; the rest is told in words, or left out. Writers need not look again.
+#   - Between equals (`case.own`) all stays: the upstream would have got it untouched.
+#   - Proofs go back to who minted them only; in a foreign client's hands they are sealed (NAMES).
 
 # fmt: off
 ABILITIES = (  # what a dialect has room for
@@ -6807,15 +6818,14 @@ ABILITIES = (  # what a dialect has room for
     Words("proofs",              "thinking",         "thinking call",        "thinking",         "thinking call text"),  # on parts
     Words("state",               "",                 "",                     # history that only their own service has
           "previous_response_id conversation prompt background",             "cachedContent"),
+    #     in a client's answer
+    Words("shown",               "",                 "image/base64 image/url audio/base64", "image/base64", "*"),  # media
     #     from a target's        claude              chat                    responses           gemini
     Words("media",               "image document",   "image document audio", "image document",   "image document audio video"),
     Words("urls",                "image document",   "image audio",          "image document",   "image document audio video"),
     Words("image",               "image/jpeg image/png image/gif image/webp", "", "",            ""),  # types; empty: any
     Words("document",            "application/pdf",  "",                     "",                 ""),
     Words("audio",               "",                 "audio/wav audio/x-wav audio/wave audio/mp3 audio/mpeg", "", ""),
-    #     in a client's answer
-    Words("shown",               "",                 "image/base64 image/url audio/base64", "image/base64", "*"),  # media
-    #     from a target's, again
     Words("hosted",              "web_search web_fetch code_execution", "",  "web_search code_execution",
           "web_search web_fetch code_execution"),
     Words("forced",              "web_search web_fetch code_execution", "",  "web_search code_execution", ""),  # of these
@@ -7002,7 +7012,8 @@ def fit_text(part: Part, case: Case) -> Iterable[Part]:
 
 def fit_thought(part: Part, case: Case) -> Iterable[Part]:
     """Leave thinking that the target's vendor vouches for. Claude refuses an empty signature."""
-    proof, thought = own_proof(part, case), unseal(part.proof).thought
+    proof = own_proof(part, case)
+    thought = unseal(part.proof).thought
     if proof and thought == REDACTED:
         return (Part("thinking", proof=proof, redacted=True, cache=part.cache),)
     if thought not in {"", thought_digest(part.text)}:
@@ -7094,7 +7105,8 @@ def fit_result(part: Part, case: Case) -> Iterable[Part]:
     if case.own:
         return (part,)
     inner = tuple(new for old in pieces_of(part) for new in fit_piece(old, case))
-    made, at = case.calls.get(part.id, ()), case.results[part.id]
+    made = case.calls.get(part.id, ())
+    at = case.results[part.id]
     case.results[part.id] += 1
     if at >= len(made):
         return () if made else inner
@@ -7181,14 +7193,16 @@ def fit_system(request: Request, case: Case) -> Request:
     """Put system texts where the target takes them; nobody takes a conversation of nothing. Source: 2.2."""
     if case.own:
         return request
-    system, messages = request.system, request.messages
+    system = request.system
+    messages = request.messages
     if case.client == "claude":
         system = tuple(part for part in system if not part.text.startswith(BILLING))
     said = any(map(says_something, messages))
     if not said and not system:
         messages = (OPENING,)
     elif not said and case.dialect in {"claude", "responses"}:
-        messages, system = (Message("user", system),), ()
+        messages = (Message("user", system),)
+        system = ()
     if messages is request.messages and system == request.system:
         return request
     return request._replace(system=system, messages=messages)
@@ -7247,7 +7261,8 @@ def fit_cache(request: Request, case: Case) -> Request:
     """Leave four cache marks: the last one of the tools, that of the system text, and the last messages'."""
     if case.own or case.dialect != "claude":
         return request
-    tools, system = [*cached(request.tools)], [*cached(request.system)]
+    tools = [*cached(request.tools)]
+    system = [*cached(request.system)]
     said = [*cached(part for message in request.messages for part in message.parts)]
     if len(tools) + len(system) + len(said) <= CACHE_MARKS:
         return request
@@ -7311,7 +7326,8 @@ INPUT_SCHEMA: Json = {
 
 def emulated(tool: Tool) -> Tool:
     """Make a freeform tool a function of one text."""
-    grammar, texts = tool.grammar or {}, [tool.description]
+    grammar = tool.grammar or {}
+    texts = [tool.description]
     if rule := grammar.get("definition"):
         texts.append(f"The input must match this {grammar.get('syntax', '')} grammar:\n{rule}")
     tool = tool._replace(kind="function", schema=INPUT_SCHEMA, grammar=None)
@@ -7329,18 +7345,22 @@ def fit_format(request: Request, case: Case) -> Request:
 # --- thinking and limits ------------------------------------------------------------------------
 def fit_params(request: Request, case: Case) -> Request:
     """Keep to how long and how many the target lets things be: else it is a 400."""
-    user, stops = request.params.get("user", ""), request.params.get("stop", ())
+    user = request.params.get("user", "")
+    stops = request.params.get("stop", ())
     if case.own or not (user or stops):
         return request
-    params, (longest, most) = (
-        dict(request.params),
-        (next(iter(case.takes[word]), "") for word in ("user", "stops")),
-    )
-    if longest and len(user) > int(longest):
+    params = dict(request.params)
+    longest = most_of("user", case)
+    if longest and len(user) > longest:
         params["user"] = digest(user)  # Claude Code's has 159 characters
-    kept = [stop for stop in stops if stop.strip(" ")]
-    params["stop"] = kept[: int(most)] if most else kept
+    params["stop"] = [stop for stop in stops if stop.strip(" ")][: most_of("stops", case)]
     return request._replace(params={key: value for key, value in params.items() if value != []})
+
+
+def most_of(word: str, case: Case) -> int | None:
+    """Return how many of something the target takes; None: any number."""
+    cell = case.takes[word]
+    return int(cell[0]) if cell else None
 
 
 FALLBACK_OUTPUT = 32_000  # Claude's max_tokens where neither client nor model says one
@@ -7398,7 +7418,8 @@ def refused_params(case: Case, thinking: Thinking) -> frozenset[str]:
 
     Claude models do from Opus 4.7 on, the first to take the effort xhigh; OpenAI's if they think.
     """
-    levels, nothing = case.target.model.levels, frozenset[str]()
+    levels = case.target.model.levels
+    nothing = frozenset[str]()
     if "no-sampling" in case.target.quirks:  # QUIRKS no-sampling: the host refuses all of them
         return SAMPLING | PENALTIES
     if case.dialect == "claude":
@@ -7456,12 +7477,14 @@ class Unwrapper:
         """Return what `fragment` adds to the text."""
         self._rest += fragment
         if self._state == "head" and (head := INPUT_HEAD.match(self._rest)):
-            self._rest, self._state = self._rest[head.end() :], "body"
+            self._rest = self._rest[head.end() :]
+            self._state = "body"
         if self._state != "body":
             return ""
         body = INPUT_BODY.match(self._rest)
         end = body.end() if body else 0
-        text, self._rest = self._rest[:end], self._rest[end:]
+        text = self._rest[:end]
+        self._rest = self._rest[end:]
         if self._rest.startswith('"'):
             self._state = "tail"
         return unquoted(text)
@@ -7487,7 +7510,8 @@ class Wrapper:
         self._head = '{"input":"'
 
     def feed(self, fragment: str) -> str:
-        head, self._head = self._head, ""
+        head = self._head
+        self._head = ""
         return head + quote(fragment)[1:-1]
 
     def close(self) -> str:
@@ -7528,8 +7552,10 @@ class Returning:
     """The parts of an answer on its way back to the client: what each of them needs while it is open."""
 
     def __init__(self, request: Request, fitted: Fitted, target: Target) -> None:
-        self.request, self.client = request, request.dialect
-        self.fitted, self.provider = fitted, target.provider
+        self.request = request
+        self.client = request.dialect
+        self.fitted = fitted
+        self.provider = target.provider
         self.ids: set[str] | None = None  # of calls that the client knows; looked up for the first one
         self.foreign = self.client != fitted.dialect
         self.kinds: set[str] = set()  # of all parts
