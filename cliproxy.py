@@ -15833,6 +15833,7 @@ class Visit(Watcher):
         except ValueError as exc:
             raise ProxyError("invalid_request", f"malformed request: {exc}") from exc
         self.dialect = dialect_of(self.path, self.headers)
+        self.check_host()
         self.check_origin()
         route, self.argument = find_route(self.method, self.path)
         if route.admit:
@@ -15840,23 +15841,31 @@ class Visit(Watcher):
         route.handle(self, route)
 
     def check_origin(self) -> None:
-        """Refuse what a web page sends: another origin's, or one whose name was rebound to us."""
+        """Refuse what a page of another origin sends, unless the owner lets it in."""
+        origin = self.headers.get("origin", "").lower()
+        site = self.headers.get("sec-fetch-site", "")
+        if not (origin or site):
+            return  # no browser
+        if origin in self.server.app.config["allow-origins"]:
+            self.allowed_origin = origin
+            return
+        foreign = site in {"cross-site", "same-site"} or origin == "null"
+        hint = ""
+        if is_page(origin):
+            host = self.headers.get("host", "").lower()
+            ours = {host, host.removesuffix(":80"), host.removesuffix(":443")}
+            foreign = foreign or origin.partition("://")[2] not in ours
+            hint = f"; allow-origins may name {origin}"
+        if foreign:
+            raise ProxyError("forbidden", f"a page of another web site may not use this proxy{hint}")
+
+    def check_host(self) -> None:
+        """Refuse what is addressed to another machine, as by a page whose name was rebound to this one."""
         host = self.headers.get("host", "").lower()
         name = host_of(host)
         if self.server.loopback and host and not is_loopback(name) and name != self.server.host:
             better = f"use http://127.0.0.1:{self.server.port}"
             raise ProxyError("forbidden", f"the host {host[:80]!r} is not this machine; {better}")
-        origin = self.headers.get("origin", "").lower()
-        if origin in self.server.app.config["allow-origins"]:
-            self.allowed_origin = origin
-            return
-        foreign = self.headers.get("sec-fetch-site") in {"cross-site", "same-site"}
-        ours = {host, host.removesuffix(":80"), host.removesuffix(":443")}
-        if is_page(origin) and origin.partition("://")[2] not in ours:
-            foreign = True
-        if foreign or origin == "null":
-            hint = f"; allow-origins may name {origin}" if is_page(origin) else ""
-            raise ProxyError("forbidden", f"a page of another web site may not use this proxy{hint}")
 
     def admit(self) -> None:
         """Check the client's key. Any valid one in any of its places will do."""
@@ -16156,7 +16165,10 @@ class Visit(Watcher):
 
     def end_to_end(self) -> Headers:
         """Return the client's headers but for those that it means for us alone (RFC 9110 7.6.1)."""
-        words = self.headers.get("connection", "").lower().split(",")
+        wish = self.headers.get("connection", "").lower()
+        if wish in {"", "close", "keep-alive"}:
+            return self.headers
+        words = wish.split(",")
         return without(self.headers, frozenset(word.strip() for word in words))
 
     def read_amp(self, errand: Errand) -> None:
@@ -16304,6 +16316,7 @@ OUTPUT_WORDS = ("output_tokens", "completion_tokens", "candidatesTokenCount")
 HOST = re.compile(r"(\[[0-9a-f:.]+\]|[\w.-]+)(:\d{1,5})?", re.ASCII)  # RFC 9110 7.2, no user name
 
 
+@functools.lru_cache(maxsize=64)
 def host_of(place: str) -> str:
     """Return the host in a Host header without its port, `?` for what is none."""
     found = HOST.fullmatch(place)
