@@ -3697,10 +3697,12 @@ def chat_read_usage(usage: Json) -> Usage:
     """Read `usage`; what it says beside the numbers is kept."""
     counts: Json = {}
     for field, details, names in CHAT_USAGE:
-        counts[field] = first_said(object_in(usage, details), *names) or first_said(usage, *names) or 0
+        paths = [*((details, name) for name in names), *((name,) for name in names)]
+        counts[field] = next(filter(None, (number_at(usage, path) for path in paths)), 0)
     rest = without(usage, CHAT_COUNTS)
     for details in ("prompt_tokens_details", "completion_tokens_details"):
-        rest[details] = without(object_in(usage, details), CHAT_COUNTS)
+        told = usage.get(details)
+        rest[details] = without(told, CHAT_COUNTS) if isinstance(told, dict) else {}
     return Usage(**counts, extra=extra_of("chat", {key: value for key, value in rest.items() if value}))
 
 
@@ -5985,10 +5987,11 @@ def gemini_write_request(request: Request, target: Target) -> Json:
 # -- answers, read ---------------------------------------------------------------------
 def gemini_read_usage(usage: Json) -> Usage:
     """Read usageMetadata. What was said beside the thoughts may have to be told by the total."""
-    told = {field: usage.get(word) or 0 for field, word in GEMINI_USAGE.items()}
-    told["input"] += usage.get("toolUsePromptTokenCount") or 0
+    told = {field: number_at(usage, (word,)) for field, word in GEMINI_USAGE.items()}
+    told["input"] += number_at(usage, ("toolUsePromptTokenCount",))
     if "candidatesTokenCount" not in usage:
-        told["output"] = max(0, usage.get("totalTokenCount", 0) - told["input"] - told["reasoning"])
+        total = number_at(usage, ("totalTokenCount",))
+        told["output"] = max(0, total - told["input"] - told["reasoning"])
     told["output"] += told["reasoning"]
     return Usage(**told, extra=extra_of("gemini", without(usage, GEMINI_COUNTED)))
 

@@ -925,6 +925,19 @@ def test_deltas_of_a_wrong_type_are_the_upstreams_failure(
     assert caught.value.kind == "upstream_failed"
 
 
+COUNTED: dict[str, dict[str, Any]] = {  # dialect -> usage in which nothing is a number
+    "claude": {"input_tokens": "7\nforged", "output_tokens": [], "output_tokens_details": "x"},
+    "chat": {"prompt_tokens": "7\nforged", "completion_tokens": {}, "prompt_tokens_details": "x"},
+    "responses": {"input_tokens": "7\nforged", "output_tokens": True, "input_tokens_details": "x"},
+    "gemini": {"promptTokenCount": "7\nforged", "candidatesTokenCount": [], "totalTokenCount": 1e400},
+}
+
+
+@pytest.mark.parametrize("dialect", NAMES)
+def test_only_numbers_are_counted(dialect: str) -> None:
+    assert cp.DIALECTS[dialect].read_usage(COUNTED[dialect])[:5] == (0, 0, 0, 0, 0)
+
+
 # --- the tokens that an answer begins with
 
 
