@@ -6149,6 +6149,8 @@ class GeminiCandidate:
         if parts.part and parts.part.kind == "text":
             for citation in gemini_read_citations(self.extra, self.before, "".join(parts.texts)):
                 yield from parts.add("citation", citation)
+        if self.finish not in {"stop", "tool_calls"}:
+            self.call = {}  # cut off among its pieces: it is none
         yield from self.close()
         shown = self.before or parts.kinds - UNSEEN - {"text"}  # a text may only carry a proof
         if self.finish == "error" and not shown:
@@ -6291,6 +6293,17 @@ def gemini_write_candidate(choice: Choice, parts: list[Json]) -> Json:
     return restored(candidate, gemini_own(end))
 
 
+def gemini_is_whole(call: Part) -> bool:
+    """Tell whether the arguments of a call are surely all there: it may have been cut off before any."""
+    arguments = json_of(call.text)
+    return bool(gemini_own(call)) or (isinstance(arguments, dict) and bool(arguments))
+
+
+def gemini_is_cut(part: Part, end: MessageEnd) -> bool:
+    """Tell whether the last part of an answer is a call that the limit cut off: clients would run it as it is."""
+    return part.kind == "call" and end.finish not in {"stop", "tool_calls"} and not gemini_is_whole(part)
+
+
 def gemini_write_names(start: MessageStart, request: Request) -> Json:
     made = digest(request.id, "response")
     return {"modelVersion": start.model or request.model, "responseId": start.id or made}
@@ -6311,6 +6324,7 @@ class GeminiOut:
         self.said: list[Part] = []  # the texts that are complete
         self.logprobs: list[Json] = []
         self.proof = ""  # of a thought: goes to the call that follows, or out on its own
+        self.call: Part | None = None  # a complete one, if another part or a good end comes next
 
     def chunk(self, part: Json) -> str:
         candidate = {"content": {"parts": [part], "role": "model"}, "index": self.number}
@@ -6323,6 +6337,9 @@ class GeminiOut:
 
     def open(self, part: Part) -> Iterator[str]:
         """Open a part; for texts, prepare the chunk that the deltas go into."""
+        if self.call:
+            yield self.chunk(gemini_write_part(self.call))
+            self.call = None
         if self.proof and part.kind != "call":
             yield self.chunk(self.take_proof())
         self.part, self.head = part, ""
@@ -6352,13 +6369,18 @@ class GeminiOut:
             yield self.chunk(self.take_proof())
         part, self.proof = part._replace(proof=part.proof or self.proof), ""
         written = gemini_write_part(part)
-        if written:
+        if part.kind == "call" and not gemini_is_whole(part):
+            self.call = part
+        elif written:
             yield self.chunk(written)
 
     def end(self, event: MessageEnd) -> Json:
         """Return the candidate of the last chunk."""
+        last = [self.take_proof()] if self.proof else []
+        if self.call and not gemini_is_cut(self.call, event):
+            last.append(gemini_write_part(self.call))
         choice = Choice(tuple(self.said), event, tuple(self.logprobs))
-        return gemini_write_candidate(choice, [self.take_proof() if self.proof else {"text": ""}])
+        return gemini_write_candidate(choice, last or [{"text": ""}])
 
 
 class GeminiWriter:
@@ -6444,10 +6466,16 @@ class GeminiWriter:
     }
 
 
+def gemini_uncut(choice: Choice) -> tuple[Part, ...]:
+    """Return the parts of an answer without a last call that was cut off."""
+    cut = bool(choice.parts) and gemini_is_cut(choice.parts[-1], choice.end)
+    return choice.parts[:-1] if cut else choice.parts
+
+
 def gemini_write_response(response: Response, request: Request) -> Json:
     """Write a collected answer as one GenerateContentResponse."""
     candidates = [
-        gemini_write_candidate(choice, gemini_write_kept(gemini_move_proofs(choice.parts)))
+        gemini_write_candidate(choice, gemini_write_kept(gemini_move_proofs(gemini_uncut(choice))))
         for choice in response.choices
     ]
     usage = {"usageMetadata": gemini_write_usage(response.usage)} if response.usage else {}

@@ -662,7 +662,7 @@ def test_nothing_waits_for_the_next_event() -> None:
     taken: list[cp.Event] = []
 
     def source() -> Any:
-        for event in whole(text("a"), cp.Part("call", "{}", "c", "f")):
+        for event in whole(text("a"), cp.Part("call", '{"a":1}', "c", "f")):
             taken.append(event)
             yield event
 
@@ -674,9 +674,9 @@ def test_nothing_waits_for_the_next_event() -> None:
 
 
 PROOFS = [
-    pytest.param([cp.Part("thinking", "t", proof="VDE="), cp.Part("call", "{}", "c", "f")],
+    pytest.param([cp.Part("thinking", "t", proof="VDE="), cp.Part("call", '{"a":1}', "c", "f")],
                  [{"text": "t", "thought": True},
-                  {"functionCall": {"id": "c", "name": "f", "args": {}}, "thoughtSignature": "VDE="}, {"text": ""}],
+                  {"functionCall": {"id": "c", "name": "f", "args": {"a": 1}}, "thoughtSignature": "VDE="}, {"text": ""}],
                  id="to the call"),
     pytest.param([cp.Part("thinking", "t", proof="VDE="), text("x", proof="VDI=")],
                  [{"text": "t", "thought": True}, {"text": "", "thought": True, "thoughtSignature": "VDE="},
@@ -895,6 +895,54 @@ def test_hosts_that_know_no_ids_get_none() -> None:
     for body in (own, cp.gemini_write_request(foreign, bare), passed):
         assert '"id"' not in json.dumps(body)
         assert results_in(body)[0]["name"] == "f"
+
+
+# --- calls that were cut off ---
+
+
+def cut_events(*texts: str, finish: str = "length") -> list[cp.Event]:
+    """Return the events of an answer with a call for each text of arguments."""
+    calls = [cp.Part("call", words, f"c{at}", "f") for at, words in enumerate(texts)]
+    parts = [event for at, call in enumerate(calls) for event in cp.part_events(at, call)]
+    return [cp.MessageStart("r", "m"), *parts, cp.MessageEnd(finish)]
+
+
+CUT = [  # arguments of the calls of an answer, why it ended, and those of the calls that the client gets
+    pytest.param(['{"a":"lo'], "length", [], id="cut"),
+    pytest.param(["{}"], "length", [], id="cut before any"),
+    pytest.param(['{"a":1}'], "length", [{"a": 1}], id="complete, and then the limit"),
+    pytest.param(['{"a":1}', '{"b"'], "length", [{"a": 1}], id="the second"),
+    pytest.param(["{}", '{"a":1}'], "length", [{}, {"a": 1}], id="another after one without arguments"),
+    pytest.param(['{"a'], "content_filter", [], id="stopped by a filter"),
+    pytest.param(["{}"], "tool_calls", [{}], id="no arguments, and done"),
+    pytest.param(["odd"], "tool_calls", [{"input": "odd"}], id="no JSON, and done"),
+]
+
+
+@pytest.mark.parametrize(("texts", "finish", "calls"), CUT)
+def test_a_call_that_was_cut_off_is_none(texts: list[str], finish: str, calls: list[Json]) -> None:
+    events = cut_events(*texts, finish=finish)
+    whole = cp.gemini_write_response(cp.collect(events), SSE)
+    chunks = list(cp.sse_read([write(events)]))
+    for found in ([whole], chunks):
+        parts = [part for one in found for part in one["candidates"][0]["content"]["parts"]]
+        assert [part["functionCall"]["args"] for part in parts if "functionCall" in part] == calls
+    word = {"length": "MAX_TOKENS", "content_filter": "SAFETY", "tool_calls": "STOP"}[finish]
+    assert whole["candidates"][0]["finishReason"] == chunks[-1]["candidates"][0]["finishReason"] == word
+    validate_response(whole)
+
+
+def test_a_call_in_pieces_that_was_cut_off_is_none() -> None:
+    piece = {"partialArgs": [{"jsonPath": "$.a", "stringValue": "lo"}], "willContinue": True}
+    first = {
+        "candidates": [
+            {"content": {"parts": [{"functionCall": {"name": "f", "id": "c", **piece}}]}, "index": 0}
+        ]
+    }
+    for finish, calls in (("MAX_TOKENS", []), ("STOP", ['{"a":"lo"}'])):
+        last = {"candidates": [{"content": {"parts": []}, "finishReason": finish, "index": 0}]}
+        choice = cp.collect(cp.gemini_read_stream([first, last], SSE)).choices[0]
+        assert [part.text for part in choice.parts if part.kind == "call"] == calls
 
 
 # --- recorded exchanges, where they are at hand ---
