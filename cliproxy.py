@@ -11494,12 +11494,18 @@ class Flow:
         """
         head, _, tail = text.strip().strip("'\"<>").partition("#")
         fields = dict(parse_qsl(f"{head.partition('?')[2] or head}&{tail}"))
-        bare = not fields.get("code") and re.fullmatch(r"[\w./~+-]{20,}", head) is not None
         code, state = fields.get("code", ""), fields.get("state", "")
+        bare = not code and re.fullmatch(r"[\w./~+-]{20,}", head) is not None
         if bare:
             code, state = head, tail or (self.state if self.row.pkce else "")
+        self._check_state(code, state, fields)
+        page = self.row.manual.partition("://")[2]
+        return code, self.redirect(manual=bare or bool(page and page in head))
+
+    def _check_state(self, code: str, state: str, fields: Mapping[str, str]) -> None:
+        """Refuse what is no answer to this login: without our state it may be of any page."""
         ours = same_text(state, self.state)
-        if "error" in fields and ours:  # without our state it may be of any page. RFC 6749 4.1.2.1
+        if "error" in fields and ours:  # RFC 6749 4.1.2.1
             why = fields.get("error_description") or fields["error"]
             message = f"{self.row.title} refused the login: {why}; nothing was saved"
             raise ProxyError("forbidden", message)
@@ -11507,8 +11513,6 @@ class Flow:
             what = "that is no answer to this login" if state else "that holds no code and state"
             advice = "open the URL above, and paste the address where it ends"
             raise ProxyError("invalid_request", f"{what}: {advice}")
-        page = self.row.manual.partition("://")[2]
-        return code, self.redirect(manual=bare or bool(page and page in head))
 
 
 # What single providers need
@@ -11731,12 +11735,20 @@ def google_project(flow: Flow, token: str, wanted: str) -> str:
     project = project_id(loaded) or wanted
     if loaded.get("currentTier") and project:
         return project
+    return google_onboard(flow, token, wanted, google_tier(loaded))
+
+
+def google_tier(loaded: Json) -> Json:
+    """Return the tier to sign an account up for. Raises ProxyError if Google has none for it."""
+    for tier in loaded.get("allowedTiers") or ():
+        if tier.get("isDefault"):
+            found: Json = tier
+            return found
     barred = loaded.get("ineligibleTiers")
-    tiers = [tier for tier in loaded.get("allowedTiers") or () if tier.get("isDefault")]
-    if barred and not tiers:
+    if barred:
         reasons = [f"{tier.get('reasonMessage')} {tier.get('validationUrl', '')}" for tier in barred]
         raise ProxyError("forbidden", f"Google does not serve this account: {'; '.join(reasons)}")
-    return google_onboard(flow, token, wanted, tiers[0] if tiers else LEGACY_TIER)
+    return LEGACY_TIER
 
 
 LEGACY_TIER = {"id": "legacy-tier", "userDefinedCloudaicompanionProject": True}
@@ -12308,6 +12320,16 @@ def redeem(flow: Flow, code: str, uri: str, arrival: Arrival) -> Json:
 DEVICE_ENDS = {"access_denied": "was refused", "expired_token": "came too late"}
 
 
+def answer_of_poll(poll: Callable[[], Json]) -> Json:
+    """Ask whether the user is done; {} where the line was cut: the next try may get through."""
+    try:
+        return poll()
+    except ProxyError as error:
+        if error.headers:
+            raise
+        return {}
+
+
 def device_login(flow: Flow, start: Callable[[Flow], Device]) -> Json:
     """Let the user type a code on another device; return the token answer."""
     shown, poll = start(flow)
@@ -12319,18 +12341,14 @@ def device_login(flow: Flow, start: Callable[[Flow], Device]) -> Json:
     deadline = flow.now() + min(1800.0, float(shown.get("expires_in") or 900))
     while flow.now() < deadline:
         flow.terminal.pause(interval)
-        answer: Json = {}
-        try:
-            answer = poll()
-        except ProxyError as error:
-            if error.headers:  # else: the line was cut, and the next try may get through
-                raise
+        answer = answer_of_poll(poll)
         if answer.get("access_token"):
             return answer
         code = error_code(answer)
-        interval += 5 if code == "slow_down" else 0
         if code in DEVICE_ENDS:
             break
+        if code == "slow_down":
+            interval += 5
     what = DEVICE_ENDS.get(code, "took too long")
     message = f"{flow.row.title}: the login {what}; nothing was saved; run it again"
     raise ProxyError("forbidden" if code == "access_denied" else "caller_timeout", message)
@@ -12554,14 +12572,17 @@ class Account:
         """Tell whether only a new login helps."""
         return not self.renewable and self.expired(now)
 
-    def renew(self, stale: str, get_new: Callable[[Credential], Credential]) -> None:
+    def renew(
+        self, stale: str, get_new: Callable[[Credential], Credential], tick: Callable[[], None] = lambda: None
+    ) -> None:
         """Replace the tokens by those that `get_new` gets, unless they are others than `stale` by now.
 
-        One thread asks; those that come meanwhile get what it gets. Raises ProxyError, as it does.
+        One thread asks; those that come meanwhile get what it gets, and call `tick` now and then: it
+        raises where the client has left. Raises ProxyError, as `get_new` does.
         """
         waited = not self.refreshing.acquire(blocking=False)
-        if waited and not self.refreshing.acquire(timeout=2 * TOKEN_PATIENCE):
-            raise ProxyError("upstream_timeout", f"{self.name}: its new tokens take too long")
+        if waited:
+            self._wait_for_renewal(tick)
         try:
             if self.token != stale or self.credential is None:
                 return
@@ -12575,6 +12596,13 @@ class Account:
                 raise
         finally:
             self.refreshing.release()
+
+    def _wait_for_renewal(self, tick: Callable[[], None]) -> None:
+        end = time.monotonic() + 2 * TOKEN_PATIENCE
+        while not self.refreshing.acquire(timeout=TICK):
+            tick()
+            if time.monotonic() > end:
+                raise ProxyError("upstream_timeout", f"{self.name}: its new tokens take too long")
 
     def provider_for(self, dialect: str) -> Provider:
         """Return the row by which to ask for a client of this dialect."""
@@ -14985,9 +15013,9 @@ class App:
             self._stored = math.inf  # once is enough to say so
             log.warning("%s: %s; no rest will outlive a restart", path, exc.strerror)
 
-    def renew(self, account: Account, stale: str) -> None:
+    def renew(self, account: Account, stale: str, tick: Callable[[], None] = lambda: None) -> None:
         """Get new tokens for an account unless it has others than `stale`. Raises ProxyError."""
-        account.renew(stale, lambda known: refresh(known, self.store, self.config))
+        account.renew(stale, lambda old: refresh(old, self.store, self.config), tick)
 
     def renew_due(self) -> None:
         """Renew all tokens that are due, whether or not their accounts rest. One thread does."""
@@ -15149,7 +15177,7 @@ class Attempt:
         """
         token = self.account.token
         if self.account.renewable and self.account.expired(time.time()):
-            self.app.renew(self.account, token)
+            self.app.renew(self.account, token, self.errand.watcher.tick)
         while True:
             self.token = self.account.token
             try:
@@ -15172,7 +15200,7 @@ class Attempt:
             return f"what the quirk {lesson} mends"
         if self.account.renewable and is_stale(error) and not self.renewed:
             self.renewed = True
-            self.app.renew(self.account, self.token)
+            self.app.renew(self.account, self.token, self.errand.watcher.tick)
             return "its token"
         return ""
 

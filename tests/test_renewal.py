@@ -766,3 +766,19 @@ def test_odd_facts_beside_new_tokens_cost_nothing(
         Fault(200, {"access_token": "new", "refresh_token": "next", "expires_in": 60, **odd})
     )
     assert cp.refresh(credential, store, world.config(), world.clock).data["refresh_token"] == "next"
+
+
+def test_a_client_that_leaves_while_tokens_are_renewed_is_let_go(house: House) -> None:
+    house.add()
+    account = house.account()
+
+    class Left(Exception):
+        """The client has hung up."""
+
+    def tick() -> None:
+        raise Left
+
+    with account.refreshing, pytest.raises(Left):
+        house.proxy.app.renew(account, account.token, tick)
+    assert house.refreshes == 0
+    assert house.ask().status == 200
