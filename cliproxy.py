@@ -12889,7 +12889,7 @@ REFUSALS = (  # the first row that fits counts; an empty pattern fits. Source: s
     ("403 429",     r"insufficient_quota|usage_not_included|quota_exceeded|free allocated quota", Verdict(120.0, whole=True)),
     ("400 403",     r"organization has been disabled|third-party apps.{0,99}extra usage",        Verdict(1_800.0, whole=True, hard=True)),
     ("400 503",     r"model is at capacity",                                                     Verdict(1.0, backoff=True)),
-    ("403",         r"cf-chl|challenge-platform|<title>just a moment|cloudflare",                Verdict(10.0, backoff=True, whole=True, hard=True)),
+    ("403",         r"cf-chl|challenge-platform|just a moment|cloudflare",                       Verdict(10.0, backoff=True, whole=True, hard=True)),
     ("401",         r"",                                                                         Verdict(1_800.0, whole=True, token=True, hard=True)),
     ("402 403",     r"",                                                                         Verdict(1_800.0, hard=True)),
     ("404",         r"",                                                                         Verdict(43_200.0)),
@@ -13666,9 +13666,10 @@ class Router:
             return
         if error.status == 429 and error.retry_after is None:
             error.retry_after = wait  # without it Codex gives up at once
+        status = 403 if whole and error.status == 400 else error.status  # what it means: not this account
         rest = Cooldown(
             end=0.0, level=level, soft=verdict.soft, mark=account.mark if verdict.token else "",
-            status=error.status, why=explained(error),
+            status=status, why=explained(error),
         )  # fmt: skip
         self._rests.begin(self._siblings(account, error.status), model, action, wait, rest)
         self._changed = True
@@ -16952,8 +16953,7 @@ def limits_now(account: Account, credential: Credential, app: App) -> list[Windo
         app.renew(account, account.token)
         credential = account.credential or credential
     windows = usage_of(credential, app.config)
-    room = bool(windows) and all(window.used < 100 for window in windows)
-    if room and app.router.report(account)["cooling"]:
+    if windows and all(window.used < 100 for window in windows):
         app.wake(account.name)
     return windows
 

@@ -359,7 +359,7 @@ REFUSALS = {
     "Claude, only for its own":   Refusal("login claude", 400, {"type": "error", "error": {"type": "invalid_request_error",
                                           "message": "This credential is only authorized for use with Claude Code and cannot be used"}}, MALFORMED),
     "Claude, extra usage":        Refusal("login claude", 400, {"type": "error", "error": {"type": "invalid_request_error",
-                                          "message": "Third-party apps now draw from your extra usage, not your plan limits."}}, MALFORMED),
+                                          "message": "Third-party apps now draw from your extra usage, not your plan limits."}}, MALFORMED, -1_800),
     "Gemini, RetryInfo":          Refusal("gemini-api-key", 429, google_error(SPENT, "no", RETRY), LIMITED, 37.5),
     "Gemini, quotaResetDelay":    Refusal("gemini-api-key", 429, google_error(SPENT, "no", info("QUOTA_EXHAUSTED", quotaResetDelay="1h16m0.6s")),
                                           LIMITED, 4_560),

@@ -772,13 +772,13 @@ def test_a_client_that_leaves_while_tokens_are_renewed_is_let_go(house: House) -
     house.add()
     account = house.account()
 
-    class Left(Exception):
+    class LeftError(Exception):
         """The client has hung up."""
 
     def tick() -> None:
-        raise Left
+        raise LeftError
 
-    with account.refreshing, pytest.raises(Left):
+    with account.refreshing, pytest.raises(LeftError):
         house.proxy.app.renew(account, account.token, tick)
     assert house.refreshes == 0
     assert house.ask().status == 200

@@ -372,7 +372,7 @@ def test_a_relay_that_cannot_count(make_proxy: ProxyMaker, upstream: Upstream, s
 
 
 CORRECTED = [
-    pytest.param({"base-url": "URL/v1beta"}, {"base-url": "URL"}, id="base-url"),
+    pytest.param({"base-url": "URL/wrong"}, {"base-url": "URL"}, id="base-url"),
     pytest.param({"headers": {"x-team": "a"}}, {"headers": {"x-team": "b"}}, id="headers"),
     pytest.param({"api-key": "old"}, {"api-key": "new"}, id="api-key"),
 ]
@@ -575,6 +575,11 @@ def test_a_400_of_the_account(make_proxy: ProxyMaker, upstream: Upstream, text: 
     pool.script["a"] = make_reply(claude_error("invalid_request_error", text), 400)
     assert [pool.ask().status for _ in range(3)] == [200] * 3
     assert (pool.asked(), list(pool.rests())) == ("abbb", [("0", "")])
+    alone = Pool(make_proxy, upstream, "a", request_retry=0)
+    alone.script["a"] = pool.script["a"]
+    alone.ask()
+    got = alone.ask()
+    assert (got.status, text[:30] in got.json()["error"]["message"]) == (403, True)
 
 
 @pytest.mark.parametrize("status", [500, 502, 503, 529])
