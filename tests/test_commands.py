@@ -237,9 +237,9 @@ def expire(session: Session, world: World) -> None:
 
 # fmt: off
 FAILURES = [  # what the user does -> exit status, what is said
-    pytest.param(lambda s, w: s.type("\x03"),                       1, "stopped; nothing was saved", id="Ctrl-C"),
-    pytest.param(lambda s, w: wrong(s, "?code=aaaaaaaaaaaaaaaaaaaaaaaa&state=wrong", "no answer to this login"), 1, "stopped", id="wrong state"),
-    pytest.param(lambda s, w: wrong(s, "what now?", "paste the address where it ends"), 1, "stopped", id="other words"),
+    pytest.param(lambda s, _: s.type("\x03"),                       1, "stopped; nothing was saved", id="Ctrl-C"),
+    pytest.param(lambda s, _: wrong(s, "?code=aaaaaaaaaaaaaaaaaaaaaaaa&state=wrong", "no answer to this login"), 1, "stopped", id="wrong state"),
+    pytest.param(lambda s, _: wrong(s, "what now?", "paste the address where it ends"), 1, "stopped", id="other words"),
     pytest.param(deny,                           1, "access_denied; nothing was saved", id="denied"),
     pytest.param(expire,                         1, "codes are short-lived", id="expired code"),
 ]
