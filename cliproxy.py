@@ -183,7 +183,9 @@ def sse_frame(data: Json, event: str = "") -> bytes:
 
 def sse_strip_mark(chunks: Iterable[bytes]) -> Iterator[bytes]:
     """Drop the byte order mark that a stream may begin with."""
-    mark, head, left = b"\xef\xbb\xbf", b"", iter(chunks)
+    mark = b"\xef\xbb\xbf"
+    left = iter(chunks)
+    head = b""
     while len(head) < len(mark) and mark.startswith(head):
         chunk = next(left, None)
         if chunk is None:
@@ -285,8 +287,9 @@ def is_loopback(host: str) -> bool:
 
 def masked(secret: str) -> str:
     """Shorten a secret to what identifies it: `sk-a...wxyz`. Source: spec/config.md 9."""
-    keep = 4 if len(secret) > 8 else 2 if len(secret) > 4 else 1  # characters on either side
-    return f"{secret[:keep]}...{secret[-keep:]}" if len(secret) > 2 else "..."
+    shown = ((8, 4), (4, 2), (2, 1))  # longer than this: so many characters on either side
+    keep = next((keep for length, keep in shown if len(secret) > length), 0)
+    return f"{secret[:keep]}...{secret[-keep:]}" if keep else "..."
 
 
 def hide(text: str, words: Iterable[str]) -> str:
@@ -1792,14 +1795,17 @@ def write_frames(writer: FrameWriter, events: Iterable[Event]) -> Frames:
 NO_RESULT = Part("result", parts=(Part("text", "[no result]"),), error=True)
 
 
+Results = dict[str, Union[Part, None]]  # by the id of the call; None: not there yet
+
+
 def with_results(messages: Iterable[Message]) -> list[Message]:
     """Put the results of all calls of one message behind it.
 
     A result may have stood anywhere after its call, and the last of several counts. A call
     without a result gets an error; a result without a call becomes what it holds.
     """
-    arranged: list[tuple[Message, dict[str, Part | None]]] = []  # with the results of its calls
-    pending: dict[str, tuple[Part, dict[str, Part | None]]] = {}  # by id: call, its results' place
+    arranged: list[tuple[Message, Results]] = []  # with the results of its calls
+    pending: dict[str, tuple[Part, Results]] = {}  # by id: call, its results' place
     for message in messages:
         kept: list[Part] = []
         for part in message.parts:
@@ -1810,7 +1816,7 @@ def with_results(messages: Iterable[Message]) -> list[Message]:
                 results[part.id] = result_of(call, part)
             else:
                 kept.extend(part.parts)
-        results = {part.id: None for part in kept if part.kind == "call"}
+        results = dict.fromkeys(part.id for part in kept if part.kind == "call")
         pending.update((part.id, (part, results)) for part in kept if part.kind == "call")
         bare = any(part.kind == "result" for part in message.parts)
         arranged.append((message._replace(parts=tuple(kept)) if bare else message, results))
@@ -1819,9 +1825,14 @@ def with_results(messages: Iterable[Message]) -> list[Message]:
         if message.parts:
             done.append(message)
         if results:
-            found = (result or result_of(pending[id][0], NO_RESULT) for id, result in results.items())
-            done.append(Message("tool", tuple(found)))
+            done.append(Message("tool", tuple(all_results(results, pending))))
     return done
+
+
+def all_results(results: Results, calls: Mapping[str, tuple[Part, Results]]) -> Iterator[Part]:
+    """Yield the results of the calls of one message; an error for a lost one."""
+    for id, result in results.items():
+        yield result or result_of(calls[id][0], NO_RESULT)
 
 
 def result_of(call: Part, result: Part) -> Part:
@@ -7623,14 +7634,18 @@ class Returning:
             self.special.add(event.at)
             self.texts[event.at] = Unwrapper() if part.custom else Wrapper()
         if self.foreign and part.kind in ABLE[self.client]["proofs"]:
-            self.seals[event.at] = REDACTED if part.redacted else ""
-            if self.fitted.dialect == "claude" and part.kind == "thinking":
-                self.special.add(event.at)
-                self.thoughts[event.at] = []
+            self.expect_proof(event.at, part)
         instead = unshown(part.media, self.client) if part.media and self.foreign else ""
         yield event._replace(part=Part("text") if instead else part)
         if instead:
             yield PartDelta(event.at, "text", instead)
+
+    def expect_proof(self, at: int, part: Part) -> None:
+        """Be ready to seal the proof of a part; Claude's vouches for the very words of its thought."""
+        self.seals[at] = REDACTED if part.redacted else ""
+        if self.fitted.dialect == "claude" and part.kind == "thinking":
+            self.special.add(at)
+            self.thoughts[at] = []
 
     def new_id(self, id: str) -> str:
         """Return a call's id, or another one if the history holds it: some hosts count in each turn anew."""
@@ -14909,12 +14924,12 @@ class App:
     """What all requests share: the configuration, the accounts, the connections."""
 
     def __init__(self, config_file: ConfigFile, store: Store, environ: Mapping[str, str]) -> None:
-        self.config_file, self.store, self.environ = config_file, store, environ
-        self.router, self.pool, self.catalog = (
-            Router(),
-            Pool(),
-            Catalog(store.folder / ".cliproxy" / "models"),
-        )
+        self.config_file = config_file
+        self.store = store
+        self.environ = environ
+        self.router = Router()
+        self.pool = Pool()
+        self.catalog = Catalog(store.folder / ".cliproxy" / "models")
         self._not_before: dict[str, float] = {}  # only renew_due uses it
         self._stored = -math.inf  # when the state was; only one thread polls
         self._told: set[str] = set()  # which credentials are not used, and why
@@ -15129,7 +15144,9 @@ def who_can(errand: Errand, candidates: list[Candidate]) -> list[Candidate]:
 
 def ask_each(errand: Errand, app: App) -> Answer:
     """Ask each ready account once, or as many as `max-retry-credentials` allows."""
-    config, session, model = app.config, "", errand.instead or errand.model
+    config = app.config
+    model = errand.instead or errand.model
+    session = ""
     if config["routing.session-affinity"]:
         session = session_of(errand.headers, errand.json)
     candidates = who_can(errand, app.router.candidates(model, session, errand.client, errand.action))
@@ -15270,7 +15287,9 @@ class Attempt:
 
     def body(self, body: Json) -> Json:
         """Fit a body to its provider and to the owner's payload rules; `body` itself if it fits."""
-        errand, provider, rules = self.errand, self.provider, self.config["payload"]
+        errand = self.errand
+        provider = self.provider
+        rules = self.config["payload"]
         prepare = PREPARE.get(provider.name)
         fitted = prepare(body, errand, self.candidate) if prepare else body
         if not any(rules.values()):
@@ -15358,7 +15377,9 @@ class Attempt:
 
     def translate(self) -> Answer:
         """Translate an errand to the upstream's dialect, and the answer back."""
-        request, provider, upstream = self.errand.request, self.provider, self.upstream
+        request = self.errand.request
+        provider = self.provider
+        upstream = self.upstream
         target = self.target
         stream = request.stream or provider.only_streams or "stream" in target.quirks
         fitted = self.fit(target, stream)
@@ -15383,7 +15404,9 @@ class Attempt:
 
     def translated_count(self) -> Answer:
         """Ask an upstream of another dialect for a token count."""
-        provider, upstream, target = self.provider, self.upstream, self.target
+        provider = self.provider
+        upstream = self.upstream
+        target = self.target
         written = upstream.write_request(self.fit(target, stream=False).request, target)
         keys = COUNT_KEYS.get(provider.name) or COUNT_KEYS[upstream.name]
         body = {key: written[key] for key in keys if key in written}
