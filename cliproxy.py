@@ -83,7 +83,7 @@ from http.server import ThreadingHTTPServer
 from itertools import count, islice
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import Any, ClassVar, NamedTuple, Protocol, Union
+from typing import Any, ClassVar, NamedTuple, NoReturn, Protocol, Union
 from urllib.parse import parse_qsl, unquote, unquote_to_bytes, urlencode, urlsplit
 from urllib.parse import quote as urlquote
 
@@ -9351,6 +9351,7 @@ HEAD_LIMIT = 65_536  # bytes
 AHEAD_LIMIT = 131_072  # bytes that a client may send ahead of its answer
 AHEAD_READS = 256  # reads in one look whether it has left
 BODY_LIMIT = 100 * 2**20  # bytes, of a client's request, also when unpacked
+ERROR_LIMIT = 2**20  # bytes of an upstream's refusal; a larger one is only its status
 STREAM_LIMIT = 2**30  # bytes of a stream that is packed, on either side
 CODINGS = 2  # content encodings of one body
 PORTION = 2**20  # bytes that are unpacked at a time
@@ -9374,6 +9375,7 @@ IDLE_COUNT = 128  # idle connections kept for one origin
 
 CONTROLS = bytes(set(range(32)) - set(b"\t\r\n")) + b"\x7f"
 HEADER = re.compile(r"\n([!#$%&'*+.^_`|~0-9A-Za-z-]+):(.*)")  # RFC 9112 5, RFC 9110 5.6.2
+TLS_HELLO = b"\x16\x03"
 HEX = re.compile(rb"[0-9A-Fa-f]{1,15}")
 HOP_BY_HOP = frozenset(
     "connection keep-alive proxy-authenticate proxy-authorization proxy-connection te trailer"
@@ -9806,6 +9808,10 @@ class Wire:
                 end = time.monotonic() + HEAD_TIMEOUT
             if not data and time.monotonic() - begun > BLANK_TIMEOUT:
                 return None
+            if data.startswith(TLS_HELLO):
+                raise HeadError(
+                    "invalid_request", "this is TLS, on a port that speaks plain HTTP: use http://"
+                )
         self.rest = data[stop + 4 :]
         return data[:stop]
 
@@ -10227,13 +10233,13 @@ class Exchange:
             except ValueError as exc:
                 raise ProxyError("upstream_failed", f"{self._origin.host}: {exc}") from exc
 
-    def body(self) -> bytes:
-        """Return the whole decoded body."""
+    def body(self, limit: int = BODY_LIMIT) -> bytes:
+        """Return the whole decoded body, of `limit` bytes at most."""
         body = bytearray()
-        for piece in self.decoded(BODY_LIMIT):
+        for piece in self.decoded(limit):
             body += piece
-            if len(body) > BODY_LIMIT:
-                message = f"{self._origin.host} sent more than {BODY_LIMIT:,} bytes"
+            if len(body) > limit:
+                message = f"{self._origin.host} sent more than {limit:,} bytes"
                 raise ProxyError("upstream_failed", message)
         return bytes(body)
 
@@ -12381,7 +12387,11 @@ def login(
     row = LOGINS.get(SAME_TYPES.get(provider, provider))
     if not row:
         there = ", ".join(LOGINS)
-        raise ProxyError("invalid_request", f"no login for {provider!r}; there are {there}")
+        raise ProxyError(
+            "invalid_request", f"no login for {provider!r}; there are {there}{slip(provider, LOGINS)}"
+        )
+    if options.device and not row.device:
+        raise ProxyError("invalid_request", f"{row.title} has no login by a short code: leave out --device")
     flow = Flow(row, config, {"device_id": os.urandom(16).hex()}, now=now, terminal=terminal)
     flow.options = options
     terminal.say(f"{row.title}: {row.terms}\n" if row.terms else f"{row.title}\n")
@@ -15443,7 +15453,7 @@ def refusal(exchange: Exchange, dialect: Dialect, config: Config) -> ProxyError:
         return ProxyError("upstream_failed", f"{message}; is its base-url right?")
     body = b""
     with contextlib.suppress(ProxyError):  # what breaks off, or cannot be unpacked, has a status
-        body = exchange.body()
+        body = exchange.body(ERROR_LIMIT)
     error = dialect.read_error(exchange.status, body)
     error.status, error.dialect = exchange.status, dialect.name
     error.body = completed_error(body, error, dialect)
@@ -16662,6 +16672,9 @@ def server_tls(config: Config) -> Any:
     import ssl  # noqa: PLC0415 -- slow
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    for key in ("tls.cert", "tls.key"):
+        if not is_there(Path(config[key])):
+            raise ProxyError("invalid_request", f"{key}: there is no file {config[key]!r}", param=key)
     try:
         context.load_cert_chain(config["tls.cert"], config["tls.key"])
     except (OSError, TypeError) as exc:
@@ -16799,6 +16812,9 @@ def cmd_serve(options: argparse.Namespace) -> int:
     greet(server, app)
     keeper = threading.Thread(target=app.keep_renewed, args=(stop,), daemon=True)
     keeper.start()
+    bundle = os.environ.get("SSL_CERT_FILE")
+    if bundle and not Path(bundle).is_file():
+        log.warning("SSL_CERT_FILE names %r, where no file is: no certificate can be checked with it", bundle)
     if any(account.origin.scheme == "https" for account in app.router.offers.accounts):
         threading.Thread(target=tls_context, daemon=True).start()  # so that no request waits for it
     while not stop.is_set():
@@ -17166,12 +17182,39 @@ COMMANDS = (
 )  # fmt: skip
 
 
+class Parser(argparse.ArgumentParser):
+    """One that asks whether another word was meant."""
+
+    def error(self, message: str) -> NoReturn:
+        found = re.search(r"(?:unrecognized arguments: |invalid choice: ')([^ ']+)", message)
+        known = [
+            name for action in self._actions for name in (*action.option_strings, *(action.choices or ()))
+        ]
+        super().error(message + (slip(found[1], map(str, known)) if found else ""))
+
+
+COMMON_FLAGS = {"config": 2, "debug": 1}  # flag of every command -> words that it takes
+SAME_WORDS = {"help": "--help", "version": "--version"}
+
+
+def command_first(words: list[str]) -> list[str]:
+    """Put the command in front of the flags of every command; `help` and `version` are flags."""
+    at = 0
+    while at < len(words) and words[at].startswith("-") and words[at].lstrip("-") in COMMON_FLAGS:
+        at += COMMON_FLAGS[words[at].lstrip("-")]
+    names = {command.name for command in COMMANDS}
+    if words[at : at + 1] and (words[at] in names or words[at] in SAME_WORDS):
+        flags = [f"--{word.lstrip('-')}" if word.startswith("-") else word for word in words[:at]]
+        return [SAME_WORDS.get(words[at], words[at]), *flags, *words[at + 1 :]]
+    return words
+
+
 def make_parser() -> argparse.ArgumentParser:
     """Build the command line from COMMANDS."""
-    common = argparse.ArgumentParser(add_help=False)
+    common = Parser(add_help=False)
     common.add_argument("--config", help="config file, JSON or YAML")
     common.add_argument("--debug", action="store_true", help="log more")
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="cliproxy",
         description=(__doc__ or "").split("\n", 1)[0],
         epilog="Without a command it serves; CLIProxyAPI's flags, such as -codex-login, work as well.",
@@ -17196,7 +17239,7 @@ def make_flag_parser() -> argparse.ArgumentParser:
 
     Both take one dash or two. Source: spec/config.md 10.
     """
-    parser = argparse.ArgumentParser(prog="cliproxy", allow_abbrev=False)
+    parser = Parser(prog="cliproxy", allow_abbrev=False)
     logins = [(name, flag_settings(name, provider)) for name, provider, _ in LOGIN_FLAGS]
     others = [("config", {"help": "config file"}), ("debug", {"action": "store_true", "help": "log more"})]
     for flag, settings in [*others, *SERVE_OPTIONS, *logins, *LOGIN_OPTIONS]:
@@ -17215,7 +17258,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line; return the exit status."""
     with contextlib.suppress(ValueError):  # not in the main thread
         signal.signal(signal.SIGINT, signal.default_int_handler)  # until here it ended the process
-    words = sys.argv[1:] if argv is None else argv
+    words = command_first(sys.argv[1:] if argv is None else argv)
     if words == ["--version"]:
         say(full_version())
         return 0

@@ -534,6 +534,32 @@ def test_who_has_the_port_is_told(home: Home, held: bool) -> None:
         assert re.search(r"\(.*, process \d+\)", text)
 
 
+MEANT = [
+    (["serv"], 2, "did you mean serve?"),
+    (["accounts", "refesh"], 2, "did you mean refresh?"),
+    (["--claude-logn"], 2, "did you mean --claude-login?"),
+    (["login", "cladue"], 1, "did you mean claude?"),
+    (["login", "claude", "--device"], 1, "no login by a short code"),
+    (["help"], 0, "COMMAND"),
+    (["version"], 0, f"cliproxy {cp.__version__} ("),
+    (["--debug", "config", "example"], 0, '"host": "127.0.0.1"'),
+    (["--config", "none.json", "config", "check"], 1, "none.json: cannot be read"),
+    (["-config", "none.json", "accounts"], 1, "none.json: cannot be read"),
+]
+
+
+@pytest.mark.parametrize(("words", "status", "says"), MEANT)
+def test_what_was_meant(home: Home, words: list[str], status: int, says: str) -> None:
+    got, text = home.run(*words)
+    assert (got, says in text) == (status, True), text
+
+
+def test_a_certificate_that_is_not_there_is_named(home: Home) -> None:
+    home.write({"tls": {"enable": True, "cert": "no/such.pem", "key": "no/such.key"}, "port": 0})
+    status, text = home.run("serve")
+    assert (status, "tls.cert: there is no file 'no/such.pem'" in text) == (1, True), text
+
+
 @pytest.mark.parametrize("port", ["99999", "-1", "http"])
 @pytest.mark.parametrize(
     "words", [["serve", "--port"], ["--port"], ["login", "codex", "--oauth-callback-port"]]

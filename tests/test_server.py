@@ -1117,6 +1117,17 @@ def test_blank_lines_are_idleness(proxy: Proxy, monkeypatch: pytest.MonkeyPatch)
             pytest.fail("it was never closed")
 
 
+def test_tls_on_a_plain_port_is_told(proxy: Proxy) -> None:
+    reply = proxy.raw(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(300))
+    assert b"use http://" in reply
+
+
+def test_an_endless_refusal_is_only_its_status(proxy: Proxy, upstream: Upstream) -> None:
+    upstream.reply(b'{"error":{"message":"' + b"x" * cp.ERROR_LIMIT + b'"}}', 400)
+    got = ask(proxy)
+    assert (got.status, len(got.body) < 1_000) == (400, True)
+
+
 NO_ROUTES = [
     ("/v1/mesages", "did you mean /v1/messages?"),
     ("/v1/chat/completion", "did you mean /v1/chat/completions?"),
