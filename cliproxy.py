@@ -13026,8 +13026,8 @@ MOMENTARY = frozenset({500, 502, 503, 529})  # statuses of what is often over in
 
 
 def is_momentary(error: ProxyError) -> bool:
-    """Tell whether an upstream, not the way to it, failed in a way that one more try may not meet."""
-    return error.status in MOMENTARY and bool(error.dialect) and (error.retry_after or 0.0) <= 1.0
+    """Tell whether one more try may meet with better luck."""
+    return error.status in MOMENTARY and (error.retry_after or 0.0) <= 1.0
 
 
 NO_ROUTE = frozenset({400, 404, 405, 422, 501})  # what hosts say of calls that they do not have
@@ -13604,7 +13604,9 @@ class Router:
         with the time until the first is free again.
         """
         with self._lock:
-            found = [c._replace(action=action) for c in self.offers.find(model, client, self._usable)]
+            found = self.offers.find(model, client, self._usable)
+            if action != "generate":
+                found = [candidate._replace(action=action) for candidate in found]
             logged_in = self._logged_in(found)
             if not logged_in:
                 raise login_needed(found[0].account)

@@ -12,8 +12,9 @@ import pytest
 
 import cliproxy as cp
 from support.accounts import ANSWER, CLAUDE_ASK, HI, House, Json, Pool, key_of
+from support.models import SSE
 from support.proxy import ProxyMaker
-from support.upstream import Clock, Upstream, make_reply
+from support.upstream import CLOSE, Clock, Upstream, make_reply
 from support.world import World
 
 
@@ -595,6 +596,22 @@ def test_a_single_bad_moment_is_not_told(make_proxy: ProxyMaker, upstream: Upstr
     upstream.routes["/v1/messages"] = lambda _: make_reply(claude_error("api_error"), status)
     upstream.seen.clear()
     assert (pool.ask().status, len(upstream.seen)) == (status, 2), "there is another one"
+
+
+OVERLOADED = cp.sse_frame(claude_error("overloaded_error"), "error")
+
+
+@pytest.mark.parametrize(
+    ("pieces", "framing"), [([OVERLOADED], ""), ([CLOSE], "raw")], ids=["an error in a 200", "no answer"]
+)
+def test_a_bad_moment_of_another_form(
+    make_proxy: ProxyMaker, upstream: Upstream, pieces: list[Any], framing: str
+) -> None:
+    pool = Pool(make_proxy, upstream, "a", request_retry=3)
+    bad = make_reply(pieces, headers=SSE, framing=framing) if framing else make_reply(pieces, headers=SSE)
+    replies = [bad, make_reply(ANSWER)]
+    upstream.routes["/v1/messages"] = lambda _: replies.pop(0)
+    assert (pool.ask(stream=True).status, replies) == (200, [])
 
 
 def test_a_probe_of_a_client_rests_nobody(make_proxy: ProxyMaker, upstream: Upstream) -> None:
