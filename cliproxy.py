@@ -3389,17 +3389,32 @@ def chat_write_turn(message: Message) -> Iterator[Json]:
         yield {"role": "user" if message.role == "tool" else message.role, "content": content}
 
 
-def chat_write_assistant(message: Message, quirks: Quirks) -> Iterator[Json]:
+def chat_details(part: Part) -> list[Json]:
+    """Return OpenRouter's details of thinking, if these are the proof of a part."""
+    found = json_of(part.proof) if part.proof.startswith("[{") else []
+    return found if isinstance(found, list) else []
+
+
+def chat_write_said(parts: Iterable[Part], quirks: Quirks) -> Json:
+    """Return the fields for what an assistant said, each of them a text."""
     written: Json = {}
-    calls = [chat_write_call(part) for part in message.parts if part.kind == "call"]
-    for part in message.parts:
+    for part in parts:
         field = CHAT_SAYS.get(part.kind)
         hidden = part.kind == "thinking" and "reasoning-content" not in quirks
         if field and not hidden and (part.text or part.kind == "text"):
             written[field] = written.get(field, "") + part.text
-    written.setdefault("content", None)
+    return {**written, "content": written.get("content")}
+
+
+def chat_write_assistant(message: Message, quirks: Quirks) -> Iterator[Json]:
+    parts = [part._replace(proof="") if chat_details(part) else part for part in message.parts]
+    written = chat_write_said(parts, quirks)
+    calls = [chat_write_call(part) for part in parts if part.kind == "call"]
     if calls:
         written["tool_calls"] = calls
+    details = [entry for part in message.parts for entry in chat_details(part)]
+    if details:
+        written["reasoning_details"] = details
     if any(written.values()):
         yield {"role": "assistant", **written}
 
@@ -3724,6 +3739,30 @@ def chat_read_citation(annotation: Json) -> Citation | None:
     return Citation(url, title, start, end, text) if cited else None
 
 
+CHAT_DETAILS = {
+    "reasoning.text": "text",
+    "reasoning.summary": "summary",
+}  # type of an entry -> what comes in pieces
+
+
+def chat_joined_details(pieces: Iterable[Json]) -> list[Json]:
+    """Join OpenRouter's details of thinking: a text comes in many pieces, its signature with the last."""
+    joined: list[Json] = []
+    texts: list[list[str]] = []
+    for piece in pieces:
+        last = joined[-1] if joined else EMPTY
+        field = CHAT_DETAILS.get(piece.get("type") or "", "")
+        if not field or any(piece.get(key) != last.get(key) for key in ("type", "index")):
+            joined.append({})
+            texts.append([])
+        joined[-1].update((key, value) for key, value in piece.items() if value is not None)
+        texts[-1].append(piece.get(field) or "")
+    for entry, said in zip(joined, texts):
+        if entry.get("type") in CHAT_DETAILS:
+            entry[CHAT_DETAILS[entry["type"]]] = "".join(said)
+    return joined
+
+
 class ChatLane:
     """A call under way, or what came after one: what is said of it waits until it flows."""
 
@@ -3746,6 +3785,8 @@ class ChatChoice:
         self.reader, self.parts = reader, Parts(reader.numbers, number)
         self.row: list[ChatLane] = []  # the first one is a call, and flows once its name is known
         self.citations: list[Citation] = []  # that came before their text
+        self.thought = ""  # the field that thinking comes in
+        self.details: list[Json] = []  # OpenRouter's, of thinking: the proof of it
         self.audio: Json = {}
         self.finish = ""
 
@@ -3772,8 +3813,28 @@ class ChatChoice:
             if lane is self.row[0]:
                 yield from self.flow()
 
+    def vouch(self) -> Iterator[Event]:
+        """Put the proof of thinking on the last part if it is that, else on an empty one."""
+        if not self.details:
+            return
+        proof = dumps(chat_joined_details(self.details))
+        self.details = []
+        last = self.row[-1].part if self.row else self.parts.part
+        if last is None or last.kind != "thinking":
+            yield from self.open(Part("thinking"))
+        yield from self.add("proof", proof)
+
+    def open(self, part: Part) -> Iterator[Event]:
+        """Let a part follow, of which more is to be said."""
+        if self.row:
+            self.row.append(ChatLane(part))
+        else:
+            yield from self.parts.open(part)
+
     def say(self, kind: str, text: str) -> Iterator[Event]:
         """Go on with a text, thinking or refusal, or begin one."""
+        if text and kind != "thinking":
+            yield from self.vouch()
         if text and not self.row:
             yield from self.parts.say(Part(kind, text))
         elif text:
@@ -3785,6 +3846,7 @@ class ChatChoice:
 
     def show(self, part: Part) -> Iterator[Event]:
         """Tell of media, which come whole."""
+        yield from self.vouch()
         if self.row:
             self.row.append(ChatLane(part))
         else:
@@ -3798,6 +3860,7 @@ class ChatChoice:
             form = object_in(chat_own(self.reader.request), "audio").get("format", "wav")
             media = Media("audio", "base64", first_said(self.audio, "data"), f"audio/{form}")
             yield from self.show(Part("media", media=media, extra={"chat": self.audio}))
+        yield from self.vouch()
         while self.row:
             lane = self.row[0]
             if lane.part.kind == "call" and lane.tail and not lane.part.name:
@@ -3820,8 +3883,10 @@ class ChatChoice:
 
         `content` is a text, or (Mistral) a list of texts and thinking.
         """
-        thoughts = (chat_text(delta.get(field)) for field in CHAT_THOUGHTS)
-        yield from self.say("thinking", next(filter(None, thoughts), ""))
+        told = (field for field in CHAT_THOUGHTS if chat_text(delta.get(field)))
+        self.thought = self.thought or next(told, "")
+        yield from self.say("thinking", chat_text(delta.get(self.thought)))
+        self.details += delta.get("reasoning_details") or ()
         content = delta.get("content")
         for item in content if isinstance(content, list) else ({"text": content},):
             yield from self.say("thinking", chat_text(item.get("thinking")))
@@ -3863,6 +3928,7 @@ class ChatChoice:
             part, index = chat_read_call(call), call.get("index")
             lane = self.find_call(index, part)
             if lane is None:
+                yield from self.vouch()
                 yield from () if self.row else self.parts.close()
                 lane = ChatLane(part, index)
                 lane.part = part._replace(id=self.reader.id_of(part.id), text="", proof="")
@@ -4100,7 +4166,10 @@ class ChatWriter:
 
     def part_end(self, event: PartEnd) -> Iterator[Json]:
         out = self.parts.pop(event.at)
-        if out.part.kind == "thinking":
+        details = chat_details(out.part)
+        if details:
+            yield self.row(out, {"reasoning_details": details})
+        elif out.part.kind == "thinking":
             out.proof = out.part.proof or out.proof
         elif out.part.kind == "text":
             yield from self.end_text(out)
@@ -4191,7 +4260,9 @@ def chat_fold(message: Json, delta: Json) -> None:
     """Add a delta to a message, as clients do: texts join, entries of lists are told by index."""
     for key, value in delta.items():
         before = message.get(key)
-        if isinstance(value, list):
+        if key == "reasoning_details":
+            message[key] = [*(before or ()), *value]
+        elif isinstance(value, list):
             entries = message.setdefault(key, [])
             for entry in value:
                 at = entry.get("index", len(entries))

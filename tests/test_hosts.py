@@ -11,11 +11,13 @@ import pytest
 import cliproxy as cp
 from cliproxy import Message, Model, Request, Target
 from support.dialogue import ANSWERS, Said
-from support.fitting import TARGETS, ask, assistant, back, call, results, user
+from support.fitting import TARGETS, ask, assistant, back, call, read, results, user
 from support.proxy import ProxyMaker
 from support.upstream import Upstream
 
 Json = dict[str, Any]
+HELLO = {"role": "user", "content": "q"}
+GEMINI_HELLO = {"role": "user", "parts": [{"text": "q"}]}
 OTHERS = Target("third", Model("m"))
 
 
@@ -203,6 +205,91 @@ def test_turns_of_others_have_thinking_for_hosts_that_want_it(client: str) -> No
     assert not any("reasoning_content" in message for message in plain["messages"])
 
 
+GEMINI_3 = Target("openrouter", Model("google/gemini-3-pro-preview"))
+SEALED = {"type": "reasoning.encrypted", "data": "SIG", "id": "c1", "format": "google-gemini-v1", "index": 1}
+
+
+def thought(text: str, **fields: Any) -> Json:
+    return {"type": "reasoning.text", "text": text, "format": "anthropic-claude-v1", "index": 0, **fields}
+
+
+WHOLE = [thought("hmm, so", signature="S"), SEALED]
+CALL = {"index": 0, "id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+DETAILS = [  # deltas, as OpenRouter streams them
+    pytest.param(
+        [
+            {"reasoning": "hmm, ", "reasoning_details": [thought("hmm, ")]},
+            {"reasoning": "so", "reasoning_details": [thought("so")]},
+            {"content": "", "reasoning_details": [thought("", signature="S")]},
+            {"content": "", "reasoning_details": [SEALED]},
+            {"tool_calls": [CALL]},
+        ],
+        id="before the call",
+    ),
+    pytest.param(
+        [
+            {"reasoning": "hmm, so", "reasoning_details": [thought("hmm, so", signature="S")]},
+            {"content": "I look."},
+            {"tool_calls": [CALL], "reasoning_details": [SEALED]},
+        ],
+        id="with the call",
+    ),
+    pytest.param(
+        [
+            {"reasoning": "hmm, so", "reasoning_details": [thought("hmm, so", signature="S")]},
+            {"tool_calls": [CALL]},
+            {"content": "", "reasoning_details": [SEALED]},
+        ],
+        id="behind the call",
+    ),
+    pytest.param(
+        [{"reasoning": "hmm, so", "content": "I look.", "reasoning_details": WHOLE, "tool_calls": [CALL]}],
+        id="at once",
+    ),
+]
+
+
+@pytest.mark.parametrize("deltas", DETAILS)
+@pytest.mark.parametrize("whole", [False, True], ids=["stream", "whole"])
+@pytest.mark.parametrize("client", CLIENTS)
+def test_details_of_thinking_go_back_to_openrouter(client: str, whole: bool, deltas: list[Json]) -> None:
+    """Gemini 3 there: a call without them is a 400, "missing a thought_signature"."""
+    rows: list[Json] = [{"choices": [{"index": 0, "delta": delta}]} for delta in deltas]
+    rows.append({"choices": [{"index": 0, "delta": {}, "finish_reason": "tool_calls"}]})
+    if whole:
+        rows = [{"choices": [{"index": 0, "message": deltas[0], "finish_reason": "tool_calls"}]}]
+    if whole and len(deltas) > 1:
+        return
+    request = ask(user("q"), dialect=client)._replace(id="r")
+    events = back(list(cp.chat_read_stream(rows, request)), request, "chat", GEMINI_3)
+    answer = cp.DIALECTS[client].write_response(cp.collect(events), request)
+    history = asked_again(client, answer)
+    body = written(history, "chat", GEMINI_3)
+    said = [message for message in body["messages"] if message["role"] == "assistant"]
+    assert [entry for message in said for entry in message.get("reasoning_details", ())] == WHOLE
+    assert "extra_content" not in json.dumps(body)
+    for dialect in ("claude", "responses", "gemini", "chat"):
+        if dialect != client:
+            assert "SIG" not in json.dumps(written(history, dialect))
+
+
+def asked_again(client: str, answer: Json) -> Request:
+    """Return the next request of a client, with the answer in its history."""
+    if client == "claude":
+        result = {"type": "tool_result", "tool_use_id": "c1", "content": "r"}
+        messages = [
+            {"role": "assistant", "content": answer["content"]},
+            {"role": "user", "content": [result]},
+        ]
+        return read(client, {"messages": [HELLO, *messages], "max_tokens": 9})
+    if client == "responses":
+        result = {"type": "function_call_output", "call_id": "c1", "output": "r"}
+        return read(client, {"input": [{"type": "message", **HELLO}, *answer["output"], result]})
+    given: Json = {"functionResponse": {"id": "c1", "name": "f", "response": {"output": "r"}}}
+    contents = [GEMINI_HELLO, answer["candidates"][0]["content"], {"role": "user", "parts": [given]}]
+    return read(client, {"contents": contents})
+
+
 # -- what a refusal tells ----------------------------------------------------------------
 
 REFUSED = [
@@ -232,8 +319,6 @@ def test_what_a_refusal_tells(words: str, quirk: str) -> None:
     assert not cp.lesson_of(cp.chat_read_error(429, body.encode()))
 
 
-HELLO = {"role": "user", "content": "q"}
-GEMINI_HELLO = {"role": "user", "parts": [{"text": "q"}]}
 ADAPTIVE = {"output_config": {"effort": "high"}, "thinking": {"type": "adaptive"}}
 BUDGET = {"generationConfig": {"thinkingConfig": {"thinkingBudget": 9000}}}
 THINKS: dict[str, tuple[str, Json]] = {

@@ -12,6 +12,7 @@ DELTA = {
     "content",
     "refusal",
     "reasoning_content",
+    "reasoning_details",
     "tool_calls",
     "function_call",
     "annotations",
