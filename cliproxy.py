@@ -21,27 +21,28 @@ Contents (each room uses only rooms above it; [pure] ones touch no clock, socket
    12. NAMES         names and ids of tools, and proofs in transit       [pure]
    13. DIALECTS      the dialects as rows; fitting a request to a target [pure]
    14. YAML          texts of settings, with places; edits in place      [pure]
-   15. CONFIG        the settings file: load, check, watch
-   16. NETWORK       HTTP/1.1 over sockets, both sides
-   17. STORE         credential files
-   18. TERMINAL      prompts, the browser's way back, QR codes
-   19. TOKENS        what is in tokens, and how they are signed          [pure]
-   20. LOGINS        each provider's login as a row
-   21. RENEWAL       new tokens for old ones
-   22. IMPORT        logins that other programs hold
-   23. LOGIN         the way through a login, and out
-   24. ACCOUNTS      credentials as accounts, and the models they offer
-   25. REFUSALS      what a refusal means                                [pure]
-   26. ROUTING       which account serves which model, and which rests
-   27. ERRANDS       what a client sent us out for
-   28. PROVIDERS     the headers and bodies that each provider wants
-   29. CATALOG       the models that upstreams list, and as clients read them
-   30. ANSWERS       what goes back to the client, passed on or edited as bytes
-   31. UPSTREAM      asking a provider
-   32. AMP           what Amp asks its own server for
-   33. WEBSOCKET     RFC 6455, and the conversation that a connection remembers
-   34. SERVER        the listening side
-   35. COMMANDS      the command line
+   15. FOREIGN       configurations of LiteLLM and claude-code-router    [pure]
+   16. CONFIG        the settings file: load, check, watch
+   17. NETWORK       HTTP/1.1 over sockets, both sides
+   18. STORE         credential files
+   19. TERMINAL      prompts, the browser's way back, QR codes
+   20. TOKENS        what is in tokens, and how they are signed          [pure]
+   21. LOGINS        each provider's login as a row
+   22. RENEWAL       new tokens for old ones
+   23. IMPORT        logins that other programs hold
+   24. LOGIN         the way through a login, and out
+   25. ACCOUNTS      credentials as accounts, and the models they offer
+   26. REFUSALS      what a refusal means                                [pure]
+   27. ROUTING       which account serves which model, and which rests
+   28. ERRANDS       what a client sent us out for
+   29. PROVIDERS     the headers and bodies that each provider wants
+   30. CATALOG       the models that upstreams list, and as clients read them
+   31. ANSWERS       what goes back to the client, passed on or edited as bytes
+   32. UPSTREAM      asking a provider
+   33. AMP           what Amp asks its own server for
+   34. WEBSOCKET     RFC 6455, and the conversation that a connection remembers
+   35. SERVER        the listening side
+   36. COMMANDS      the command line
 """
 
 from __future__ import annotations
@@ -8475,7 +8476,430 @@ def edit_text(text: str, wanted: Any, *, yaml: bool) -> str:
 
 
 ########################################################################################
-# 15. CONFIG
+# 15. FOREIGN                                                                     [pure]
+########################################################################################
+# The configurations of LiteLLM and claude-code-router, read as ours. Each is gone through key by
+# key: what has a counterpart becomes one, and what has none is told, once for each kind. Source:
+# spec/setup.md 6.
+
+
+class Backend(NamedTuple):
+    """One model at one account, on its way into our settings."""
+
+    section: str  # the list of keys that it belongs into
+    name: str  # of an endpoint of openai-compatibility
+    base: str
+    key: str
+    model: str = ""  # empty: all that the account lists
+    alias: str = ""
+    priority: int = 0
+    weight: int = 0
+    headers: tuple[tuple[str, str], ...] = ()
+    prefix: str = ""
+
+
+# fmt: off
+LITELLM_SECTIONS = {  # what stands in front of a model's name -> our list, and the name of the endpoint
+    "anthropic": ("claude-api-key", ""), "gemini": ("gemini-api-key", ""),
+    "ollama": ("openai-compatibility", "ollama"), "ollama_chat": ("openai-compatibility", "ollama"),
+    "together_ai": ("openai-compatibility", "together"), "fireworks_ai": ("openai-compatibility", "fireworks"),
+    "nvidia_nim": ("openai-compatibility", "nvidia"), "cohere_chat": ("openai-compatibility", "cohere"),
+    "hosted_vllm": ("openai-compatibility", "vllm"), "lm_studio": ("openai-compatibility", "lm-studio"),
+    "litellm_proxy": ("openai-compatibility", "litellm"), "llamafile": ("openai-compatibility", "llamafile"),
+}
+LITELLM_REFUSED = {  # what we have no way to ask -> what to do instead
+    "azure": "Azure's addresses and versions are not spoken here", "azure_ai": "Azure's addresses and versions are not spoken here",
+    "bedrock": "AWS signs its requests in a way that is not spoken here", "sagemaker": "AWS signs its requests in a way that is not spoken here",
+    "vertex_ai": "run `cliproxy login vertex --import FILE`", "chatgpt": "run `cliproxy login codex`",
+    "github_copilot": "it is not a provider here", "watsonx": "it is not a provider here", "databricks": "it is not a provider here",
+    "replicate": "it is not a provider here", "text-completion-openai": "old completions are not asked upstream",
+}
+LITELLM_BODY = frozenset(  # fields of `litellm_params` that go into each request
+    "temperature max_tokens max_completion_tokens top_p top_k reasoning_effort thinking stop seed presence_penalty"
+    " frequency_penalty response_format n user verbosity service_tier".split()
+)
+LITELLM_PARAMS = frozenset(  # those that are read, or are not needed here
+    "model api_key api_base base_url extra_headers headers organization weight order drop_params additional_drop_params stream"
+    " litellm_credential_name custom_llm_provider max_retries num_retries extra_body".split()
+)
+LITELLM_SETTINGS = {  # section.key -> ours; empty: not needed
+    "router_settings.num_retries": "request-retry", "litellm_settings.num_retries": "request-retry",
+    "router_settings.cooldown_time": "transient-error-cooldown-seconds", "litellm_settings.cooldown_time": "transient-error-cooldown-seconds",
+    "litellm_settings.set_verbose": "debug", "litellm_settings.drop_params": "", "router_settings.enable_pre_call_checks": "",
+}
+LITELLM_STRATEGIES = {"simple-shuffle": "round-robin"}  # others choose by what we do not measure
+LITELLM_SKIPPED = frozenset({"embedding", "image_generation", "audio_transcription", "audio_speech", "rerank", "moderation"})
+CCR_NATIVE = {"Anthropic": "claude-api-key", "anthropic": "claude-api-key", "gemini": "gemini-api-key"}  # transformer -> our list
+CCR_REFUSED = frozenset({"gemini-cli", "qwen-cli", "rovo-cli", "vertex-gemini", "vertex-claude"})
+CCR_BODY = {"maxtoken": "override", "maxcompletiontokens": "override", "sampling": "default", "customparams": "default", "openrouter": "override"}
+CCR_SETTINGS = frozenset("APIKEY PROXY_URL fallback HOST PORT LOG LOG_LEVEL Providers providers Router".split())  # that are read, or not needed
+# fmt: on
+
+
+class Import:
+    """A foreign configuration being read: our settings so far, and what has no counterpart."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self.environ = environ
+        self.backends: list[Backend] = []
+        self.settings: Json = {}
+        self.notes: list[str] = []
+
+    def note(self, message: str) -> None:
+        if message not in self.notes:
+            self.notes.append(message)
+
+    def secret(self, value: Any, marks: tuple[str, ...], where: str, own: Collection[str]) -> str:
+        """Return a key; one that names a variable of the environment is looked up.
+
+        `own` are the variables that we read for this provider by ourselves: then no key is needed.
+        """
+        text = str(value or "")
+        mark = next((mark for mark in marks if text.startswith(mark)), "")
+        name = text[len(mark) :].strip("{}") if mark else ""
+        if not name:
+            return text
+        if name in own:
+            return ""
+        if name not in self.environ:
+            self.note(f"{where}: the variable {name} is not set; put the key in")
+        elif self.environ[name]:
+            self.note(f"{where}: the key was copied from the variable {name}")
+        return self.environ.get(name, "")
+
+    def add_payload(self, kind: str, model: str, params: Any) -> None:
+        """Add a rule of the payload; several of one model become one."""
+        rules = self.settings.setdefault("payload", {}).setdefault(kind, []) if params else []
+        models = [{"name": model}]
+        same = next((rule for rule in rules if rule["models"] == models and isinstance(params, dict)), None)
+        if same:
+            same["params"].update(params)
+        elif params:
+            rules.append({"models": models, "params": params})
+
+    def config(self) -> Json:
+        """Return our settings. Keys of the same models at one place become one entry."""
+        entries: dict[Backend, list[Json]] = {}
+        for backend in self.backends:
+            models = entries.setdefault(backend._replace(model="", alias=""), [])
+            model = filled(name=backend.model, alias=backend.alias if backend.alias != backend.model else "")
+            if model and model not in models:
+                models.append(model)
+        sections: Json = {}
+        for backend, models in entries.items():
+            add_entry(sections.setdefault(backend.section, []), backend, models)
+        return {**self.settings, **sections}
+
+
+def add_entry(entries: list[Json], backend: Backend, models: list[Json]) -> None:
+    """Add an entry, or another key to the endpoint that has the same models."""
+    common = filled(
+        **{"base-url": backend.base, "prefix": backend.prefix, "headers": dict(backend.headers)},
+        priority=backend.priority or None,
+        models=models,
+    )
+    weight = filled(weight=backend.weight or None)
+    if backend.section != "openai-compatibility":
+        entries.append({**filled(**{"api-key": backend.key}), **common, **weight})
+        return
+    keys = [{"api-key": backend.key, **weight}] if backend.key else []
+    head = {"name": backend.name, **common}
+    same = next((entry for entry in entries if without(entry, frozenset({"api-key-entries"})) == head), None)
+    if same is None:
+        entries.append({**head, **filled(**{"api-key-entries": keys})})
+    elif keys:
+        same.setdefault("api-key-entries", []).extend(keys)
+
+
+def own_variables(section: str, name: str, base: str) -> tuple[str, ...]:
+    """Return the variables of the environment that hold the key of a place, as we read it ourselves."""
+    if section == "openai-compatibility":
+        return PRESETS[name].keys if name in PRESETS and not base else ()
+    return () if base else OWN_VARIABLES.get(section, ())
+
+
+OWN_VARIABLES = {
+    "claude-api-key": ("ANTHROPIC_API_KEY",),
+    "gemini-api-key": ("GEMINI_API_KEY", "GOOGLE_API_KEY"),
+    "codex-api-key": ("OPENAI_API_KEY",),
+}
+
+
+# -- LiteLLM -----------------------------------------------------------------------------
+
+
+def litellm_place(kind: str, model: str, base: str) -> tuple[str, str, str]:
+    """Return where a provider's models are asked: our list, the endpoint's name, and its address."""
+    section, name = LITELLM_SECTIONS.get(kind, ("openai-compatibility", kind))
+    if kind == "openai" and model.startswith("responses/"):
+        return "codex-api-key", "", base or PRESETS["openai"].base
+    if kind == "openai" and base not in {"", PRESETS["openai"].base}:
+        name = urlsplit(base).hostname or "openai"
+    if name == "ollama" and base and not base.endswith("/v1"):
+        base += "/v1"
+    return (
+        section,
+        name if section == "openai-compatibility" else "",
+        base.removesuffix("/v1") if section == "claude-api-key" else base,
+    )
+
+
+def litellm_model(params: Json) -> tuple[str, str]:
+    """Return whose model it is, and its name there."""
+    kind, slash, model = str(params.get("model", "")).partition("/")
+    if slash:
+        return kind, model
+    return ("anthropic" if kind.startswith("claude-") else "openai"), kind
+
+
+def litellm_refusal(kind: str, place: tuple[str, str, str]) -> str:
+    """Return why a model cannot be asked from here; empty if it can."""
+    section, name, base = place
+    if kind in LITELLM_REFUSED:
+        return LITELLM_REFUSED[kind]
+    if section == "openai-compatibility" and name not in PRESETS and not base:
+        return f"{kind} is no provider that is known here, and it has no api_base"
+    return ""
+
+
+def litellm_backend(row: Json, where: str, found: Import) -> Backend | None:
+    """Return a row of `model_list` as ours; None for one that is not asked from here, or needs no entry."""
+    params, alias = object_in(row, "litellm_params"), str(row.get("model_name", ""))
+    kind, model = litellm_model(params)
+    place = litellm_place(kind, model, str(first_said(params, "api_base", "base_url")).rstrip("/"))
+    why = litellm_refusal(kind, place) if model else "it names no model"
+    if why:
+        found.note(f"{where} ({kind}/{model}) is left out: {why}")
+        return None
+    section, name, _ = place
+    named = "*" not in model
+    if section == "codex-api-key":
+        model = model.removeprefix("responses/")
+    asked = params.get("api_key")
+    key = found.secret(asked, ("os.environ/",), where, own_variables(*place))
+    if asked and not key:
+        if not named or model == alias:
+            return None  # the variable alone is an account that has them all
+        if (
+            section != "openai-compatibility" or name == "openai"
+        ):  # else it would be one beside the variable's
+            key = found.secret(asked, ("os.environ/",), where, ())
+    backend = Backend(
+        *place, key, priority=-int(params.get("order") or 0), weight=int(params.get("weight") or 0)
+    )
+    backend = backend._replace(headers=litellm_headers(params))
+    return (
+        backend._replace(model=model, alias=alias)
+        if named
+        else backend._replace(prefix=alias.rpartition("/")[0])
+    )
+
+
+def litellm_headers(params: Json) -> tuple[tuple[str, str], ...]:
+    headers = {**object_in(params, "headers"), **object_in(params, "extra_headers")}
+    headers.update(filled(**{"OpenAI-Organization": params.get("organization")}))
+    return tuple(sorted((str(name), str(value)) for name, value in headers.items()))
+
+
+def litellm_row(row: Json, where: str, found: Import) -> None:
+    """Take over a row of `model_list`: its account, and what it adds to each request."""
+    params, info = object_in(row, "litellm_params"), object_in(row, "model_info")
+    alias = str(row.get("model_name", ""))
+    if info.get("mode") in LITELLM_SKIPPED:
+        found.note(
+            f"{where} ({alias}) is left out: its mode is {info['mode']}, and only chats have names of their own"
+        )
+        return
+    for name in params.keys() - LITELLM_PARAMS - LITELLM_BODY:
+        found.note(f"litellm_params.{name} has no counterpart")
+    backend = litellm_backend(row, where, found)
+    if backend is None:
+        return
+    found.backends.append(backend)
+    body = {name: params[name] for name in params if name in LITELLM_BODY}
+    found.add_payload("default", alias, {**body, **object_in(params, "extra_body")})
+    found.add_payload("filter", alias, params.get("additional_drop_params"))
+    limits = filled(context=info.get("max_input_tokens"), output=info.get("max_output_tokens"))
+    if limits:
+        section = backend.name or backend.section
+        found.settings.setdefault("models", []).append({"id": backend.model, "provider": section, **limits})
+
+
+def litellm_fallbacks(sections: Iterable[Json], found: Import) -> None:
+    fallbacks: Json = {}
+    for section in sections:
+        for row in section.get("fallbacks") or ():
+            fallbacks.update(row)
+        default = section.get("default_fallbacks") or []
+        for backend in found.backends if default else ():
+            rest = [name for name in default if name != backend.alias]
+            fallbacks[backend.alias] = [*fallbacks.get(backend.alias, ()), *rest]
+    if fallbacks:
+        found.settings["model-fallbacks"] = fallbacks
+
+
+def litellm_aliases(aliases: Json, found: Import) -> None:
+    """Take over `model_group_alias`: other names for the groups of models."""
+    for alias, told in aliases.items():
+        group = told.get("model") if isinstance(told, dict) else told
+        rows = [backend for backend in found.backends if backend.alias == group]
+        found.backends.extend(backend._replace(alias=str(alias)) for backend in rows)
+
+
+def litellm_setting(section: str, key: str, value: Any, found: Import) -> None:
+    if (section, key) == ("general_settings", "master_key"):
+        found.settings["api-keys"] = [found.secret(value, ("os.environ/",), key, ())]
+    elif (section, key) == ("router_settings", "routing_strategy"):
+        strategy = LITELLM_STRATEGIES.get(value)
+        weighted = strategy and any(backend.weight for backend in found.backends)
+        found.settings["routing"] = {"strategy": "weighted-round-robin" if weighted else "round-robin"}
+        if not strategy:
+            found.note(
+                f"routing_strategy {value!r} chooses by what is not measured here: accounts take turns"
+            )
+    elif f"{section}.{key}" not in LITELLM_SETTINGS:
+        found.note(f"{section}.{key} has no counterpart")
+    elif LITELLM_SETTINGS[f"{section}.{key}"]:
+        found.settings[LITELLM_SETTINGS[f"{section}.{key}"]] = value
+
+
+LITELLM_HANDLED = frozenset({"fallbacks", "default_fallbacks", "model_group_alias"})
+LITELLM_SECTIONS_READ = ("general_settings", "router_settings", "litellm_settings")
+
+
+def read_litellm(data: Json, environ: Mapping[str, str]) -> tuple[Json, list[str]]:
+    """Return our settings for a configuration of LiteLLM, and notes on what has no counterpart."""
+    variables = {key: str(value) for key, value in (data.get("environment_variables") or {}).items()}
+    found = Import({**environ, **variables})
+    credentials = {
+        row.get("credential_name"): row.get("credential_values") or {}
+        for row in data.get("credential_list") or ()
+    }
+    for number, row in enumerate(data.get("model_list") or ()):
+        params = row.get("litellm_params") or {}
+        shared = credentials.get(params.get("litellm_credential_name"), {})
+        litellm_row({**row, "litellm_params": {**shared, **params}}, f"model_list[{number}]", found)
+    sections = {name: data.get(name) or {} for name in LITELLM_SECTIONS_READ}
+    litellm_aliases(sections["router_settings"].get("model_group_alias") or {}, found)
+    litellm_fallbacks(sections.values(), found)
+    for name, section in sections.items():
+        for key in section.keys() - LITELLM_HANDLED:
+            litellm_setting(name, key, section[key], found)
+    for key in data.keys() - {
+        *LITELLM_SECTIONS_READ,
+        "model_list",
+        "environment_variables",
+        "credential_list",
+        "include",
+    }:
+        found.note(f"{key} has no counterpart")
+    return found.config(), sorted(found.notes)
+
+
+# -- claude-code-router ------------------------------------------------------------------
+
+
+def ccr_transformers(transformer: Json) -> Iterator[tuple[str, Json]]:
+    """Yield the names of the transformers that are used for all models of a provider, with their options."""
+    for use in transformer.get("use") or ():
+        name, options = (use[0], use[1]) if isinstance(use, list) and len(use) > 1 else (use, {})
+        yield str(name[0] if isinstance(name, list) else name), options
+
+
+def ccr_place(name: str, base: str, used: Collection[str]) -> tuple[str, str, str]:
+    """Return where a provider is asked: our list, the endpoint's name, and its address."""
+    section = next((CCR_NATIVE[word] for word in used if word in CCR_NATIVE), "openai-compatibility")
+    base = re.sub(r"/(?:chat/completions|messages|models)$", "", base.rstrip("/"))
+    if section != "openai-compatibility":
+        base = re.sub(r"/v1(?:beta)?$", "", base)
+        return section, "", "" if base in CCR_HOSTS else base
+    for preset, fact in PRESETS.items():
+        if base in {fact.base, fact.base.removesuffix("/v1")}:
+            return section, preset, ""
+    return section, name, base
+
+
+CCR_HOSTS = frozenset({"https://generativelanguage.googleapis.com", "https://api.anthropic.com"})
+
+
+def ccr_provider(row: Json, where: str, found: Import) -> None:
+    """Take over a provider: an account that has its models, each also as `provider,model`."""
+    name = str(row.get("name", ""))
+    used = dict(ccr_transformers(object_in(row, "transformer")))
+    for refused in used.keys() & CCR_REFUSED:
+        found.note(f"{where} ({name}): its transformer {refused} has no counterpart; run `cliproxy login`")
+    place = ccr_place(name, str(row.get("api_base_url", "")), used)
+    key = found.secret(row.get("api_key"), ("$",), where, own_variables(*place))
+    for model in row.get("models") or ():
+        for alias in (model, f"{name},{model}"):
+            found.backends.append(Backend(*place, key, model, alias))
+        for word, options in used.items():
+            if word in CCR_BODY:
+                found.add_payload(CCR_BODY[word], model, options)
+
+
+def ccr_router(router: Json, found: Import) -> None:
+    """Say which models the client is to be told: there are no routes here."""
+    for key in router.keys() - {"default", "background", "longContextThreshold"}:
+        found.note(f"Router.{key} has no counterpart: the client chooses its models")
+    for key, role in (("default", ""), ("background", ", as its haiku model")):
+        if router.get(key):
+            model = str(router[key]).partition(",")[2]
+            found.note(f"Router.{key}: run `cliproxy setup claude-code --model {model}`{role}")
+
+
+def read_ccr(data: Json, environ: Mapping[str, str]) -> tuple[Json, list[str]]:
+    """Return our settings for a configuration of claude-code-router, and notes on what has no counterpart."""
+    found = Import(environ)
+    for number, row in enumerate(first_said(data, "Providers", "providers") or ()):
+        ccr_provider(row, f"Providers[{number}]", found)
+    if data.get("APIKEY"):
+        found.settings["api-keys"] = [found.secret(data["APIKEY"], ("$",), "APIKEY", ())]
+    fallbacks = without(object_in(data, "fallback"), frozenset({"default"}))
+    debug = str(data.get("LOG_LEVEL")).lower() == "debug"
+    found.settings.update(
+        filled(**{"proxy-url": data.get("PROXY_URL"), "debug": debug or None, "model-fallbacks": fallbacks})
+    )
+    ccr_router(object_in(data, "Router"), found)
+    for key in data.keys() - CCR_SETTINGS:
+        found.note(f"{key} has no counterpart")
+    return found.config(), sorted(found.notes)
+
+
+class Foreign(NamedTuple):
+    """Whose configuration it is, and what reads it: settings of ours, and notes on what is left out."""
+
+    owner: str
+    read: Callable[[Json, Mapping[str, str]], tuple[Json, list[str]]]
+
+
+FOREIGN = {"litellm": Foreign("LiteLLM", read_litellm), "ccr": Foreign("claude-code-router", read_ccr)}
+
+
+def read_foreign(kind: str, data: Any, environ: Mapping[str, str]) -> tuple[Json, list[str]]:
+    """Return our settings for a configuration of this kind of FOREIGN. Raises ValueError for what is none."""
+    owner, read = FOREIGN[kind]
+    if foreign_kind(data) != kind:
+        raise ValueError(f"this is no configuration of {owner}")
+    try:
+        return read(data, environ)
+    except MALFORMED as exc:
+        raise ValueError(f"this is no configuration of {owner}: {type(exc).__name__}: {exc}") from exc
+
+
+def foreign_kind(data: Any) -> str:
+    """Return whose configuration this is, as a key of FOREIGN; empty: ours, or nobody's."""
+    if not isinstance(data, dict):
+        return ""
+    if isinstance(data.get("model_list"), list):
+        return "litellm"
+    providers = data.get("Providers") or data.get("providers")
+    rows = providers if isinstance(providers, list) else []
+    return "ccr" if any(isinstance(row, dict) and "api_base_url" in row for row in rows) else ""
+
+
+########################################################################################
+# 16. CONFIG
 ########################################################################################
 # The settings file, as CLIProxyAPI writes it: every key is a row, a file is read against the rows
 # into a complete snapshot, and a snapshot is replaced whole. Old spellings are moved in memory.
@@ -9215,11 +9639,22 @@ def drop_addresses(data: Json, notes: list[str]) -> None:
 UNTRUSTED = "tokens go where a file of the working directory says only if --config names it"
 
 
+def as_ours(data: Any, notes: list[str]) -> Any:
+    """Return settings in our words, though they are LiteLLM's or claude-code-router's."""
+    kind = foreign_kind(data)
+    if not kind:
+        return data
+    settings, told = read_foreign(kind, data, os.environ)
+    notes.append(f"this is a configuration of {FOREIGN[kind].owner}, read as ours")
+    notes.extend(told)
+    return settings
+
+
 def parse_config(path: Path | None, text: str, *, trusted: bool = True) -> Config:
     """Check the text of a settings file. Raises ProxyError: the file, the key, what is allowed."""
     notes: list[str] = []
     try:
-        raw = decode_settings(path, text)
+        raw = as_ours(decode_settings(path, text), notes)
         dumps_text(raw).encode()  # half a surrogate could be neither sent nor shown
         data = read_section(read_plain(raw, dict, "the file"), SETTINGS, "", notes)
         migrate(data, notes)
@@ -9412,7 +9847,7 @@ def example_config() -> str:
 
 
 ########################################################################################
-# 16. NETWORK
+# 17. NETWORK
 ########################################################################################
 # Bytes on sockets, the same way on both sides: strict heads, bodies, a pool of idle upstream
 # connections, proxies, TLS. http.client and email would cost five times the CPU a request
@@ -10459,7 +10894,7 @@ def fetch(
 
 
 ########################################################################################
-# 17. STORE
+# 18. STORE
 ########################################################################################
 # The credential files, as CLIProxyAPI lays them out: one JSON object a file, `type` says whose.
 # Other programs write them too, so each write begins with reading. Two locks keep processes apart,
@@ -10908,7 +11343,7 @@ class Store:
 
 
 ########################################################################################
-# 18. TERMINAL
+# 19. TERMINAL
 ########################################################################################
 # What a login needs of the machine: the lines that its user types, a door for the browser that comes
 # back, and QR codes. Whatever comes back arrives in one queue, so that it does not matter which way
@@ -11215,7 +11650,7 @@ def qr_lines(text: str) -> list[str]:
 
 
 ########################################################################################
-# 19. TOKENS                                                                      [pure]
+# 20. TOKENS                                                                      [pure]
 ########################################################################################
 # What is in tokens and keys, and how they are encoded and signed. Source: RFC 7515, 7519, 7636, 8017.
 
@@ -11303,7 +11738,7 @@ def rs256(text: str, pem: str) -> str:
 
 
 ########################################################################################
-# 20. LOGINS
+# 21. LOGINS
 ########################################################################################
 # How each provider hands out tokens, renews and revokes them: one row of LOGINS each. The program
 # says who it is. Source: spec/providers.md 1 to 9, 16.
@@ -12004,7 +12439,7 @@ LOGINS = {row.provider: row for row in (
 
 
 ########################################################################################
-# 21. RENEWAL
+# 22. RENEWAL
 ########################################################################################
 # New tokens for old ones, once, however many want them; and what a provider says of a login's limits.
 
@@ -12151,7 +12586,7 @@ def usage_of(credential: Credential, config: Config) -> list[Window]:
 
 
 ########################################################################################
-# 22. IMPORT
+# 23. IMPORT
 ########################################################################################
 # What the programs of the providers themselves hold, taken over. Source: spec/providers.md 16.
 
@@ -12270,7 +12705,7 @@ SHARED = (
 
 
 ########################################################################################
-# 23. LOGIN
+# 24. LOGIN
 ########################################################################################
 # The way through a login: with a browser here or elsewhere, by a short code, or by taking one over; and
 # the way out.
@@ -12516,7 +12951,7 @@ def logout(credential: Credential, store: Store, config: Config) -> str:
 
 
 ########################################################################################
-# 24. ACCOUNTS
+# 25. ACCOUNTS
 ########################################################################################
 # An account is one credential and where it may be used: of the config, of the environment, or of a
 # file in the auth dir. It knows which models it offers, under which names.
@@ -12960,7 +13395,7 @@ def endpoint_quirks(entry: Json, provider: Provider) -> list[str]:
 
 
 ########################################################################################
-# 25. REFUSALS                                                                    [pure]
+# 26. REFUSALS                                                                    [pure]
 ########################################################################################
 # What an upstream's refusal means for the account that was asked, and what its headers tell of limits.
 
@@ -13169,7 +13604,7 @@ TELLS_LIMITS = frozenset(["x-codex-primary-used-percent", "anthropic-ratelimit-u
 
 
 ########################################################################################
-# 26. ROUTING
+# 27. ROUTING
 ########################################################################################
 # The router knows who offers which model, who is next, and who must rest. Its lock is never held
 # across I/O.
@@ -13886,7 +14321,7 @@ STRATEGY_ORDERS: dict[str, Callable[[list[Candidate], int, dict[str, int]], list
 
 
 ########################################################################################
-# 27. ERRANDS
+# 28. ERRANDS
 ########################################################################################
 # What a client wants, on its way through. A body that only needs another name is edited as bytes:
 # what was signed, or written with care, stays as it is.
@@ -14080,7 +14515,7 @@ def chat_of_completion(body: Json) -> Json:
 
 
 ########################################################################################
-# 28. PROVIDERS
+# 29. PROVIDERS
 ########################################################################################
 # What a row of PROVIDERS cannot say: a function for the headers of a provider, and one for bodies.
 
@@ -14442,7 +14877,7 @@ def apply_payload(rules: Json, body: Json, original: Json, case: PayloadCase) ->
 
 
 ########################################################################################
-# 29. CATALOG
+# 30. CATALOG
 ########################################################################################
 # The models that each account's upstream says it has, for lists and limits. Kept on disk for a day.
 
@@ -14633,7 +15068,7 @@ MODEL_SHAPES: dict[str, tuple[Callable[[Model], Json], Callable[[list[Json]], Js
 
 
 ########################################################################################
-# 30. ANSWERS
+# 31. ANSWERS
 ########################################################################################
 # What goes back to the client. An answer that passes is watched for usage, errors and its end; what
 # needs another name, or no envelope, is edited as bytes: the rest stays as the upstream wrote it.
@@ -14993,7 +15428,7 @@ def completion_frames(pieces: Pieces) -> Pieces:
 
 
 ########################################################################################
-# 31. UPSTREAM
+# 32. UPSTREAM
 ########################################################################################
 # One request of a client, asked of one account after the other until one begins to answer. Two
 # lanes: the bytes pass through when both sides speak one dialect, else they are translated by
@@ -15624,7 +16059,7 @@ def estimated(errand: Errand) -> Answer:
 
 
 ########################################################################################
-# 32. AMP
+# 33. AMP
 ########################################################################################
 # What Amp's command line asks its own server for, beside models, is passed on to that server, with the
 # owner's key in place of the client's. Its pages are for browsers, which are sent there. Source:
@@ -15693,7 +16128,7 @@ def ask_amp(errand: Errand, method: str, target: str, given: Collection[str], ap
 
 
 ########################################################################################
-# 33. WEBSOCKET
+# 34. WEBSOCKET
 ########################################################################################
 # The server's side of RFC 6455 for /v1/responses: a text message is a request, a text message each
 # event of its answer. A connection remembers its last answers, so that a client need only send what
@@ -15863,7 +16298,7 @@ def error_message(error: ProxyError) -> Json:
 
 
 ########################################################################################
-# 34. SERVER
+# 35. SERVER
 ########################################################################################
 # A ThreadingHTTPServer whose Handler has a Visit a request, read with NETWORK's strict parser. A thread
 # serves one client connection and is the only one that writes its socket. Here, and nowhere else, an
@@ -16811,7 +17246,7 @@ def link_of(file: Path) -> str:
 
 
 ########################################################################################
-# 35. COMMANDS
+# 36. COMMANDS
 ########################################################################################
 # argparse rows. Whatever goes wrong is one sentence on stderr and exit status 1; usage errors are 2.
 
@@ -17183,6 +17618,23 @@ def check_settings(config: Config, *, strict: bool) -> int:
     return 1 if lost or (strict and warnings) else 0
 
 
+def cmd_import(options: argparse.Namespace) -> int:
+    """Print the configuration of another program as ours, in YAML, and on the side what has no counterpart."""
+    path = Path(options.file).expanduser()
+    text = read_file(path)
+    try:
+        data = read_places(text, yaml=False).value if text.lstrip().startswith("{") else yaml_read(text)
+        told: list[str] = []
+        if options.kind in FOREIGN:
+            data, told = read_foreign(options.kind, data, os.environ)
+    except (ValueError, RecursionError) as exc:
+        raise ProxyError("invalid_request", f"{path}: {exc}") from exc
+    for note in (*told, *parse_config(None, dumps_text(data)).warnings):
+        sys.stderr.write(f"cliproxy: {one_line(note).removeprefix('None: ')}\n")
+    say(write_block(data, 0))
+    return 0
+
+
 class Command(NamedTuple):
     """A subcommand: what it does and its arguments beside --config and --debug."""
 
@@ -17251,6 +17703,10 @@ COMMANDS = (
     Command("config", cmd_config, "check the config file; print an example or all keys", (
         ("what", {"nargs": "?", "choices": ["check", "example", "reference"], "default": "check"}),
         ("--strict", {"action": "store_true", "help": "check: exit with 1 on any warning"}),
+    )),
+    Command("import", cmd_import, "print another program's configuration as ours: > config.yaml", (
+        ("kind", {"choices": [*FOREIGN, "cliproxyapi"], "help": "whose it is"}),
+        ("file", {"help": "the configuration, YAML or JSON"}),
     )),
 )  # fmt: skip
 
