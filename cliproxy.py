@@ -196,13 +196,18 @@ def sse_strip_mark(chunks: Iterable[bytes]) -> Iterator[bytes]:
     yield from left
 
 
+EVENT_LIMIT = 2**24  # bytes
+
+
 def sse_split(chunks: Iterable[bytes]) -> Iterator[bytes]:
     """Group the bytes of a stream, cut anywhere, into whole events without their blank line.
 
-    All three line ends are accepted and come out as LF. The last event needs no blank line.
+    All three line ends are accepted and come out as LF. The last event needs no blank line. Raises
+    ValueError for an event that is longer than any.
     Source: html.spec.whatwg.org 9.2.6.
     """
     pieces: list[bytes] = []  # of the event that is still incomplete: joined once
+    size = 0  # of these
     after_cr = False
     for chunk in sse_strip_mark(chunks):
         text = chunk
@@ -216,8 +221,12 @@ def sse_split(chunks: Iterable[bytes]) -> Iterator[bytes]:
             *events, rest = b"".join((*pieces, text)).split(b"\n\n")
             yield from filter(bytes.strip, events)  # more blank lines than one make no event
             pieces = [rest] if rest else []
+            size = len(rest)
         elif text:
             pieces.append(text)
+            size += len(text)
+            if size > EVENT_LIMIT:
+                raise ValueError(f"an event of more than {EVENT_LIMIT:,} bytes")
     rest = b"".join(pieces)
     if rest.strip(b"\n"):
         yield rest
@@ -621,11 +630,14 @@ def error_wait(text: str, until: Callable[[str], float | None] | None = None) ->
     return None
 
 
-def sse_read(chunks: Iterable[bytes]) -> Iterator[Json]:
+DONE: Json = {"object": "[DONE]"}  # stands for the sentinel of Chat's streams
+
+
+def sse_read(chunks: Iterable[bytes], *, ends: bool = False) -> Iterator[Json]:
     """Decode the JSON objects in the `data:` fields of a stream of bytes, cut anywhere.
 
-    Comments, `event:` lines and the `[DONE]` sentinel are skipped; every dialect repeats the
-    event name inside the payload. Raises ProxyError("upstream_failed") for what is not JSON.
+    Comments and `event:` lines are skipped: every dialect repeats the event name inside the payload;
+    so is the `[DONE]` sentinel, unless `ends` asks for DONE in its place. Raises ProxyError("upstream_failed") for what is not JSON.
     """
     for event in sse_split(chunks):
         data = sse_data(event)
@@ -636,6 +648,8 @@ def sse_read(chunks: Iterable[bytes]) -> Iterator[Json]:
                 raise ProxyError("upstream_failed", f"the upstream sent {data[:80]!r}") from exc
             if isinstance(payload, dict):
                 yield payload
+        elif data and ends:
+            yield DONE
 
 
 ########################################################################################
@@ -3972,6 +3986,7 @@ class ChatReader:
         self.choices: dict[int, ChatChoice] = {}
         self.texts: dict[int, int] = {}  # choice -> number of its text part, while that flows
         self.usage: Usage | None = None
+        self.done = False  # has the upstream said that nothing more comes?
 
     def id_of(self, given: str) -> str:
         """Return a call's id, or another one if it is missing or taken."""
@@ -4003,6 +4018,7 @@ class ChatReader:
             raise chat_error(failed or chunk)
 
     def read(self, chunk: Json) -> Iterator[Event]:
+        self.done = self.done or chunk == DONE
         rows = chunk.get("choices") or ()
         self.check(chunk, rows)
         for holder in (chunk, *rows, chunk.get("x_groq") or EMPTY):
@@ -4026,6 +4042,8 @@ class ChatReader:
             yield from choice.end()
         if not any(choice.finish or choice.parts.kinds for _, choice in choices):
             raise ProxyError("upstream_failed", "the upstream's answer ended before it began")
+        if not self.done and not all(choice.finish for _, choice in choices):
+            raise ProxyError("upstream_failed", "the upstream ended its stream in the middle")
         if self.usage:
             yield self.usage
         for number, choice in choices:
@@ -4034,11 +4052,11 @@ class ChatReader:
 
 def chat_read_response(body: Json, request: Request) -> Events:
     """Read a whole answer: a stream of one chunk, with messages instead of deltas."""
-    return chat_read_stream((body,), request)
+    return chat_read_stream((body, DONE), request)
 
 
 def chat_read_stream(chunks: Iterable[Json], request: Request) -> Events:
-    """Chunks -> events. An end without `[DONE]` or finish is fine if there was output (4.4)."""
+    """Chunks -> events. An end without a finish is fine after DONE, if there was output (4.4)."""
     reader = ChatReader(request)
     for chunk in chunks:
         event = reader.quick(chunk)
@@ -7666,6 +7684,7 @@ class Returning:
     """The parts of an answer on its way back to the client: what each of them needs while it is open."""
 
     def __init__(self, request: Request, fitted: Fitted, target: Target) -> None:
+        self.note: Callable[[Usage], None] | None = None  # is told the usage
         self.request = request
         self.client = request.dialect
         self.fitted = fitted
@@ -7683,6 +7702,8 @@ class Returning:
     def whole(self, event: MessageStart | Usage | MessageEnd) -> Event:
         """Check an event that is no part's. A failure that shows nothing is an error: it would pass for done."""
         check_fields(event, "upstream_failed")
+        if self.note and isinstance(event, Usage):
+            self.note(event)
         if isinstance(event, MessageEnd) and event.finish == "error" and self.kinds <= UNSEEN:
             raise ProxyError("upstream_failed", f"the upstream gave no answer: {event.raw or 'error'}")
         return self.begin(event) if isinstance(event, MessageStart) else event
@@ -7770,9 +7791,19 @@ class Returning:
         return thought_digest("".join(self.thoughts[at])) if at in self.thoughts else ""
 
 
-def fit_events(events: Events, request: Request, fitted: Fitted, target: Target) -> Events:
-    """Undo on the answer what `fit_request` did to names and freeform calls, and seal the proofs."""
+def fit_events(
+    events: Events,
+    request: Request,
+    fitted: Fitted,
+    target: Target,
+    note: Callable[[Usage], None] | None = None,
+) -> Events:
+    """Undo on the answer what `fit_request` did to names and freeform calls, and seal the proofs.
+
+    `note` gets the usage.
+    """
     returning, source = Returning(request, fitted, target), events
+    returning.note = note
     special = returning.special
     if returning.foreign and fitted.dialect == "gemini":
         events = move_proofs(events, request.dialect)
@@ -10612,6 +10643,10 @@ def tunnel_socks(wire: Wire, origin: Origin) -> None:
 TUNNELS: dict[str, Callable[[Wire, Origin], None]] = {
     "http": tunnel_http, "https": tunnel_http, "socks5": tunnel_socks, "socks5h": tunnel_socks,
 }  # fmt: skip
+
+
+class Hangup(Exception):  # noqa: N818 -- no error: whoever waited may leave
+    """A watcher raises it when nobody is left to wait for the exchange."""
 
 
 class Watcher:
@@ -14347,15 +14382,16 @@ class Errand:
         self.watcher = Watcher()
         self.id = f"{next(ERRAND_NUMBERS) & 0xFFFFFFFF:08x}{ERRAND_SEED}"
         self.created = int(time.time())
-        self.account = ""  # who answered, for the log
-        self.served = ""  # by which model
-        self.usage: Json = {}  # the upstream's words, for the log
+        self.account = ""  # who was asked last, for the log
+        self.served = ""  # for which model
+        self.usage: Usage | None = None  # once it is known
+        self.opening: Opening | None = None  # of the answer that is awaited
+        self.edit: Callable[[bytes], bytes] | None = None  # of the JSON texts of the answer, for the client
         self._span: tuple[int, int] | None = None
         self._model = ""
         self._json: Json | None = None
         self._quote = quote  # how a name is written in the body
         self.type = "application/json"  # of the body
-        self.sent = False  # may the account that is being asked have received it?
         self.instead = ""  # the model to look for, if it is not the client's
         self.forced = False  # must the answer carry the name that the client used?
         self.bare = False  # must it go without proofs of thinking?
@@ -14406,8 +14442,12 @@ class Errand:
         """Tell whether the client reads its stream as server-sent events; Gemini's must say so."""
         return self.dialect.name != "gemini" or self.query.get("alt") == "sse"
 
-    def summary(self) -> tuple[str, str, str, Json]:
-        """Return what the log says of an errand: its id, model, account and the upstream's usage."""
+    def note(self, usage: Usage) -> None:
+        """Take down what the answer has cost so far."""
+        self.usage = usage
+
+    def summary(self) -> tuple[str, str, str, Usage | None]:
+        """Return what the log says of an errand: its id, model, account and usage."""
         asked = self.path_model or self._model or "-"
         model = asked if self.served in {"", asked} else f"{asked}={self.served}"
         return self.id[:8], model, self.account, self.usage
@@ -15089,9 +15129,13 @@ class Answer(NamedTuple):
     length: int | None = None
 
 
-def is_stream(headers: Mapping[str, str]) -> bool:
-    """Tell whether the answer with these headers is a stream of server-sent events."""
-    return headers.get("content-type", "").startswith("text/event-stream")
+def is_stream(headers: Mapping[str, str], asked: bool = False) -> bool:
+    """Tell whether the answer with these headers is a stream of server-sent events.
+
+    If that was `asked` for, it need not say so.
+    """
+    kind = headers.get("content-type", "")
+    return kind.startswith("text/event-stream") or (asked and not re.search("json|html", kind))
 
 
 def iter_once(data: bytes) -> Pieces:
@@ -15109,16 +15153,104 @@ def json_answer(status: int, body: Any, headers: Mapping[str, str] = EMPTY) -> A
     return whole_answer(status, Headers(told), dumps(body).encode("ascii"))
 
 
-def started_answer(status: int, headers: Headers, pieces: Pieces, length: int | None = None) -> Answer:
-    """Pull the first piece, so that a failure before it can still be an HTTP error."""
-    first = next(pieces, b"")
-    return Answer(status, headers, with_first(first, pieces), length)
+class Opening:
+    """What an answer begins with, held back until it says something.
+
+    Nobody has seen it until then, so that another account may still be asked. The watcher sends it
+    if that takes long.
+    """
+
+    def __init__(self, *, said: bool = False) -> None:
+        self.status = 200
+        self.headers = Headers()
+        self.frames: list[bytes] = []
+        self.size = 0
+        self.since = 0.0  # time.monotonic() of the first frame
+        self.said = said  # has anything been said?
+        self.sent = False  # has the watcher sent it?
+        self.failure: ProxyError | None = None  # before anything was said, though a writer told it
+
+    def add(self, frame: bytes) -> None:
+        if not self.frames:
+            self.since = time.monotonic()
+        self.frames.append(frame)
+        self.size += len(frame)
+
+    def due(self) -> bool:
+        """Tell whether it has been held back long enough."""
+        if not self.frames:
+            return False
+        return self.size > OPENING_LIMIT or time.monotonic() - self.since >= OPENING_TIME
+
+    def send(self) -> list[bytes]:
+        """Return what is held, for the watcher: from now on no other account may answer."""
+        self.said = self.sent = True
+        return self.frames
 
 
-def with_first(first: bytes, pieces: Pieces) -> Pieces:
+OPENING_TIME = 2.0  # seconds
+OPENING_LIMIT = 2**16  # bytes
+
+
+def started_answer(answer: Answer, opening: Opening) -> Answer:
+    """Pull the pieces of an answer until they say something: a failure before that is not told as its end."""
+    opening.status, opening.headers = answer.status, answer.headers
+    for piece in answer.pieces:
+        if opening.sent:
+            return answer._replace(pieces=with_first([piece], answer.pieces))
+        if opening.failure:
+            raise opening.failure
+        opening.add(piece)
+        if opening.said or opening.due():
+            break
+    opening.said = True
+    frames = [] if opening.sent else opening.frames
+    return answer._replace(pieces=with_first(frames, answer.pieces))
+
+
+def with_first(first: list[bytes], pieces: Pieces) -> Pieces:
     with contextlib.closing(pieces):
-        yield first
+        yield from first
         yield from pieces
+
+
+SILENT_EVENTS = frozenset({MessageStart, PartStart, Usage})  # they say nothing
+
+
+def until_said(events: Events, opening: Opening) -> Events:
+    """Let events through, telling of the first that says something, or of a failure before that."""
+    try:
+        for event in events:
+            opening.said = opening.said or type(event) not in SILENT_EVENTS
+            yield event
+            if opening.said:
+                break
+        yield from events
+    except ProxyError as error:
+        opening.failure = None if opening.said else error
+        raise
+    finally:
+        events.close()
+
+
+SILENT_TYPES = frozenset(  # of payloads in streams of Claude and Responses
+    "message_start content_block_start ping keepalive codex.rate_limits response.created response.queued"
+    " response.in_progress response.output_item.added response.content_part.added"
+    " response.reasoning_summary_part.added".split()
+)
+
+
+def is_silent(payload: Json) -> bool:
+    """Tell whether a payload of a stream says nothing yet."""
+    if "type" in payload:
+        return payload["type"] in SILENT_TYPES
+    for row in payload.get("choices") or payload.get("candidates") or ():
+        if row.get("finish_reason") or row.get("finishReason"):
+            return False
+        said = row.get("delta") or row.get("message") or row.get("content") or EMPTY
+        if any(value for key, value in said.items() if key != "role"):
+            return False
+    return "promptFeedback" not in payload
 
 
 def answer_of(errand: Errand, events: Events, headers: Mapping[str, str] = EMPTY) -> Answer:
@@ -15128,19 +15260,23 @@ def answer_of(errand: Errand, events: Events, headers: Mapping[str, str] = EMPTY
         return json_answer(200, dialect.write_response(collect(events), request), headers)
     kind = "text/event-stream" if errand.sse else "application/json"
     told = Headers({**headers, "content-type": kind})
-    return started_answer(200, told, dialect.write_stream(events, request))
+    return Answer(200, told, dialect.write_stream(events, request))
 
 
-def in_envelope(answer: Answer) -> Answer:
-    """Put an answer of Gemini, or each event of its stream, into the envelope of Code Assist."""
-
-    def wrapped(data: bytes) -> bytes:
-        return b'{"response":' + data + b"}"
-
+def for_client(answer: Answer, errand: Errand) -> Answer:
+    """Edit an answer as the client's route wants it."""
+    edit = errand.edit
+    if not edit:
+        return answer
     if is_stream(answer.headers):
-        return answer._replace(pieces=edited_events(answer.pieces, wrapped), length=None)
-    with contextlib.closing(answer.pieces) as pieces:
-        return whole_answer(answer.status, answer.headers, wrapped(b"".join(pieces)))
+        return answer._replace(pieces=edited_events(answer.pieces, edit), length=None)
+    with contextlib.closing(answer.pieces) as pieces, read_of_upstream():
+        return whole_answer(answer.status, answer.headers, edit(b"".join(pieces)))
+
+
+def in_envelope(text: bytes) -> bytes:
+    """Put a JSON text of Gemini into the envelope of Code Assist."""
+    return b'{"response":' + text + b"}"
 
 
 MEMBER = re.compile(r'[\s,]*"((?:[^"\\]|\\.)*)"\s*:\s*')  # of an object, up to its value
@@ -15188,12 +15324,6 @@ def out_of_envelope(data: bytes) -> bytes:
     return data
 
 
-def edited_text(data: bytes, name: str, wrapped: bool) -> bytes:
-    """Return a JSON text without its envelope, if it is `wrapped`, and with `name`, if there is one."""
-    data = out_of_envelope(data) if wrapped else data
-    return renamed(data, name) if name else data
-
-
 def edited_event(event: bytes, edit: Callable[[bytes], bytes]) -> bytes:
     """Return a server-sent event with its JSON text edited; what holds none stays."""
     data = sse_data(event)
@@ -15211,46 +15341,70 @@ def edited_events(pieces: Pieces, edit: Callable[[bytes], bytes]) -> Pieces:
 
 
 class Tap:
-    """Reads usage and the end of a passing stream from the few pieces that can hold them."""
+    """Reads usage, and the end, of a passing stream from the whole events that can hold them.
 
-    def __init__(self, dialect: Dialect) -> None:
+    When it is closed the errand knows the usage that was told until then.
+    """
+
+    def __init__(self, errand: Errand) -> None:
         self.finished = False
-        self._ends = STREAM_ENDS[dialect.name]
-        self._tail = b""  # a word may be cut in two
-        self._found: list[bytes] = []
-        self._more = 0  # bytes to keep, since the object may go on in the next pieces
+        self.failed = False  # has the upstream told an error?
+        self._errand = errand
+        self._ends = STREAM_ENDS[errand.dialect.name]
+        self._first = b""  # what tells of usage: Claude's input comes first, its output last
+        self._last = b""
 
-    def feed(self, piece: bytes) -> None:
-        window = self._tail + piece
-        self._tail = window[-32:]
-        if self._more > 0:
-            self._found.append(piece)
-            self._more -= len(piece)
-        elif b'"usage' in window:
-            self._found.append(window)
-            self._more = USAGE_LIMIT
-        if not self.finished:
-            for end in self._ends:
-                if end in window:
-                    self.finished = True
+    def feed(self, events: bytes) -> None:
+        if b'"usage' in events:
+            for found in USAGE_OBJECT.finditer(events):
+                self._last = events[found.end() : found.end() + USAGE_LIMIT]
+                self._first = self._first or self._last
+        for end in self._ends:
+            if end in events:
+                self.finished = True
+        if events.startswith(DONE_LINES):
+            self.finished = True
 
-    def usage(self) -> Json:
-        """Return the usage objects that passed, merged, later values winning."""
-        text, usage = b"".join(self._found).decode("utf-8", "replace"), Json()
-        for match in USAGE_KEY.finditer(text):
+    def close(self) -> None:
+        told: Json = {}
+        for text in (self._first, self._last):
             with contextlib.suppress(*MALFORMED):
-                usage.update(read_json(text, match.end())[0])
-        return usage
+                more, _ = read_json(text.decode("utf-8", "replace"))
+                told.update({key: value for key, value in more.items() if value is not None})
+        self._errand.usage = read_usage_of(told, self._errand.dialect)
 
 
 USAGE_LIMIT = 4_096  # bytes: longer than any usage object
-STREAM_ENDS = {  # how a complete stream of each dialect ends; chat endpoints may leave theirs out
-    "claude": (b'"message_stop"',),  # in quotes, which a model that talks of it cannot write
-    "chat": (b"",),
+USAGE_OBJECT = re.compile(rb'"usage(?:Metadata)?"\s*:\s*(?=\{)')
+DONE_LINES = (b"data: [DONE]", b"data:[DONE]")
+STREAM_ENDS = {  # how a complete stream ends. A model that talks of it cannot write such quotes, or lines
+    "claude": (b'"message_stop"',),
+    "chat": (b"\ndata: [DONE]", b"\ndata:[DONE]", b'"finish_reason":"', b'"finish_reason": "'),
     "responses": (b'"response.completed"', b'"response.incomplete"', b'"response.failed"'),
-    "gemini": (b'"finishReason"', b'"blockReason"'),
+    "gemini": (b'"finishReason":"', b'"finishReason": "', b'"blockReason":"', b'"blockReason": "'),
 }
-USAGE_KEY = re.compile(r'"usage(?:Metadata)?"\s*:\s*(?={)')
+
+
+def read_usage_of(told: Json, dialect: Dialect) -> Usage | None:
+    """Read a usage object of an upstream; None for what is none."""
+    if not told:
+        return None
+    with contextlib.suppress(ProxyError, *MALFORMED):
+        usage = dialect.read_usage(told)
+        check_fields(usage, "upstream_failed")
+        return usage
+    return None
+
+
+def find_usage(payload: Json, dialect: Dialect) -> Usage | None:
+    """Read the usage in a whole answer."""
+    for path in dialect.usage_at:
+        told: Any = payload
+        for key in path:
+            told = told.get(key) if isinstance(told, dict) else None
+        if told and isinstance(told, dict):
+            return read_usage_of(told, dialect)
+    return None
 
 
 ERROR_FIELDS = {  # what a client needs in `error`; third parties leave some out
@@ -15275,89 +15429,175 @@ def completed_error(body: bytes, error: ProxyError, dialect: Dialect) -> bytes:
     return dumps({**ours, **said, "error": {**ours["error"], **told}}).encode("ascii")
 
 
-ERROR_OBJECT = re.compile(rb'"error"\s*:\s*\{')
+ERROR_SIGN = re.compile(rb'"error"\s*:\s*\{|"type"\s*:\s*"error"')
+LISTS = {"chat": "choices", "gemini": "candidates"}  # what says something in a whole answer
 
 
-def completed_frames(piece: bytes, dialect: Dialect) -> bytes:
-    """Complete the errors among the frames of a stream that are whole in this piece of it."""
-    frames = piece.split(b"\n\n")
-    for number, frame in enumerate(frames):
-        head, mark, data = frame.partition(b"data: ")
-        if ERROR_OBJECT.search(data):
-            error = dialect.read_error(502, data)
-            frames[number] = head + mark + completed_error(data, error, dialect)
-    return b"\n\n".join(frames)
+def told_error(payload: Json) -> Any:
+    """Return the error that an answer, or a payload of a stream, is, if it is one."""
+    error = payload.get("error") or path_get(payload, "response.error")
+    failed = payload.get("type") in {"error", "response.failed"} or payload.get("status") == "failed"
+    return error or (payload if failed else None)
 
 
-def watched_pieces(pieces: Pieces, tap: Tap, errand: Errand, streaming: bool) -> Pieces:
-    """Yield the pieces of a passing answer as they come, reading usage on the side.
+def raise_told(payload: Json, error: Any, dialect: Dialect) -> None:
+    """Raise an error that an upstream told with a status of success."""
+    with contextlib.suppress(*MALFORMED):
+        for _ in dialect.read_stream(iter((payload,)), Request(dialect.name, "", ())):
+            pass  # it raises, as it would were the stream translated
+    raise dialect.read_error(502, dumps({"error": error}).encode("ascii"))
 
-    Raises ProxyError for an error that is the first event of a stream, and after a stream that
-    ended without the end that its dialect has.
+
+def check_whole(payload: Any, dialect: Dialect) -> None:
+    """Raise ProxyError for a whole answer that is an error, or says nothing, whatever its status."""
+    if not isinstance(payload, dict):
+        raise ProxyError("upstream_failed", "the upstream's answer is no JSON object")
+    if error := told_error(payload):
+        raise_told(payload, error, dialect)
+    empty = payload.get(LISTS.get(dialect.name, "")) == [] and "promptFeedback" not in payload
+    if empty or not payload:
+        raise ProxyError("upstream_failed", "the upstream's answer is empty")
+
+
+def read_whole(body: bytes) -> Any:
+    """Decode a whole answer. Raises ProxyError for what is no JSON."""
+    try:
+        try:
+            return decode_json(body)
+        except UnicodeDecodeError:  # the client gets the bytes as they came
+            return decode_json(body.decode("utf-8", "replace").encode())
+    except MALFORMED as exc:
+        what = repr(body[:80]) if body.strip() else "an empty answer"
+        raise ProxyError("upstream_failed", f"the upstream sent {what}: {str(exc)[:80]}") from exc
+
+
+def watched_pieces(
+    pieces: Pieces, errand: Errand, opening: Opening, discreet: Callable[[ProxyError], ProxyError]
+) -> Pieces:
+    """Yield a passing stream as it comes, by whole events, reading usage on the side.
+
+    What errors tell of secrets is made `discreet`.
+
+    Raises ProxyError for an error before anything was said, and after a stream that ended without
+    the end that its dialect has, unless the upstream has told an error itself.
     """
-    with contextlib.closing(pieces):
-        head = first_event(pieces, errand) if streaming else b""
-        if b'"error' in head:
-            raise_first_error(head, errand.dialect)
-        rest = b""  # half an event waits for its end, so that an error may stand in its place
-        for piece in itertools.chain([head] if head else (), pieces):
-            tap.feed(piece)
-            out = piece
-            if streaming and (rest or not piece.endswith(EVENT_ENDS)):
-                out, rest = cut_event(rest + piece)
-            error = streaming and b'"error"' in out and ERROR_OBJECT.search(out)
-            if out:
-                yield completed_frames(out, errand.dialect) if error else out
-    errand.usage = tap.usage()
-    if streaming and not tap.finished:
+    tap = Tap(errand)
+    with contextlib.closing(tap), contextlib.closing(pieces):
+        for whole in whole_events(pieces):
+            events = whole if opening.said else opening_events(whole, errand, opening)
+            if b'"error"' in events and ERROR_SIGN.search(events):
+                events = completed_events(events, errand, tap, discreet)
+            tap.feed(events)
+            if events:
+                yield events
+    if not tap.finished and not tap.failed:
         raise ProxyError("upstream_failed", "the upstream ended its stream in the middle")
-    if rest:
-        yield rest
+    if not opening.said:
+        raise ProxyError("upstream_failed", "the upstream's answer is empty")
 
 
-EVENT_ENDS = (b"\n\n", b"\r\n\r\n")
-LARGE_EVENT = 2**16  # bytes: not held back, since every piece is added to what there is
+def watched_array(pieces: Pieces, errand: Errand) -> Pieces:
+    """Yield a stream of Gemini that is one JSON array, reading usage. Raises ProxyError if it is cut off."""
+    tap, tail = Tap(errand), b""
+    with contextlib.closing(tap), contextlib.closing(pieces):
+        for piece in pieces:
+            tap.feed(piece)
+            tail = (tail + piece)[-16:]
+            yield piece
+    if not tail.rstrip().endswith((b"]", b"}")):
+        raise ProxyError("upstream_failed", "the upstream ended its stream in the middle")
 
 
-def cut_event(data: bytes) -> tuple[bytes, bytes]:
-    """Cut the bytes of a stream at the end of their last whole event."""
-    ends = [at + len(mark) for mark in EVENT_ENDS if (at := data.rfind(mark)) >= 0]
-    end = len(data) if len(data) > LARGE_EVENT else max(ends, default=0)
-    return data[:end], data[end:]
+EVENT_ENDS = (b"\n\n", b"\r\n\r\n", b"\r\r")
 
 
-def first_event(pieces: Pieces, errand: Errand) -> bytes:
-    """Pull the pieces of a stream until its first event is whole, or does not look like an error.
+def whole_events(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield the bytes of a stream as they come, but hold back half an event until it is whole.
+
+    Half an event at the very end is left out, so that an error may stand in its place, unless only
+    its blank line is missing. Raises ProxyError for one that is longer than any.
+    """
+    rest = bytearray()
+    for piece in pieces:
+        if not rest and piece.endswith(EVENT_ENDS):
+            yield piece  # the common case first
+            continue
+        seam = bytes(rest[-3:]) + piece  # a mark may be cut in two
+        ends = [at + len(mark) for mark in EVENT_ENDS if (at := seam.rfind(mark)) >= 0]
+        cut = max(ends, default=0) - len(seam)  # from the end
+        if ends:
+            rest += piece
+            end = len(rest) + cut
+            yield bytes(rest[:end])
+            del rest[:end]
+        else:
+            rest += piece
+        if len(rest) > EVENT_LIMIT:
+            raise ProxyError(
+                "upstream_failed", f"the upstream sent an event of more than {EVENT_LIMIT:,} bytes"
+            )
+    data = sse_data(bytes(rest).replace(b"\r", b"\n"))
+    with contextlib.suppress(*MALFORMED):
+        if data == b"[DONE]" or json.loads(data or b"0"):
+            yield bytes(rest)
+
+
+EVENT_END = re.compile(rb"\n\r?\n|\r\r")
+
+
+def events_in(data: bytes) -> Iterator[bytes]:
+    """Cut the bytes of whole events, blank lines included."""
+    start = 0
+    for found in EVENT_END.finditer(data):
+        yield data[start : found.end()]
+        start = found.end()
+    if start < len(data):
+        yield data[start:]
+
+
+def opening_events(data: bytes, errand: Errand, opening: Opening) -> bytes:
+    """Look at the first events of a stream, until one says something. Raises the error that one is.
 
     What only Codex knows is left out for others: OpenAI's SDK breaks if it comes first.
     """
-    head, stranger = b"", not errand.headers.get("originator", "").startswith("codex")
-    for piece in pieces:
-        head += piece
-        end = EVENT_END.search(head)
-        if end and stranger and b'"codex.rate_limits"' in head[: end.end()]:
-            head = head[end.end() :]
-            end = EVENT_END.search(head)
-        if end or (len(head) > ERROR_HINT and not re.search(rb"error|failed|codex\.", head)):
-            break
-    return head
+    kept = []
+    stranger = not errand.headers.get("originator", "").startswith("codex")
+    for event in events_in(data):
+        if opening.said:
+            kept.append(event)
+            continue
+        for payload in sse_read([event]):
+            if error := told_error(payload):
+                raise_told(payload, error, errand.dialect)
+            with contextlib.suppress(*MALFORMED):
+                opening.said = not is_silent(payload)
+        if not (stranger and b'"codex.rate_limits"' in event):
+            kept.append(event)
+    return b"".join(kept)
 
 
-EVENT_END = re.compile(rb"\n\r?\n")
-ERROR_HINT = 32  # bytes, of which an error is one: `event: error`, `data: {"error"`
-
-
-def raise_first_error(head: bytes, dialect: Dialect) -> None:
-    """Raise the error that a stream begins with, if it does. What is no JSON is the client's."""
-    payload: Json = {}
-    with contextlib.suppress(ProxyError):
-        payload = next(sse_read([head]), payload)
-    error = payload.get("error") or path_get(payload, "response.error")
-    if payload.get("type") == "error" or error:
-        with contextlib.suppress(*MALFORMED):
-            for _ in dialect.read_stream(iter((payload,)), Request(dialect.name, "", ())):
-                pass  # it raises, as it would were the stream translated
-        raise dialect.read_error(502, dumps({"error": error or payload}).encode("ascii"))
+def completed_events(
+    data: bytes, errand: Errand, tap: Tap, discreet: Callable[[ProxyError], ProxyError]
+) -> bytes:
+    """Complete the errors among whole events of a stream; nothing of ours needs to follow them."""
+    events = []
+    for event in events_in(data):
+        head, mark, said = event.partition(b"data: ")
+        text = said.rstrip(b"\r\n")
+        payload = read_object(text) if ERROR_SIGN.search(text) else {}
+        told = told_error(payload)
+        if not told:
+            events.append(event)
+            continue
+        tap.failed = True
+        error = errand.dialect.read_error(502, dumps({"error": told}).encode("ascii"))
+        error.body = text
+        whole = discreet(error).body
+        if isinstance(payload.get("error"), dict):
+            whole = completed_error(whole, error, errand.dialect)
+        events.append(head + mark + whole + said[len(text) :])
+        log.warning("rid=%s %s broke off: %s", errand.id[:8], errand.account, explained(error))
+    return b"".join(events)
 
 
 @contextlib.contextmanager
@@ -15396,8 +15636,11 @@ def collected_response(payloads: Iterable[Json]) -> Json:
     raise ProxyError("upstream_failed", "the upstream closed the stream before response.completed")
 
 
-def completion_of_chat(chat: Json) -> Json:
-    """Return a chat answer, or a chunk of its stream, in the shape of the old completions API."""
+def completion_text(text: bytes) -> bytes:
+    """Return the JSON text of a chat answer, or of a chunk of its stream, as the old completions API has it."""
+    chat = json.loads(text)
+    if "error" in chat:
+        return text
     choices = [
         {
             "index": row.get("index", 0),
@@ -15408,23 +15651,7 @@ def completion_of_chat(chat: Json) -> Json:
         for row in chat.get("choices") or ()
     ]
     id = str(chat.get("id", "")).replace("chatcmpl-", "cmpl-", 1)
-    return {**chat, "id": id, "object": "text_completion", "choices": choices}
-
-
-def completion_answer(answer: Answer) -> Answer:
-    """Return a chat's answer as one of the old completions API."""
-    if is_stream(answer.headers):
-        return answer._replace(pieces=completion_frames(answer.pieces), length=None)
-    with read_of_upstream():
-        chat = json.loads(b"".join(answer.pieces))
-        return json_answer(answer.status, completion_of_chat(chat), answer.headers)
-
-
-def completion_frames(pieces: Pieces) -> Pieces:
-    with contextlib.closing(pieces):
-        for chunk in sse_read(pieces):
-            yield sse_frame(completion_of_chat(chunk))
-    yield b"data: [DONE]\n\n"
+    return dumps({**chat, "id": id, "object": "text_completion", "choices": choices}).encode("ascii")
 
 
 ########################################################################################
@@ -15617,12 +15844,11 @@ def dispatch(errand: Errand, app: App) -> Answer:
     Rounds as `request-retry` and `max-retry-interval` allow. Raises the last ProxyError when
     nobody answers, and at once what is the client's own mistake.
     """
+    if errand.model == ECHO and errand.action == "generate":
+        return for_client(answer_of(errand, echo_events(errand.request)), errand)
     if errand.model == ECHO:
-        return (
-            answer_of(errand, echo_events(errand.request))
-            if errand.action == "generate"
-            else estimated(errand)
-        )
+        return estimated(errand)
+    errand.opening = Opening()
     for turn in itertools.count():
         try:
             return ask_each(errand, app)
@@ -15672,18 +15898,19 @@ def ask_each(errand: Errand, app: App) -> Answer:
     for candidate in candidates[: config["max-retry-credentials"] or None]:
         if failure and app.router.rests(candidate):
             continue
-        errand.account = candidate.account.name
+        errand.account, errand.served = candidate.account.name, candidate.model
+        attempt = Attempt(errand, candidate, app)
         try:
-            answer = Attempt(errand, candidate, app).answer()
+            answer = attempt.try_it()
         except ProxyError as error:
-            log.warning("rid=%s %s: %s", errand.id[:8], errand.account, explained(error))
-            if not app.router.punish(candidate, error, spared=error.status == 429 and errand.probes):
-                raise
             failure = error
+            if not attempt.gives_way(error):
+                error.final = True
+                raise
         else:
             app.router.reward(candidate, model, session)
-            errand.served = candidate.model
-            return named_answer(answer, candidate.model)
+            errand.opening = None
+            return answer
     raise failure or ProxyError("internal", "no candidate")
 
 
@@ -15705,6 +15932,28 @@ class Attempt:
         self.forced = errand.forced or candidate.forced  # must the answer carry the client's name?
         self.sent = False  # may the account have received it?
         self.token, self.renewed = "", False  # asked with; has it been renewed for this?
+        self.opening = Opening()
+
+    def try_it(self) -> Answer:
+        """Ask, whatever comes of it: a mistake of ours is a failure of this account, as another may not meet it."""
+        try:
+            return self.answer()
+        except (ProxyError, Hangup):
+            raise
+        except Exception as exc:
+            log.exception("bug: rid=%s asking %s", self.errand.id[:8], self.account.name)
+            message = f"asking {self.account.name} failed; the log has more"
+            raise ProxyError("internal", message) from exc
+
+    def gives_way(self, error: ProxyError) -> bool:
+        """Let the account rest, if a failure asks for that; tell whether another one may be asked."""
+        errand = self.errand
+        self.app.make_discreet(error)
+        log.warning("rid=%s %s: %s", errand.id[:8], self.account.name, explained(error))
+        if error.kind == "internal":
+            return not self.opening.sent
+        spared = error.status == 429 and errand.probes
+        return self.app.router.punish(self.candidate, error, spared=spared) and not self.opening.sent
 
     def answer(self) -> Answer:
         """Ask; once more for each thing in a refusal that can be mended.
@@ -15719,7 +15968,7 @@ class Attempt:
             try:
                 return self.ask()
             except ProxyError as error:
-                why = self.mended(error)
+                why = "" if self.opening.sent else self.mended(error)
                 if not why:
                     raise
                 log.info(
@@ -15750,17 +15999,24 @@ class Attempt:
         return True
 
     def ask(self) -> Answer:
-        """Ask once, on the lane that fits."""
+        """Ask once, on the lane that fits, and wait until the answer says something."""
+        errand = self.errand
         self.sent = False
+        self.opening = errand.opening = Opening()
         try:
-            if self.errand.action == "count":
-                return self.count()
-            if self.errand.action == "generate" and not self.passes:
-                return self.translate()
-            return self.relay()
+            if errand.action == "count":
+                answer = self.count()
+            elif errand.action == "generate" and not self.passes:
+                answer = self.translate()
+            else:
+                answer = self.relay()
+            answer = named_answer(for_client(answer, errand), self.model)
+            return started_answer(answer, self.opening)
         except ProxyError as error:
             error.sent = error.sent and self.sent
             raise
+        finally:
+            errand.opening = Opening()
 
     @property
     def passes(self) -> bool:
@@ -15775,11 +16031,17 @@ class Attempt:
         array = errand.path_stream and not errand.sse  # which is not edited
         if array and (self.forced or provider.wrapped):
             return False
-        if "stream" in provider.quirks and errand.path_stream is False and errand.action == "generate":
-            return False
-        if "openapi-schema" in provider.quirks and errand.json.get("tools"):
+        if self.is_unfit:
             return False
         return self.model == errand.model or errand.dialect.name != "claude" or not self.is_late
+
+    @property
+    def is_unfit(self) -> bool:
+        """Tell whether a quirk of the provider asks for another body, or another answer."""
+        errand, quirks = self.errand, self.provider.quirks
+        if "stream" in quirks and errand.path_stream is False and errand.action == "generate":
+            return True
+        return "openapi-schema" in quirks and bool(errand.json.get("tools"))
 
     @property
     def is_late(self) -> bool:
@@ -15843,30 +16105,74 @@ class Attempt:
         path = self.path(path_of(errand, provider))
         exchange = self.open(path + errand.passed_query(path), self.passing_body())
         headers = passed_headers(exchange, self.config)
-        streaming = is_stream(headers)
-        name = errand.model if self.forced else ""
+        if is_stream(headers) or self.streams_unsaid(headers):
+            return self.relay_stream(exchange, headers)
+        if self.keeps_encoding(exchange):
+            headers["content-encoding"] = exchange.headers["content-encoding"]
+            pieces, length = exchange.pieces(), exchange.length
+        elif errand.path_stream and not errand.sse:
+            pieces, length = watched_array(exchange.decoded(), errand), None
+        elif errand.action.startswith("/") and "json" not in headers.get("content-type", ""):
+            pieces, length = exchange.decoded(), None
+        else:
+            return whole_answer(exchange.status, headers, self.whole_body(exchange))
+        self.opening.said = True
+        return Answer(exchange.status, headers, pieces, length)
+
+    def streams_unsaid(self, headers: Headers) -> bool:
+        """Tell whether an answer is a stream that does not say so, as some hosts' are."""
+        errand = self.errand
+        if errand.action.startswith("/") or not is_stream(headers, asked=True):
+            return False
+        return errand.stream and errand.sse
+
+    def keeps_encoding(self, exchange: Exchange) -> bool:
+        """Tell whether a whole answer may stay packed as it is: nobody needs to look at it, or to edit it."""
+        errand, encoding = self.errand, exchange.headers.get("content-encoding", "")
+        if not encoding or encoding not in errand.headers.get("accept-encoding", ""):
+            return False
+        if self.forced or self.provider.wrapped or self.config["nonstream-keepalive-interval"]:
+            return False
+        return not errand.stream  # a sign of life may stand in front of it
+
+    def relay_stream(self, exchange: Exchange, headers: Headers) -> Answer:
+        """Let a stream pass, or collect it for a client that wants none."""
+        errand, provider = self.errand, self.provider
         if provider.only_streams and errand.action == "generate" and not errand.stream:
             with contextlib.closing(exchange), read_of_upstream():
-                whole = dumps(collected_response(sse_read(exchange.decoded()))).encode("ascii")
+                response = collected_response(sse_read(exchange.decoded()))
+            errand.usage = find_usage(response, errand.dialect)
+            whole = dumps(response).encode("ascii")
             headers["content-type"] = "application/json"
-            return whole_answer(200, headers, renamed(whole, name) if name else whole)
-        tap = Tap(errand.dialect)
-        if name or provider.wrapped:
-            edit = functools.partial(edited_text, name=name, wrapped=provider.wrapped)
-            if streaming:
-                pieces = watched_pieces(edited_events(exchange.decoded(), edit), tap, errand, True)
-                return started_answer(exchange.status, headers, pieces)
-            body = edit(exchange.body())
-            pieces = watched_pieces(iter_once(body), tap, errand, False)
-            return started_answer(exchange.status, headers, pieces, len(body))
-        encoding = exchange.headers.get("content-encoding", "")
-        plain = streaming or self.config["nonstream-keepalive-interval"]  # for what we may put in it
-        if encoding and not plain and encoding in errand.headers.get("accept-encoding", ""):
-            headers["content-encoding"] = encoding
-            return started_answer(exchange.status, headers, exchange.pieces(), exchange.length)
-        bare = exchange.decoded() if encoding else exchange.pieces()
-        length = None if encoding or streaming else exchange.length  # a stream may end in an error
-        return started_answer(exchange.status, headers, watched_pieces(bare, tap, errand, streaming), length)
+            return whole_answer(200, headers, renamed(whole, errand.model) if self.forced else whole)
+        pieces = exchange.decoded() if "content-encoding" in exchange.headers else exchange.pieces()
+        if self.forced or provider.wrapped:
+            pieces = edited_events(pieces, self.edited)
+        if errand.action == "generate":
+            pieces = watched_pieces(pieces, errand, self.opening, self.app.make_discreet)
+        else:
+            self.opening.said = True
+        if not is_stream(headers):
+            headers["content-type"] = "text/event-stream"
+        return Answer(exchange.status, headers, pieces)
+
+    def edited(self, text: bytes) -> bytes:
+        """Return a JSON text of the answer without its envelope, and with the name that the client used."""
+        text = out_of_envelope(text) if self.provider.wrapped else text
+        return renamed(text, self.errand.model) if self.forced else text
+
+    def whole_body(self, exchange: Exchange) -> bytes:
+        """Return the body of a whole answer that passes. Raises ProxyError if it is an error, or empty."""
+        errand, body = self.errand, exchange.body()
+        if self.forced or self.provider.wrapped:
+            body = self.edited(body)
+        payload = read_whole(body)
+        if errand.action == "generate":
+            check_whole(payload, errand.dialect)
+            errand.usage = find_usage(payload, errand.dialect)
+        elif isinstance(payload, dict) and (error := told_error(payload)):
+            raise_told(payload, error, errand.dialect)
+        return body
 
     def passing_body(self) -> list[Bytes]:
         """Return the client's body as it came, but for what must be changed for this account."""
@@ -15905,8 +16211,9 @@ class Attempt:
         path = self.path((provider.stream if stream else "") or provider.generate)
         exchange = self.open(path, [dumps(body).encode("ascii")])
         answer = read_answer(exchange, upstream, request, provider.wrapped, self.app.make_discreet)
-        events = fit_events(answer, request, fitted, target)
-        return answer_of(self.errand, events, passed_headers(exchange, self.config))
+        events = fit_events(answer, request, fitted, target, self.errand.note)
+        heard = until_said(events, self.opening)
+        return answer_of(self.errand, heard, passed_headers(exchange, self.config))
 
     def count(self) -> Answer:
         """Ask the upstream for a token count, in its dialect; estimate it if it cannot count."""
@@ -15996,11 +16303,13 @@ def read_answer(
         return inner
 
     with contextlib.closing(exchange), read_of_upstream(told):
-        if is_stream(exchange.headers):
-            payloads = sse_read(exchange.decoded())
+        if is_stream(exchange.headers, asked=request.stream):
+            payloads = sse_read(exchange.decoded(), ends=True)
             yield from upstream.read_stream(map(unwrap, payloads) if wrapped else payloads, request)
         else:
-            body = unwrap(decode_json(exchange.body()))
+            body = read_whole(exchange.body())
+            body = unwrap(body) if isinstance(body, dict) else body
+            check_whole(body, upstream)
             yield from upstream.read_response(body, request)
 
 
@@ -16124,7 +16433,8 @@ def ask_amp(errand: Errand, method: str, target: str, given: Collection[str], ap
             with read_of_upstream():
                 whole = unpack(whole, "gzip")
         return whole_answer(exchange.status, found, whole)
-    return started_answer(exchange.status, found, exchange.pieces(), exchange.length)
+    answer = Answer(exchange.status, found, exchange.pieces(), exchange.length)
+    return started_answer(answer, Opening(said=True))
 
 
 ########################################################################################
@@ -16139,7 +16449,7 @@ OPCODES = OP_MORE, OP_TEXT, OP_BINARY, OP_CLOSE, OP_PING, OP_PONG = 0, 1, 2, 8, 
 REMEMBERED = 16  # answers of a connection that a request may go on from
 
 
-class SocketClosed(Exception):  # noqa: N818 -- no error: connections end
+class SocketClosed(Hangup):
     """The peer closed the WebSocket, or it must be closed: `code` says why. Source: RFC 6455 7.4."""
 
     def __init__(self, code: int) -> None:
@@ -16177,6 +16487,7 @@ class WebSocket(Watcher):
         self._wire = wire
         self._write = write
         self._idle = idle
+        self.meanwhile: Callable[[], None] | None = None  # what else to do while an upstream is waited for
 
     def send(self, text: bytes) -> None:
         self._write(socket_frame(OP_TEXT, text))
@@ -16201,6 +16512,8 @@ class WebSocket(Watcher):
 
     def tick(self) -> None:
         """Answer pings while an answer is sent; messages wait. Raises SocketClosed."""
+        if self.meanwhile:
+            self.meanwhile()
         while ahead := self._wire.peek():
             if ahead[0] & 0x0F < OP_CLOSE:
                 return
@@ -16319,12 +16632,12 @@ REQUEST_LINE = re.compile(r"([A-Za-z]+) ([^ ]+) (HTTP/1\.[01])")
 REASONS = {status.value: status.phrase for status in HTTPStatus}
 
 
-class ClientGone(Exception):  # noqa: N818 -- no error: clients may leave
+class ClientGone(Hangup):
     """The client has hung up; nobody is left to tell."""
 
 
 # when, method, path, status, seconds, and Errand.summary() of a request for a model
-LogLine = tuple[float, str, str, int, float, Union[tuple[str, str, str, Json], None]]
+LogLine = tuple[float, str, str, int, float, Union[tuple[str, str, str, Union[Usage, None]], None]]
 
 
 class Stage(Enum):
@@ -16363,6 +16676,7 @@ class Visit(Watcher):
         self.head = b""  # the head, until it is sent with the first frame
         self.out: list[bytes] = []  # frames that have not been sent
         self.between = False  # has a whole event of a stream been sent, and nothing of the next?
+        self.early = False  # has the head of a stream gone out before there was an answer?
         self.sent_at = 0.0  # time.monotonic() when something was sent, or awaited, last
         self.keep = True  # may the connection serve another request?
 
@@ -16543,6 +16857,10 @@ class Visit(Watcher):
             self.out.append(dumps(self.dialect.write_error(error)).encode("ascii"))
             self.flush(last=True)
             return
+        if self.early:
+            self.out.append(stream_error(self.dialect, error))
+            self.flush(last=True)
+            return
         if self.stage is not Stage.SILENT:
             self.keep = False
             return
@@ -16608,8 +16926,9 @@ class Visit(Watcher):
         for. A failure of a stream becomes its dialect's error frame; of anything else, a hang-up.
         """
         with contextlib.closing(answer.pieces) as pieces:
-            if self.stage is not Stage.PENDING:
+            if self.stage is Stage.SILENT:
                 self.begin(answer.status, answer.headers, answer.length)
+            self.early = False
             try:
                 self.send_pieces(pieces)
             except ProxyError as error:
@@ -16646,25 +16965,58 @@ class Visit(Watcher):
         if self.wire.ended():
             raise ClientGone
         self.flush()
-        config = self.server.app.config
-        if self.stage is Stage.CHUNKED and self.between:
-            self.keep_alive(config["streaming.keepalive-seconds"], self.dialect.keepalive)
+        errand = self.errand
+        if errand and errand.stream and errand.opening and self.protocol == "HTTP/1.1":
+            self.send_early(errand.opening)
+        elif self.stage is Stage.CHUNKED and self.between:
+            self.keep_alive(self.dialect.keepalive)
         elif self.stage in {Stage.SILENT, Stage.PENDING}:
-            self.keep_alive(config["nonstream-keepalive-interval"], b"\n")
+            self.keep_pending()
 
-    def keep_alive(self, interval: float, sign: bytes) -> None:
-        """Send a sign of life if nothing has been sent for `interval` seconds; 0: never.
+    def is_quiet(self, setting: str) -> bool:
+        """Tell whether nothing has been sent for as many seconds as a setting says; 0: never."""
+        limit: int = self.server.app.config[setting]
+        return 0 < limit <= time.monotonic() - self.sent_at
 
-        A long answer that is no stream begins with it, before its status is known.
+    def send_early(self, opening: Opening) -> None:
+        """Send what is held back of an answer, if that has been long enough, or else a sign of life.
+
+        In front of an answer that is a comment, which nobody takes for its beginning.
         """
-        if not 0 < interval <= time.monotonic() - self.sent_at:
+        quiet = self.is_quiet("streaming.keepalive-seconds")
+        held = not opening.sent and (opening.due() or (quiet and opening.frames))
+        if not held and not quiet:
+            return
+        if self.stage is Stage.SILENT:
+            kind = "text/event-stream" if self.errand and self.errand.sse else "application/json"
+            self.begin(200, {"content-type": kind, **opening.headers}, None)
+            self.early = True
+        if held:
+            self.out += opening.send()
+        elif self.dialect.keepalive == PING and not opening.sent:
+            self.out.append(KEEP_ALIVE)
+        else:
+            self.out.append(self.dialect.keepalive)
+        self.flush()
+        self.between = True
+
+    def keep_alive(self, sign: bytes) -> None:
+        """Send a sign of life between two events of a stream, if it is quiet."""
+        if self.is_quiet("streaming.keepalive-seconds"):
+            self.out.append(sign)
+            self.flush()
+            self.between = True
+
+    def keep_pending(self) -> None:
+        """Begin a long answer that is no stream with blank lines, before its status is known."""
+        if not self.is_quiet("nonstream-keepalive-interval"):
             return
         if self.stage is Stage.SILENT:
             if not self.errand or self.errand.stream or self.protocol == "HTTP/1.0":
                 return
             self.begin(200, {"content-type": "application/json"}, None)
             self.stage = Stage.PENDING
-        self.out.append(sign)
+        self.out.append(b"\n")
         self.flush()
 
     def log_request(self, begun: float) -> None:
@@ -16720,7 +17072,8 @@ class Visit(Watcher):
         errand = self.read_errand(route)
         errand.headers.pop("accept-encoding", None)  # the answer will be read
         errand.rewrite(chat_of_completion(errand.json))
-        self.send_answer(completion_answer(dispatch(errand, self.server.app)))
+        errand.edit = completion_text
+        self.send_answer(dispatch(errand, self.server.app))
 
     def assist(self, route: Route) -> None:
         """Serve a gemini-cli that takes us for Code Assist. Source: spec/clients.md 4, config.md 12."""
@@ -16735,10 +17088,9 @@ class Visit(Watcher):
         errand.path_model = str(errand.json.get("model") or within.get("model") or "")
         errand.query = {"alt": "sse"} if errand.path_stream else {}
         errand.rewrite(without(within, frozenset(["model", "session_id"])))
-        answer = dispatch(errand, self.server.app)
         if errand.action != "count":
-            answer = in_envelope(answer)
-        return self.send_answer(answer)
+            errand.edit = in_envelope
+        return self.send_answer(dispatch(errand, self.server.app))
 
     def read_errand(self, route: Route) -> Errand:
         """Read the request's body, and what its path says."""
@@ -16858,6 +17210,7 @@ class Visit(Watcher):
         """Answer one request with a message for each event."""
         errand = self.errand = Errand(self.dialect, "generate", text)
         errand.headers, errand.watcher = self.end_to_end(), web
+        web.meanwhile = partial(self.send_early_messages, web, errand)
         output: list[Json] = []
         lane: Json = {}  # which of several conversations in one connection it is
         begun = time.monotonic()
@@ -16876,6 +17229,12 @@ class Visit(Watcher):
             web.send(dumps_text({**error_message(error), **lane}).encode("utf-8", "replace"))
         self.log_request(begun)
 
+    def send_early_messages(self, web: WebSocket, errand: Errand) -> None:
+        """Send what is held back of an answer, if that has been long enough."""
+        if errand.opening and not errand.opening.sent and errand.opening.due():
+            for event in sse_read(errand.opening.send()):
+                web.send(dumps_text(event).encode("utf-8", "replace"))
+
     def events_of(self, errand: Errand) -> Iterator[Json]:
         """Ask, and yield the events of the answer as they come."""
         with contextlib.closing(dispatch(errand, self.server.app).pieces) as pieces:
@@ -16892,26 +17251,16 @@ def write_lines(lines: collections.deque[LogLine]) -> None:
     while lines:
         now, method, path, status, seconds, about = lines.popleft()
         stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(now))
-        rid, model, account, usage = about or ("-", "", "", {})
+        rid, model, account, usage = about or ("-", "", "", None)
         line = f"{stamp},{int(now % 1 * 1000):03} INFO rid={rid} {method} {escaped(path)}"
         line += f" {escaped(model)} account={escaped(account) or '-'}" if about else ""
         line += f" status={status} total={seconds:.3f}s"
-        words = f" in={tokens_in(usage, INPUT_WORDS)} out={tokens_in(usage, OUTPUT_WORDS)}"
-        line += words if usage else ""
+        if about:
+            line += f" in={usage.input} out={usage.output}" if usage else " in=- out=-"
         text.append(line + "\n")
     with contextlib.suppress(OSError):  # as of a full disk
         sys.stderr.write("".join(text))
         sys.stderr.flush()
-
-
-def tokens_in(usage: Json, words: Iterable[str]) -> int:
-    """Return the first of an upstream's token counts that goes by one of these words, 0 if it is no number."""
-    count = next((usage[word] for word in words if word in usage), 0)
-    return count if isinstance(count, int) else 0
-
-
-INPUT_WORDS = ("input_tokens", "prompt_tokens", "promptTokenCount")
-OUTPUT_WORDS = ("output_tokens", "completion_tokens", "candidatesTokenCount")
 
 
 HOST = re.compile(r"(\[[0-9a-f:.]+\]|[\w.-]+)(:\d{1,5})?", re.ASCII)  # RFC 9110 7.2, no user name

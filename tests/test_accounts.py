@@ -337,7 +337,7 @@ def test_a_pool_of_several_endpoints(make_proxy: ProxyMaker, upstream: Upstream)
     ]
     proxy = make_proxy(openai_compatibility=[*entries, {**entries[0], "name": "cc", "disabled": True}])
     upstream.routes["/aa/chat/completions"] = make_reply({"error": {"message": "down"}}, 503)
-    upstream.routes["/bb/chat/completions"] = make_reply({"choices": []})
+    upstream.routes["/bb/chat/completions"] = make_reply({"choices": [{}]})
     assert ask_for(proxy, "chat", "pool").status == 200
     assert asked(upstream) == ["aa-model", "bb-model"]
 
@@ -491,7 +491,7 @@ def test_an_excluded_model_is_not_asked_of_a_service_for_all(
 def test_the_owner_s_own_stand_ins_come_first(make_proxy: ProxyMaker, upstream: Upstream) -> None:
     proxy = make_proxy(model_fallbacks={"claude-haiku-*": ["missing", "up-chat"]}, claude_api_key=[])
     log_in(proxy, "codex")
-    upstream.reply({"choices": []})
+    upstream.reply({"choices": [{}]})
     ask_for(proxy, "claude", "claude-haiku-4-5")
     assert asked(upstream) == ["up-chat"]
 
@@ -503,7 +503,7 @@ def test_the_name_of_an_endpoint_we_know_is_enough(make_proxy: ProxyMaker, upstr
         openai_compatibility=[{"name": "Groq"}, {"name": "nobody"}],
         providers=override,
     )
-    upstream.reply({"choices": []})
+    upstream.reply({"choices": [{}]})
     assert ask_for(proxy, "chat", "llama-4").status == 200
     assert (upstream.seen[0].path, upstream.seen[0].headers["authorization"]) == (
         "/openai/v1/chat/completions",

@@ -39,7 +39,7 @@ def cut(data: bytes, piece: int) -> Iterator[bytes]:
 
 
 def read(data: bytes, piece: int = 1 << 20) -> cp.Events:
-    return cp.chat_read_stream(cp.sse_read(cut(data, piece)), CLIENT)
+    return cp.chat_read_stream(cp.sse_read(cut(data, piece), ends=True), CLIENT)
 
 
 def chunks(*deltas: Json, finish: str | None = None) -> list[Json]:
@@ -48,7 +48,7 @@ def chunks(*deltas: Json, finish: str | None = None) -> list[Json]:
 
 
 def parts_of(payloads: list[Json]) -> tuple[Part, ...]:
-    events = check_events(cp.chat_read_stream(payloads, CLIENT))
+    events = check_events(cp.chat_read_stream([*payloads, cp.DONE], CLIENT))
     return cp.collect(events).choices[0].parts
 
 
@@ -594,12 +594,12 @@ CALLS = [
 @pytest.mark.parametrize(("deltas", "calls"), CALLS)
 def test_tool_deltas(deltas: list[Json], calls: list[tuple[str | None, str, str]]) -> None:
     payloads = chunks(*deltas, finish="stop")
-    response = cp.collect(check_events(cp.chat_read_stream(payloads, CLIENT)))
+    response = cp.collect(check_events(cp.chat_read_stream([*payloads, cp.DONE], CLIENT)))
     found = response.choices[0].parts
     assert [(part.name, part.text) for part in found] == [(name, text) for _, name, text in calls]
     assert all(given in {None, part.id} for part, (given, _, _) in zip(found, calls))
     assert response.choices[0].end.finish == ("tool_calls" if calls else "stop")
-    write(list(cp.chat_read_stream(payloads, CLIENT)))
+    write(list(cp.chat_read_stream([*payloads, cp.DONE], CLIENT)))
 
 
 def test_a_call_that_never_has_a_name_is_malformed() -> None:
@@ -658,14 +658,22 @@ FINISHES = [
 @pytest.mark.parametrize(("wire", "finish"), FINISHES)
 def test_finish_reasons(wire: str | None, finish: str) -> None:
     payloads = chunks({"content": "x"}, finish=wire)
-    end = cp.collect(cp.chat_read_stream(payloads, CLIENT)).choices[0].end
+    end = cp.collect(cp.chat_read_stream([*payloads, cp.DONE], CLIENT)).choices[0].end
     assert (end.finish, end.raw) == (finish, wire or "")
-    write(list(cp.chat_read_stream(payloads, CLIENT)))
+    write(list(cp.chat_read_stream([*payloads, cp.DONE], CLIENT)))
+
+
+def test_an_end_without_a_finish_or_done_is_a_break() -> None:
+    payloads = chunks({"content": "The answer is"})
+    with pytest.raises(cp.ProxyError, match="in the middle"):
+        list(cp.chat_read_stream(payloads, CLIENT))
+    (part,) = cp.collect(cp.chat_read_stream([*payloads, cp.DONE], CLIENT)).choices[0].parts
+    assert part.text == "The answer is"
 
 
 def test_what_comes_after_the_finish_counts() -> None:
     payloads = [*chunks({"content": "a"}, finish="stop"), *chunks({"content": "b"}, finish="length")]
-    choice = cp.collect(cp.chat_read_stream(payloads, CLIENT)).choices[0]
+    choice = cp.collect(cp.chat_read_stream([*payloads, cp.DONE], CLIENT)).choices[0]
     assert (choice.parts[0].text, choice.end.finish) == ("ab", "length")
 
 
@@ -750,13 +758,13 @@ ENDS = [
 @pytest.mark.parametrize("payloads", ENDS)
 def test_an_end_without_anything(payloads: list[Json]) -> None:
     with pytest.raises(cp.ProxyError) as caught:
-        list(cp.chat_write_stream(cp.chat_read_stream(payloads, CLIENT), CLIENT))
+        list(cp.chat_write_stream(cp.chat_read_stream([*payloads, cp.DONE], CLIENT), CLIENT))
     assert caught.value.kind == "upstream_failed"
 
 
 def test_a_finish_without_output_is_an_answer() -> None:
     payloads = chunks({"role": "assistant", "content": ""}, finish="content_filter")
-    got = write(list(cp.chat_read_stream(payloads, CLIENT)))
+    got = write(list(cp.chat_read_stream([*payloads, cp.DONE], CLIENT)))
     assert (got["messages"][0]["content"], got["finishes"]) == ("", ["content_filter"])
 
 
@@ -844,14 +852,14 @@ HALF_A_CALL = {"index": 0, "id": "i", "function": {"name": "f", "arguments": '{"
 
 @pytest.mark.parametrize("after", [{}, {**HALF_A_CALL, "index": 1, "id": "j"}], ids=["one", "two"])
 def test_an_end_in_the_middle_of_a_call(after: Json) -> None:
-    """Some end without a finish (4.4), but what has been cut off is no call."""
+    """Some end without a finish, but for `[DONE]` (4.4); what has been cut off is no call."""
     first = {**HALF_A_CALL, "function": {"name": "f", "arguments": "{}"}} if after else HALF_A_CALL
     rows = chunks({"tool_calls": [first]}, *([{"tool_calls": [after]}] if after else []))[:-1]
     with pytest.raises(cp.ProxyError, match="middle"):
         list(cp.chat_read_stream(rows, CLIENT))
     whole_call = {"index": 0, "function": {"arguments": '": 2}'}}
     if not after:
-        assert list(cp.chat_read_stream([*rows, *chunks({"tool_calls": [whole_call]})], CLIENT))
+        assert list(cp.chat_read_stream([*rows, *chunks({"tool_calls": [whole_call]}), cp.DONE], CLIENT))
 
 
 def test_an_error_before_anything_is_shown() -> None:

@@ -403,7 +403,7 @@ def test_kimi_gets_reasoning_with_calls(
 ) -> None:
     proxy = alone(make_proxy, upstream, "kimi")
     log_in(proxy, "kimi", device_id="d")
-    upstream.reply({"choices": []})
+    upstream.reply({"choices": [{}]})
     more = [{"role": "assistant", "content": None, "tool_calls": [CALL]}, DONE]
     chat(proxy, "kimi-k2.5", messages=[*TALK, message, DONE, *more], stream=True)
     sent = upstream.seen[0].json()
@@ -465,7 +465,7 @@ def test_iflow_s_switches(
     alias = [{"name": model, "alias": "m"}]
     proxy = alone(make_proxy, upstream, "iflow", oauth_model_alias={"iflow": alias})
     log_in(proxy, "iflow", api_key="key-of-the-account")
-    upstream.reply({"choices": []})
+    upstream.reply({"choices": [{}]})
     chat(proxy, "m", reasoning_effort=effort)
     seen = upstream.seen[0]
     assert seen.json() == {"model": model, "messages": TALK, **expected}
@@ -510,7 +510,7 @@ def test_what_a_host_does_not_know_is_said_otherwise(
     body: dict[str, Any] = {"model": "m", "max_completion_tokens": 9, "future": 1.50, "stream": True}
     body.update(stream_options={"include_usage": True}, store=False, prompt_cache_key="k", verbosity="low")
     body["messages"] = [{"role": "developer", "content": "x", "future": 1}, *TALK]
-    upstream.reply({"choices": []})
+    upstream.reply({"choices": [{}]})
     assert proxy.ask("/v1/chat/completions", body).status == 200
     gone, changed = ODD[name]
     role = "developer" if name == "openai" else "system"
@@ -523,7 +523,7 @@ def test_what_a_host_knows_passes_as_it_came(make_proxy: ProxyMaker, upstream: U
     entry = {"name": "deepseek", "api-key-entries": [{"api-key": "k"}]}
     proxy = alone(make_proxy, upstream, "deepseek", openai_compatibility=[entry])
     sent = b'{ "messages": [{"role":"user","content":"hi"}], "model": "m", "x":1.50}'
-    upstream.reply({"choices": []})
+    upstream.reply({"choices": [{}]})
     proxy.ask("/v1/chat/completions", sent)
     assert upstream.seen[0].body == sent
 
@@ -535,7 +535,7 @@ def test_headers_of_a_key(make_proxy: ProxyMaker, upstream: Upstream) -> None:
     headers = {"X-Team": "blue", "X-Copy": "$X-From-Client", "User-Agent": "mine/1", "X-Gone": "$X-Missing"}
     entry = {"api-key": "k", "base-url": upstream.url, "models": [{"name": "m"}], "headers": headers}
     proxy = make_proxy(claude_api_key=[entry])
-    upstream.replies = [make_reply({})] * 2
+    upstream.replies = [make_reply({"ok": 1})] * 2
     body = {"model": "m", "messages": TALK, "max_tokens": 9}
     proxy.ask("/v1/messages", body, {"x-from-client": "hello", "user-agent": "client/9"})
     chat(proxy, "m")
@@ -683,7 +683,7 @@ def test_embeddings_by_openai_s_sdk(make_proxy: ProxyMaker, upstream: Upstream) 
 def test_passthrough_headers(make_proxy: ProxyMaker, upstream: Upstream, all: bool) -> None:
     proxy = make_proxy(passthrough_headers=all)
     headers = {"x-new": "1", "set-cookie": "a=b", "request-id": "r", "content-type": "application/json"}
-    upstream.reply(b"{}", headers=headers)
+    upstream.reply(b'{"ok":1}', headers=headers)
     upstream.reply(b'{"type":"error","error":{"type":"x","message":"m"}}', 400, headers)
     for _ in range(2):
         got = proxy.ask("/v1/messages", {"model": "up-claude", "messages": TALK})

@@ -145,10 +145,11 @@ def test_a_round_for_the_one_that_is_free_soon(make_proxy: ProxyMaker, upstream:
     assert pool.asked() == "aba"
 
 
-def test_nothing_is_asked_again_after_the_first_byte(make_proxy: ProxyMaker, upstream: Upstream) -> None:
+def test_nothing_is_asked_again_after_the_first_content(make_proxy: ProxyMaker, upstream: Upstream) -> None:
     pool = Pool(make_proxy, upstream, "ab")
-    begin = b'event: message_start\ndata: {"type":"message_start","message":{}}\n\n'
-    pool.script["a"] = make_reply([begin, "close"], headers={"content-type": "text/event-stream"})
+    said = {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "x"}}
+    begun = cp.sse_frame({"type": "message_start", "message": {}}) + cp.sse_frame(said)
+    pool.script["a"] = make_reply([begun, "close"], headers={"content-type": "text/event-stream"})
     got = pool.ask(stream=True)
     assert (got.status, pool.asked()) == (200, "a")
     assert got.payloads()[-1]["type"] == "error"
@@ -272,7 +273,7 @@ def test_endpoints_of_one_name_are_two_accounts(make_proxy: ProxyMaker, upstream
     entries = [{**entry, "base-url": f"{upstream.url}/{place}"} for place in "ab"]
     proxy = make_proxy(openai_compatibility=entries)
     upstream.routes["/a/chat/completions"] = make_reply({"error": {"message": "no"}}, 429)
-    upstream.routes["/b/chat/completions"] = make_reply({"choices": []})
+    upstream.routes["/b/chat/completions"] = make_reply({"choices": [{}]})
     for _ in range(3):
         got = proxy.ask("/v1/chat/completions", {"model": "m", "messages": HI})
         assert got.status == 200

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import threading
 import time
 from contextlib import closing
@@ -12,9 +13,9 @@ import pytest
 
 import cliproxy as cp
 from support.codex import ASKS, HELLO, ITEM, PAYLOADS, RESPONSE, STREAM, USAGE, add_codex, ask, sse
-from support.dialogue import ANSWERS, Said
-from support.proxy import Proxy, ProxyMaker
-from support.upstream import CLOSE, DEADLINE, Upstream, make_reply
+from support.dialogue import ANSWERS, NAMES, STREAMS, Said, frame
+from support.proxy import Got, Proxy, ProxyMaker
+from support.upstream import CLOSE, DEADLINE, RESET, Upstream, make_reply, wait_for
 
 SSE = {"content-type": "text/event-stream"}
 
@@ -388,7 +389,8 @@ def test_what_fails_before_the_first_piece_is_asked_of_the_next(
 
 def test_after_the_first_piece_nobody_else_is_asked(make_proxy: ProxyMaker, upstream: Upstream) -> None:
     proxy = with_keys(make_proxy, upstream, 2)
-    upstream.reply([*sse({"type": "message_start", "message": {}}), CLOSE], headers=SSE)
+    said = {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "hi"}}
+    upstream.reply([*sse({"type": "message_start", "message": {}}, said), CLOSE], headers=SSE)
     got = proxy.ask("/v1/messages", {**CLAUDE, "stream": True})
     assert (got.status, got.payloads()[-1]["type"]) == (200, "error")
     assert len(upstream.seen) == 1
@@ -601,3 +603,318 @@ def test_thinking_of_another_provider_is_left_out(
     assert got.status == (400 if again else 200)
     if again:
         assert got.json() == refusal
+
+
+# --- until something is said ---------------------------------------------------------------------------
+
+TOLD = {"type": "overloaded_error", "message": "busy"}
+ENDS: dict[str, bytes] = {  # dialect -> the error that a stream ends with
+    "claude": frame({"type": "error", "error": TOLD}, "error"),
+    "chat": frame({"error": {"message": "busy", "type": "overloaded_error", "code": 503}}),
+    "responses": frame(
+        {"type": "response.failed", "response": {**RESPONSE, "status": "failed", "error": {"code": "server_is_overloaded", "message": "busy"}}},
+        "response.failed",
+    ),
+    "gemini": frame({"error": {"code": 503, "status": "UNAVAILABLE", "message": "busy"}}),
+}  # fmt: skip
+OPENINGS: dict[str, list[bytes]] = {  # dialect -> what says nothing yet
+    "claude": [*STREAMS["claude"](Said(text="never"))[:2], frame({"type": "ping"}, "ping")],
+    "chat": [STREAMS["chat"](Said())[0], frame({"id": "c1", "choices": [], "usage": {"prompt_tokens": 9}})],
+    "responses": [frame({"type": "codex.rate_limits"}), *STREAMS["responses"](Said(text="never"))[:1]],
+    "gemini": [frame({"responseId": "r", "usageMetadata": {"promptTokenCount": 9}}), b": comment\n\n"],
+}
+WHOLE_ERRORS: dict[str, dict[str, Any]] = {
+    "claude": {"type": "error", "error": TOLD},
+    "chat": {"error": {"message": "busy", "code": 503}},
+    "responses": {
+        **RESPONSE,
+        "status": "failed",
+        "error": {"code": "server_is_overloaded", "message": "busy"},
+    },
+    "gemini": {"error": {"code": 503, "status": "UNAVAILABLE", "message": "busy"}},
+}
+PAIRS = [pytest.param(c, u, id=f"{c} on {u}") for c in NAMES for u in NAMES]
+
+
+def two_of_each(make_proxy: ProxyMaker, upstream: Upstream, **settings: Any) -> Proxy:
+    """A proxy with two accounts of each dialect."""
+    url = upstream.url
+
+    def keys(dialect: str) -> list[dict[str, Any]]:
+        models = [{"name": f"up-{dialect}"}]
+        return [{"api-key": f"key-{n}", "base-url": url, "models": models} for n in "01"]
+
+    entries = [{"api-key": f"key-{n}"} for n in "01"]
+    chat = {"name": "up", "base-url": url, "models": [{"name": "up-chat"}], "api-key-entries": entries}
+    return make_proxy(
+        claude_api_key=keys("claude"), codex_api_key=keys("responses"), gemini_api_key=keys("gemini"),
+        openai_compatibility=[chat], **settings,
+    )  # fmt: skip
+
+
+def ask_as(proxy: Proxy, client: str, model: str, *, stream: bool = True) -> Got:
+    path, stream_path, body = ASKS[client]
+    path = (stream_path if stream else path).replace("gpt-test", model)
+    if client == "gemini":
+        return proxy.ask(path, body)
+    return proxy.ask(path, {**body, "model": model, "stream": stream})
+
+
+BEFORE = ["told", "cut", "ended", "reset"]
+
+
+@pytest.mark.parametrize("piece", [7, 65_536])
+@pytest.mark.parametrize("how", BEFORE)
+@pytest.mark.parametrize(("client", "dialect"), PAIRS)
+def test_who_fails_before_anything_is_said_is_not_heard(
+    make_proxy: ProxyMaker, upstream: Upstream, client: str, dialect: str, how: str, piece: int
+) -> None:
+    proxy = two_of_each(make_proxy, upstream)
+    upstream.piece = piece
+    lasts: dict[str, list[Any]] = {"told": [ENDS[dialect]], "cut": [CLOSE], "ended": [], "reset": [RESET]}
+    upstream.reply([*OPENINGS[dialect], *lasts[how]], headers=SSE)
+    upstream.reply(STREAMS[dialect](Said(text="hi there")), headers=SSE)
+    got = ask_as(proxy, client, f"up-{dialect}")
+    assert got.status == 200
+    assert len(upstream.seen) == 2
+    assert b"busy" not in got.body
+    assert b"never" not in got.body
+    assert b"the" in got.body
+
+
+@pytest.mark.parametrize(("client", "dialect"), PAIRS)
+def test_when_all_fail_before_anything_is_said_it_is_an_http_error(
+    make_proxy: ProxyMaker, upstream: Upstream, client: str, dialect: str
+) -> None:
+    proxy = two_of_each(make_proxy, upstream)
+    for _ in range(2):
+        upstream.reply([*OPENINGS[dialect], ENDS[dialect]], headers=SSE)
+    got = ask_as(proxy, client, f"up-{dialect}")
+    assert got.status in {503, 529}
+    assert got.json()["error"]["message"] == "busy"
+
+
+EMPTY = {
+    "empty": b"",
+    "blank": b" \n",
+    "object": b"{}",
+    "page": b"<html>busy</html>",
+    "list": b"[]",
+    "cut": b'{"id": "x", ',
+}
+
+
+@pytest.mark.parametrize("body", [pytest.param(body, id=name) for name, body in EMPTY.items()])
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("client", "dialect"), PAIRS)
+def test_a_success_that_says_nothing_is_a_failure(
+    make_proxy: ProxyMaker, upstream: Upstream, client: str, dialect: str, stream: bool, body: bytes
+) -> None:
+    proxy = two_of_each(make_proxy, upstream)
+    upstream.reply(body, headers={"content-type": "text/html" if b"html" in body else "application/json"})
+    upstream.reply(ANSWERS[dialect](Said(text="hi there")))
+    got = ask_as(proxy, client, f"up-{dialect}", stream=stream)
+    assert (got.status, len(upstream.seen)) == (200, 2)
+    assert b"there" in got.body
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("client", "dialect"), PAIRS)
+def test_an_error_with_a_status_of_success_is_a_failure(
+    make_proxy: ProxyMaker, upstream: Upstream, client: str, dialect: str, stream: bool
+) -> None:
+    proxy = two_of_each(make_proxy, upstream)
+    upstream.reply(WHOLE_ERRORS[dialect])
+    upstream.reply(ANSWERS[dialect](Said(text="hi there")))
+    got = ask_as(proxy, client, f"up-{dialect}", stream=stream)
+    assert (got.status, len(upstream.seen)) == (200, 2)
+    upstream.replies = [make_reply(WHOLE_ERRORS[dialect])] * 2
+    assert ask_as(two_of_each(make_proxy, upstream), client, f"up-{dialect}").status in {503, 529}
+
+
+def test_no_choice_is_a_failure(make_proxy: ProxyMaker, upstream: Upstream) -> None:
+    proxy = two_of_each(make_proxy, upstream)
+    upstream.reply({"id": "x", "choices": [], "usage": {"prompt_tokens": 1}})
+    upstream.reply(ANSWERS["chat"](Said(text="hi there")))
+    assert b"hi there" in ask_as(proxy, "chat", "up-chat", stream=False).body
+
+
+FLAT = frame(
+    {"type": "error", "code": "server_is_overloaded", "message": "busy", "sequence_number": 9}, "error"
+)
+LATE = [*ENDS.items(), ("responses", FLAT)]
+
+
+@pytest.mark.parametrize(("dialect", "told"), LATE)
+def test_an_error_of_the_upstream_is_followed_by_none_of_ours(
+    make_proxy: ProxyMaker, upstream: Upstream, dialect: str, told: bytes
+) -> None:
+    ends = cp.STREAM_ENDS[dialect]
+    begun = [said for said in STREAMS[dialect](Said(text="hi there")) if not any(end in said for end in ends)]
+    upstream.reply([*begun, told], headers=SSE)
+    got = ask_as(two_of_each(make_proxy, upstream), dialect, f"up-{dialect}")
+    assert got.body.count(b"busy") == 1
+    assert b"in the middle" not in got.body
+    assert len(upstream.seen) == 1
+
+
+DUE = [*((name, name) for name in NAMES), ("claude", "responses"), ("responses", "claude")]
+
+
+@pytest.mark.parametrize(("client", "dialect"), DUE)
+def test_an_opening_goes_out_when_it_is_due(
+    make_proxy: ProxyMaker, upstream: Upstream, client: str, dialect: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What comes later is told in the stream, and nobody else is asked."""
+    monkeypatch.setattr(cp, "TICK", 0.05)
+    monkeypatch.setattr(cp, "OPENING_TIME", 0.1)
+    proxy = two_of_each(make_proxy, upstream)
+    go = threading.Event()
+    upstream.reply([*OPENINGS[dialect], go, ENDS[dialect]], headers=SSE)
+    with closing(proxy.connect()) as peer:
+        peer.sendall(request_of(client, f"up-{dialect}"))
+        seen = peer.recv(4096)
+        go.set()
+        while more := peer.recv(4096):
+            seen += more
+    assert seen.startswith(b"HTTP/1.1 200 OK")
+    assert seen.endswith(b"0\r\n\r\n")
+    assert b"busy" in seen
+    assert len(upstream.seen) == 1
+
+
+def request_of(client: str, model: str) -> bytes:
+    _, path, body = ASKS[client]
+    whole = json.dumps(body if client == "gemini" else {**body, "model": model, "stream": True}).encode()
+    line = f"POST {path.replace('gpt-test', model)} HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\n"
+    return line.encode() + b"content-length: %d\r\n\r\n%b" % (len(whole), whole)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("client", NAMES)
+def test_a_client_is_kept_patient_before_the_upstream_answers(
+    make_proxy: ProxyMaker, upstream: Upstream, client: str, fails: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cp, "TICK", 0.05)
+    proxy = two_of_each(make_proxy, upstream, streaming={"keepalive-seconds": 1})
+    go = threading.Event()
+    head = b"HTTP/1.1 503 Busy\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+    upstream.reply([go, head], framing="raw")
+    if fails:
+        upstream.reply({"error": {"message": "busy", "type": "overloaded_error"}}, 503)
+    else:
+        upstream.reply(STREAMS["claude"](Said(text="hi there")), headers=SSE)
+    with closing(proxy.connect()) as peer:
+        peer.sendall(request_of(client, "up-claude"))
+        seen = b""
+        while (
+            cp.DIALECTS[client].keepalive.replace(cp.PING, cp.KEEP_ALIVE)
+            not in seen.partition(b"\r\n\r\n")[2]
+        ):
+            seen += peer.recv(4096)
+        go.set()
+        while more := peer.recv(4096):
+            seen += more
+    assert seen.endswith(b"0\r\n\r\n")
+    assert (b"busy" in seen, b"the" in seen) == (fails, not fails)
+    assert len(upstream.seen) == 2
+
+
+def test_a_mistake_while_one_account_is_asked_is_that_account_s(
+    make_proxy: ProxyMaker, upstream: Upstream, caplog: pytest.LogCaptureFixture
+) -> None:
+    proxy = with_keys(make_proxy, upstream, 2)
+    first = proxy.app.router.candidates("up-claude")[0].account
+    first.places = []  # as no account is
+    upstream.replies = [make_reply(OK)] * 2
+    for _ in range(2):
+        assert proxy.ask("/v1/messages", CLAUDE).json() == OK
+    assert "Traceback" in caplog.text
+    assert len(upstream.seen) == 2
+
+
+CUTS = {  # what is no end of a stream, though it may look like one
+    "claude": [*STREAMS["claude"](Said(text="hi there"))[:-2]],
+    "chat": STREAMS["chat"](Said(text="hi there"))[:3],
+    "responses": STREAMS["responses"](Said(text="hi there"))[:-1],
+    "gemini": STREAMS["gemini"](Said(text="hi there"))[:1],
+}
+HALVES = {  # half an event that tells the end
+    "claude": b'event: message_stop\ndata: {"type":"message_stop"',
+    "chat": b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}',
+    "responses": b'event: response.completed\ndata: {"type":"response.completed","response":{"id":"r"',
+    "gemini": b'data: {"candidates":[{"finishReason":"STOP"',
+}
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("framing", ["chunked", "close"])
+@pytest.mark.parametrize(("client", "dialect"), PAIRS)
+def test_what_is_cut_off_is_not_told_as_finished(
+    make_proxy: ProxyMaker, upstream: Upstream, client: str, dialect: str, framing: str, half: bool
+) -> None:
+    proxy = two_of_each(make_proxy, upstream)
+    steps = [*CUTS[dialect], *([HALVES[dialect]] if half else [])]
+    upstream.reply(steps, headers=SSE, framing=framing)
+    got = ask_as(proxy, client, f"up-{dialect}")
+    assert (got.status, len(upstream.seen)) == (200, 1)
+    assert b"error" in got.body
+    assert not any(end in got.body for end in cp.STREAM_ENDS[client] if b"failed" not in end)
+
+
+@pytest.mark.parametrize("client", NAMES)
+def test_a_chat_that_is_done_without_a_reason_is_finished(
+    proxy: Proxy, upstream: Upstream, client: str
+) -> None:
+    upstream.reply([*CUTS["chat"], b"data: [DONE]\n\n"], headers=SSE)
+    got = ask_as(proxy, client, "up-chat")
+    assert b"the" in got.body
+    assert b"error" not in got.body.replace(b'"error":null', b"")
+
+
+def test_a_cut_whole_answer_is_asked_of_the_next(make_proxy: ProxyMaker, upstream: Upstream) -> None:
+    """Who gets it whole has nothing of it yet."""
+    proxy = with_keys(make_proxy, upstream, 2)
+    upstream.reply([b'HTTP/1.1 200 OK\r\ncontent-length: 99\r\n\r\n{"content": [', CLOSE], framing="raw")
+    upstream.reply(OK)
+    assert proxy.ask("/v1/messages", CLAUDE).json() == OK
+
+
+# --- what is told of usage -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("client", "dialect"), PAIRS)
+def test_usage_is_known_on_both_lanes(
+    proxy: Proxy,
+    upstream: Upstream,
+    client: str,
+    dialect: str,
+    stream: bool,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    said = Said(text="hi there")
+    if stream:
+        upstream.reply(STREAMS[dialect](said), headers=SSE)
+    else:
+        upstream.reply(ANSWERS[dialect](said))
+    assert ask_as(proxy, client, f"up-{dialect}", stream=stream).status == 200
+    wait_for(lambda: bool(proxy.server.lines))
+    _, model, account, usage = proxy.server.lines[-1][-1] or ("", "", "", None)
+    assert (model, bool(account)) == (f"up-{dialect}", True)
+    assert usage is not None
+    assert (usage.input, usage.output) == (9, 5)
+
+
+def test_a_failed_request_names_whom_it_asked(
+    make_proxy: ProxyMaker, upstream: Upstream, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    proxy = with_keys(make_proxy, upstream, 1)
+    upstream.reply(ERROR, 400)
+    assert proxy.ask("/v1/messages", CLAUDE).status == 400
+    wait_for(lambda: bool(proxy.server.lines))
+    about = proxy.server.lines[-1][-1]
+    assert about
+    assert about[2:] == ("claude-api-key[0]", None)

@@ -318,8 +318,11 @@ def test_handshakes(make_proxy: ProxyMaker, settings: Any, headers: dict[str, st
         assert client.head.split()[1] == status
 
 
-def test_pings_are_answered_while_an_answer_is_sent(client: Client, upstream: Upstream) -> None:
+def test_pings_are_answered_while_an_answer_is_sent(
+    client: Client, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """RFC 6455 5.5.2; what else comes meanwhile waits for its turn."""
+    monkeypatch.setattr(cp, "OPENING_TIME", 0.1)  # seconds, after which `response.created` goes out
     more = threading.Event()
     created, item, completed = events("r1")
     upstream.reply([created, more, item, completed], headers=SSE)
@@ -341,8 +344,9 @@ def test_pings_are_answered_while_an_answer_is_sent(client: Client, upstream: Up
 
 @pytest.mark.parametrize("last", [[], [(9, 10)], [(8, 8)]], ids=["hangs up", "has pinged", "says so"])
 def test_a_client_that_leaves_ends_the_exchange(
-    client: Client, upstream: Upstream, last: list[tuple[int, int]]
+    client: Client, upstream: Upstream, last: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(cp, "OPENING_TIME", 0.1)  # seconds, after which `response.created` goes out
     upstream.reply([events("r1")[0], "silence"], headers=SSE)
     client.frame(1, json.dumps({"model": "up-responses", "input": "hi"}).encode())
     assert json.loads(client.read()[1])["type"] == "response.created"
