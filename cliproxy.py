@@ -365,15 +365,19 @@ def path_index(step: Step) -> int | None:
     return int(step.word) if fits else None
 
 
+def path_keys(node: Json, step: Step) -> list[str]:
+    """Return the keys of an object that a step leads to: one, or none."""
+    if step.kind == "glob":
+        parts = re.findall(r"\\.|.", step.word, re.DOTALL)
+        pattern = "".join({"*": ".*", "?": "."}.get(c) or re.escape(c[-1]) for c in parts)
+        return [key for key in node if re.fullmatch(pattern, key, re.DOTALL)][:1]
+    return [step.word] if step.kind in {"key", "name"} and step.word in node else []
+
+
 def path_children(node: Any, step: Step) -> Iterator[tuple[str | int, Any]]:
     """Yield the keys and values in `node` that one step leads to."""
     if isinstance(node, dict):
-        keys = [step.word] if step.kind in {"key", "name"} and step.word in node else []
-        if step.kind == "glob":
-            parts = re.findall(r"\\.|.", step.word, re.DOTALL)
-            pattern = "".join({"*": ".*", "?": "."}.get(c) or re.escape(c[-1]) for c in parts)
-            keys = [key for key in node if re.fullmatch(pattern, key, re.DOTALL)][:1]
-        yield from ((key, node[key]) for key in keys)
+        yield from ((key, node[key]) for key in path_keys(node, step))
     elif isinstance(node, list):
         index = path_index(step)
         if index is not None and 0 <= index < len(node):
@@ -477,10 +481,11 @@ def path_delete(data: Any, path: str) -> Any:
 def path_cut(node: Any, steps: list[Step]) -> Any:
     """Return `node` without what the steps lead to, or `node` itself."""
     key: Any = steps[0].word
+    there: Any = node if isinstance(node, dict) else ()
     if isinstance(node, list):
+        there = range(len(node))
         index = path_index(steps[0])
         key = len(node) - 1 if index == -1 else index
-    there = node if isinstance(node, dict) else range(len(node)) if isinstance(node, list) else ()
     if key not in there:
         return node
     copy = node.copy()
@@ -8271,16 +8276,22 @@ class YamlReader:
         return place
 
 
-def whole_lines(lines: list[str], style: str, ending: str) -> str:
-    """Join the lines of a text: `-` drops the line ends behind it, `+` keeps all of them, else one."""
+def dedented_lines(lines: list[str]) -> Iterator[str]:
+    """Yield the lines of a text without the indent of the first one that is not blank."""
     first = next((line for line in lines if line.strip(" \n")), "")
     width = len(first) - len(first.lstrip(" "))
-    blank = [not line.strip(" \n") for line in lines]
-    if not first or any(line[width:].strip("\n") for line, empty in zip(lines, blank) if empty):
-        raise ValueError("there is no text behind | or >, or a blank line is longer than the indent")
-    if any(line[:width].strip(" ") for line, empty in zip(lines, blank) if not empty):
-        raise ValueError("the lines of a text are indented unevenly")
-    text = "".join("\n" if empty else line[width:] for line, empty in zip(lines, blank))
+    for line in lines:
+        blank = not line.strip(" \n")
+        if not first or (blank and line[width:].strip("\n")):
+            raise ValueError("there is no text behind | or >, or a blank line is longer than the indent")
+        if not blank and line[:width].strip(" "):
+            raise ValueError("the lines of a text are indented unevenly")
+        yield "\n" if blank else line[width:]
+
+
+def whole_lines(lines: list[str], style: str, ending: str) -> str:
+    """Join the lines of a text: `-` drops the line ends behind it, `+` keeps all of them, else one."""
+    text = "".join(dedented_lines(lines))
     body = text.rstrip("\n")
     ends = text[len(body) :]
     if style == ">":
@@ -8337,6 +8348,11 @@ class Change(NamedTuple):
     start: int
     end: int
     text: str
+
+
+def after_mark(text: str) -> int:
+    """Return where a text begins, behind its byte order mark."""
+    return 1 if text.startswith("\ufeff") else 0
 
 
 class Editor:
@@ -8421,7 +8437,7 @@ class Editor:
     def without_lines(self, entry: Entry) -> Change:
         """Take out the lines of an entry, with the line end in front of them where there is one."""
         start, end = entry.start - len(self.ahead(entry.start)), self.line_end(entry.place.end)
-        if start <= int(self.text.startswith("\ufeff")):
+        if start <= after_mark(self.text):
             return Change(start, self.text.find("\n", end) + 1, "")
         return Change(start - (2 if self.text[:start].endswith("\r\n") else 1), end, "")
 
@@ -8437,19 +8453,24 @@ class Editor:
         if not fresh:
             return
         named = isinstance(wanted, dict)
+        value = fresh if named else list(fresh.values())
         before = [entry for entry, key in pairs if named or key < min(fresh)]
         near = before[-1] if before else pairs[0][0]
-        column, value = self.column(near.start), fresh if named else list(fresh.values())
         at = near.place.end if before else near.start
-        if place.block:
-            text, joint = write_block(value, column), "\n" + " " * column
-            at = self.line_end(at) if before else at
-        else:
-            lone = not self.ahead(near.start).strip()
-            text = self.write_flow(value, near.start)[1:-1].strip()
-            text = re.sub(r"(?m)^  ", "", text) if lone else text
-            joint = ",\n" + " " * column if lone else ", "
+        if before and place.block:
+            at = self.line_end(at)
+        text, joint = self.addition(value, near.start, block=place.block)
         yield Change(at, at, joint + text if before else text + joint)
+
+    def addition(self, value: Any, at: int, *, block: bool) -> tuple[str, str]:
+        """Return entries as they are written beside the one at `at`, and what parts them from it."""
+        column = self.column(at)
+        if block:
+            return write_block(value, column), "\n" + " " * column
+        text = self.write_flow(value, at)[1:-1].strip()
+        if self.ahead(at).strip():
+            return text, ", "
+        return re.sub(r"(?m)^  ", "", text), ",\n" + " " * column
 
 
 def kept_entries(place: Place, wanted: Any) -> Iterator[tuple[Entry, Any]]:
@@ -8477,7 +8498,7 @@ def read_places(text: str, *, yaml: bool) -> Place:
     if yaml:
         return YamlReader(text).read()
     reader = FlowReader(text, JSON_GAP)
-    place = reader.read(reader.gap(int(text.startswith("\ufeff"))))
+    place = reader.read(reader.gap(after_mark(text)))
     if reader.gap(place.end) != len(text):
         raise ValueError("something stands behind the end of the settings")
     return place

@@ -30,11 +30,7 @@ IMPURE_NAMES = {
     "shutil", "socket", "socketserver", "sqlite3", "ssl", "subprocess", "tempfile", "threading", "time", "uuid",
 }
 # fmt: on
-YET = {  # breaches of the checks of style that stand in a room: a number only ever goes down
-    "PRIMITIVES": 2,
-    "YAML": 4,
-    "UPSTREAM": 2,
-}
+YET = {"UPSTREAM": 2}  # breaches of the checks of style that stand in a room: a number only ever goes down
 IMPURE_METHODS = {"now", "utcnow", "today"}
 
 
