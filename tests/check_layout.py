@@ -30,7 +30,6 @@ IMPURE_NAMES = {
     "shutil", "socket", "socketserver", "sqlite3", "ssl", "subprocess", "tempfile", "threading", "time", "uuid",
 }
 # fmt: on
-YET = {"UPSTREAM": 2}  # breaches of the checks of style that stand in a room: a number only ever goes down
 IMPURE_METHODS = {"now", "utcnow", "today"}
 
 
@@ -254,18 +253,7 @@ def check_branches(tree: ast.Module) -> Iterator[str]:
             yield f"{node.lineno}: {node.name} branches into {ways} ways, allowed are {MAX_BRANCHES}"
 
 
-def check_style(source: str, tree: ast.Module, rooms: list[Room], yet: dict[str, int]) -> Iterator[str]:
-    """Check what makes a line readable at once; a room may have as many breaches as `yet` says."""
-    found: dict[str, list[str]] = {}
-    for breach in (*check_shadows(source, tree), *check_density(tree), *check_branches(tree)):
-        room = rooms[room_at(rooms, int(breach.split(":")[0]))]
-        found.setdefault(room.name, []).append(breach)
-    for name, breaches in found.items():
-        if len(breaches) > yet.get(name, 0):
-            yield from breaches
-
-
-def check(source: str, budget: dict[str, int], yet: dict[str, int] = YET) -> list[str]:
+def check(source: str, budget: dict[str, int]) -> list[str]:
     """Return one line per breach, `LINE: what is wrong`."""
     tree, rooms = ast.parse(source), rooms_of(source)
     return [
@@ -273,7 +261,9 @@ def check(source: str, budget: dict[str, int], yet: dict[str, int] = YET) -> lis
         *check_order(source, tree, rooms),
         *check_purity(tree, rooms),
         *check_sizes(source, tree, rooms, budget),
-        *check_style(source, tree, rooms, yet),
+        *check_shadows(source, tree),
+        *check_density(tree),
+        *check_branches(tree),
     ]
 
 
