@@ -10341,17 +10341,18 @@ class Wire:
     def read_head(self, idle: Callable[[], None]) -> bytes | None:
         """Return the next head without its blank line, None if the peer closed before it.
 
-        Raises HeadError if it is too large or too slow, ConnectionError if it breaks off.
+        Blank lines in front of it are passed over, but not for ever. Raises HeadError if it is too
+        large or too slow, ConnectionError if it breaks off.
         """
-        begun = time.monotonic()
+        now = time.monotonic()
         data = self.rest.lstrip(b"\r\n")
-        end = begun + HEAD_TIMEOUT if data else math.inf
+        end = now + (HEAD_TIMEOUT if data else BLANK_TIMEOUT)
         self.answered = bool(data)
         while (stop := data.find(b"\r\n\r\n", 0, HEAD_LIMIT)) < 0:
-            if len(data) >= HEAD_LIMIT:
-                raise HeadError("head_too_large", f"a head is larger than {HEAD_LIMIT:,} bytes")
-            if time.monotonic() > end:
-                raise HeadError("caller_timeout", f"a head took more than {HEAD_TIMEOUT:.0f} s")
+            if now > end and not data:
+                return None
+            if data:
+                check_begun(data, late=now > end)
             self.rest = b""
             more = self.recv(idle)
             if not more and not data:
@@ -10359,17 +10360,11 @@ class Wire:
             if not more:
                 raise ConnectionError("the connection broke off in a head")
             self.answered = True
+            now = time.monotonic()
             if data:
                 data += more
-            else:
-                data = more.lstrip(b"\r\n")
-                end = time.monotonic() + HEAD_TIMEOUT
-            if not data and time.monotonic() - begun > BLANK_TIMEOUT:
-                return None
-            if data.startswith(TLS_HELLO):
-                raise HeadError(
-                    "invalid_request", "this is TLS, on a port that speaks plain HTTP: use http://"
-                )
+            elif data := more.lstrip(b"\r\n"):
+                end = now + HEAD_TIMEOUT
         self.rest = data[stop + 4 :]
         return data[:stop]
 
@@ -10427,6 +10422,16 @@ class Wire:
                 self.sock.unwrap()  # type: ignore[attr-defined]  # says goodbye, and does not wait
         with contextlib.suppress(OSError):
             self.sock.close()
+
+
+def check_begun(head: bytes, *, late: bool) -> None:
+    """Refuse the beginning of a head that is too large, too slow, or none. Raises HeadError."""
+    if len(head) >= HEAD_LIMIT:
+        raise HeadError("head_too_large", f"a head is larger than {HEAD_LIMIT:,} bytes")
+    if late:
+        raise HeadError("caller_timeout", f"a head took more than {HEAD_TIMEOUT:.0f} s")
+    if head.startswith(TLS_HELLO):
+        raise HeadError("invalid_request", "this is TLS, on a port that speaks plain HTTP: use http://")
 
 
 def nothing_yet(error: OSError) -> bool:
@@ -10795,8 +10800,9 @@ class Exchange:
             except ValueError as exc:
                 raise ProxyError("upstream_failed", f"{self._origin.host}: {exc}") from exc
 
-    def body(self, limit: int = BODY_LIMIT) -> bytes:
-        """Return the whole decoded body, of `limit` bytes at most."""
+    def body(self, limit: int | None = None) -> bytes:
+        """Return the whole decoded body, of `limit` bytes at most, else of BODY_LIMIT."""
+        limit = limit or BODY_LIMIT
         body = bytearray()
         for piece in self.decoded(limit):
             body += piece
