@@ -1501,7 +1501,7 @@ def test_a_tls_client_that_hangs_up_ends_the_exchange(
 
 
 def test_a_large_answer_over_tls_to_a_slow_client(served: Served, upstream: Upstream) -> None:
-    body = bytes(range(256)) * 8_000
+    body = b'{"content":"' + b"0123456789abcdef" * 128_000 + b'"}'
     upstream.reply(body)
     with closing(served.connect()) as peer:
         peer.sendall(post(b'{"model":"up-claude"}', b"/v1/messages", b"connection: close"))
