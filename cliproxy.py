@@ -11261,7 +11261,7 @@ class Store:
             self._unwritten.pop(name, None)
             return written
 
-    def hold(self, name: str, changes: Json) -> Credential:
+    def keep_unwritten(self, name: str, changes: Json) -> Credential:
         """Keep in memory what could not be written, such as new tokens, until `flush` can write it."""
         credential = read_credential(self._path(name))[0]
         token = str(field_of(credential.data, "refresh_token"))
@@ -12585,7 +12585,7 @@ def tokens_kept(store: Store, name: str, fields: Json) -> Credential:
         return store.merge(name, fields)
     except ProxyError as error:
         log.warning("%s: %s; its new tokens are in memory only", name, error)
-        return store.hold(name, fields)
+        return store.keep_unwritten(name, fields)
 
 
 def as_account_failure(error: ProxyError) -> ProxyError:

@@ -726,7 +726,7 @@ def test_new_tokens_that_cannot_be_written_are_used_and_written_later(
 
 def test_a_new_login_outranks_what_could_not_be_written(store: cp.Store) -> None:
     store.create("a.json", {"type": "codex", "access_token": "old", "refresh_token": "old"})
-    store.hold("a.json", {"access_token": "new", "refresh_token": "new"})
+    store.keep_unwritten("a.json", {"access_token": "new", "refresh_token": "new"})
     assert store.get("a.json").data["refresh_token"] == "new"
     store.create("a.json", {"type": "codex", "access_token": "login", "refresh_token": "login"})
     store.flush()
