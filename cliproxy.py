@@ -42,13 +42,15 @@ Contents (each room uses only rooms above it; [pure] ones touch no clock, socket
    33. AMP           what Amp asks its own server for
    34. WEBSOCKET     RFC 6455, and the conversation that a connection remembers
    35. SERVER        the listening side
-   36. COMMANDS      the command line
+   36. SERVICE       units, agents and tasks that keep it running; completion
+   37. COMMANDS      the command line
 """
 
 from __future__ import annotations
 
 import argparse
 import base64
+import codecs
 import collections
 import contextlib
 import errno
@@ -17622,7 +17624,390 @@ def link_of(file: Path) -> str:
 
 
 ########################################################################################
-# 36. COMMANDS
+# 36. SERVICE
+########################################################################################
+# Keeping the proxy running: one row for each kind of system says where its file lies, what stands
+# in it, and which commands carry out an act. Nothing is run by a shell, and every command has a
+# deadline. Source: spec/setup.md 4.
+
+
+class Plan(NamedTuple):
+    """What is to run, and for whom."""
+
+    command: tuple[str, ...]  # python, this file, serve, and its options
+    home: Path
+    user: str
+    system: bool = False  # for the whole machine, else for one user
+
+
+class Manager(NamedTuple):
+    """What keeps programs running on one kind of system."""
+
+    path: Callable[[Plan], Path]
+    text: Callable[[Plan], bytes]
+    acts: Mapping[
+        str, tuple[str, ...]
+    ]  # act -> command lines; {file}, {user}, {uid} and, of systemd, {who} are filled in
+    hint: str = ""
+
+
+SERVICE_NAME = "cliproxy"
+LAUNCHD_LABEL = "io.cliproxy"
+CONFIG_EXIT = (
+    78  # status of a start with a config that is none: no use to start again (EX_CONFIG of sysexits.h)
+)
+ACT_TIME = 60.0  # seconds that a command of a service manager may take
+
+SYSTEMD_UNIT = """\
+[Unit]
+Description=cliproxy, a local LLM proxy
+{after}StartLimitIntervalSec=60
+StartLimitBurst=5
+
+[Service]
+Type=exec
+ExecStart={command}
+ExecReload=/bin/kill -HUP $MAINPID
+Restart=on-failure
+RestartSec=2
+RestartPreventExitStatus={config_exit}
+EnvironmentFile=-{home}/.config/cliproxy/env
+Environment=PYTHONDONTWRITEBYTECODE=1
+UMask=0077
+NoNewPrivileges=yes
+LockPersonality=yes
+RestrictRealtime=yes
+RestrictSUIDSGID=yes
+RestrictNamespaces=yes
+RestrictAddressFamilies=AF_INET AF_INET6 AF_UNIX
+SystemCallArchitectures=native
+LimitNOFILE=65536
+{hardened}
+[Install]
+WantedBy={target}
+"""
+SYSTEMD_ALONE = """\
+User={user}
+ProtectSystem=strict
+ProtectHome=read-only
+ReadWritePaths={home}/.cli-proxy-api
+PrivateTmp=yes
+PrivateDevices=yes
+ProtectKernelTunables=yes
+ProtectKernelModules=yes
+ProtectKernelLogs=yes
+ProtectControlGroups=yes
+ProtectClock=yes
+ProtectHostname=yes
+CapabilityBoundingSet=
+SystemCallFilter=@system-service
+"""
+
+
+def systemd_quoted(word: str) -> str:
+    """Write a word of a command line as systemd reads it."""
+    word = word.replace("%", "%%").replace("$", "$$")
+    return dumps_text(word) if re.search(r"[\s\"'\\;]", word) else word
+
+
+def systemd_unit(plan: Plan) -> bytes:
+    home = systemd_quoted(str(plan.home))
+    text = SYSTEMD_UNIT.format(
+        after="Wants=network-online.target\nAfter=network-online.target\n" if plan.system else "",
+        command=" ".join(map(systemd_quoted, plan.command)),
+        config_exit=CONFIG_EXIT,
+        home=home,
+        hardened=SYSTEMD_ALONE.format(user=plan.user, home=home) if plan.system else "",
+        target="multi-user.target" if plan.system else "default.target",
+    )
+    return text.encode()
+
+
+def systemd_path(plan: Plan) -> Path:
+    folder = Path("/etc/systemd/system") if plan.system else plan.home / ".config" / "systemd" / "user"
+    return folder / f"{SERVICE_NAME}.service"
+
+
+def launchd_plist(plan: Plan) -> bytes:
+    import plistlib  # noqa: PLC0415 -- only here
+
+    log_file = str(plan.home / "Library" / "Logs" / "cliproxy.log")
+    entries = {
+        "Label": LAUNCHD_LABEL,
+        "ProgramArguments": list(plan.command),
+        "RunAtLoad": True,
+        "KeepAlive": {"SuccessfulExit": False},
+        "ThrottleInterval": 5,
+        "ProcessType": "Interactive",
+        "SoftResourceLimits": {"NumberOfFiles": 4_096},
+        "Umask": 0o077,
+        "StandardOutPath": log_file,
+        "StandardErrorPath": log_file,
+    }
+    return plistlib.dumps({**entries, **({"UserName": plan.user} if plan.system else {})})
+
+
+def launchd_path(plan: Plan) -> Path:
+    folder = Path("/Library/LaunchDaemons") if plan.system else plan.home / "Library" / "LaunchAgents"
+    return folder / f"{LAUNCHD_LABEL}.plist"
+
+
+WINDOWS_TASK = """\
+<?xml version="1.0" encoding="UTF-16"?>
+<Task version="1.2" xmlns="http://schemas.microsoft.com/windows/2004/02/mit/task">
+<Triggers><LogonTrigger><Enabled>true</Enabled><UserId>{user}</UserId></LogonTrigger></Triggers>
+<Principals><Principal id="Author"><UserId>{user}</UserId><LogonType>InteractiveToken</LogonType><RunLevel>LeastPrivilege</RunLevel></Principal></Principals>
+<Settings><MultipleInstancesPolicy>IgnoreNew</MultipleInstancesPolicy><DisallowStartIfOnBatteries>false</DisallowStartIfOnBatteries><StopIfGoingOnBatteries>false</StopIfGoingOnBatteries><StartWhenAvailable>true</StartWhenAvailable><Hidden>true</Hidden><ExecutionTimeLimit>PT0S</ExecutionTimeLimit><RestartOnFailure><Interval>PT1M</Interval><Count>999</Count></RestartOnFailure></Settings>
+<Actions Context="Author"><Exec><Command>{program}</Command><Arguments>{arguments}</Arguments><WorkingDirectory>{home}</WorkingDirectory></Exec></Actions>
+</Task>
+"""
+
+
+def windows_task(plan: Plan) -> bytes:
+    from subprocess import list2cmdline  # noqa: PLC0415 -- only here
+    from xml.sax.saxutils import escape  # noqa: PLC0415
+
+    program, *arguments = plan.command
+    words = {
+        "user": plan.user,
+        "program": program,
+        "arguments": list2cmdline(arguments),
+        "home": str(plan.home),
+    }
+    return WINDOWS_TASK.format(**{key: escape(word) for key, word in words.items()}).encode("utf-16")
+
+
+def windows_path(plan: Plan) -> Path:
+    return plan.home / "AppData" / "Local" / "cliproxy" / "cliproxy.xml"
+
+
+MANAGERS = {  # sys.platform -> what keeps programs running there
+    "linux": Manager(systemd_path, systemd_unit, {
+        "install": ("systemctl {who} daemon-reload", "systemctl {who} enable --now cliproxy"),
+        "uninstall": ("systemctl {who} disable --now cliproxy",),
+        "removed": ("systemctl {who} daemon-reload",),
+        "start": ("systemctl {who} start cliproxy",),
+        "stop": ("systemctl {who} stop cliproxy",),
+        "restart": ("systemctl {who} restart cliproxy",),
+        "status": ("systemctl {who} show cliproxy -p ActiveState,SubState,MainPID,NRestarts,ExecMainStatus,ActiveEnterTimestamp",),
+        "logs": ("journalctl {who} -u cliproxy -n 100 --no-pager",),
+    }, hint="so that it also runs while you are logged out: loginctl enable-linger {user}"),
+    "darwin": Manager(launchd_path, launchd_plist, {
+        "install": ("launchctl bootstrap {domain} {file}", "launchctl enable {domain}/io.cliproxy"),
+        "uninstall": ("launchctl bootout {domain}/io.cliproxy",),
+        "start": ("launchctl kickstart {domain}/io.cliproxy",),
+        "stop": ("launchctl kill SIGTERM {domain}/io.cliproxy",),
+        "restart": ("launchctl kickstart -k {domain}/io.cliproxy",),
+        "status": ("launchctl print {domain}/io.cliproxy",),
+        "logs": ("tail -n 100 {home}/Library/Logs/cliproxy.log",),
+    }, hint="macOS shows it as an item of Python's that was added in the background"),
+    "win32": Manager(windows_path, windows_task, {
+        "install": ("schtasks /Create /TN cliproxy /XML {file} /F", "schtasks /Run /TN cliproxy"),
+        "uninstall": ("schtasks /Delete /TN cliproxy /F",),
+        "start": ("schtasks /Run /TN cliproxy",),
+        "stop": ("schtasks /End /TN cliproxy",),
+        "restart": ("schtasks /End /TN cliproxy", "schtasks /Run /TN cliproxy"),
+        "status": ("schtasks /Query /TN cliproxy /V /FO LIST",),
+        "logs": (),
+    }, hint="set `logging-to-file: true`: a task has no console"),
+}  # fmt: skip
+ACTS = ("install", "uninstall", "start", "stop", "restart", "status", "logs")
+
+DOCKERFILE = """\
+# Dockerfile
+FROM python:3.13-slim
+RUN useradd --create-home --uid 10001 app && install -d -o app -m 700 /home/app/.cli-proxy-api
+COPY cliproxy.py /app/cliproxy.py
+USER app
+ENV PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
+VOLUME /home/app/.cli-proxy-api
+EXPOSE 8317
+HEALTHCHECK --interval=30s --timeout=3s --start-period=5s CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8317/health', timeout=2)"]
+ENTRYPOINT ["python", "/app/cliproxy.py"]
+CMD ["serve", "--host", "0.0.0.0"]
+
+# compose.yaml: published on this machine only; api-keys in the config are compulsory, since the container listens on all of its addresses
+services:
+  cliproxy:
+    build: .
+    restart: unless-stopped
+    ports: ["127.0.0.1:8317:8317"]
+    volumes: ["cliproxy:/home/app/.cli-proxy-api"]
+    environment: [ANTHROPIC_API_KEY, OPENAI_API_KEY, GEMINI_API_KEY]
+    read_only: true
+    tmpfs: [/tmp]
+    cap_drop: [ALL]
+    security_opt: ["no-new-privileges:true"]
+    init: true
+volumes: {cliproxy: {}}
+
+# accounts: docker compose exec cliproxy python /app/cliproxy.py login codex --no-browser
+"""
+
+
+def service_command(config: str | None) -> tuple[str, ...]:
+    """Return what a service runs: this Python, and this file where an upgrade keeps it.
+
+    Raises ProxyError where the file lies in a cache, as after `uvx cliproxy`.
+    """
+    script = os.path.realpath(__file__)
+    if re.search(r"[\\/](?:\.cache|uv[\\/]cache|archive-v0)[\\/]", script):
+        message = f"{script} lies in a cache, which may be emptied: copy cliproxy.py to a place of its own, and run it from there"
+        raise ProxyError("invalid_request", message)
+    python = re.sub(
+        r"/Cellar/(python@[\d.]+)/[^/]+/", r"/opt/\1/", sys.executable
+    )  # Homebrew's, which outlives an upgrade
+    if sys.platform == "win32":
+        python = re.sub(r"python\.exe$", "pythonw.exe", python)
+    options = ("--config", str(Path(config).expanduser().absolute())) if config else ()
+    return (python, "-u", script, "serve", *options)
+
+
+def act_commands(manager: Manager, act: str, plan: Plan) -> list[list[str]]:
+    """Return the commands that carry out an act, each as its words."""
+    uid = os.getuid() if hasattr(os, "getuid") else 0
+    words = {
+        "{who}": "" if plan.system else "--user",
+        "{domain}": "system" if plan.system else f"gui/{uid}",
+        "{file}": str(manager.path(plan)),
+        "{home}": str(plan.home),
+        "{user}": plan.user,
+    }
+    lines = []
+    for line in manager.acts.get(act, ()):
+        filled_in = [
+            reduce(lambda word, key: word.replace(key, words[key]), words, word) for word in line.split()
+        ]
+        lines.append([word for word in filled_in if word])
+    return lines
+
+
+def run_act(manager: Manager, act: str, plan: Plan, tell: Callable[[str], None]) -> int:
+    """Carry out an act; return the status of the last command. Raises ProxyError for one that cannot be run."""
+    import subprocess  # noqa: PLC0415 -- only here
+
+    status = 0
+    for words in act_commands(manager, act, plan):
+        try:
+            status = subprocess.run(words, check=False, timeout=ACT_TIME, stdin=subprocess.DEVNULL).returncode  # noqa: S603
+        except FileNotFoundError as exc:
+            message = (
+                f"there is no {words[0]} here: see `cliproxy service install --print`, or use cron's @reboot"
+            )
+            raise ProxyError("internal", message) from exc
+        except subprocess.TimeoutExpired as exc:
+            raise ProxyError("internal", f"{words[0]} did not end within {ACT_TIME:.0f} s") from exc
+        if status:
+            tell(f"`{' '.join(words)}` ended with status {status}")
+            break
+    return status
+
+
+def show_act(manager: Manager, act: str, plan: Plan) -> str:
+    """Return what an act would write and run."""
+    lines = [" ".join(words) for words in act_commands(manager, act, plan)]
+    if act == "install":
+        text = manager.text(plan)
+        lines.insert(0, text.decode("utf-16" if text.startswith(codecs.BOM_UTF16) else "utf-8"))
+        lines.insert(0, f"# {manager.path(plan)}")
+    return "\n".join(lines)
+
+
+def manage_service(act: str, plan: Plan, tell: Callable[[str], None]) -> int:
+    """Install, remove, start, stop or look at the service; return an exit status. Raises ProxyError."""
+    manager = manager_here(plan)
+    path = manager.path(plan)
+    if act == "install":
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, manager.text(plan))
+        tell(f"wrote {path}")
+    elif not path.exists():
+        raise ProxyError("not_found", f"{path} is not there: `cliproxy service install` writes it")
+    status = run_act(manager, act, plan, tell)
+    if act == "uninstall":
+        path.unlink()
+        tell(f"removed {path}")
+        run_act(manager, "removed", plan, tell)
+    if act == "install" and not status:
+        tell(manager.hint.format(user=plan.user))
+    return status
+
+
+def manager_here(plan: Plan) -> Manager:
+    """Return the manager of this system. Raises ProxyError where none is known."""
+    manager = MANAGERS.get(sys.platform)
+    if manager is None:
+        message = (
+            f"no service manager of {sys.platform} is known here: have it run `{' '.join(plan.command)}`"
+        )
+        raise ProxyError("not_implemented", message)
+    return manager
+
+
+# -- completion --------------------------------------------------------------------------
+
+
+COMPLETIONS = {  # shell -> what stands around the lines of the commands, and the line of one
+    "bash": (
+        """\
+_cliproxy() {{
+    local words="{commands}"
+    case "${{COMP_WORDS[1]}}" in
+{lines}
+    esac
+    [ "$COMP_CWORD" -eq 1 ] && words="{commands}"
+    COMPREPLY=($(compgen -W "$words" -- "${{COMP_WORDS[COMP_CWORD]}}"))
+}}
+complete -o default -F _cliproxy cliproxy""",
+        '        {command}) words="{words}" ;;',
+    ),
+    "zsh": (
+        """\
+#compdef cliproxy
+_cliproxy() {{
+    local -a taken
+    taken=({commands})
+    if (( CURRENT > 2 )); then
+        case "${{words[2]}}" in
+{lines}
+        esac
+    fi
+    compadd -a taken
+    _files
+}}
+compdef _cliproxy cliproxy""",
+        "            {command}) taken=({words}) ;;",
+    ),
+    "fish": (
+        """\
+complete -c cliproxy -f -n __fish_use_subcommand -a "{commands}"
+{lines}""",
+        'complete -c cliproxy -n "__fish_seen_subcommand_from {command}" -a "{words}"',
+    ),
+    "powershell": (
+        """\
+Register-ArgumentCompleter -Native -CommandName cliproxy -ScriptBlock {{
+    param($word, $ast, $position)
+    $words = "{commands}"
+    switch ($ast.CommandElements[1].Value) {{
+{lines}
+    }}
+    $words -split " " | Where-Object {{ $_ -like "$word*" }}
+}}""",
+        '        "{command}" {{ $words = "{words}" }}',
+    ),
+}
+
+
+def completion(shell: str, words: Mapping[str, Sequence[str]]) -> str:
+    """Return the script that completes commands and what each takes. `words`: command -> its words."""
+    frame, line = COMPLETIONS[shell]
+    lines = (line.format(command=command, words=" ".join(taken)) for command, taken in words.items())
+    return frame.format(commands=" ".join(words), lines="\n".join(lines))
+
+
+########################################################################################
+# 37. COMMANDS
 ########################################################################################
 # argparse rows. Whatever goes wrong is one sentence on stderr and exit status 1; usage errors are 2.
 
@@ -17681,17 +18066,46 @@ def restart_compiled() -> None:
     os.execv(sys.executable, [sys.executable, "-c", code, *sys.argv[1:]])  # noqa: S606 -- no shell, our own file
 
 
+ENDING = (signal.SIGINT, signal.SIGTERM)
+
+
+def listen_for_signals(asked: SimpleQueue[int], stop: threading.Event) -> None:
+    """Put what is asked by a signal into a queue; a second one ends the process at once."""
+    for number in ENDING:
+        signal.signal(number, lambda n, _: os._exit(1) if stop.is_set() else asked.put(n))
+    if hasattr(signal, "SIGHUP") and not (sys.stdin and sys.stdin.isatty()):  # else the terminal is gone
+        signal.signal(signal.SIGHUP, lambda n, _: asked.put(n))
+
+
+def poll_until_asked(server: Server, app: App, asked: SimpleQueue[int]) -> None:
+    """Take over what changes on disk, every second and at a SIGHUP, until a signal asks to end."""
+    number = 0
+    while number not in ENDING:
+        try:
+            app.poll()
+            app.ask_for_models()
+        except Exception:  # a thread's top
+            log.exception("what changed on disk could not be taken over")
+        write_lines(server.lines)
+        with contextlib.suppress(Empty):
+            number = asked.get(timeout=1.0)
+
+
 def cmd_serve(options: argparse.Namespace) -> int:
     """Serve until SIGINT or SIGTERM, which end the process."""
     restart_compiled()
+    try:
+        settings_of(options)
+    except ProxyError as error:
+        sys.stderr.write(f"cliproxy: {one_line(str(error))}\n")
+        return CONFIG_EXIT
     app = make_app(options)
     for remark in remarks(app.config):
         log.warning("%s", remark)
     server = make_server(app)
     stop = threading.Event()
     asked: SimpleQueue[int] = SimpleQueue()  # a signal that sets an Event can wait for itself
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda n, _: os._exit(1) if stop.is_set() else asked.put(n))
+    listen_for_signals(asked, stop)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     greet(server, app)
     keeper = threading.Thread(target=app.keep_renewed, args=(stop,), daemon=True)
@@ -17701,16 +18115,8 @@ def cmd_serve(options: argparse.Namespace) -> int:
         log.warning("SSL_CERT_FILE names %r, where no file is: no certificate can be checked with it", bundle)
     if any(account.origin.scheme == "https" for account in app.router.offers.accounts):
         threading.Thread(target=tls_context, daemon=True).start()  # so that no request waits for it
-    while not stop.is_set():
-        try:
-            app.poll()
-            app.ask_for_models()
-        except Exception:  # a thread's top
-            log.exception("what changed on disk could not be taken over")
-        write_lines(server.lines)
-        with contextlib.suppress(Empty):
-            asked.get(timeout=1.0)
-            stop.set()
+    poll_until_asked(server, app, asked)
+    stop.set()
     log.info("stopping; running answers have %.0f s", GRACE)
     finished = server.stop()
     write_lines(server.lines)
@@ -17994,6 +18400,34 @@ def check_settings(config: Config, *, strict: bool) -> int:
     return 1 if lost or (strict and warnings) else 0
 
 
+def cmd_service(options: argparse.Namespace) -> int:
+    """Install the service that keeps the proxy running, or do something with it."""
+    import getpass  # noqa: PLC0415 -- only here
+
+    if options.act == "docker":
+        say(DOCKERFILE.rstrip())
+        return 0
+    config = find_config(options.config).path
+    command = service_command(str(config) if options.config else None)
+    plan = Plan(command, Path.home(), getpass.getuser(), options.system)
+    if options.show:
+        say(show_act(manager_here(plan), options.act, plan))
+        return 0
+    return manage_service(options.act, plan, say)
+
+
+def cmd_completion(options: argparse.Namespace) -> int:
+    """Print the script that completes the commands in a shell."""
+    say(completion(options.shell, {command.name: taken_words(command) for command in COMMANDS}))
+    return 0
+
+
+def taken_words(command: Command) -> list[str]:
+    """Return the words that may stand behind a command: its choices and its options."""
+    choices = (str(choice) for _, settings in command.arguments for choice in settings.get("choices", ()))
+    return [*choices, *(flag for flag, _ in command.arguments if flag.startswith("-")), "--config", "--debug"]
+
+
 def cmd_import(options: argparse.Namespace) -> int:
     """Print the configuration of another program as ours, in YAML, and on the side what has no counterpart."""
     path = Path(options.file).expanduser()
@@ -18079,6 +18513,14 @@ COMMANDS = (
     Command("config", cmd_config, "check the config file; print an example or all keys", (
         ("what", {"nargs": "?", "choices": ["check", "example", "reference"], "default": "check"}),
         ("--strict", {"action": "store_true", "help": "check: exit with 1 on any warning"}),
+    )),
+    Command("service", cmd_service, "keep the proxy running: systemd, launchd, Windows' tasks; or print a Dockerfile", (
+        ("act", {"choices": [*ACTS, "docker"]}),
+        ("--system", {"action": "store_true", "help": "for the whole machine, not for you alone"}),
+        ("--print", {"dest": "show", "action": "store_true", "help": "only print what would be written and run"}),
+    )),
+    Command("completion", cmd_completion, "print the script that completes commands in your shell", (
+        ("shell", {"choices": [*COMPLETIONS]}),
     )),
     Command("import", cmd_import, "print another program's configuration as ours: > config.yaml", (
         ("kind", {"choices": [*FOREIGN, "cliproxyapi"], "help": "whose it is"}),
