@@ -17822,7 +17822,7 @@ USER app
 ENV PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 VOLUME /home/app/.cli-proxy-api
 EXPOSE 8317
-HEALTHCHECK --interval=30s --timeout=3s --start-period=5s CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8317/health', timeout=2)"]
+HEALTHCHECK --interval=30s --timeout=3s --start-period=5s CMD ["python", "-c", "from urllib.request import urlopen; urlopen('http://127.0.0.1:8317/health')"]
 ENTRYPOINT ["python", "/app/cliproxy.py"]
 CMD ["serve", "--host", "0.0.0.0"]
 
