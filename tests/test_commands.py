@@ -171,7 +171,8 @@ def test_logins_by_pasting(home: Home, words: list[str], answer: Callable[[str],
     session = log_in(home, *words, answer=answer)
     assert f"saved {home.auth / file}" in session.text
     assert home.files() == [file]
-    assert "\u2580" in session.text  # a QR code
+    on_a_phone = file.startswith(("claude-", "gemini-"))  # whose page shows the code, wherever it is open
+    assert ("\u2580" in session.text) is on_a_phone  # a QR code
 
 
 DEVICES = [
@@ -509,7 +510,7 @@ def test_a_folder_that_may_not_be_looked_into(home: Home, monkeypatch: pytest.Mo
     monkeypatch.setattr(cp, "AUTH_DIR", str(home.folder / ("x" * 300)))
     for words in (["accounts"], ["config", "check"], ["serve"], ["models"], ["login", "codex"]):
         status, text = home.run(*words)
-        assert status == 1
+        assert status == (cp.CONFIG_EXIT if words == ["serve"] else 1)
         assert text.startswith("cliproxy: cannot look into ")
         assert text.count("\n") == 1
 
