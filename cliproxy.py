@@ -692,6 +692,7 @@ PARAMS = (  # an empty cell: the dialect has no such plain field. gemini: inside
     Words("user",              "",               "safety_identifier user",           "safety_identifier user",   ""),
     Words("metadata",          "",               "metadata",                         "metadata",                 ""),
     Words("cache_key",         "",               "prompt_cache_key",                 "prompt_cache_key",         ""),
+    Words("cache_retention",   "",               "prompt_cache_retention",           "prompt_cache_retention",   ""),
     Words("service_tier",      "",               "service_tier",                     "service_tier",             ""),
     Words("parallel",          "",               "parallel_tool_calls",              "parallel_tool_calls",      ""),
     Words("store",             "",               "store",                            "store",                    ""),
@@ -743,6 +744,7 @@ QUIRKS = {  # what a service does unlike the others of its dialect; most are of 
     "no-call-ids": "knows no ids of calls, and refuses them as unknown fields",
     "no-proofs": "has refused the proofs of thinking in this conversation",
     "no-effort": "has refused to be told how much to think",
+    "no-cache-marks": "gets no cache marks but the client's own: its owner wants none",
     "short-ids": "wants ids of calls of nine letters or digits",
     "turn-after-tool": "wants the assistant's turn after the results of tools",
 }
@@ -3633,7 +3635,9 @@ def chat_write_settings(request: Request) -> Json:
 
 CHAT_REFUSED = {  # quirk -> words that hosts with it refuse: fields, and a role. Reports of 2026-04 name Mistral and Gemini
     "max-tokens": frozenset(["store"]), "system": frozenset(["store", "developer"]),
-    "no-stream-options": frozenset("stream_options prompt_cache_key safety_identifier service_tier verbosity".split()),
+    "no-stream-options": frozenset(
+        "stream_options prompt_cache_key prompt_cache_retention safety_identifier service_tier verbosity".split()
+    ),
     "no-effort": frozenset(["reasoning_effort"]),
 }  # fmt: skip
 CHAT_LOOKS = {  # quirk -> what a body may hold that such hosts want otherwise
@@ -7396,13 +7400,67 @@ def unmarked(parts: tuple[Part, ...], marks: Iterator[int], last: int) -> tuple[
     return tuple(kept)
 
 
+CACHE_LEAST = 1_024  # tokens: Claude keeps nothing shorter
+RETENTIONS = {"24h": "1h"}  # prompt_cache_retention -> how long Claude keeps what is marked; else 5m
+
+
+def with_mark(parts: tuple[Part, ...], lasting: str) -> tuple[Part, ...]:
+    """Put a cache mark on the last part that Claude would take one on."""
+    able = [n for n, part in enumerate(parts) if part.kind in {"result", "media"} or part.text.strip()]
+    at = able[-1] if able else len(parts)
+    return tuple(part._replace(cache=lasting) if n == at else part for n, part in enumerate(parts))
+
+
+def ends_of_turns(messages: Iterable[Message]) -> list[int]:
+    """Return the numbers of the last messages of the user's turns; results of tools count as the user's."""
+    ends, last = [], -1
+    for n, message in enumerate(messages):
+        if message.role in {"user", "tool"}:
+            last = n
+        elif message.role == "assistant" and last >= 0:
+            ends.append(last)
+            last = -1
+    return [*ends, last] if last >= 0 else ends
+
+
+def mark_cache(request: Request, lasting: str) -> Request:
+    """Mark what the next request will repeat: other services than Claude keep that unasked.
+
+    That is the tools, the system text, and the last two turns of the user: the one before the last is
+    where the mark of the request before stood.
+    """
+    ends = ends_of_turns(request.messages)[-2:]
+    return request._replace(
+        tools=(*request.tools[:-1], *(tool._replace(cache=lasting) for tool in request.tools[-1:])),
+        system=with_mark(request.system, lasting),
+        messages=tuple(
+            message._replace(parts=with_mark(message.parts, lasting)) if n in ends else message
+            for n, message in enumerate(request.messages)
+        ),
+    )
+
+
 def fit_cache(request: Request, case: Case) -> Request:
-    """Leave four cache marks: the last one of the tools, that of the system text, and the last messages'."""
-    if case.own or case.dialect != "claude":
+    """Say in the target's way what to keep for the next request of this conversation."""
+    if case.own:
         return request
+    lasting = RETENTIONS.get(request.params.get("cache_retention", ""), "5m")
+    if case.vendor != "openai" and "cache_retention" in request.params:
+        request = request._replace(params=without(request.params, frozenset({"cache_retention"})))
+    return fit_marks(request, case, lasting) if case.dialect == "claude" else request
+
+
+def fit_marks(request: Request, case: Case, lasting: str) -> Request:
+    """Leave four cache marks: the last one of the tools, that of the system text, and the last messages'.
+
+    A client that sets none gets those that it would have set if it knew Claude.
+    """
     tools = [*cached(request.tools)]
     system = [*cached(request.system)]
     said = [*cached(part for message in request.messages for part in message.parts)]
+    if not (tools or system or said) and "no-cache-marks" not in case.quirks:
+        # QUIRKS no-cache-marks: the owner wants none that the client has not set
+        return mark_cache(request, lasting) if estimate_tokens(request) >= CACHE_LEAST else request
     if len(tools) + len(system) + len(said) <= CACHE_MARKS:
         return request
     last = CACHE_MARKS - len(tools[:1]) - len(system[:1])
@@ -9284,6 +9342,7 @@ SETTINGS = (
     Setting("models", Items(USER_MODEL, "id", "id provider"), [], "models that are not built in, or facts to correct", status="new"),
     Setting("ws", bool, False, "let clients of /v1/responses use a WebSocket, and send only what is new", status="new"),
     Setting("passthrough-headers", bool, False, "give clients all headers of the upstream's answer, not only those known to be of use"),
+    Setting("prompt-caching", bool, True, "have prompts cached that are translated: marks for Claude, a name of the conversation for OpenAI", status="new"),
     Setting("refresh-models", bool, True, "ask upstreams once a day which models they have", status="new"),
     Setting("model-fallbacks", Named(Items(str)), {}, "by model: the models to ask instead, in order, when no account can serve it; []: nobody", status="new"),
     Setting("providers", Named(PROVIDER), {}, "by provider: addresses and OAuth application to use instead of the built-in ones", status="new"),
@@ -16089,6 +16148,8 @@ class Attempt:
         )
         if self.errand.bare:
             quirks |= {"no-proofs"}
+        if not self.config["prompt-caching"]:
+            quirks |= {"no-cache-marks"}
         return Target(self.provider.name, self.account.fact(self.model), quirks)
 
     def path(self, template: str) -> str:
@@ -16225,7 +16286,10 @@ class Attempt:
         thinking = request.thinking
         if self.candidate.effort:
             thinking = Thinking(*self.candidate.effort, summary=thinking.summary)
-        wanted = request._replace(model=self.model, stream=stream, thinking=thinking)
+        params = request.params
+        if self.provider.name in CACHE_KEYED and "cache_key" not in params and self.config["prompt-caching"]:
+            params = {**params, **without_zeros({"cache_key": conversation_of(self.errand)})}
+        wanted = request._replace(model=self.model, stream=stream, thinking=thinking, params=params)
         return fit_request(wanted, target, self.upstream.name)
 
     def translate(self) -> Answer:
@@ -16274,6 +16338,9 @@ class Attempt:
             return count_answer(self.errand, int(told[COUNT_WORDS[upstream.name]]))
 
 
+CACHE_KEYED = frozenset(
+    {"openai", "openai-chat"}
+)  # they find what they cached sooner if the conversation has a name
 LATE_BETA = "mid-conversation-system-2026-04-07"  # without it nobody takes such messages
 LATE_SYSTEM = re.compile(rb'"role"\s*:\s*"system"')
 
