@@ -15778,7 +15778,8 @@ class App:
     @property
     def secrets(self) -> set[str]:
         """What may stand in no message and no log: the keys and tokens of clients and accounts."""
-        found = {*self.config["api-keys"], self.config["ampcode.upstream-api-key"]}
+        amp = self.config["ampcode.upstream-api-key"], self.environ.get("AMP_API_KEY", "")
+        found = {*self.config["api-keys"], *amp}
         for account in self.router.offers.accounts:
             found.add(account.token)
             data = account.credential.data if account.credential else EMPTY

@@ -70,9 +70,18 @@ def test_qr_limits() -> None:
         cp.qr_matrix(b"x" * 859)
 
 
+def test_no_qr_is_shown_where_a_phone_cannot_finish(world: World, store: cp.Store) -> None:
+    """The last page of this login is on this machine."""
+    attempt = Attempt(world, store, "codex", screen=(200, 60))
+    attempt.url()
+    assert "\u2580" not in attempt.text
+    attempt.paste(consent(attempt.url()))
+    attempt.result()
+
+
 def test_qr_is_shown_when_it_fits(world: World, store: cp.Store) -> None:
     for screen, shown in (((200, 60), True), ((60, 60), False), ((200, 24), False), ((0, 0), False)):
-        attempt = Attempt(world, store, "codex", screen=screen)
+        attempt = Attempt(world, store, "claude", screen=screen)
         attempt.url()
         assert ("\u2580" in attempt.text) == shown
         attempt.paste(consent(attempt.url()))
