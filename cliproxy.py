@@ -612,6 +612,52 @@ def error_words(error: Json, fallback: str = "the upstream gave no reason") -> s
     return said if isinstance(said, str) else dumps_text(said)
 
 
+FULL_SAID = re.compile(  # how hosts say that a context is full
+    r"context[ _-]?(length|window|size|limit)\b.{0,120}exceed|(exceed|maximum|longer).{0,80}context[ _-]?(length|window|size|limit)"
+    r"|(prompt|input)( is|s are)? too long|(prompt|input)[\w ]{0,20} exceeds? the (maximum|limit|available|model)"
+    r"|prompt exceeds max length|exceeds the maximum number of tokens|too many (input |prompt )?tokens"
+    r"|maximum (prompt|input) length|range of input length|exceed\w* model token limit",
+    re.IGNORECASE | re.DOTALL,
+)
+FULL_KINDS = frozenset(
+    {"invalid_request", "too_large", "unprocessable", "upstream_error"}
+)  # as which they say it
+FULL_WORDS = {  # dialect -> what its clients act upon, as OpenAI's do upon the code: the sign in a message, the message with numbers and without
+    "claude": (
+        "prompt is too long", "prompt is too long: {} tokens > {} maximum ({})", "prompt is too long: {}",
+    ),
+    "gemini": (
+        "exceeds the maximum number of tokens", "The input token count ({}) exceeds the maximum number of tokens allowed ({}): {}",
+        "The input token count exceeds the maximum number of tokens allowed: {}",
+    ),
+}  # fmt: skip
+FULL_COUNT = re.compile(r"(?<![\w-])\d[\d,]{3,11}(?![\w-])")  # of tokens; no year, and no part of a name
+
+
+def told_full(error: ProxyError) -> ProxyError:
+    """Return an error as one of a full context, if that is what its words say."""
+    if error.kind in FULL_KINDS and FULL_SAID.search(str(error)[:2_000]):
+        error.kind = "context_too_long"
+    if error.kind == "context_too_long":
+        error.status = KINDS[error.kind].status
+    return error
+
+
+def full_signs(error: Json) -> Json:
+    """Return what of an error in a dialect's form tells its clients that the context is full."""
+    return {key: error[key] for key in ("code", "message") if key in error}
+
+
+def words_for(error: ProxyError, dialect: str) -> str:
+    """Return an error's message for the clients of a dialect: of a full context, with the words they act upon."""
+    said = str(error)
+    sign, numbered, plain = FULL_WORDS[dialect]
+    if error.kind != "context_too_long" or sign in said.lower():
+        return said
+    counts = sorted({int(count.replace(",", "")) for count in FULL_COUNT.findall(said)}, reverse=True)
+    return numbered.format(*counts[:2], said) if len(counts) > 1 else plain.format(said)
+
+
 ERROR_WAITS: tuple[
     tuple[re.Pattern[str], Callable[[str], float] | None], ...
 ] = (  # the first that tells counts
@@ -3134,7 +3180,6 @@ def claude_write_stream(events: Iterable[Event], request: Request) -> Frames:
 CLAUDE_KINDS = {kind.claude: name for name, kind in reversed(KINDS.items())}
 CLAUDE_KINDS.update(api_error="upstream_error", timeout_error="upstream_timeout")
 CLAUDE_PHRASES = (  # a finer kind than the type tells
-    ("prompt is too long", "context_too_long"),
     ("exceed context limit", "context_too_long"),
     ("credit balance is too low", "billing"),
 )
@@ -3151,7 +3196,7 @@ def claude_error(body: Any, status: int = 0) -> ProxyError:
     kind = CLAUDE_KINDS.get(str(said.get("type")), error.kind)
     error.kind = next((finer for phrase, finer in CLAUDE_PHRASES if phrase in message), kind)
     error.status = error.status if status else KINDS[error.kind].status
-    return error
+    return told_full(error)
 
 
 def claude_read_error(status: int, body: bytes) -> ProxyError:
@@ -3161,7 +3206,9 @@ def claude_read_error(status: int, body: bytes) -> ProxyError:
 
 def claude_write_error(error: ProxyError) -> Json:
     """Write the body of an error answer, which is that of an `error` event too."""
-    message = str(error).replace("x-api-key", "x-api key")  # else Claude Code says "Not logged in"
+    message = words_for(error, "claude").replace(
+        "x-api-key", "x-api key"
+    )  # else Claude Code says "Not logged in"
     return {"type": "error", "error": {"type": KINDS[error.kind].claude, "message": message}}
 
 
@@ -4356,7 +4403,7 @@ def chat_error(body: Any, status: int = 0) -> ProxyError:
     wait, param = error_wait(dumps(error)), error.get("param") or ""
     made = ProxyError(kind or usual.kind, message, retry_after=wait, param=param)
     made.status = status or made.status
-    return made
+    return told_full(made)
 
 
 def chat_read_error(status: int, body: bytes) -> ProxyError:
@@ -5463,7 +5510,7 @@ def responses_error(body: Any, status: int = 0) -> ProxyError:
     kinds = (RESPONSES_KINDS.get(str(said.get(key))) for key in ("code", "type"))
     made.kind = next(filter(None, kinds), made.kind)
     made.status = status or KINDS[made.kind].status
-    return made
+    return told_full(made)
 
 
 def responses_read_error(status: int, body: bytes) -> ProxyError:
@@ -6607,7 +6654,6 @@ GEMINI_KINDS = {kind.gemini: name for name, kind in reversed(KINDS.items())} | {
 }
 GEMINI_PHRASES = (  # words of an error that say more than its status
     ("API_KEY_INVALID", "unauthorized"),
-    ("exceeds the maximum number of tokens", "context_too_long"),
 )
 GEMINI_RETRY = "type.googleapis.com/google.rpc.RetryInfo"
 
@@ -6624,7 +6670,7 @@ def gemini_error(body: Any, status: int = 0) -> ProxyError:
     usual = error_of_status(status, message)
     made = ProxyError(kind or usual.kind, message, retry_after=error_wait(said))
     made.status = status if status >= 400 else made.status
-    return made
+    return told_full(made)
 
 
 def gemini_read_error(status: int, body: bytes) -> ProxyError:
@@ -6635,7 +6681,7 @@ def gemini_read_error(status: int, body: bytes) -> ProxyError:
 def gemini_write_error(error: ProxyError) -> Json:
     """Write an error; in a stream, clients look for `error` as the first key."""
     kind = KINDS[error.kind]
-    body: Json = {"code": kind.status, "message": str(error), "status": kind.gemini}
+    body: Json = {"code": kind.status, "message": words_for(error, "gemini"), "status": kind.gemini}
     if error.retry_after is not None:
         body["details"] = [{"@type": GEMINI_RETRY, "retryDelay": f"{error.retry_after:g}s"}]
     return {"error": body}
@@ -15512,6 +15558,8 @@ def completed_error(body: bytes, error: ProxyError, dialect: Dialect) -> bytes:
     told = said.get("error") if isinstance(said, dict) else None
     if not isinstance(told, dict):
         return dumps({**said, **ours} if isinstance(said, dict) else ours).encode("ascii")
+    if error.kind == "context_too_long" and told != (full := {**told, **full_signs(ours["error"])}):
+        return dumps({**said, "error": full}).encode("ascii")
     if told.keys() >= set(ERROR_FIELDS[dialect.name]):
         return body
     return dumps({**ours, **said, "error": {**ours["error"], **told}}).encode("ascii")
@@ -16367,7 +16415,9 @@ def refusal(exchange: Exchange, dialect: Dialect, config: Config) -> ProxyError:
     with contextlib.suppress(ProxyError):  # what breaks off, or cannot be unpacked, has a status
         body = exchange.body(ERROR_LIMIT)
     error = dialect.read_error(exchange.status, body)
-    error.status, error.dialect = exchange.status, dialect.name
+    error.dialect = dialect.name
+    if error.kind != "context_too_long":  # whatever its host says, clients want a 400
+        error.status = exchange.status
     error.body = completed_error(body, error, dialect)
     error.headers = passed_headers(exchange, config)
     error.retry_after = wait_asked(error, time.time())

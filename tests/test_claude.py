@@ -1007,7 +1007,8 @@ def test_reading_errors(status: int, body: Any, kind: str, words: str) -> None:
 def test_writing_errors(kind: str) -> None:
     body = cp.claude_write_error(cp.ProxyError(kind, "why"))
     check_error(body)
-    assert body == {"type": "error", "error": {"type": cp.KINDS[kind].claude, "message": "why"}}
+    why = "prompt is too long: why" if kind == "context_too_long" else "why"
+    assert body == {"type": "error", "error": {"type": cp.KINDS[kind].claude, "message": why}}
 
 
 def test_an_error_instead_of_a_full_answer() -> None:

@@ -795,8 +795,10 @@ def test_errors_that_are_not_json(body: bytes) -> None:
 def test_errors_are_written(kind: str) -> None:
     body = cp.gemini_write_error(cp.ProxyError(kind, "why", retry_after=2.5))
     row = cp.KINDS[kind]
+    full = "The input token count exceeds the maximum number of tokens allowed: why"
+    why = full if kind == "context_too_long" else "why"
     assert {key: body["error"][key] for key in ("code", "message", "status")} == {
-        "code": row.status, "message": "why", "status": row.gemini,
+        "code": row.status, "message": why, "status": row.gemini,
     }  # fmt: skip
     assert cp.gemini_read_error(0, json.dumps(body).encode()).retry_after == 2.5
     assert "details" not in cp.gemini_write_error(cp.ProxyError(kind, "why"))["error"]

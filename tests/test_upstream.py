@@ -918,3 +918,75 @@ def test_a_failed_request_names_whom_it_asked(
     about = proxy.server.lines[-1][-1]
     assert about
     assert about[2:] == ("claude-api-key[0]", None)
+
+
+# --- a full context ------------------------------------------------------------------------------------
+
+FULL = [  # dialect of the upstream, its status, what it says, and whether it tells both numbers
+    pytest.param(("chat", 400, "This model's maximum context length is 8192 tokens. However, your messages resulted in 9000 tokens.", True), id="vLLM"),
+    pytest.param(("chat", 400, "the request exceeds the available context size, try increasing it", False), id="llama.cpp"),
+    pytest.param(("chat", 413, "Prompt contains 9000 tokens, too large for model with 8192 maximum context length", True), id="Mistral"),
+    pytest.param(("responses", 400, "Your input exceeds the context window of this model. Please adjust your input and try again.", False), id="OpenAI"),
+    pytest.param(("claude", 400, "prompt is too long: 9000 tokens > 8192 maximum", True), id="Claude"),
+    pytest.param(("gemini", 400, "The input token count (9000) exceeds the maximum number of tokens allowed (8192).", True), id="Gemini"),
+]  # fmt: skip
+SIGNS = {
+    "claude": (b"prompt is too long", b"9000 tokens > 8192 maximum"),
+    "chat": (b'"context_length_exceeded"', b"9000"),
+    "responses": (b'"context_length_exceeded"', b"9000"),
+    "gemini": (
+        b"exceeds the maximum number of tokens",
+        b"(9000) exceeds the maximum number of tokens allowed (8192)",
+    ),
+}
+
+
+def refusal_of(dialect: str, message: str) -> dict[str, Any]:
+    kinds: dict[str, dict[str, Any]] = {
+        "claude": {"type": "invalid_request_error"},
+        "gemini": {"code": 400, "status": "INVALID_ARGUMENT"},
+    }
+    said = {"message": message, **kinds.get(dialect, {"type": "invalid_request_error", "param": None})}
+    return {"type": "error", "error": said} if dialect == "claude" else {"error": said}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("client", NAMES)
+@pytest.mark.parametrize("full", FULL)
+def test_a_full_context_is_told_in_the_words_that_a_client_acts_upon(
+    make_proxy: ProxyMaker, upstream: Upstream, client: str, full: tuple[str, int, str, bool], stream: bool
+) -> None:
+    dialect, status, message, numbers = full
+    proxy = two_of_each(make_proxy, upstream)
+    upstream.reply(refusal_of(dialect, message), status)
+    got = ask_as(proxy, client, f"up-{dialect}", stream=stream)
+    assert (got.status, len(upstream.seen)) == (400, 1)
+    sign, counts = SIGNS[client]
+    assert sign in got.body
+    assert counts in got.body or not numbers
+
+
+@pytest.mark.parametrize("client", NAMES)
+def test_a_context_that_is_full_in_the_middle_of_a_stream(
+    make_proxy: ProxyMaker, upstream: Upstream, client: str
+) -> None:
+    proxy = two_of_each(make_proxy, upstream)
+    failed = {"code": "context_length_exceeded", "message": "Your input exceeds the context window."}
+    last = frame({"type": "response.failed", "response": {**RESPONSE, "status": "failed", "error": failed}})
+    upstream.reply([*CUTS["responses"], last], headers=SSE)
+    got = ask_as(proxy, client, "up-responses")
+    assert got.status == 200
+    assert SIGNS[client][0] in got.body
+
+
+OTHERS = [
+    "messages.0.content.1.image.source.base64: image exceeds 5 MB maximum: 6291456 bytes > 5242880 bytes",
+    "max_tokens is too large: 100000. This model supports at most 4096 completion tokens",
+    "Rate limit reached for gpt-4 on tokens per min (TPM): Limit 10000, Requested 12000",
+]
+
+
+@pytest.mark.parametrize("message", OTHERS)
+def test_other_things_that_are_too_large(proxy: Proxy, upstream: Upstream, message: str) -> None:
+    upstream.reply(refusal_of("chat", message), 400)
+    assert ask_as(proxy, "claude", "up-chat", stream=False).json()["error"]["message"] == message
