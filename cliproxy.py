@@ -15571,7 +15571,8 @@ LISTS = {"chat": "choices", "gemini": "candidates"}  # what says something in a 
 
 def told_error(payload: Json) -> Any:
     """Return the error that an answer, or a payload of a stream, is, if it is one."""
-    error = payload.get("error") or path_get(payload, "response.error")
+    response = payload.get("response")
+    error = payload.get("error") or (response.get("error") if isinstance(response, dict) else None)
     failed = payload.get("type") in {"error", "response.failed"} or payload.get("status") == "failed"
     return error or (payload if failed else None)
 
@@ -15691,6 +15692,18 @@ def events_in(data: bytes) -> Iterator[bytes]:
         yield data[start:]
 
 
+def payload_of(event: bytes) -> Json:
+    """Decode what one whole event says; {} if that is no object. Raises ProxyError for what is no JSON."""
+    data = sse_data(event.replace(b"\r\n", b"\n").replace(b"\r", b"\n").rstrip(b"\n"))
+    if not data or data == b"[DONE]":
+        return {}
+    try:
+        payload, _ = read_json(data.decode("utf-8"))
+    except MALFORMED as exc:
+        raise ProxyError("upstream_failed", f"the upstream sent {data[:80]!r}") from exc
+    return payload if isinstance(payload, dict) else {}
+
+
 def opening_events(data: bytes, errand: Errand, opening: Opening) -> bytes:
     """Look at the first events of a stream, until one says something. Raises the error that one is.
 
@@ -15702,11 +15715,11 @@ def opening_events(data: bytes, errand: Errand, opening: Opening) -> bytes:
         if opening.said:
             kept.append(event)
             continue
-        for payload in sse_read([event]):
-            if error := told_error(payload):
-                raise_told(payload, error, errand.dialect)
-            with contextlib.suppress(*MALFORMED):
-                opening.said = not is_silent(payload)
+        payload = payload_of(event)
+        if error := told_error(payload):
+            raise_told(payload, error, errand.dialect)
+        with contextlib.suppress(*MALFORMED):
+            opening.said = bool(payload) and not is_silent(payload)
         if not (stranger and b'"codex.rate_limits"' in event):
             kept.append(event)
     return b"".join(kept)
