@@ -42,8 +42,9 @@ Contents (each room uses only rooms above it; [pure] ones touch no clock, socket
    33. AMP           what Amp asks its own server for
    34. WEBSOCKET     RFC 6455, and the conversation that a connection remembers
    35. SERVER        the listening side
-   36. SERVICE       units, agents and tasks that keep it running; completion
-   37. COMMANDS      the command line
+   36. OUTPUT        lines, tables and colours as people see them
+   37. SERVICE       units, agents and tasks that keep it running; completion
+   38. COMMANDS      the command line
 """
 
 from __future__ import annotations
@@ -14461,7 +14462,7 @@ PREVIEW = re.compile(r"-preview(-[\d-]+)?$")
 NO_ACCOUNT = (
     "no account is set up, so {model!r} cannot be served (the model 'echo' always is): "
     "set ANTHROPIC_API_KEY, OPENAI_API_KEY or GEMINI_API_KEY, add a key to the config, "
-    "or run: python cliproxy.py login"
+    "or run: `cliproxy login`"
 )
 
 
@@ -17611,14 +17612,6 @@ class Discretion(logging.Filter):
         return True
 
 
-class OneLine(logging.Formatter):
-    """Gives each message one line, whatever stands in the names that it holds."""
-
-    def formatMessage(self, record: logging.LogRecord) -> str:
-        record.message = one_line(record.message)
-        return super().formatMessage(record)
-
-
 class Server(ThreadingHTTPServer):
     """The listening socket, and what every request shares."""
 
@@ -17706,21 +17699,31 @@ def make_server(app: App) -> Server:
     try:
         return Server((host, port), app)
     except OSError as exc:
-        who = who_listens(host, port) if exc.errno == errno.EADDRINUSE else ""
+        who = who_listens(host, port, app.config) if exc.errno == errno.EADDRINUSE else ""
         why = who or exc.strerror or str(exc)
         message = f"cannot listen on {host}:{port}: {why}; set another `port` in the config, or --port"
         raise ProxyError("invalid_request", message) from exc
 
 
-def who_listens(host: str, port: int) -> str:
+def server_url(host: str, port: int, config: Config) -> str:
+    """Return how a client on this machine addresses the server."""
+    here = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 -- who listens on all
+    return f"{'https' if config['tls.enable'] else 'http'}://{f'[{here}]' if ':' in here else here}:{port}"
+
+
+def greeting_at(url: str, seconds: float = 1.0) -> Json | None:
+    """Return what a server says of itself, {} if it says nothing that we know; None if none listens."""
+    try:
+        return read_object(fetch("GET", f"{url}/", {}, proxy="direct", timeout=seconds).body)
+    except ProxyError as error:
+        return {} if error.sent else None
+
+
+def who_listens(host: str, port: int, config: Config) -> str:
     """Say who has a port, as far as that can be found out."""
     holder = process_at(port)
     there = f" ({holder})" if holder else ""
-    try:
-        place = Origin("http", host or "127.0.0.1", port).place
-        said = read_object(fetch("GET", f"http://{place}/", {}, proxy="direct", timeout=1.0).body)
-    except ProxyError:
-        said = {}
+    said = greeting_at(server_url(host, port, config)) or {}
     if said.get("message") == "cliproxy":
         return f"cliproxy {said.get('version')} is already running there{there}"
     return f"another program{there} listens there already"
@@ -17755,7 +17758,110 @@ def link_of(file: Path) -> str:
 
 
 ########################################################################################
-# 36. SERVICE
+# 36. OUTPUT
+########################################################################################
+# What people see of the commands: lines, tables that fit into their terminal, colours for states
+# where there is one, and this program by the name under which they started it: texts say `cliproxy`.
+
+
+def started_as() -> str:
+    """Return what to type to start this program, as it was started."""
+    script = Path(sys.argv[0] or "cliproxy")
+    if re.search(r"[\\/]archive-v0[\\/]", str(script)):
+        return "uvx cliproxy"
+    if script.name != Path(__file__).name:
+        return "cliproxy"
+    path = str(script)
+    return f"{Path(sys.executable).stem or 'python'} {dumps_text(path) if ' ' in path else path}"
+
+
+def in_their_words(text: str) -> str:
+    """Return a text whose commands can be typed as they stand there."""
+    return re.sub(r"`cliproxy(?=[ `])", lambda _: f"`{started_as()}", text) if "`cliproxy" in text else text
+
+
+def say(text: str = "") -> None:
+    """Tell the user, on stdout."""
+    sys.stdout.write(in_their_words(text) + "\n")
+    sys.stdout.flush()
+
+
+def complain(text: str) -> None:
+    """Tell the user what went wrong, in one line on stderr."""
+    sys.stderr.write(f"cliproxy: {in_their_words(one_line(text))}\n")
+
+
+class OneLine(logging.Formatter):
+    """Gives each message one line, whatever stands in the names that it holds."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        record.message = one_line(in_their_words(record.message))
+        return super().formatMessage(record)
+
+
+COLOURS = {"good": "32", "warn": "33", "bad": "31", "faint": "2"}
+NARROWEST = 8  # columns of a table are made no narrower
+
+
+def is_coloured() -> bool:
+    """Tell whether colours are of use. Source: no-color.org, force-color.org."""
+    if os.environ.get("NO_COLOR"):
+        return False
+    if os.environ.get("FORCE_COLOR", "0") not in {"", "0"}:
+        return True
+    return sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def paint(text: str, colour: str) -> str:
+    """Return a text in one of COLOURS; as it is if there is none."""
+    code = COLOURS.get(colour)
+    return f"\x1b[{code}m{text}\x1b[0m" if code and is_coloured() else text
+
+
+def screen_width() -> int:
+    """Return how many characters fit into a line; 0 if stdout is no terminal."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        return os.get_terminal_size(sys.stdout.fileno()).columns
+    return 0
+
+
+class Column(NamedTuple):
+    """What a table shows of each row."""
+
+    title: str
+    show: Callable[[Any], str]
+    colour: Callable[[Any], str] = lambda row: ""
+
+
+def narrowed(widths: list[int], room: int) -> list[int]:
+    """Return widths that fit into `room` with two spaces between them, the widest made narrower; 0: all fit."""
+    widths = list(widths)
+    while room and sum(widths) + 2 * (len(widths) - 1) > room and max(widths) > NARROWEST:
+        widths[widths.index(max(widths))] -= 1
+    return widths
+
+
+def shortened(text: str, width: int) -> str:
+    dots = "…" if (sys.stdout.encoding or "").lower().startswith("utf") else "~"
+    return text if len(text) <= width else text[: max(0, width - 1)] + dots
+
+
+def table_lines(columns: Sequence[Column], rows: Sequence[Any]) -> Iterator[str]:
+    """Yield the title of a table, and a line for each of its rows."""
+    cells = [[column.title for column in columns]]
+    cells += [[one_line(column.show(row)) for column in columns] for row in rows]
+    widths = narrowed([max(map(len, column)) for column in zip(*cells)], screen_width())
+    for row, line in zip([None, *rows], cells):
+        colours = ["faint" if row is None else column.colour(row) for column in columns]
+        short = list(map(shortened, line, widths))
+        blanks = [" " * (width - len(text) + 2) for width, text in zip(widths, short)]
+        blanks[-1] = ""
+        painted = map(paint, short, colours)
+        yield "".join(text + blank for text, blank in zip(painted, blanks)).rstrip()
+
+
+########################################################################################
+# 37. SERVICE
 ########################################################################################
 # Keeping the proxy running: one row for each kind of system says where its file lies, what stands
 # in it, and which commands carry out an act. Nothing is run by a shell, and every command has a
@@ -18138,15 +18244,9 @@ def completion(shell: str, words: Mapping[str, Sequence[str]]) -> str:
 
 
 ########################################################################################
-# 37. COMMANDS
+# 38. COMMANDS
 ########################################################################################
 # argparse rows. Whatever goes wrong is one sentence on stderr and exit status 1; usage errors are 2.
-
-
-def say(text: str = "") -> None:
-    """Tell the user, on stdout."""
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
 
 
 def make_app(options: argparse.Namespace) -> App:
@@ -18192,7 +18292,7 @@ def restart_compiled() -> None:
         return  # nowhere to keep it: serve as we are
     code = (
         "import signal; signal.signal(signal.SIGINT, signal.SIG_DFL); "  # main() takes over
-        f"import sys; sys.path.insert(0, {str(file.parent)!r}); import {file.stem} as c; sys.exit(c.main())"
+        f"import sys; sys.argv[0] = {sys.argv[0]!r}; sys.path.insert(0, {str(file.parent)!r}); import {file.stem} as c; sys.exit(c.main())"
     )
     os.execv(sys.executable, [sys.executable, "-c", code, *sys.argv[1:]])  # noqa: S606 -- no shell, our own file
 
@@ -18228,7 +18328,7 @@ def cmd_serve(options: argparse.Namespace) -> int:
     try:
         settings_of(options)
     except ProxyError as error:
-        sys.stderr.write(f"cliproxy: {one_line(str(error))}\n")
+        complain(str(error))
         return CONFIG_EXIT
     app = make_app(options)
     for remark in remarks(app.config):
@@ -18261,19 +18361,34 @@ def cmd_serve(options: argparse.Namespace) -> int:
 
 def greet(server: Server, app: App) -> None:
     """Print where the server listens, what it found, and what to do next."""
-    scheme = "https" if app.config["tls.enable"] else "http"
-    place = f"[{server.host}]" if ":" in server.host else server.host
+    url = server_url(server.host, server.port, app.config)
     every = "" if server.host else " (and all other addresses of this machine)"
-    say(f"cliproxy {__version__} listens on {scheme}://{place or '127.0.0.1'}:{server.port}{every}")
-    say(f"config: {app.config.path or 'none (defaults)'}; credentials: {app.store.folder}")
+    say(f"cliproxy {__version__} listens on {url}{every}")
+    say(f"config: {app.config.path or 'none, all are defaults; looked for ' + looked_for()}")
     accounts = app.router.offers.accounts
+    say(f"credentials: {app.store.folder}" + ("; picked up:" if accounts else ""))
     for account in accounts:
         state = app.router.report(account)["state"]
-        say(f"  {one_line(account.name)}: {account.provider.name}, {masked(account.token)}, {state}")
+        shown = paint(state, STATE_COLOURS.get(state, ""))
+        say(f"  {one_line(account.name)}: {account.provider.name}, {masked(account.token)}, {shown}")
     if not accounts:
-        say("no account yet: set ANTHROPIC_API_KEY, OPENAI_API_KEY or GEMINI_API_KEY, or log in:")
-        say("  python cliproxy.py login codex --no-browser")
-    say("try it without any account: the model 'echo' repeats what you say")
+        say("no account yet: log in with `cliproxy login codex` (or another provider),")
+        say("  or set ANTHROPIC_API_KEY, OPENAI_API_KEY or GEMINI_API_KEY")
+    say("try it without any account: the model 'echo' repeats what you say:")
+    say(f"  {curl_line(url, app.config)}")
+
+
+def looked_for() -> str:
+    """Say where a settings file would have been found."""
+    folders = ", ".join(dict.fromkeys(str(folder) for folder in home_folders()))
+    return f"config or cliproxy .json, .yaml or .yml in {folders} and this folder"
+
+
+def curl_line(url: str, config: Config) -> str:
+    """Return what to type to hear the echo of this server."""
+    key = " -H 'Authorization: Bearer YOUR-KEY'" if config["api-keys"] else ""
+    body = '{"model":"echo","messages":[{"role":"user","content":"hello"}]}'
+    return f"curl {url}/v1/chat/completions -H 'Content-Type: application/json'{key} -d '{body}'"
 
 
 def make_terminal() -> Terminal:
@@ -18294,7 +18409,7 @@ def make_terminal() -> Terminal:
 def cmd_login(options: argparse.Namespace) -> int:
     """Log in at a provider and save the credential."""
     if not options.provider:
-        say("which provider? cliproxy login PROVIDER, with one of:")
+        say("which provider? `cliproxy login PROVIDER`, with one of:")
         for row in LOGINS.values():
             say(f"  {row.provider:12} {row.title}")
         return 2
@@ -18339,7 +18454,8 @@ def find_credential(store: Store, name: str) -> Credential:
         return found[0]
     there = ", ".join(credential.name for credential in found) or ", ".join(known) or "none"
     what = "may be several" if found else "is none of the logins"
-    raise ProxyError("not_found", f"{name!r} {what}; there are: {there}")
+    meant = "" if found else slip(name, (Path(key).stem for key in known))
+    raise ProxyError("not_found", f"{name!r} {what}; there are: {there}{meant}")
 
 
 def cmd_logout(options: argparse.Namespace) -> int:
@@ -18370,7 +18486,7 @@ def cmd_accounts(options: argparse.Namespace) -> int:
 def renew_account(app: App, name: str) -> int:
     """Renew the tokens of a login, which may work again: its rests are over."""
     if not name:
-        raise ProxyError("invalid_request", "whose? cliproxy accounts refresh NAME")
+        raise ProxyError("invalid_request", "whose? `cliproxy accounts refresh NAME`")
     fresh = refresh(find_credential(app.store, name), app.store, app.config)
     app.wake(fresh.name)
     ends = expires_at(fresh.data)
@@ -18386,8 +18502,10 @@ def wake_accounts(app: App, name: str) -> int:
         app.wake(account_name)
         say(f"{account_name}: is asked again")
     if not found:
-        there = ", ".join(account.name for account in app.router.offers.accounts) or "none"
-        raise ProxyError("not_found", f"{name!r} is none of the accounts; there are: {there}")
+        names = [account.name for account in app.router.offers.accounts]
+        there = ", ".join(names) or "none"
+        message = f"{name!r} is none of the accounts; there are: {there}{slip(name, names)}"
+        raise ProxyError("not_found", message)
     return 0
 
 
@@ -18452,27 +18570,30 @@ def state_words(row: Json) -> str:
     return {"expired": "expired, renewed on use"}.get(row["state"], str(row["state"]))
 
 
-ACCOUNT_COLUMNS: tuple[tuple[str, Callable[[Json], str]], ...] = (
-    ("PROVIDER", lambda row: row["provider"]),
-    ("NAME", lambda row: row["name"]),
-    ("PLAN", lambda row: row["plan"] or "-"),
-    ("STATE", state_words),
-    ("EXPIRES", lambda row: moment(row["expires"])),
-    ("RENEWED", lambda row: moment(row["last_refresh"])),
-    ("REQUESTS", lambda row: str(row["requests"])),
+STATE_COLOURS = {
+    "ready": "good",
+    "cooling": "warn",
+    "needs login": "bad",
+    "disabled": "faint",
+    "not served": "warn",
+}
+ACCOUNT_COLUMNS = (
+    Column("PROVIDER", lambda row: row["provider"]),
+    Column("NAME", lambda row: row["name"]),
+    Column("PLAN", lambda row: row["plan"] or "-"),
+    Column("STATE", state_words, lambda row: STATE_COLOURS.get(row["state"], "")),
+    Column("EXPIRES", lambda row: moment(row["expires"])),
+    Column("RENEWED", lambda row: moment(row["last_refresh"])),
+    Column("REQUESTS", lambda row: str(row["requests"])),
 )
 
 
 def show_accounts(rows: list[Json]) -> None:
     """Print accounts as a table, under each what cools and how much of its limits is used."""
     if not rows:
-        say("no account yet: python cliproxy.py login PROVIDER, or add a key to the config")
+        say("no account yet: `cliproxy login PROVIDER`, or add a key to the config")
         return
-    cells = [[title for title, _ in ACCOUNT_COLUMNS]]
-    cells += [[one_line(show(row)) for _, show in ACCOUNT_COLUMNS] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*cells)]
-    lines = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in cells]
-    for line, row in zip(lines, [{}, *rows]):
+    for line, row in zip(table_lines(ACCOUNT_COLUMNS, rows), [{}, *rows]):
         say(line)
         for rest in row.get("cooling", ()):
             say(one_line(f"    {rest['model']} rests until {moment(rest['until'])}: {rest['why']}"))
@@ -18488,18 +18609,33 @@ def cmd_models(options: argparse.Namespace) -> int:
     app = make_app(options)
     if options.refresh:
         for account, failure in app.catalog.refresh(app.router.offers.accounts).items():
-            say(f"{account}: no list of models: {failure}")
+            complain(f"{account}: no list of models: {failure}")
         app.reload()
-    line = "{:40} {:>9} {:>8}  {:34} {}"
-    say(line.format("model", "context", "output", "efforts", "accounts").rstrip())
-    for name in app.router.offers.names():
-        row = app.router.offers.fact(name)
-        accounts = ", ".join(
-            dict.fromkeys(candidate.account.name for candidate in app.router.offers.of(name))
-        )
-        say(line.format(name, row.context or "?", row.output or "?", efforts_of(row), accounts))
-    say(line.format(ECHO, "-", "-", "-", "built in"))
+    rows = [model_facts(name, app) for name in app.router.offers.names()]
+    rows.append({"id": ECHO, "context": None, "output": None, "efforts": "-", "accounts": ["built in"]})
+    if options.json:
+        say(json.dumps(rows, indent=2))
+        return 0
+    for line in table_lines(MODEL_COLUMNS, rows):
+        say(line)
     return 0
+
+
+def model_facts(name: str, app: App) -> Json:
+    """Return what is known of a model that clients may ask for."""
+    row = app.router.offers.fact(name)
+    accounts = dict.fromkeys(candidate.account.name for candidate in app.router.offers.of(name))
+    return {
+        "id": name,
+        "context": row.context,
+        "output": row.output,
+        "efforts": efforts_of(row),
+        "accounts": list(accounts),
+    }
+
+
+def known_number(number: int | None) -> str:
+    return "-" if number is None else str(number or "?")
 
 
 def efforts_of(row: Model) -> str:
@@ -18507,6 +18643,15 @@ def efforts_of(row: Model) -> str:
     words = list(row.levels) or (["{}-{} tokens".format(*row.budget)] if row.budget[1] else [])
     words += ["off"] if row.thinking and row.can_stop and "none" not in row.levels else []
     return " ".join(words) or {None: "?", False: "-"}.get(row.thinking, "yes")
+
+
+MODEL_COLUMNS = (
+    Column("MODEL", lambda row: row["id"]),
+    Column("CONTEXT", lambda row: known_number(row["context"])),
+    Column("OUTPUT", lambda row: known_number(row["output"])),
+    Column("EFFORTS", lambda row: row["efforts"]),
+    Column("ACCOUNTS", lambda row: ", ".join(row["accounts"])),
+)
 
 
 def cmd_config(options: argparse.Namespace) -> int:
@@ -18640,6 +18785,7 @@ COMMANDS = (
     )),
     Command("models", cmd_models, "list the models that can be served", (
         ("--refresh", {"action": "store_true", "help": "ask the upstreams anew which they have"}),
+        ("--json", {"action": "store_true", "help": "for programs"}),
     )),
     Command("config", cmd_config, "check the config file; print an example or all keys", (
         ("what", {"nargs": "?", "choices": ["check", "example", "reference"], "default": "check"}),
@@ -18673,17 +18819,23 @@ class Parser(argparse.ArgumentParser):
 
 COMMON_FLAGS = {"config": 2, "debug": 1}  # flag of every command -> words that it takes
 SAME_WORDS = {"help": "--help", "version": "--version"}
+COMMAND_NAMES = frozenset(command.name for command in COMMANDS)
 
 
 def command_first(words: list[str]) -> list[str]:
     """Put the command in front of the flags of every command; `help` and `version` are flags."""
     at = 0
-    while at < len(words) and words[at].startswith("-") and words[at].lstrip("-") in COMMON_FLAGS:
-        at += COMMON_FLAGS[words[at].lstrip("-")]
-    names = {command.name for command in COMMANDS}
-    if words[at : at + 1] and (words[at] in names or words[at] in SAME_WORDS):
+    while at < len(words) and words[at].startswith("-"):
+        flag, has_value, _ = words[at].lstrip("-").partition("=")
+        if flag not in COMMON_FLAGS:
+            break
+        at += 1 if has_value else COMMON_FLAGS[flag]
+    command, behind = "".join(words[at : at + 1]), words[at + 1 :]
+    if command == "help" and behind[:1] and behind[0] in COMMAND_NAMES:
+        return [behind[0], "--help"]
+    if command in COMMAND_NAMES or command in SAME_WORDS:
         flags = [f"--{word.lstrip('-')}" if word.startswith("-") else word for word in words[:at]]
-        return [SAME_WORDS.get(words[at], words[at]), *flags, *words[at + 1 :]]
+        return [SAME_WORDS.get(command, command), *flags, *behind]
     return words
 
 
@@ -18693,7 +18845,7 @@ def make_parser() -> argparse.ArgumentParser:
     common.add_argument("--config", help="config file, JSON or YAML")
     common.add_argument("--debug", action="store_true", help="log more")
     parser = Parser(
-        prog="cliproxy",
+        prog=started_as(),
         description=(__doc__ or "").split("\n", 1)[0],
         epilog="Without a command it serves; CLIProxyAPI's flags, such as -codex-login, work as well.",
     )
@@ -18717,7 +18869,7 @@ def make_flag_parser() -> argparse.ArgumentParser:
 
     Both take one dash or two. Source: spec/config.md 10.
     """
-    parser = Parser(prog="cliproxy", allow_abbrev=False)
+    parser = Parser(prog=started_as(), allow_abbrev=False)
     logins = [(name, flag_settings(name, provider)) for name, provider, _ in LOGIN_FLAGS]
     others = [("config", {"help": "config file"}), ("debug", {"action": "store_true", "help": "log more"})]
     for flag, settings in [*others, *SERVE_OPTIONS, *logins, *LOGIN_OPTIONS]:
@@ -18753,7 +18905,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return options.run(options)  # type: ignore[no-any-return]
     except ProxyError as error:
-        sys.stderr.write(f"cliproxy: {one_line(str(error))}\n")
+        complain(str(error))
         return 1
     except KeyboardInterrupt:
         sys.stderr.write("\ncliproxy: stopped\n")

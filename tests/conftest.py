@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import closing
@@ -15,6 +16,7 @@ from hypothesis import settings
 import cliproxy as cp
 from support.accounts import House
 from support.codex import add_codex
+from support.home import Home
 from support.paths import SHARED
 from support.proxy import Proxy, ProxyMaker
 from support.upstream import Clock, Upstream
@@ -98,3 +100,12 @@ def codex(make_proxy: ProxyMaker, upstream: Upstream) -> Proxy:
 @pytest.fixture(scope="session")
 def key() -> rsa.RSAPrivateKey:
     return rsa.generate_private_key(65537, 2048)
+
+
+@pytest.fixture
+def home(tmp_path: Path, world: World, monkeypatch: pytest.MonkeyPatch) -> Home:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    for name in [name for name in os.environ if name.endswith("API_KEY")]:
+        monkeypatch.delenv(name)
+    return Home(tmp_path, world)
