@@ -3693,7 +3693,7 @@ CHAT_LOOKS = {  # quirk -> what a body may hold that such hosts want otherwise
     "turn-after-tool": frozenset(["tool"]),
 }  # fmt: skip
 CHAT_BETWEEN: Json = {"role": "assistant", "content": "Done."}  # tools and the user
-CHAT_UNTHOUGHT = " "  # the thinking of a turn of another model: DeepSeek and Kimi refuse to have none
+CHAT_UNTHOUGHT = "..."  # the thinking of a turn of another model: DeepSeek and Kimi refuse to have none
 SHORT_ID = re.compile(r"[a-zA-Z0-9]{9}")
 
 
@@ -3720,8 +3720,6 @@ def chat_fit_calls(message: Json, quirks: Quirks) -> Json:
     """Return the fields of a message with calls, or a result of one, that a host wants otherwise."""
     changed: Json = {}
     calls, result = message.get("tool_calls") or (), message.get("tool_call_id")
-    if calls and "reasoning-content" in quirks and not message.get("reasoning_content"):
-        changed["reasoning_content"] = message.get("reasoning") or CHAT_UNTHOUGHT
     if "short-ids" in quirks:
         short = [{**call, "id": chat_short_id(call["id"])} for call in calls]
         if short:
@@ -3729,6 +3727,23 @@ def chat_fit_calls(message: Json, quirks: Quirks) -> Json:
         if result:
             changed["tool_call_id"] = chat_short_id(result)
     return changed
+
+
+def chat_with_thoughts(messages: Iterable[Json]) -> Iterator[Json]:
+    """Yield messages, those with calls with the thinking that must not be empty there.
+
+    Where none came, it is the latest one, else the text beside the calls. Source: spec/providers.md 8.
+    """
+    latest = ""
+    for message in messages:
+        told = message.get("reasoning_content")
+        latest = told or message.get("reasoning") or latest
+        if told or not message.get("tool_calls"):
+            yield message
+            continue
+        content = message.get("content")
+        text = content if isinstance(content, str) else ""
+        yield {**message, "reasoning_content": latest or text or CHAT_UNTHOUGHT}
 
 
 def chat_fit_message(message: Json, quirks: Quirks) -> Json:
@@ -3767,7 +3782,8 @@ def chat_fitted(body: Json, quirks: Quirks) -> Json:
         limit = body.get("max_completion_tokens", body.get("max_tokens"))
         fitted = {**without(fitted, frozenset([wrong])), right: limit}
     said = body.get("messages") or []
-    messages = list(chat_fit_messages(said, quirks))
+    thought = chat_with_thoughts(said) if "reasoning-content" in quirks else said
+    messages = list(chat_fit_messages(thought, quirks))
     if len(messages) > len(said) or any(new is not old for new, old in zip(messages, said)):
         fitted = {**fitted, "messages": messages}
     return fitted
@@ -14896,22 +14912,7 @@ def prepare_kimi(body: Json, errand: Errand, candidate: Candidate) -> Json:
         fitted = {**without(fitted, frozenset(["reasoning_effort"])), "thinking": switch}
     if body.get("stream"):
         fitted = {**fitted, "stream_options": {**(body.get("stream_options") or {}), "include_usage": True}}
-    return {**fitted, "messages": list(kimi_messages(body.get("messages") or ()))}
-
-
-def kimi_messages(messages: Iterable[Json]) -> Iterator[Json]:
-    """Yield messages, those with calls with the reasoning that must not be empty there."""
-    latest = ""
-    for message in messages:
-        latest = message.get("reasoning_content") or latest
-        if not message.get("tool_calls") or message.get("reasoning_content"):
-            yield message
-            continue
-        content = message.get("content")
-        yield {
-            **message,
-            "reasoning_content": latest or (content if isinstance(content, str) and content else "..."),
-        }
+    return fitted
 
 
 XAI_REMOVED = frozenset("prompt_cache_retention safety_identifier stream_options stop".split())

@@ -209,7 +209,7 @@ TYPED = [
     ("gemini-3-pro-preview(medium)",      "gemini-3-pro-preview",       "LOW"),
     ("org/glm-9(high)",                   "org/glm-9",                  "high"),
     ("org/glm-9-low",                     "org/glm-9",                  "low"),
-    ("org/glm-9(none)",                   "org/glm-9",                  "none"),
+    ("org/glm-9(none)",                   "org/glm-9",                  None),  # nobody knows whether it takes that word
 ]
 # fmt: on
 
