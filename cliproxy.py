@@ -3782,7 +3782,7 @@ def chat_fitted(body: Json, quirks: Quirks) -> Json:
         limit = body.get("max_completion_tokens", body.get("max_tokens"))
         fitted = {**without(fitted, frozenset([wrong])), right: limit}
     said = body.get("messages") or []
-    thought = chat_with_thoughts(said) if "reasoning-content" in quirks else said
+    thought = list(chat_with_thoughts(said)) if "reasoning-content" in quirks else said
     messages = list(chat_fit_messages(thought, quirks))
     if len(messages) > len(said) or any(new is not old for new, old in zip(messages, said)):
         fitted = {**fitted, "messages": messages}
