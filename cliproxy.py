@@ -34,17 +34,19 @@ Contents (each room uses only rooms above it; [pure] ones touch no clock, socket
    25. ACCOUNTS      credentials as accounts, and the models they offer
    26. REFUSALS      what a refusal means                                [pure]
    27. ROUTING       which account serves which model, and which rests
-   28. ERRANDS       what a client sent us out for
-   29. PROVIDERS     the headers and bodies that each provider wants
-   30. CATALOG       the models that upstreams list, and as clients read them
-   31. ANSWERS       what goes back to the client, passed on or edited as bytes
-   32. UPSTREAM      asking a provider
-   33. AMP           what Amp asks its own server for
-   34. WEBSOCKET     RFC 6455, and the conversation that a connection remembers
-   35. SERVER        the listening side
-   36. OUTPUT        lines, tables and colours as people see them
-   37. SERVICE       units, agents and tasks that keep it running; completion
-   38. COMMANDS      the command line
+   28. USAGE         what was asked, of whom, and what it cost
+   29. LOGS          what happened, for people
+   30. ERRANDS       what a client sent us out for
+   31. PROVIDERS     the headers and bodies that each provider wants
+   32. CATALOG       the models that upstreams list, and as clients read them
+   33. ANSWERS       what goes back to the client, passed on or edited as bytes
+   34. UPSTREAM      asking a provider
+   35. AMP           what Amp asks its own server for
+   36. WEBSOCKET     RFC 6455, and the conversation that a connection remembers
+   37. SERVER        the listening side
+   38. OUTPUT        lines, tables and colours as people see them
+   39. SERVICE       units, agents and tasks that keep it running; completion
+   40. COMMANDS      the command line
 """
 
 from __future__ import annotations
@@ -9096,7 +9098,7 @@ class Named(NamedTuple):
 
 
 class Setting(NamedTuple):
-    """One key. `shape` is bool, int, str, dict (whatever is in it), object (whatever it is),
+    """One key. `shape` is bool, int, float, str, dict (whatever is in it), object (whatever it is),
     Items, Named, or a tuple of Settings: a record.
 
     `allowed` is the range of a number, or {word: its meaning} of a text. `clean` is applied last;
@@ -9121,6 +9123,12 @@ def unused(words: str) -> tuple[Setting, ...]:
 
 def clean_positive(number: int) -> int:
     return max(0, number)
+
+
+def clean_price(price: float) -> float:
+    if not 0 <= price < 1e6:
+        raise ValueError("a price in USD")
+    return price
 
 
 def is_url(text: str, *schemes: str) -> bool:
@@ -9364,6 +9372,12 @@ USER_MODEL = (
     Setting("min-budget", int,        0,    "least thinking tokens", clean=clean_positive),
     Setting("max-budget", int,        0,    "most thinking tokens; 0: unknown", clean=clean_positive),
 )
+PRICE = (
+    Setting("input",       float, 0.0,  "of input", clean=clean_price),
+    Setting("output",      float, 0.0,  "of output", clean=clean_price),
+    Setting("cached",      float, None, "of input that was cached; absent: as other input", clean=clean_price),
+    Setting("cache-write", float, None, "of input that is put into a cache; absent: as other input", clean=clean_price),
+)
 SETTINGS = (
     Setting("host", str, "127.0.0.1", "address to listen on; empty: all of them, which needs api-keys", clean=str.strip),
     Setting("port", int, 8317, "port to listen on; 0: any free one", range(65_536)),
@@ -9416,7 +9430,9 @@ SETTINGS = (
     Setting("logs-max-total-size-mb", int, 0, "oldest logs are deleted beyond it; 0: never", clean=clean_positive, status="later"),
     Setting("error-logs-max-files", int, 10, "newest error logs that are kept; 0: all", clean=clean_positive, status="later"),
     Setting("request-log", bool, False, "one log file per request", status="later"),
-    Setting("usage-statistics-enabled", bool, False, "count requests and tokens", status="later"),
+    Setting("usage-statistics-enabled", bool, True, "keep what was asked, of whom, and what it cost, in AUTH-DIR/.cliproxy/usage.db"),
+    Setting("usage.keep-days", int, 90, "days that single requests are kept; their sums stay; 0: for ever", clean=clean_positive, status="new"),
+    Setting("prices", Named(PRICE), {}, "by model: list prices in USD per million tokens, to add or correct some", status="new"),
     Setting("ampcode.upstream-url", str, "", "Amp's own server, for all but models; empty: its command line does not start", clean=clean_url),
     Setting("ampcode.upstream-api-key", str, "", "the key there; empty: AMP_API_KEY, or the one that Amp keeps", clean=str.strip),
     Setting("ampcode.upstream-api-keys", Items(AMP_KEY), [], "keys there by the key that a client shows here"),
@@ -9478,6 +9494,11 @@ def read_int(value: Any) -> int | None:
     return int(value) if whole and not isinstance(value, bool) else None
 
 
+def read_float(value: Any) -> float | None:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return float(value) if number else None
+
+
 def read_text(value: Any) -> str | None:
     number = None if isinstance(value, (dict, list)) else dumps_text(value)
     return value if isinstance(value, str) else number
@@ -9490,6 +9511,7 @@ SHAPES: dict[Any, tuple[Callable[[Any], Any], Any, str]] = {
     # read it or None, what null is, what it is called
     bool: (read_bool, False, "true or false"),
     int: (read_int, 0, "a whole number"),
+    float: (read_float, 0.0, "a number"),
     str: (read_text, "", "a text"),
     dict: (lambda value: value if isinstance(value, dict) else None, {}, "a mapping"),
     list: (lambda value: value if isinstance(value, list) else None, [], "a list"),
@@ -9999,7 +10021,8 @@ def reference_lines(
 ) -> Iterator[str]:
     """Yield a line a key; a record that was told of already is only referred to."""
     for row in rows:
-        default = f", {dumps_text(row.default)}" if row.default or row.shape is int else ""
+        numeric = row.shape is int or (row.shape is float and row.default is not None)
+        default = f", {dumps_text(row.default)}" if row.default or numeric else ""
         mark = " *(not in CLIProxyAPI)*" if row.status else ""
         record = row.shape
         while isinstance(record, (Items, Named)):
@@ -13255,6 +13278,12 @@ class Account:
         self._failure: ProxyError | None = None  # of the last renewal; guarded by refreshing
         self.take_over(credential)
 
+    @functools.cached_property
+    def auth_index(self) -> str:
+        """16 hex digits that stand for the account wherever programs tell of it. Source: spec/management.md 8."""
+        what = f"file:{self.credential.name}" if self.credential else f"api_key:{self.key}"
+        return hashlib.sha256(what.encode("utf-8", "replace")).hexdigest()[:16]
+
     def take_over(self, credential: Credential | None) -> None:
         """Be what the credential's file says. The token is there before its new end."""
         data = credential.data if credential else EMPTY
@@ -14507,13 +14536,915 @@ STRATEGY_ORDERS: dict[str, Callable[[list[Candidate], int, dict[str, int]], list
 
 
 ########################################################################################
-# 28. ERRANDS
+# 28. USAGE
+########################################################################################
+# What was asked, of whom, and what it cost. A request leaves a Tried for each account that it asked,
+# as it is; one thread makes Rows of them, adds these to the counters of /metrics, and writes them into
+# SQLite once a second: rows, and sums by the half hour, so that no report has to read rows. What goes
+# wrong there costs statistics, and never a request.
+
+
+class Tried(NamedTuple):
+    """One account that was asked, as its request leaves it; `number` is 0 if nobody was asked.
+
+    `begun`, `first` and `ended` are of time.monotonic(); `first` is 0.0 if nothing came.
+    """
+
+    time: float  # Unix time of its end
+    id: str
+    number: int
+    headers: Headers  # the client's
+    query: Mapping[str, str]
+    agent: str
+    address: str
+    dialect: str
+    path: str
+    asked: str
+    model: str
+    account: Account | None
+    status: int
+    error: ProxyError | None
+    begun: float
+    first: float
+    ended: float
+    usage: Usage | None
+    read_usage: Callable[[], Usage | None] | None  # tells it, if it is not known yet
+    streamed: bool
+    hung_up: bool
+
+
+class Row(NamedTuple):
+    """A Tried as it is stored. Its fields are columns of the table `rows`, and never NULL but `cost`."""
+
+    time: float  # Unix time of its end
+    request: str  # the request's id, as in the log
+    attempt: int  # 1, 2, ...; 0: no account was asked
+    key: str  # the client's, as a short hash
+    client: str  # program and version
+    address: str
+    dialect: str
+    path: str
+    asked: str  # the model that the client named
+    model: str  # the one that was asked for
+    provider: str
+    account: str
+    auth_index: str
+    status: int
+    error: str  # kind of the failure
+    words: str  # of the failure, shortened
+    first_ms: int  # until something came
+    total_ms: int
+    input: int  # without what the cache held
+    cached: int
+    cache_write: int
+    output: int
+    reasoning: int  # also in `output`
+    cost: float | None  # in USD by list price; None: unknown
+    streamed: int  # 1 or 0
+    hung_up: int  # 1 or 0: the client did, before the end
+
+
+TEXT_LIMIT = 200  # characters that are kept of what others wrote
+COUNT_LIMIT = 10**12  # tokens: an upstream that tells of more tells nonsense
+LATEST = 1_000  # rows that are kept in memory
+NOBODY = "(refused)"  # the model of requests that no account was asked for
+
+
+# -- who asks ----------------------------------------------------------------------------
+
+
+CLIENT_NAMES = {  # how programs call themselves in their User-Agent -> as people do. Source: spec/clients.md
+    "claude-cli": "claude-code", "codex_cli_rs": "codex", "codex_exec": "codex", "codex-tui": "codex", "geminicli-tui": "gemini-cli",
+    "geminicli": "gemini-cli", "qwencode": "qwen-code", "factory-cli": "droid",
+}  # fmt: skip
+AGENT = re.compile(r"([A-Za-z][\w.-]{0,30})(?:(?:/JS)? |/)v?(\d+\.\d+)?")
+
+
+@functools.lru_cache(maxsize=256)
+def client_of(agent: str) -> str:
+    """Return program and version of a User-Agent, as `codex 0.171`; empty if it says nothing."""
+    found = AGENT.match(agent)
+    if not found:
+        return one_line(agent[:30])
+    name = CLIENT_NAMES.get(found[1].lower(), found[1].lower())
+    return f"{name} {found[2]}" if found[2] else name
+
+
+def given_keys(headers: Headers, query: Mapping[str, str]) -> list[str]:
+    """Return what may be a client's key, from all the places where clients put it."""
+    whole = headers.get("authorization", "")
+    scheme, _, bearer = whole.partition(" ")
+    given = [bearer.strip() if scheme.lower() == "bearer" else "", whole]
+    given += [headers.get(name, "") for name in ("x-api-key", "x-goog-api-key")]
+    given += [query.get(name, "") for name in ("key", "auth_token")]
+    return list(filter(None, given))
+
+
+@functools.lru_cache(maxsize=256)
+def key_mark(key: str) -> str:
+    """Return what stands for a client's key wherever it is told: a short hash."""
+    return f"key-{digest('client key', key)[:8]}"
+
+
+# -- prices ------------------------------------------------------------------------------
+
+
+class Tier(NamedTuple):
+    """USD per million tokens of a request with more than `above` input tokens; None: not told."""
+
+    above: int
+    input: float
+    output: float | None = None
+    cached: float | None = None
+    write: float | None = None
+
+
+Tiers = tuple[Tier, ...]
+# model, USD per million tokens: input, output, cached input, cache write (-: not told); `>200k`: all of a request with more input
+PRICE_ROWS = """
+echo                       0     0     0      0
+claude-mythos-5            10    50    1      12.5
+claude-mythos-5-1          10    50    0.25   12.5
+claude-fable-5             10    50    1      12.5
+claude-opus-5-5            4     20    0.2    5
+claude-opus-5              5     25    0.5    6.25
+claude-sonnet-5-5          2     10    0.1    2.5
+claude-sonnet-5            2     10    0.2    2.5
+claude-haiku-5-5           0.1   0.5   0.01   0.125
+claude-opus-4-8            5     25    0.5    6.25
+claude-opus-4-7            5     25    0.5    6.25
+claude-opus-4-6            5     25    0.5    6.25
+claude-sonnet-4-6          3     15    0.3    3.75
+claude-opus-4-5            5     25    0.5    6.25
+claude-sonnet-4-5          3     15    0.3    3.75
+claude-haiku-4-5           1     5     0.1    1.25
+claude-opus-4-1            15    75    1.5    18.75
+claude-opus-4              15    75    1.5    18.75
+claude-sonnet-4            3     15    0.3    3.75
+claude-3-7-sonnet          3     15    0.3    3.75
+claude-3-haiku             0.25  1.25  0.03   0.3
+gpt-6.1-sol                2     10    0.1    2.5     >272k 4 15 0.2 5
+gpt-6.1-terra              1     5     0.05   1.25    >272k 2 7.5 0.1 2.5
+gpt-6-astra                10    50    1      12.5
+gpt-6-sol                  2     10    0.2    2.5
+gpt-6-luna                 0.1   0.5   0.01   0.125
+gpt-5.6-sol                4     20    0.4    5       >272k 8 30 0.8 10
+gpt-5.6-terra              2     12    0.2    2.5     >272k 4 18 0.4 5
+gpt-5.6-luna               0.2   1.2   0.02   0.25    >272k 0.4 1.8 0.04 0.5
+gpt-5.5                    5     30    0.5    -       >272k 10 45 1 -
+gpt-5.4                    2.5   15    0.25   -       >272k 5 22.5 0.5 -
+gpt-5.4-mini               0.75  4.5   0.075  -
+gpt-5.4-nano               0.2   1.25  0.02   -
+gpt-5.3-codex              1.75  14    0.175  -
+gpt-5.3-codex-spark        1.75  14    0.175  -
+gpt-5.2                    1.75  14    0.175  -
+gpt-5.2-codex              1.75  14    0.175  -
+gpt-5.1                    1.25  10    0.125  -
+gpt-5.1-codex              1.25  10    0.125  -
+gpt-5.1-codex-max          1.25  10    0.125  -
+gpt-5.1-codex-mini         0.25  2     0.025  -
+gpt-5                      1.25  10    0.125  -
+gpt-5-codex                1.25  10    0.125  -
+gemini-4-argon             2     10    0.1    -
+gemini-4-hydrogen          1.5   7.5   0.075  -
+gemini-3.8-flash           0.75  3.75  0.075  -
+gemini-3.7-flash           0.75  3.75  0.075  -
+gemini-3.6-flash           0.75  3.75  0.075  -
+gemini-3.5-flash           1.5   9     0.15   -
+gemini-3.5-flash-lite      0.3   2.5   0.03   -
+gemini-3.1-pro             2     12    0.2    -       >200k 4 18 0.4 -
+gemini-3.1-flash-lite      0.25  1.5   0.025  -
+gemini-3.1-flash-image     0.5   3     0.05   -
+gemini-3-pro               2     12    0.2    -       >200k 4 18 0.4 -
+gemini-3-pro-image         2     12    0.2    -       >200k 4 18 0.4 -
+gemini-3-flash             0.5   3     0.05   -
+gemini-2.5-pro             1.25  10    0.125  -       >200k 2.5 15 0.25 -
+gemini-2.5-flash           0.3   2.5   0.03   -
+gemini-2.5-flash-lite      0.1   0.4   0.01   -
+gemini-2.5-flash-image     0.3   2.5   0.03   -
+gemini-pro-latest          2     12    0.2    -       >200k 4 18 0.4 -
+gemini-flash-latest        0.75  3.75  0.075  -
+gemini-flash-lite-latest   0.3   2.5   0.03   -
+gemini-pro-agent           2     12    0.2    -       >200k 4 18 0.4 -
+gemini-3-flash-agent       1.5   9     0.15   -
+grok-4.7                   2     6     0.5    -       >200k 4 12 1 -
+grok-4.6                   2     6     0.5    -       >200k 4 12 1 -
+grok-4.5                   2     6     0.3    -       >200k 4 12 0.6 -
+grok-4.3                   1.25  2.5   0.2    -       >200k 2.5 5 0.4 -
+grok-4.20-0309-reasoning       1.25 2.5 0.2   -       >200k 2.5 5 0.4 -
+grok-4.20-0309-non-reasoning   1.25 2.5 0.2   -       >200k 2.5 5 0.4 -
+grok-4.20-multi-agent-0309     1.25 2.5 0.2   -       >200k 2.5 5 0.4 -
+grok-build-0.1             1     2     0.2    -       >200k 2 4 0.4 -
+grok-3-mini                0.3   0.5   -      -
+grok-3-mini-fast           0.6   4     -      -
+kimi-k3.1-pro              2     10    0.2    -
+kimi-k3.1-pro-highspeed    4     20    0.2    -
+kimi-k3                    3     15    0.3    3
+kimi-k2.7-code             0.95  4     0.19   -
+kimi-k2.7-code-highspeed   1.9   8     0.38   -
+kimi-k2.6                  0.95  4     0.16   -
+kimi-k2.5                  0.6   3     0.1    -
+kimi-k2-thinking           0.6   2.5   0.15   -
+qwen3-coder-plus           1     5     0.1    -       >32k 1.8 9 0.18 - >128k 3 15 0.3 - >256k 6 60 0.6 -
+qwen3-coder-flash          0.3   1.5   0.08   -       >32k 0.5 2.5 0.12 - >128k 0.8 4 0.2 - >256k 1.6 9.6 0.4 -
+qwen3-max                  1.2   6     -      -       >32k 2.4 12 - - >128k 3 15 - -
+qwen3-max-preview          1.2   6     -      -       >32k 2.4 12 - - >128k 3 15 - -
+qwen3-vl-plus              0.2   1.6   -      -       >32k 0.3 2.4 - - >128k 0.6 4.8 - -
+glm-5.3                    1.4   4.4   0.26   -
+glm-5.3-flash              0.15  0.5   0.03   -
+glm-5.2                    1.4   4.4   0.26   -
+glm-5.1                    1.4   4.4   0.26   -
+glm-5                      1     3.2   0.2    -
+glm-4.7                    0.6   2.2   0.11   0
+glm-4.6                    0.6   2.2   0.11   0
+deepseek-v4-flash          0.3   1.2   0.006  -
+deepseek-v4-pro            1.32  3.96  0.044  -
+deepseek-v3.2              0.28  0.4   0.028  -
+deepseek-v3                0.27  1.1   0.07   0
+deepseek-r1                0.55  2.19  0.14   -
+minimax-m3                 0.3   1.2   0.06   -
+minimax-m2.1               0.3   1.2   0.03   0.375
+minimax-m2                 0.3   1.2   0.03   0.375
+"""
+PRICE_VARIANT = re.compile(
+    r"-(?:preview|thinking|low|high|extra-low|latest)$|-\d{8}$|-\d{4}-\d\d-\d\d$|:[a-z]+$|\([^()]*\)$|\[1m\]$"
+)
+
+
+def tiers_of(words: list[str]) -> Tiers:
+    """Read the prices of a row: four numbers, and for each tier its limit and four more."""
+    groups = [[">0", *words[:4]], *(words[at : at + 5] for at in range(4, len(words), 5))]
+    return tuple(
+        Tier(int(limit[1:].replace("k", "000")), *(None if word == "-" else float(word) for word in prices))  # type: ignore[arg-type]
+        for limit, *prices in groups
+    )
+
+
+@functools.lru_cache(maxsize=1)
+def list_prices() -> dict[str, Tiers]:
+    """Return the list prices by model. Source: spec/setup.md 5, of 2026-11-28."""
+    rows = map(str.split, PRICE_ROWS.strip().splitlines())
+    return {name: tiers_of(words) for name, *words in rows}
+
+
+def own_prices(rows: Mapping[str, Json]) -> dict[str, Tiers]:
+    """Read the setting `prices`."""
+    return {
+        name.lower(): (Tier(0, row["input"], row["output"], row.get("cached"), row.get("cache-write")),)
+        for name, row in rows.items()
+    }
+
+
+def price_of(model: str, known: Mapping[str, Tiers]) -> Tiers:
+    """Return the tiers of a model's price; empty: unknown.
+
+    A date, an effort or a variant behind the name, and what stands in front of a slash, do not count.
+    """
+    name = model.lower()
+    while name not in known:
+        shorter = PRICE_VARIANT.sub("", name)
+        if shorter == name:
+            shorter = name.partition("/")[2]
+        if not shorter:
+            return ()
+        name = shorter
+    return known[name]
+
+
+def cost_of(tiers: Tiers, usage: Usage) -> float | None:
+    """Return what tokens cost by list price, in USD; None where that is unknown.
+
+    `usage.input` holds both cache numbers, and decides which tier counts. Without a price of their
+    own, cached tokens cost what others do: an upper bound. Claude's cache of an hour costs double.
+    """
+    tier = next((tier for tier in reversed(tiers) if usage.input > tier.above), tiers[0] if tiers else None)
+    if tier is None or (tier.output is None and usage.output):
+        return None
+    fresh = max(0, usage.input - usage.cache_read - usage.cache_write)
+    read = tier.input if tier.cached is None else tier.cached
+    write = tier.input if tier.write is None else tier.write
+    hour = min(
+        count_at(usage.extra, ("claude", "cache_creation", "ephemeral_1h_input_tokens")), usage.cache_write
+    )
+    spent = fresh * tier.input + usage.cache_read * read + (usage.cache_write - hour) * write
+    return (spent + hour * 2 * tier.input + usage.output * (tier.output or 0.0)) / 1e6
+
+
+def count_at(data: Any, path: Iterable[str]) -> int:
+    """Return the count at a path, 0 if there is none."""
+    for word in path:
+        data = data.get(word) if isinstance(data, Mapping) else None
+    return clean_count(data)
+
+
+def clean_count(number: object) -> int:
+    """Return a count of tokens that somebody else told, 0 if it is none."""
+    fits = isinstance(number, (int, float)) and 0 <= number < COUNT_LIMIT
+    return int(number) if fits else 0  # type: ignore[call-overload]
+
+
+def counts_of(tried: Tried) -> Usage:
+    """Return what an attempt has used, as counts that can be."""
+    told = tried.usage
+    if told is None and tried.read_usage:
+        told = tried.read_usage()
+    if told is None:
+        return Usage()
+    return Usage._make((*map(clean_count, told[:5]), told.extra))
+
+
+def row_of(tried: Tried, price: Callable[[str], Tiers]) -> Row:
+    """Work out the row that is stored of an attempt."""
+    usage = counts_of(tried)
+    error = tried.error
+    refused = tried.number == 0 and tried.status >= 400  # by us: what it says of itself is anybody's guess
+    model = tried.model or tried.asked
+    columns = (  # in the order of Row
+        tried.time,
+        tried.id[:8],
+        tried.number,
+        *client_words(tried, refused),
+        one_line(tried.asked[:TEXT_LIMIT]),
+        NOBODY if refused else one_line(model[:TEXT_LIMIT]),
+        *account_words(tried.account),
+        tried.status,
+        *error_told(error),
+        milliseconds(tried.first - tried.begun) if tried.first else 0,
+        milliseconds(tried.ended - tried.begun),
+        max(0, usage.input - usage.cache_read - usage.cache_write),
+        *usage[1:5],
+        cost_of(price(model), usage) if any(usage[:5]) else 0.0,
+        1 if tried.streamed else 0,
+        1 if tried.hung_up else 0,
+    )
+    return Row._make(columns)
+
+
+def client_words(tried: Tried, refused: bool) -> tuple[str, ...]:
+    """Say who asks: key, client, address, dialect and path."""
+    keys = given_keys(tried.headers, tried.query)
+    return (
+        key_mark(keys[0]) if keys and not refused else "",
+        client_of(tried.agent[:TEXT_LIMIT]) if not refused else "",
+        tried.address,
+        tried.dialect,
+        one_line(tried.path[:TEXT_LIMIT]),
+    )
+
+
+def account_words(account: Account | None) -> tuple[str, str, str]:
+    """Say who was asked: provider, account and its index."""
+    return (account.provider.name, account.name, account.auth_index) if account else ("", "", "")
+
+
+def error_told(error: ProxyError | None) -> tuple[str, str]:
+    """Say what went wrong: its kind, and the first of its words."""
+    return (error.kind, one_line(str(error)[:TEXT_LIMIT])) if error else ("", "")
+
+
+def milliseconds(seconds: float) -> int:
+    return max(0, round(seconds * 1_000))
+
+
+def has_failed(row: Row) -> bool:
+    """Tell whether an attempt has failed; a client that leaves is no failure."""
+    return row.status >= 400 and not row.hung_up
+
+
+# -- the database ------------------------------------------------------------------------
+
+NUMBERS = ("requests", "failed", "input", "cached", "cache_write", "output", "reasoning", "cost", "unpriced")
+GROUPS = ("model", "account", "key", "client", "provider")  # what sums are kept of
+SLOT = 1_800  # seconds that are summed up: half an hour, since some time zones are that far apart
+BUSY = 5.0  # seconds to wait for another process that writes
+SCHEMA_VERSION = 1
+SCHEMA = f"""
+BEGIN IMMEDIATE;
+CREATE TABLE IF NOT EXISTS rows (id INTEGER PRIMARY KEY, {", ".join(Row._fields)});
+CREATE INDEX IF NOT EXISTS rows_time ON rows (time);
+CREATE TABLE IF NOT EXISTS sums (slot INTEGER, {", ".join(f"{group} TEXT" for group in GROUPS)},
+    {", ".join(f"{number} DEFAULT 0" for number in NUMBERS)}, PRIMARY KEY (slot, {", ".join(GROUPS)})) WITHOUT ROWID;
+PRAGMA user_version = {SCHEMA_VERSION};
+COMMIT;
+"""
+INSERT_ROW = f"INSERT INTO rows ({', '.join(Row._fields)}) VALUES ({', '.join('?' * len(Row._fields))})"  # noqa: S608
+ADD_SUM = (
+    f"INSERT INTO sums VALUES ({', '.join('?' * (1 + len(GROUPS) + len(NUMBERS)))}) ON CONFLICT DO UPDATE SET "  # noqa: S608
+    + ", ".join(f"{number} = {number} + excluded.{number}" for number in NUMBERS)
+)
+
+
+class DatabaseError(Exception):
+    """The statistics cannot be read or written, and why."""
+
+
+class Database:
+    """The file of the statistics, for one thread at a time; several processes may use it.
+
+    Every method raises DatabaseError.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Open or make it; a damaged one is put aside."""
+        self.path = path
+        try:
+            import sqlite3  # noqa: PLC0415 -- slow, and not needed to serve
+        except ImportError as exc:
+            raise DatabaseError(f"this Python has no sqlite3: {exc}") from exc
+        self._module = sqlite3
+        with self._translated():
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            try:
+                self._open()
+            except sqlite3.OperationalError:
+                raise  # it is locked, or cannot be written
+            except sqlite3.DatabaseError as exc:
+                self._put_aside(exc)
+                self._open()
+
+    def _put_aside(self, why: Exception) -> None:
+        self.close()
+        aside = self.path.with_name(f"{self.path.name}.damaged-{int(time.time())}")
+        self.path.replace(aside)
+        for end in ("-wal", "-shm"):
+            self.path.with_name(self.path.name + end).unlink(missing_ok=True)
+        log.warning("%s: %s; it was put aside as %s, and a new one is begun", self.path, why, aside.name)
+
+    def _open(self) -> None:
+        os.close(os.open(self.path, os.O_CREAT | os.O_RDWR, 0o600))
+        self._connection = self._module.connect(
+            str(self.path), timeout=BUSY, isolation_level=None, check_same_thread=False
+        )
+        ((version,),) = self._connection.execute("PRAGMA user_version")
+        if version > SCHEMA_VERSION:
+            self.close()
+            raise DatabaseError(f"{self.path}: it was written by a later version of cliproxy ({version})")
+        self._connection.execute("PRAGMA cache_size = -512")  # KB
+        self._connection.execute("PRAGMA synchronous = NORMAL")  # a power cut may cost the last rows
+        if version < SCHEMA_VERSION:
+            self._connection.execute("PRAGMA journal_mode = WAL")
+            self._connection.executescript(SCHEMA)
+
+    @contextlib.contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except (self._module.Error, OSError) as exc:
+            raise DatabaseError(f"{self.path}: {exc}") from exc
+
+    def read(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
+        with self._translated():
+            return list(self._connection.execute(query, values))
+
+    def write(self, rows: Sequence[Row]) -> None:
+        """Add rows and their sums in one transaction."""
+        with self._translated():
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                self._connection.executemany(INSERT_ROW, rows)
+                self._connection.executemany(ADD_SUM, sums_of(rows))
+                self._connection.execute("COMMIT")
+            except self._module.Error:
+                with contextlib.suppress(self._module.Error):
+                    self._connection.execute("ROLLBACK")
+                raise
+
+    def forget(self, before: float) -> None:
+        """Drop the rows that ended before a Unix time; their sums stay."""
+        with self._translated():
+            self._connection.execute("DELETE FROM rows WHERE time < ?", (before,))
+
+    def close(self) -> None:
+        with contextlib.suppress(self._module.Error, AttributeError):
+            self._connection.close()
+
+
+def sums_of(rows: Iterable[Row]) -> Iterator[tuple[Any, ...]]:
+    """Yield the sums of rows as rows of the table `sums`."""
+    sums: dict[tuple[Any, ...], list[Any]] = {}
+    for row in rows:
+        unknown = row.cost is None
+        numbers = (
+            1,
+            1 if has_failed(row) else 0,
+            row.input,
+            row.cached,
+            row.cache_write,
+            row.output,
+            row.reasoning,
+            row.cost or 0.0,
+            1 if unknown else 0,
+        )
+        key = (int(row.time // SLOT), *(getattr(row, group) for group in GROUPS))
+        sums[key] = list(map(operator.add, sums.get(key, [0] * len(numbers)), numbers))
+    yield from ((*key, *numbers) for key, numbers in sums.items())
+
+
+# -- the statistics ----------------------------------------------------------------------
+
+KEPT_ROWS = 50_000  # that wait while nothing can be written; then the oldest go
+DISK_PAUSE = 10.0  # seconds between two tries while the disk does not take anything
+CLEAN_PAUSE = 3_600.0  # seconds between two looks for rows that are too old
+LABELS = 1_000  # names of models that are counted apart
+BUCKETS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)  # seconds
+Counters = dict[str, dict[tuple[str, ...], float]]  # name of a metric -> labels -> value
+
+
+class Stats:
+    """What became of all requests: counters, the latest rows, and the database.
+
+    One thread adds and writes; whoever wants to know reads. `_lock` guards the counters and the
+    database: no request ever takes it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.since = time.time()
+        self.requests = 0  # attempts and refused requests since then
+        self._enabled, self._keep_days = True, 90
+        self._prices: Mapping[str, Tiers] = {}
+        self._counters: Counters = collections.defaultdict(lambda: collections.defaultdict(float))
+        self._names: set[str] = set()  # of models that are counted apart
+        self._latest: collections.deque[Row] = collections.deque(maxlen=LATEST)
+        self._unwritten: collections.deque[Row] = collections.deque(maxlen=KEPT_ROWS)
+        self._database: Database | None = None
+        self._complained = False
+        self._again = -math.inf  # time.monotonic() when the disk may be tried again
+        self._clean = -math.inf  # and when rows may be too old
+        self._lock = threading.Lock()
+
+    def configure(self, config: Config) -> None:
+        """Take over the settings."""
+        self._enabled = config["usage-statistics-enabled"]
+        self._keep_days = config["usage.keep-days"]
+        self._prices = {
+            **list_prices(),
+            **fetched_prices(self.path.parent)[0],
+            **own_prices(config["prices"]),
+        }
+
+    @property
+    def waiting(self) -> bool:
+        """Tell whether there are rows to write."""
+        return bool(self._unwritten)
+
+    def add(self, tries: Iterable[Tried]) -> list[Row]:
+        """Count attempts, keep them to be written, and return them as rows."""
+        price = partial(price_of, known=self._prices)
+        rows = [row_of(tried, price) for tried in tries]
+        with self._lock:
+            self.requests += len(rows)
+            for row in rows:
+                self._count(row)
+            self._latest.extend(rows)
+            if self._enabled:
+                self._unwritten.extend(rows)
+        return rows
+
+    def flush(self) -> None:
+        """Write what has been added; what cannot be written waits for the next time."""
+        now = time.monotonic()
+        with self._lock:
+            if not self._unwritten or now < self._again:
+                return
+            rows = list(self._unwritten)
+            try:
+                self._database = self._database or Database(self.path)
+                self._database.write(rows)
+                self._unwritten.clear()
+                self._complained = False
+                if self._keep_days and now >= self._clean:
+                    self._database.forget(time.time() - self._keep_days * 86_400)
+                    self._clean = now + CLEAN_PAUSE
+            except DatabaseError as exc:
+                self._give_up(exc, now)
+
+    def _give_up(self, why: DatabaseError, now: float) -> None:
+        """Leave the disk alone for a while; once is enough to say so."""
+        if not self._complained:
+            log.warning("%s; usage is not recorded until it can be written", why)
+        self._complained = True
+        self._again = now + DISK_PAUSE
+        self._close()
+
+    def _close(self) -> None:
+        if self._database:
+            self._database.close()
+        self._database = None
+
+    def close(self) -> None:
+        """Write what is left, now or never."""
+        self._again = -math.inf
+        self.flush()
+        with self._lock:
+            self._close()
+
+    def _count(self, row: Row) -> None:
+        model = row.model
+        if model not in self._names and len(self._names) >= LABELS:
+            model = "(other)"
+        self._names.add(model)
+        provider, counters = row.provider, self._counters
+        counters["requests"][provider, model, str(row.status)] += 1
+        for kind in ("input", "cached", "cache_write", "output", "reasoning"):
+            if tokens := getattr(row, kind):
+                counters["tokens"][provider, model, kind] += tokens
+        if row.cost:
+            counters["cost"][provider, model] += row.cost
+        if row.attempt and row.status < 400:
+            self._observe("seconds", row.provider, row.total_ms / 1_000)
+            self._observe("first_byte", row.provider, row.first_ms / 1_000)
+
+    def _observe(self, what: str, provider: str, seconds: float) -> None:
+        """Add a time to a histogram, whose buckets are added up when they are told."""
+        bucket = next((f"{limit:g}" for limit in BUCKETS if seconds <= limit), "+Inf")
+        self._counters[what][provider, bucket] += 1
+        self._counters[f"{what}_sum"][(provider,)] += seconds
+
+    def counters(self) -> Counters:
+        """Return the counters as they are now."""
+        with self._lock:
+            return {name: dict(values) for name, values in self._counters.items()}
+
+    def latest(self) -> list[Row]:
+        """Return the last rows of this process, oldest first."""
+        with self._lock:
+            return list(self._latest)
+
+
+def fetched_prices(folder: Path) -> tuple[dict[str, Tiers], str]:
+    """Return the prices that were fetched, and of when they are; none: no such file."""
+    stored = read_object_file(folder / "prices")
+    prices: dict[str, Tiers] = {}
+    with contextlib.suppress(*MALFORMED):
+        prices = {name: tuple(Tier(*tier) for tier in tiers) for name, tiers in stored["models"].items()}
+    return prices, str(stored.get("date") or "")
+
+
+# -- reports -----------------------------------------------------------------------------
+
+USAGE_BY = {  # what a report may be grouped by -> as SQL
+    **{group: f"coalesce(nullif({group}, ''), '-')" for group in GROUPS},
+    "day": f"strftime('%Y-%m-%d', slot * {SLOT}, 'unixepoch', 'localtime')",
+    "hour": f"strftime('%Y-%m-%d %H:00', slot * {SLOT}, 'unixepoch', 'localtime')",
+}
+TIME_FORMS = "90m, 24h, 7d, 2w, today, yesterday, 2026-11-01 or 2026-11-01T18:30"
+TIME_UNITS = {"m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
+
+
+def read_since(text: str, now: float) -> float:
+    """Return the Unix time that a text says, counted back from `now`. Raises ValueError with the forms."""
+    words = text.strip().lower()
+    if ago := re.fullmatch(r"(\d{1,5})([mhdw])", words):
+        return now - int(ago[1]) * TIME_UNITS[ago[2]]
+    if words in {"today", "yesterday"}:
+        today = time.localtime(now)
+        back = 1 if words == "yesterday" else 0
+        return time.mktime((today.tm_year, today.tm_mon, today.tm_mday - back, 0, 0, 0, 0, 0, -1))
+    for form in ("%Y-%m-%d", "%Y%m%d", "%Y-%m-%dt%H:%M", "%Y-%m-%d %H:%M"):
+        with contextlib.suppress(ValueError, OverflowError):
+            return time.mktime(time.strptime(words, form))
+    raise ValueError(f"{text!r} is no time; allowed: {TIME_FORMS}")
+
+
+def iso_time(when: float) -> str:
+    """Return a Unix time as RFC 3339 has it, in UTC."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(when))
+
+
+class Query(NamedTuple):
+    """What a report is of. Times are Unix times; `model` and `account` are patterns, empty: all."""
+
+    by: str = "day"
+    since: float = 0.0
+    until: float = 1e11
+    model: str = ""
+    account: str = ""
+
+
+def usage_report(database: Database, query: Query) -> Json:
+    """Return sums by what is asked for: since, until, by, rows, total, unpriced.
+
+    `cost` is None where no price is known; `unpriced` names these models. Half hours count whole.
+    """
+    where = ["slot >= ?", "slot * ? < ?"]
+    values: list[Any] = [int(query.since // SLOT), SLOT, query.until]
+    for column, pattern in (("model", query.model), ("account", query.account)):
+        if pattern:
+            where.append(f"{column} GLOB ?")
+            values.append(glob_of(pattern))
+    numbers = ", ".join(f"sum({number})" for number in NUMBERS)
+    source = f"FROM sums WHERE {' AND '.join(where)}"
+    found = database.read(f"SELECT {USAGE_BY[query.by]}, {numbers} {source} GROUP BY 1 ORDER BY 1", *values)
+    (total,) = database.read(f"SELECT {numbers} {source}", *values)
+    unpriced = database.read(f"SELECT DISTINCT model {source} AND unpriced ORDER BY 1", *values)
+    return {
+        "since": iso_time(query.since) if query.since else None,
+        "until": iso_time(query.until) if query.until < 1e11 else None,
+        "by": query.by,
+        "rows": [{query.by: name, **usage_numbers(counts)} for name, *counts in found],
+        "total": usage_numbers(total),
+        "unpriced": [model for (model,) in unpriced],
+    }
+
+
+def glob_of(pattern: str) -> str:
+    """Return a pattern, in which only `*` is special, as SQLite's."""
+    return re.sub(r"[\[?]", r"[\g<0>]", pattern)
+
+
+def usage_numbers(counts: Sequence[Any]) -> Json:
+    """Name the sums of a report; a cost of which nothing is known is None."""
+    *numbers, cost, unpriced = (number or 0 for number in counts)
+    return {**dict(zip(NUMBERS, numbers)), "cost": None if unpriced and not cost else round(cost, 6)}
+
+
+RECENT_SLOTS, RECENT_SECONDS = 20, 600  # of what management clients draw: 20 times 10 minutes
+
+
+def recent_requests(database: Database, now: float) -> dict[str, list[Json]]:
+    """Return by account what became of its last requests. Source: spec/management.md 12."""
+    last = int(now // RECENT_SECONDS)
+    first = last - RECENT_SLOTS + 1
+    found = database.read(
+        "SELECT account, CAST(time / ? AS INTEGER), sum(status < 400), sum(status >= 400 AND NOT hung_up) FROM rows"
+        " WHERE time >= ? AND account > '' GROUP BY 1, 2",
+        *(RECENT_SECONDS, first * RECENT_SECONDS),
+    )
+    recent: dict[str, list[Json]] = {}
+    for account, slot, success, failed in found:
+        blank = [{"time": slot_name(at), "success": 0, "failed": 0} for at in range(first, last + 1)]
+        if first <= slot <= last:  # a clock may have been set back
+            recent.setdefault(account, blank)[slot - first].update(success=success, failed=failed)
+    return recent
+
+
+def slot_name(slot: int) -> str:
+    ends = (time.localtime(end * RECENT_SECONDS) for end in (slot, slot + 1))
+    return "-".join(time.strftime("%H:%M", end) for end in ends)
+
+
+def stored_rows(database: Database, after: int, most: int = 10_000) -> list[tuple[int, Row]]:
+    """Return the rows behind the one with the id `after`, each with its id, as they were written."""
+    fields = ", ".join(Row._fields)
+    query = f"SELECT id, {fields} FROM rows WHERE id > ? ORDER BY id LIMIT ?"  # noqa: S608 -- names of ours
+    found = database.read(query, after, most)
+    return [(id, Row(*row)) for id, *row in found]
+
+
+########################################################################################
+# 29. LOGS
+########################################################################################
+# What happened, for people. Whoever has something to say puts it into a queue: a request its Visited
+# and its Trieds, all others log records. One thread takes them out in their order, a moment later and
+# many at once, writes the lines, and hands the attempts to the statistics.
+
+
+class Visited(NamedTuple):
+    """A request to us, when it has been answered, and the attempt that ended with it, if any."""
+
+    time: float  # Unix time of its end
+    method: str
+    path: str
+    status: int
+    seconds: float
+    address: str = ""
+    query: str = ""
+    about: tuple[str, str, str] | None = None  # of a request for a model: its id, model and account
+    tried: Tried | None = None
+
+
+GATHER = 0.03  # seconds that lines are gathered before they are written
+FLUSH = 1.0  # seconds between two writes of the statistics
+
+
+def escaped(text: str) -> str:
+    """Return a client's text for the log: one word, no control characters."""
+    return quote(text)[1:-1].replace(" ", "%20")
+
+
+def visit_words(visit: Visited, row: Row | None) -> str:
+    """Say in one line what became of a request."""
+    rid, model, account = visit.about or ("-", "", "")
+    line = f"rid={rid} {visit.method} {escaped(visit.path)}"
+    if visit.about:
+        line += f" {escaped(model)} account={escaped(account) or '-'}"
+    line += f" status={visit.status} total={visit.seconds:.3f}s"
+    if row and row.first_ms:
+        line += f" first={row.first_ms / 1_000:.3f}s"
+    if row and row.error and visit.status < 400:
+        line += f" error={row.error}"  # after it had begun
+    if row:
+        line += f" in={row.input + row.cached + row.cache_write} out={row.output}"
+    return line
+
+
+def terminal_line(visit: Visited, row: Row | None) -> str:
+    stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(visit.time))
+    return f"{stamp},{int(visit.time % 1 * 1000):03} INFO {visit_words(visit, row)}\n"
+
+
+class Queued(logging.Handler):
+    """Leaves log records to the thread that writes."""
+
+    def __init__(self, put: Callable[[Any], None]) -> None:
+        super().__init__()
+        self._put = put
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._put(record)
+
+
+def write_terminal(text: str) -> None:
+    with contextlib.suppress(OSError):  # as of a full disk
+        sys.stderr.write(text)
+        sys.stderr.flush()
+
+
+class Scribe:
+    """Writes down, on one thread, what all others have to say."""
+
+    def __init__(self, stats: Stats) -> None:
+        self.stats = stats
+        self.sink: Callable[[str], object] = write_terminal
+        self.form = logging.Formatter()
+        self._queue: SimpleQueue[Visited | Tried | logging.LogRecord | None] = SimpleQueue()
+        self._turn = threading.Lock()  # held while what is in the queue is written
+        self._written = -math.inf  # time.monotonic() when the statistics were, last
+        self.put = self._queue.put
+
+    def run(self) -> None:
+        """Write what comes until `stop`."""
+        never = threading.Event()
+        while True:
+            wait = FLUSH if self.stats.waiting else None
+            with contextlib.suppress(Empty):
+                first = self._queue.get(timeout=wait)
+                never.wait(GATHER)
+                self.write(first)
+                if first is None:
+                    return
+            self.keep()
+
+    def stop(self) -> None:
+        """End the thread when all is written that has been said until now."""
+        self.put(None)
+
+    def keep(self) -> None:
+        """Have the statistics written if it is time."""
+        if time.monotonic() - self._written >= FLUSH:
+            self._written = time.monotonic()
+            self.stats.flush()
+
+    def write(self, *first: Any) -> None:
+        """Write what has been said so far, `first` before all else."""
+        with self._turn:
+            said = [*first, *drained(self._queue)]
+            tries = [tried for tried in map(tried_of, said) if tried]
+            rows = dict(zip(map(id, tries), self.stats.add(tries)))
+            lines = (self.line(one, rows.get(id(tried_of(one)))) for one in said)
+            text = "".join(filter(None, lines))
+            self.sink(text)
+
+    def line(self, said: Any, row: Row | None) -> str:
+        """Return the line for one thing that was said; empty: it is only counted."""
+        if isinstance(said, Visited):
+            return terminal_line(said, row) if log.isEnabledFor(logging.INFO) else ""
+        return self.form.format(said) + "\n" if isinstance(said, logging.LogRecord) else ""
+
+    def close(self) -> None:
+        """Write all that is left."""
+        self.write()
+        self.stats.close()
+
+
+def tried_of(said: Any) -> Tried | None:
+    """Return the attempt that something in the queue tells of, if it does."""
+    if isinstance(said, Visited):
+        return said.tried
+    return said if isinstance(said, Tried) else None
+
+
+def drained(queue: SimpleQueue[Any]) -> Iterator[Any]:
+    """Yield what is in a queue, without waiting for more."""
+    with contextlib.suppress(Empty):
+        while True:
+            yield queue.get_nowait()
+
+
+########################################################################################
+# 30. ERRANDS
 ########################################################################################
 # What a client wants, on its way through. A body that only needs another name is edited as bytes:
 # what was signed, or written with care, stays as it is.
 
 # An id for every errand without asking the system for random bytes each time, which takes 9 us.
 ERRAND_SEED, ERRAND_NUMBERS = secrets.token_hex(8), count(secrets.randbits(32))
+
+
+def new_id() -> str:
+    """Return the id of a request: 24 hex digits, the first eight of which are its name in the log."""
+    return f"{next(ERRAND_NUMBERS) & 0xFFFFFFFF:08x}{ERRAND_SEED}"
 
 
 class Errand:
@@ -14531,11 +15462,20 @@ class Errand:
         self.query: Mapping[str, str] = {}
         self.headers: Headers = {}
         self.watcher = Watcher()
-        self.id = f"{next(ERRAND_NUMBERS) & 0xFFFFFFFF:08x}{ERRAND_SEED}"
+        self.id = new_id()
         self.created = int(time.time())
-        self.account = ""  # who was asked last, for the log
-        self.served = ""  # for which model
+        self.address = ""  # the client's
+        self.path = ""
+        self.candidate: Candidate | None = None  # who is asked, or was last
+        self.number = 0  # of the attempt
+        self.told = False  # has it been left to the statistics?
+        self.begun = time.monotonic()
+        self.first = 0.0  # time.monotonic() when the first of the answer was there
+        self.streams = False  # does the answer?
+        self.served = ""  # by which model
         self.usage: Usage | None = None  # once it is known
+        self.read_usage: Callable[[], Usage | None] | None = None  # how to know it when the answer has passed
+        self.failure: ProxyError | None = None  # that the answer ended in, after it had begun
         self.opening: Opening | None = None  # of the answer that is awaited
         self.edit: Callable[[bytes], bytes] | None = None  # of the JSON texts of the answer, for the client
         self._span: tuple[int, int] | None = None
@@ -14597,11 +15537,56 @@ class Errand:
         """Take down what the answer has cost so far."""
         self.usage = usage
 
-    def summary(self) -> tuple[str, str, str, Usage | None]:
-        """Return what the log says of an errand: its id, model, account and usage."""
+    def summary(self) -> tuple[str, str, str]:
+        """Return what the log says of an errand: its id, model and account."""
         asked = self.path_model or self._model or "-"
         model = asked if self.served in {"", asked} else f"{asked}={self.served}"
-        return self.id[:8], model, self.account, self.usage
+        return self.id[:8], model, self.account
+
+    @property
+    def account(self) -> str:
+        """The name of the account that is asked, or was last; empty: none."""
+        return self.candidate.account.name if self.candidate else ""
+
+    def begin(self, candidate: Candidate) -> None:
+        """Note that an account is asked now."""
+        self.candidate = candidate
+        self.served = candidate.model
+        self.number += 1
+        self.told = False
+        self.begun = time.monotonic()
+        self.first = 0.0
+        self.usage = None
+        self.read_usage = None
+        self.failure = None
+
+    def tried(self, status: int, error: ProxyError | None = None, *, hung_up: bool = False) -> Tried:
+        """Return what the statistics are told of the attempt that ends now."""
+        candidate, failure = self.candidate, error or self.failure
+        self.told = True
+        return Tried(
+            time.time(),
+            self.id,
+            self.number,
+            self.headers,
+            self.query,
+            self.client,
+            self.address,
+            self.dialect.name,
+            self.path,
+            self.path_model or self._model,
+            candidate.model if candidate else "",
+            candidate.account if candidate else None,
+            failure.status if failure else status,
+            failure,
+            self.begun,
+            self.first,
+            time.monotonic(),
+            self.usage,
+            self.read_usage,
+            self.streams,
+            hung_up,
+        )
 
     @property
     def probes(self) -> bool:
@@ -14706,7 +15691,7 @@ def chat_of_completion(body: Json) -> Json:
 
 
 ########################################################################################
-# 29. PROVIDERS
+# 31. PROVIDERS
 ########################################################################################
 # What a row of PROVIDERS cannot say: a function for the headers of a provider, and one for bodies.
 
@@ -15053,7 +16038,7 @@ def apply_payload(rules: Json, body: Json, original: Json, case: PayloadCase) ->
 
 
 ########################################################################################
-# 30. CATALOG
+# 32. CATALOG
 ########################################################################################
 # The models that each account's upstream says it has, for lists and limits. Kept on disk for a day.
 
@@ -15244,7 +16229,7 @@ MODEL_SHAPES: dict[str, tuple[Callable[[Model], Json], Callable[[list[Json]], Js
 
 
 ########################################################################################
-# 31. ANSWERS
+# 33. ANSWERS
 ########################################################################################
 # What goes back to the client. An answer that passes is watched for usage, errors and its end; what
 # needs another name, or no envelope, is edited as bytes: the rest stays as the upstream wrote it.
@@ -15353,8 +16338,11 @@ def with_first(first: list[bytes], pieces: Pieces) -> Pieces:
 SILENT_EVENTS = frozenset({MessageStart, PartStart, Usage})  # they say nothing
 
 
-def until_said(events: Events, opening: Opening) -> Events:
-    """Let events through, telling of the first that says something, or of a failure before that."""
+def until_said(events: Events, opening: Opening, errand: Errand) -> Events:
+    """Let events through, telling of the first that says something, or of a failure before that.
+
+    The errand learns of any failure: a writer makes a frame of it.
+    """
     try:
         for event in events:
             opening.said = opening.said or type(event) not in SILENT_EVENTS
@@ -15364,6 +16352,7 @@ def until_said(events: Events, opening: Opening) -> Events:
         yield from events
     except ProxyError as error:
         opening.failure = None if opening.said else error
+        errand.failure = error
         raise
     finally:
         events.close()
@@ -15503,7 +16492,10 @@ class Tap:
 
     def close(self) -> None:
         told: Json = {}
-        for text in (self._first, self._last):
+        first = (
+            self._first if self._errand.dialect.name == "claude" else b""
+        )  # it tells parts, all others the whole
+        for text in (first, self._last):
             with contextlib.suppress(*MALFORMED):
                 more, _ = read_json(text.decode("utf-8", "replace"))
                 told.update({key: value for key, value in more.items() if value is not None})
@@ -15647,6 +16639,30 @@ def watched_array(pieces: Pieces, errand: Errand) -> Pieces:
         raise ProxyError("upstream_failed", "the upstream ended its stream in the middle")
 
 
+PACKED_LIMIT = 2**20  # bytes of a packed answer that are kept until it has passed
+
+
+def kept_pieces(pieces: Pieces, errand: Errand, encoding: str) -> Pieces:
+    """Yield a packed answer as it comes, and keep it: its usage is read when it has passed, by who wants to know."""
+    kept: list[bytes] = []
+    size = 0
+    errand.read_usage = partial(usage_of_packed, kept, encoding, errand.dialect)
+    with contextlib.closing(pieces):
+        for piece in pieces:
+            size += len(piece)
+            if size <= PACKED_LIMIT:
+                kept.append(piece)
+            yield piece
+
+
+def usage_of_packed(pieces: list[bytes], encoding: str, dialect: Dialect) -> Usage | None:
+    """Read the usage in a whole answer that is packed; None if that cannot be."""
+    with contextlib.suppress(*MALFORMED):
+        payload = read_object(unpack(b"".join(pieces), encoding))
+        return find_usage(payload, dialect)
+    return None
+
+
 EVENT_ENDS = (b"\n\n", b"\r\n\r\n", b"\r\r")
 
 
@@ -15741,7 +16757,7 @@ def completed_events(
             events.append(event)
             continue
         tap.failed = True
-        error = errand.dialect.read_error(502, dumps({"error": told}).encode("ascii"))
+        errand.failure = error = errand.dialect.read_error(502, dumps({"error": told}).encode("ascii"))
         error.body = text
         whole = discreet(error).body
         if isinstance(payload.get("error"), dict):
@@ -15806,7 +16822,7 @@ def completion_text(text: bytes) -> bytes:
 
 
 ########################################################################################
-# 32. UPSTREAM
+# 34. UPSTREAM
 ########################################################################################
 # One request of a client, asked of one account after the other until one begins to answer. Two
 # lanes: the bytes pass through when both sides speak one dialect, else they are translated by
@@ -15830,6 +16846,8 @@ class App:
         self._stored = -math.inf  # when the state was; only one thread polls
         self._told: set[str] = set()  # which credentials are not used, and why
         self._wakes_seen: Json = {}  # only the thread that polls uses it
+        self.stats = Stats(store.folder / ".cliproxy" / "usage.db")
+        self.scribe = Scribe(self.stats)
         self.router.restore(read_object_file(state_file(self.store.folder)))
         self._take_wakes()
         self.reload()
@@ -15864,6 +16882,7 @@ class App:
             self.config, self.store.credentials(), self.environ, self.catalog.listed, self._tell_once
         )
         self.router.configure(accounts, self.config)
+        self.stats.configure(self.config)
 
     def _tell_once(self, message: str) -> None:
         if message not in self._told:
@@ -15997,6 +17016,7 @@ def dispatch(errand: Errand, app: App) -> Answer:
     nobody answers, and at once what is the client's own mistake.
     """
     if errand.model == ECHO and errand.action == "generate":
+        errand.read_usage = partial(echo_usage, errand.request)
         return for_client(answer_of(errand, echo_events(errand.request)), errand)
     if errand.model == ECHO:
         return estimated(errand)
@@ -16050,7 +17070,7 @@ def ask_each(errand: Errand, app: App) -> Answer:
     for candidate in candidates[: config["max-retry-credentials"] or None]:
         if failure and app.router.rests(candidate):
             continue
-        errand.account, errand.served = candidate.account.name, candidate.model
+        errand.begin(candidate)
         attempt = Attempt(errand, candidate, app)
         try:
             answer = attempt.try_it()
@@ -16060,6 +17080,8 @@ def ask_each(errand: Errand, app: App) -> Answer:
                 error.final = True
                 raise
         else:
+            errand.first = time.monotonic()
+            errand.streams = is_stream(answer.headers)
             app.router.reward(candidate, model, session)
             errand.opening = None
             return answer
@@ -16102,6 +17124,7 @@ class Attempt:
         errand = self.errand
         self.app.make_discreet(error)
         log.warning("rid=%s %s: %s", errand.id[:8], self.account.name, explained(error))
+        self.app.scribe.put(errand.tried(error.status, error))
         if error.kind == "internal":
             return not self.opening.sent
         spared = error.status == 429 and errand.probes
@@ -16126,6 +17149,8 @@ class Attempt:
                 log.info(
                     "rid=%s %s refused %s; it is asked again", self.errand.id[:8], self.account.name, why
                 )
+                self.app.scribe.put(self.errand.tried(error.status, error))
+                self.errand.begin(self.candidate)
 
     def mended(self, error: ProxyError) -> str:
         """Mend what was refused, if that was not done before; return what it was, empty if nothing can be."""
@@ -16263,7 +17288,10 @@ class Attempt:
             return self.relay_stream(exchange, headers)
         if self.keeps_encoding(exchange):
             headers["content-encoding"] = exchange.headers["content-encoding"]
-            pieces, length = exchange.pieces(), exchange.length
+            pieces, length = (
+                kept_pieces(exchange.pieces(), errand, headers["content-encoding"]),
+                exchange.length,
+            )
         elif errand.path_stream and not errand.sse:
             pieces, length = watched_array(exchange.decoded(), errand), None
         elif errand.action.startswith("/") and "json" not in headers.get("content-type", ""):
@@ -16369,7 +17397,7 @@ class Attempt:
         exchange = self.open(path, [dumps(body).encode("ascii")])
         answer = read_answer(exchange, upstream, request, provider.wrapped, self.app.make_discreet)
         events = fit_events(answer, request, fitted, target, self.errand.note)
-        heard = until_said(events, self.opening)
+        heard = until_said(events, self.opening, self.errand)
         return answer_of(self.errand, heard, passed_headers(exchange, self.config))
 
     def count(self) -> Answer:
@@ -16475,6 +17503,10 @@ def read_answer(
             yield from upstream.read_response(body, request)
 
 
+def echo_usage(request: Request) -> Usage:
+    return next(event for event in echo_events(request) if isinstance(event, Usage))
+
+
 def echo_events(request: Request) -> Events:
     """Repeat the last user text; call the first tool if that text asks for it."""
     texts = [text_of(m.parts) for m in request.messages if m.role == "user" and text_of(m.parts)]
@@ -16530,7 +17562,7 @@ def estimated(errand: Errand) -> Answer:
 
 
 ########################################################################################
-# 33. AMP
+# 35. AMP
 ########################################################################################
 # What Amp's command line asks its own server for, beside models, is passed on to that server, with the
 # owner's key in place of the client's. Its pages are for browsers, which are sent there. Source:
@@ -16600,7 +17632,7 @@ def ask_amp(errand: Errand, method: str, target: str, given: Collection[str], ap
 
 
 ########################################################################################
-# 34. WEBSOCKET
+# 36. WEBSOCKET
 ########################################################################################
 # The server's side of RFC 6455 for /v1/responses: a text message is a request, a text message each
 # event of its answer. A connection remembers its last answers, so that a client need only send what
@@ -16773,7 +17805,7 @@ def error_message(error: ProxyError) -> Json:
 
 
 ########################################################################################
-# 35. SERVER
+# 37. SERVER
 ########################################################################################
 # A ThreadingHTTPServer whose Handler has a Visit a request, read with NETWORK's strict parser. A thread
 # serves one client connection and is the only one that writes its socket. Here, and nowhere else, an
@@ -16796,10 +17828,6 @@ REASONS = {status.value: status.phrase for status in HTTPStatus}
 
 class ClientGone(Hangup):
     """The client has hung up; nobody is left to tell."""
-
-
-# when, method, path, status, seconds, and Errand.summary() of a request for a model
-LogLine = tuple[float, str, str, int, float, Union[tuple[str, str, str, Union[Usage, None]], None]]
 
 
 class Stage(Enum):
@@ -16831,6 +17859,8 @@ class Visit(Watcher):
         self.allowed_origin = ""  # the page that asks, if the owner lets it
         self.argument = ""  # what the `*` of the route's path stands for
         self.errand: Errand | None = None
+        self.route: Route | None = None
+        self.error: ProxyError | None = None  # that the request ended in
         # of the answer
         self.dialect = DIALECTS["chat"]  # in which errors are told
         self.stage = Stage.SILENT
@@ -16913,6 +17943,7 @@ class Visit(Watcher):
         self.check_host()
         self.check_origin()
         route, self.argument = find_route(self.method, self.path)
+        self.route = route
         if route.admit:
             self.admit()
         route.handle(self, route)
@@ -16959,13 +17990,7 @@ class Visit(Watcher):
             raise ProxyError("unauthorized", message)
 
     def given_keys(self) -> list[str]:
-        """Return what may be the client's key, from all the places where clients put it."""
-        whole, query = self.headers.get("authorization", ""), self.query
-        scheme, _, bearer = whole.partition(" ")
-        given = [bearer.strip() if scheme.lower() == "bearer" else "", whole]
-        given += [self.headers.get(name, "") for name in ("x-api-key", "x-goog-api-key")]
-        given += [query.get(name, "") for name in ("key", "auth_token")]
-        return list(filter(None, given))
+        return given_keys(self.headers, self.query)
 
     def read_body(self) -> bytes | bytearray:
         """Read the request's body, its content encoding undone.
@@ -17014,6 +18039,7 @@ class Visit(Watcher):
 
     def fail(self, error: ProxyError) -> None:
         """Answer with an error in the client's dialect, unless an answer has begun: then hang up."""
+        self.error = error
         self.server.app.make_discreet(error)
         if self.stage is Stage.PENDING:  # the status is lost
             self.out.append(dumps(self.dialect.write_error(error)).encode("ascii"))
@@ -17094,6 +18120,7 @@ class Visit(Watcher):
             try:
                 self.send_pieces(pieces)
             except ProxyError as error:
+                self.error = error
                 if not answer.headers.get("content-type", "").startswith("text/event-stream"):
                     raise ClientGone from error
                 rid = self.errand.id[:8] if self.errand else "-"
@@ -17182,11 +18209,38 @@ class Visit(Watcher):
         self.flush()
 
     def log_request(self, begun: float) -> None:
-        """Leave a line for the log; it is written within a second, off the hot path."""
-        if log.isEnabledFor(logging.INFO):
-            about = self.errand.summary() if self.errand else None
-            seconds = time.monotonic() - begun
-            self.server.lines.append((time.time(), self.method, self.path, self.status, seconds, about))
+        """Leave a line for the log and the attempt that ended for the statistics: another thread writes them."""
+        errand, error = self.errand, self.error
+        tried = None
+        if errand is None and self.route and self.route.counts:
+            errand = Errand(self.dialect, self.route.action, b"")
+            self.place(errand)
+        if errand and not errand.told:
+            status = error.status if error else self.status
+            status = 200 if status == 101 else status
+            tried = errand.tried(status, error, hung_up=status == 499)
+        seconds = time.monotonic() - begun
+        about = errand.summary() if errand else None
+        self.server.app.scribe.put(
+            Visited(
+                time.time(),
+                self.method,
+                self.path,
+                self.status,
+                seconds,
+                self.address,
+                self.raw_query,
+                about,
+                tried,
+            )
+        )
+
+    def place(self, errand: Errand) -> None:
+        """Tell an errand who asks, and where."""
+        errand.headers = self.end_to_end()
+        errand.query = self.query
+        errand.address = self.address
+        errand.path = self.path
 
     # What the rows of ROUTES do.
 
@@ -17259,8 +18313,7 @@ class Visit(Watcher):
         self.dialect = DIALECTS[route.dialect]
         errand = Errand(self.dialect, route.action, self.read_body())
         self.errand = errand
-        errand.headers = self.end_to_end()
-        errand.query = self.query
+        self.place(errand)
         errand.watcher = self
         if route.action.startswith("/"):
             errand.type, errand.path_stream = self.headers.get("content-type", errand.type), False
@@ -17371,8 +18424,11 @@ class Visit(Watcher):
     def serve_message(self, web: WebSocket, memory: Memory, text: bytearray) -> None:
         """Answer one request with a message for each event."""
         errand = self.errand = Errand(self.dialect, "generate", text)
-        errand.headers, errand.watcher = self.end_to_end(), web
+        self.place(errand)
+        errand.watcher = web
         web.meanwhile = partial(self.send_early_messages, web, errand)
+        self.error = None
+        self.status = 101
         output: list[Json] = []
         lane: Json = {}  # which of several conversations in one connection it is
         begun = time.monotonic()
@@ -17387,9 +18443,13 @@ class Visit(Watcher):
                     memory.keep(body, event.get("response"), output)
                 web.send(dumps_text({**event, **lane}).encode("utf-8", "replace"))
         except ProxyError as error:
-            self.server.app.make_discreet(error)
+            self.error = self.server.app.make_discreet(error)
             web.send(dumps_text({**error_message(error), **lane}).encode("utf-8", "replace"))
-        self.log_request(begun)
+        except (SocketClosed, OSError):
+            self.status = 499
+            raise
+        finally:
+            self.log_request(begun)
 
     def send_early_messages(self, web: WebSocket, errand: Errand) -> None:
         """Send what is held back of an answer, if that has been long enough."""
@@ -17407,24 +18467,6 @@ class Visit(Watcher):
         raise ProxyError("not_implemented", message)
 
 
-def write_lines(lines: collections.deque[LogLine]) -> None:
-    """Write the log lines of the requests since the last time, all at once."""
-    text = []
-    while lines:
-        now, method, path, status, seconds, about = lines.popleft()
-        stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(now))
-        rid, model, account, usage = about or ("-", "", "", None)
-        line = f"{stamp},{int(now % 1 * 1000):03} INFO rid={rid} {method} {escaped(path)}"
-        line += f" {escaped(model)} account={escaped(account) or '-'}" if about else ""
-        line += f" status={status} total={seconds:.3f}s"
-        if about:
-            line += f" in={usage.input} out={usage.output}" if usage else " in=- out=-"
-        text.append(line + "\n")
-    with contextlib.suppress(OSError):  # as of a full disk
-        sys.stderr.write("".join(text))
-        sys.stderr.flush()
-
-
 HOST = re.compile(r"(\[[0-9a-f:.]+\]|[\w.-]+)(:\d{1,5})?", re.ASCII)  # RFC 9110 7.2, no user name
 
 
@@ -17440,11 +18482,6 @@ def is_page(origin: str) -> bool:
     return origin.startswith(("http://", "https://"))
 
 
-def escaped(text: str) -> str:
-    """Return a client's text for the log: one word, no control characters."""
-    return quote(text)[1:-1].replace(" ", "%20")
-
-
 class Route(NamedTuple):
     """One public route. `path` may end in `*`: the rest becomes the visit's argument."""
 
@@ -17454,6 +18491,11 @@ class Route(NamedTuple):
     dialect: str = ""
     action: str = "generate"
     admit: bool = True  # does it want a client key?
+
+    @property
+    def counts(self) -> bool:
+        """Tell whether it is for a model: then the statistics want to hear of it."""
+        return self.method == "POST" and bool(self.dialect)
 
 
 # fmt: off
@@ -17631,7 +18673,6 @@ class Server(ThreadingHTTPServer):
         self.loopback = is_loopback(address[0])
         self._never = threading.Event()  # to wait on
         self.working: set[Visit] = set()  # those that serve a request; one step changes it
-        self.lines: collections.deque[LogLine] = collections.deque()
         log.addFilter(self._discretion)
 
     def server_bind(self) -> None:
@@ -17759,7 +18800,7 @@ def link_of(file: Path) -> str:
 
 
 ########################################################################################
-# 36. OUTPUT
+# 38. OUTPUT
 ########################################################################################
 # What people see of the commands: lines, tables that fit into their terminal, colours for states
 # where there is one, and this program by the name under which they started it: texts say `cliproxy`.
@@ -17862,7 +18903,7 @@ def table_lines(columns: Sequence[Column], rows: Sequence[Any]) -> Iterator[str]
 
 
 ########################################################################################
-# 37. SERVICE
+# 39. SERVICE
 ########################################################################################
 # Keeping the proxy running: one row for each kind of system says where its file lies, what stands
 # in it, and which commands carry out an act. Nothing is run by a shell, and every command has a
@@ -18245,7 +19286,7 @@ def completion(shell: str, words: Mapping[str, Sequence[str]]) -> str:
 
 
 ########################################################################################
-# 38. COMMANDS
+# 40. COMMANDS
 ########################################################################################
 # argparse rows. Whatever goes wrong is one sentence on stderr and exit status 1; usage errors are 2.
 
@@ -18309,7 +19350,7 @@ def listen_for_signals(asked: SimpleQueue[int], stop: threading.Event) -> None:
         signal.signal(signal.SIGHUP, lambda n, _: asked.put(n))
 
 
-def poll_until_asked(server: Server, app: App, asked: SimpleQueue[int]) -> None:
+def poll_until_asked(app: App, asked: SimpleQueue[int]) -> None:
     """Take over what changes on disk, every second and at a SIGHUP, until a signal asks to end."""
     number = 0
     while number not in ENDING:
@@ -18318,9 +19359,16 @@ def poll_until_asked(server: Server, app: App, asked: SimpleQueue[int]) -> None:
             app.ask_for_models()
         except Exception:  # a thread's top
             log.exception("what changed on disk could not be taken over")
-        write_lines(server.lines)
         with contextlib.suppress(Empty):
             number = asked.get(timeout=1.0)
+
+
+def start_scribe(scribe: Scribe) -> None:
+    """Let one thread write all that is said from now on, in its order."""
+    root = logging.getLogger()
+    scribe.form = root.handlers[0].formatter or scribe.form
+    root.handlers = [Queued(scribe.put)]
+    threading.Thread(target=scribe.run, daemon=True).start()
 
 
 def cmd_serve(options: argparse.Namespace) -> int:
@@ -18340,6 +19388,7 @@ def cmd_serve(options: argparse.Namespace) -> int:
     listen_for_signals(asked, stop)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     greet(server, app)
+    start_scribe(app.scribe)
     keeper = threading.Thread(target=app.keep_renewed, args=(stop,), daemon=True)
     keeper.start()
     bundle = os.environ.get("SSL_CERT_FILE")
@@ -18347,13 +19396,13 @@ def cmd_serve(options: argparse.Namespace) -> int:
         log.warning("SSL_CERT_FILE names %r, where no file is: no certificate can be checked with it", bundle)
     if any(account.origin.scheme == "https" for account in app.router.offers.accounts):
         threading.Thread(target=tls_context, daemon=True).start()  # so that no request waits for it
-    poll_until_asked(server, app, asked)
+    poll_until_asked(app, asked)
     stop.set()
     log.info("stopping; running answers have %.0f s", GRACE)
     finished = server.stop()
-    write_lines(server.lines)
     keeper.join(GRACE)  # new tokens must reach the disk
     app.save_state()
+    app.scribe.close()
     logging.shutdown()
     sys.stdout.flush()
     # Threads of connections may still run. Python would end under them: 3.13.0 was seen to crash.

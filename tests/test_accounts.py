@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -456,21 +455,14 @@ def test_nobody_is_asked_but_who_was_meant(  # noqa: PLR0917 -- a column each
 
 
 def test_the_log_names_who_answered(
-    make_proxy: ProxyMaker,
-    upstream: Upstream,
-    capsys: pytest.CaptureFixture[str],
-    caplog: pytest.LogCaptureFixture,
+    make_proxy: ProxyMaker, upstream: Upstream, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
     proxy = make_proxy(claude_api_key=key(upstream, {"name": "claude-sonnet-5"}))
     upstream.replies = [answers, answers]
     ask_for(proxy, "claude", "claude-opus-5")
     ask_for(proxy, "claude", "claude-sonnet-5")
-    end = time.monotonic() + 5
-    while len(proxy.server.lines) < 2 and time.monotonic() < end:
-        threading.Event().wait(0.01)  # the line follows the answer
-    cp.write_lines(proxy.server.lines)
-    told = capsys.readouterr().err
+    told = proxy.log(2)
     assert "claude-opus-5=claude-sonnet-5 account=" in told
     assert " claude-sonnet-5 account=" in told
 

@@ -46,7 +46,7 @@ def sample_of(shape: Any, flag: bool = True) -> Any:
         return {"x": sample_of(shape.of)}
     if isinstance(shape, tuple):
         return {row.key: sample(row) for row in shape if not row.status}
-    return {bool: flag, int: 7, str: "t", dict: {"a": "1"}, object: {"any": 1}}[shape]
+    return {bool: flag, int: 7, float: 1.5, str: "t", dict: {"a": "1"}, object: {"any": 1}}[shape]
 
 
 def nested(key: str, value: Any) -> Any:

@@ -16,7 +16,6 @@ import sys
 import threading
 import time
 import zlib
-from collections import deque
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -874,12 +873,12 @@ def port_of(process: subprocess.Popen[str]) -> int:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no disk is full")
-def test_a_full_disk_under_the_log_is_no_reason_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    written = 0
+def test_a_full_disk_under_the_log_is_no_reason_to_end(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    written, scribe = 0, cp.Scribe(proxy.app.stats)
     with contextlib.suppress(OSError), Path("/dev/full").open("w", encoding="utf-8") as full:
         monkeypatch.setattr(sys, "stderr", full)
         for _ in range(2):
-            cp.write_lines(deque([(0.0, "GET", "/", 200, 0.1, None)]))
+            scribe.write(cp.Visited(0.0, "GET", "/", 200, 0.1))
             written += 1
     assert written == 2
 
@@ -930,7 +929,8 @@ def test_secrets_never_reach_the_log(
     proxy.ask(
         "/v1/messages?key=sk-local-secret", ASKS["claude"][2], {"authorization": "Bearer sk-wrong-secret"}
     )
-    lines = caplog.text + "".join(map(str, proxy.server.lines))
+    lines = caplog.text + proxy.log()
+    assert "/v1/messages" in lines
     assert "secret" not in lines
     assert "sk-upstream-key" not in lines
 
@@ -970,14 +970,15 @@ def test_no_upstream_can_make_us_tell_its_key_late_in_a_translated_stream(
     assert "sk-upstream-key" not in caplog.text
 
 
-def test_what_is_forged_stays_in_one_line_of_the_log(capfd: pytest.CaptureFixture[str]) -> None:
-    forged = {"input_tokens": "7\n2026-01-01 CRITICAL forged", "output_tokens": {"a": 1}}
-    usage = cp.read_usage_of(forged, cp.DIALECTS["claude"])
-    about = ("rid", "model\nforged", "name\nforged", usage)
-    cp.write_lines(deque([(0.0, "GET", "/\nforged", 200, 0.1, about)]))
-    line = capfd.readouterr().err
-    assert line.count("\n") == 1
-    assert line.endswith((" in=0 out=0\n", " in=- out=-\n"))
+def test_counts_of_tokens_in_the_log_are_numbers(
+    proxy: Proxy, upstream: Upstream, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    usage = {"input_tokens": "7\n2026-01-01 CRITICAL forged", "output_tokens": {"a": 1}}
+    upstream.reply({"type": "message", "content": [], "usage": usage})
+    proxy.ask("/v1/messages", ASKS["claude"][2])
+    assert proxy.log().count("\n") == 1
+    assert proxy.log().endswith(" in=0 out=0\n")
 
 
 def test_a_message_is_one_line_of_the_log() -> None:

@@ -15,7 +15,7 @@ import cliproxy as cp
 from support.codex import ASKS, HELLO, ITEM, PAYLOADS, RESPONSE, STREAM, USAGE, add_codex, ask, sse
 from support.dialogue import ANSWERS, NAMES, STREAMS, Said, frame
 from support.proxy import Got, Proxy, ProxyMaker
-from support.upstream import CLOSE, DEADLINE, RESET, Upstream, make_reply, wait_for
+from support.upstream import CLOSE, DEADLINE, RESET, Upstream, make_reply
 
 SSE = {"content-type": "text/event-stream"}
 
@@ -900,11 +900,10 @@ def test_usage_is_known_on_both_lanes(
     else:
         upstream.reply(ANSWERS[dialect](said))
     assert ask_as(proxy, client, f"up-{dialect}", stream=stream).status == 200
-    wait_for(lambda: bool(proxy.server.lines))
-    _, model, account, usage = proxy.server.lines[-1][-1] or ("", "", "", None)
-    assert (model, bool(account)) == (f"up-{dialect}", True)
-    assert usage is not None
-    assert (usage.input, usage.output) == (9, 5)
+    (row,) = proxy.rows()
+    assert (row.model, bool(row.account)) == (f"up-{dialect}", True)
+    assert (row.input, row.output) == (9, 5)
+    assert " in=9 out=5\n" in proxy.log()
 
 
 def test_a_failed_request_names_whom_it_asked(
@@ -914,10 +913,8 @@ def test_a_failed_request_names_whom_it_asked(
     proxy = with_keys(make_proxy, upstream, 1)
     upstream.reply(ERROR, 400)
     assert proxy.ask("/v1/messages", CLAUDE).status == 400
-    wait_for(lambda: bool(proxy.server.lines))
-    about = proxy.server.lines[-1][-1]
-    assert about
-    assert about[2:] == ("claude-api-key[0]", None)
+    assert "account=claude-api-key[0] status=400" in proxy.log()
+    assert [(row.account, row.status) for row in proxy.rows()] == [("claude-api-key[0]", 400)]
 
 
 # --- a full context ------------------------------------------------------------------------------------

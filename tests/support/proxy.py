@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import cliproxy as cp
-from support.upstream import DEADLINE, Upstream
+from support.upstream import DEADLINE, Upstream, wait_for
 
 
 class Got(NamedTuple):
@@ -47,6 +47,8 @@ class Proxy:
         store.scan()
         self.app = cp.App(cp.ConfigFile(self.path), store, environ)
         self.server = cp.make_server(self.app)
+        self.lines: list[str] = []  # of the log, as far as `log` has been called
+        self.app.scribe.sink = self.lines.append
         self.port = self.server.port
         self.url = f"http://127.0.0.1:{self.port}"
         self._thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01})
@@ -59,6 +61,27 @@ class Proxy:
         self.server.stop(grace=0.0)
         self._thread.join(DEADLINE)
         self.app.pool.prune(0.0)
+        self.app.stats.close()
+
+    def log(self, requests: int = 1) -> str:
+        """Return the log when so many requests are in it: the line follows the answer."""
+
+        def told() -> str:
+            self.app.scribe.write()
+            return "".join(self.lines)
+
+        wait_for(lambda: told().count("rid=") >= requests)
+        return told()
+
+    def rows(self, attempts: int = 1) -> list[cp.Row]:
+        """Return what the statistics know when they know of so many attempts."""
+
+        def known() -> list[cp.Row]:
+            self.app.scribe.write()
+            return self.app.stats.latest()
+
+        wait_for(lambda: len(known()) >= attempts)
+        return known()
 
     def connect(self) -> socket.socket:
         return socket.create_connection(("127.0.0.1", self.port), timeout=DEADLINE)
