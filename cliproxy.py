@@ -27,26 +27,28 @@ Contents (each room uses only rooms above it; [pure] ones touch no clock, socket
    18. STORE         credential files
    19. TERMINAL      prompts, the browser's way back, QR codes
    20. TOKENS        what is in tokens, and how they are signed          [pure]
-   21. LOGINS        each provider's login as a row
-   22. RENEWAL       new tokens for old ones
-   23. IMPORT        logins that other programs hold
-   24. LOGIN         the way through a login, and out
-   25. ACCOUNTS      credentials as accounts, and the models they offer
-   26. REFUSALS      what a refusal means                                [pure]
-   27. ROUTING       which account serves which model, and which rests
-   28. USAGE         what was asked, of whom, and what it cost
-   29. LOGS          what happened, for people
-   30. ERRANDS       what a client sent us out for
-   31. PROVIDERS     the headers and bodies that each provider wants
-   32. CATALOG       the models that upstreams list, and as clients read them
-   33. ANSWERS       what goes back to the client, passed on or edited as bytes
-   34. UPSTREAM      asking a provider
-   35. AMP           what Amp asks its own server for
-   36. WEBSOCKET     RFC 6455, and the conversation that a connection remembers
-   37. SERVER        the listening side
-   38. OUTPUT        lines, tables and colours as people see them
-   39. SERVICE       units, agents and tasks that keep it running; completion
-   40. COMMANDS      the command line
+   21. BCRYPT        hashes of the management key, without a dependency  [pure]
+   22. LOGINS        each provider's login as a row
+   23. RENEWAL       new tokens for old ones
+   24. IMPORT        logins that other programs hold
+   25. LOGIN         the way through a login, and out
+   26. ACCOUNTS      credentials as accounts, and the models they offer
+   27. REFUSALS      what a refusal means                                [pure]
+   28. ROUTING       which account serves which model, and which rests
+   29. USAGE         what was asked, of whom, and what it cost
+   30. LOGS          what happened, for people
+   31. ERRANDS       what a client sent us out for
+   32. PROVIDERS     the headers and bodies that each provider wants
+   33. CATALOG       the models that upstreams list, and as clients read them
+   34. ANSWERS       what goes back to the client, passed on or edited as bytes
+   35. UPSTREAM      asking a provider
+   36. AMP           what Amp asks its own server for
+   37. WEBSOCKET     RFC 6455, and the conversation that a connection remembers
+   38. MANAGEMENT    CLIProxyAPI's management API
+   39. SERVER        the listening side
+   40. OUTPUT        lines, tables and colours as people see them
+   41. SERVICE       units, agents and tasks that keep it running; completion
+   42. COMMANDS      the command line
 """
 
 from __future__ import annotations
@@ -90,7 +92,7 @@ from itertools import count, islice
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, ClassVar, NamedTuple, NoReturn, Protocol, Union
-from urllib.parse import parse_qsl, unquote, unquote_to_bytes, urlencode, urlsplit
+from urllib.parse import parse_qs, parse_qsl, unquote, unquote_to_bytes, urlencode, urlsplit
 from urllib.parse import quote as urlquote
 
 if __name__ == "__main__":
@@ -9131,6 +9133,10 @@ def clean_price(price: float) -> float:
     return price
 
 
+def clean_kept(number: int) -> int:
+    return number if number >= 0 else 10
+
+
 def is_url(text: str, *schemes: str) -> bool:
     """Tell whether a text is a URL of one of these schemes, and a host and port can be read of it."""
     with contextlib.suppress(ValueError):
@@ -9423,12 +9429,13 @@ SETTINGS = (
     Setting("refresh-models", bool, True, "ask upstreams once a day which models they have", status="new"),
     Setting("model-fallbacks", Named(Items(str)), {}, "by model: the models to ask instead, in order, when no account can serve it; []: nobody", status="new"),
     Setting("providers", Named(PROVIDER), {}, "by provider: addresses and OAuth application to use instead of the built-in ones", status="new"),
-    Setting("remote-management.allow-remote", bool, False, "let other machines use the management API", status="later"),
-    Setting("remote-management.secret-key", str, "", "key of the management API, plain or bcrypt; empty: no such API", status="later"),
+    Setting("remote-management.allow-remote", bool, False, "let other machines use the management API"),
+    Setting("remote-management.secret-key", str, "", "key of the management API, kept as its bcrypt hash; empty: no such API", clean=str.strip),
     Setting("remote-management.disable-control-panel", bool, False, "do not serve management.html", status="later"),
+    Setting("remote-management.allow-origins", Items(str), [], "web pages that may use the management API; none named: all", clean=clean_origins, status="new"),
     Setting("logging-to-file", bool, False, "log to main.log instead of standard output", status="later"),
     Setting("logs-max-total-size-mb", int, 0, "oldest logs are deleted beyond it; 0: never", clean=clean_positive, status="later"),
-    Setting("error-logs-max-files", int, 10, "newest error logs that are kept; 0: all", clean=clean_positive, status="later"),
+    Setting("error-logs-max-files", int, 10, "newest error logs that are kept; 0: all", clean=clean_kept, status="later"),
     Setting("request-log", bool, False, "one log file per request", status="later"),
     Setting("usage-statistics-enabled", bool, True, "keep what was asked, of whom, and what it cost, in AUTH-DIR/.cliproxy/usage.db"),
     Setting("usage.keep-days", int, 90, "days that single requests are kept; their sums stay; 0: for ever", clean=clean_positive, status="new"),
@@ -9818,8 +9825,12 @@ def why_foreign(file: Path) -> str:
 
 def decode_settings(path: Path | None, text: str) -> Any:
     """Decode JSON or YAML. Raises ValueError."""
-    is_yaml = not (text.lstrip().startswith("{") or (path and path.suffix == ".json"))
-    return yaml_read(text) if is_yaml else json.loads(text, object_pairs_hook=no_duplicates)
+    return yaml_read(text) if is_yaml(path, text) else json.loads(text, object_pairs_hook=no_duplicates)
+
+
+def is_yaml(path: Path | None, text: str) -> bool:
+    """Tell how a file of settings is to be read."""
+    return not (text.lstrip().startswith("{") or (path and path.suffix == ".json"))
 
 
 def drop_addresses(data: Json, notes: list[str]) -> None:
@@ -11222,8 +11233,8 @@ def dump_like(data: Json, old: bytes) -> bytes:
     return text + (b"\n" if old.endswith(b"\n") else b"")
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """Replace a file as a whole, 0600: whoever reads it finds the old bytes or the new ones.
+def write_atomic(path: Path, data: bytes, mode: int = 0o600) -> None:
+    """Replace a file as a whole: whoever reads it finds the old bytes or the new ones.
 
     Through symbolic links. A crash leaves a `.NAME.*.new` beside it at worst. Raises OSError.
     """
@@ -11235,6 +11246,8 @@ def write_atomic(path: Path, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
+        if mode != 0o600:
+            draft.chmod(mode)
         replace(draft, path)
     except BaseException:
         draft.unlink(missing_ok=True)
@@ -11947,7 +11960,101 @@ def rs256(text: str, pem: str) -> str:
 
 
 ########################################################################################
-# 21. LOGINS
+# 21. BCRYPT                                                                      [pure]
+########################################################################################
+# Hashes of the management key, where neither the system nor a package can make them: slow, so that
+# each is made with little cost. The tables are digits of pi. Source: Provos, Mazieres, "A Future-
+# Adaptable Password Scheme", 1999; Schneier, "Description of a New Variable-Length Key", 1993.
+
+WORD = 0xFFFFFFFF
+BCRYPT_HASH = re.compile(r"\$2[aby]\$(\d\d)\$([./A-Za-z0-9]{22})([./A-Za-z0-9]{31})")
+BCRYPT_LETTERS = b"./ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
+BASE64_LETTERS = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+FROM_BCRYPT = bytes.maketrans(BCRYPT_LETTERS, BASE64_LETTERS)
+TO_BCRYPT = bytes.maketrans(BASE64_LETTERS, BCRYPT_LETTERS)
+BCRYPT_TEXT = b"OrpheanBeholderScryDoubt"  # what is encrypted
+
+
+def inverse_arctan(number: int, one: int) -> int:
+    """Return arctan(1/number) as a multiple of 1/one."""
+    power = total = one // number
+    square, divisor = number * number, 1
+    while power:
+        power //= -square
+        divisor += 2
+        total += power // divisor
+    return total
+
+
+@functools.lru_cache(maxsize=1)
+def pi_words() -> tuple[int, ...]:
+    """Return the 1042 words of 32 bits that pi's fraction begins with: Blowfish's tables."""
+    size, spare = 32 * 1042, 64
+    one = 1 << (size + spare)
+    pi = 4 * (4 * inverse_arctan(5, one) - inverse_arctan(239, one))  # Machin, 1706
+    digits = (pi - 3 * one) >> spare
+    return big_words(digits.to_bytes(size // 8, "big"), 1042)
+
+
+def big_words(data: bytes, amount: int) -> tuple[int, ...]:
+    """Return so many words of 32 bits, the data repeated as often as that takes."""
+    repeated = data * (4 * amount // len(data) + 1)
+    return struct.unpack(f">{amount}I", repeated[: 4 * amount])
+
+
+class Blowfish:
+    """The cipher's tables, and what bcrypt does with them."""
+
+    def __init__(self) -> None:
+        self._keys, self._boxes = list(pi_words()[:18]), list(pi_words()[18:])
+
+    def encrypt(self, left: int, right: int) -> tuple[int, int]:
+        boxes = self._boxes
+        for key in self._keys[:16]:
+            left ^= key
+            mixed = boxes[left >> 24] + boxes[256 + (left >> 16 & 255)]
+            mixed = (mixed ^ boxes[512 + (left >> 8 & 255)]) + boxes[768 + (left & 255)]
+            right ^= mixed & WORD
+            left, right = right, left
+        return right ^ self._keys[17], left ^ self._keys[16]
+
+    def expand(self, key: tuple[int, ...], salt: tuple[int, ...]) -> None:
+        """Mix 18 words of a key, and four of a salt, into the tables."""
+        self._keys = [one ^ other for one, other in zip(self._keys, key)]
+        left = right = 0
+        salts = itertools.cycle((salt[:2], salt[2:]))
+        for table in (self._keys, self._boxes):
+            for at in range(0, len(table), 2):
+                first, second = next(salts)
+                left, right = self.encrypt(left ^ first, right ^ second)
+                table[at : at + 2] = left, right
+
+
+def bcrypt(key: bytes, setting: bytes) -> bytes:
+    """Return the hash of a key as `setting`, a hash or its beginning, says. Raises ValueError."""
+    found = BCRYPT_HASH.match((setting[:29] + b"." * 31).decode("ascii", "replace"))
+    if not found or not 4 <= int(found[1]) <= 31:
+        raise ValueError("this is no bcrypt hash")
+    salt = big_words(base64.b64decode(found[2].encode().translate(FROM_BCRYPT) + b"=="), 4)
+    words = big_words(key[:72] + b"\0", 18)
+    fish = Blowfish()
+    fish.expand(words, salt)
+    for _ in range(2 ** int(found[1])):
+        fish.expand(words, (0, 0, 0, 0))
+        fish.expand(big_words(struct.pack(">4I", *salt), 18), (0, 0, 0, 0))
+    sealed: list[int] = []
+    text = big_words(BCRYPT_TEXT, 6)
+    for at in range(0, 6, 2):
+        pair = text[at], text[at + 1]
+        for _ in range(64):
+            pair = fish.encrypt(*pair)
+        sealed += pair
+    letters = base64.b64encode(struct.pack(">6I", *sealed)[:23]).translate(TO_BCRYPT)[:31]
+    return setting[:29] + letters
+
+
+########################################################################################
+# 22. LOGINS
 ########################################################################################
 # How each provider hands out tokens, renews and revokes them: one row of LOGINS each. The program
 # says who it is. Source: spec/providers.md 1 to 9, 16.
@@ -12648,7 +12755,7 @@ LOGINS = {row.provider: row for row in (
 
 
 ########################################################################################
-# 22. RENEWAL
+# 23. RENEWAL
 ########################################################################################
 # New tokens for old ones, once, however many want them; and what a provider says of a login's limits.
 
@@ -12795,7 +12902,7 @@ def usage_of(credential: Credential, config: Config) -> list[Window]:
 
 
 ########################################################################################
-# 23. IMPORT
+# 24. IMPORT
 ########################################################################################
 # What the programs of the providers themselves hold, taken over. Source: spec/providers.md 16.
 
@@ -12914,7 +13021,7 @@ SHARED = (
 
 
 ########################################################################################
-# 24. LOGIN
+# 25. LOGIN
 ########################################################################################
 # The way through a login: with a browser here or elsewhere, by a short code, or by taking one over; and
 # the way out.
@@ -13160,7 +13267,7 @@ def logout(credential: Credential, store: Store, config: Config) -> str:
 
 
 ########################################################################################
-# 25. ACCOUNTS
+# 26. ACCOUNTS
 ########################################################################################
 # An account is one credential and where it may be used: of the config, of the environment, or of a
 # file in the auth dir. It knows which models it offers, under which names.
@@ -13610,7 +13717,7 @@ def endpoint_quirks(entry: Json, provider: Provider) -> list[str]:
 
 
 ########################################################################################
-# 26. REFUSALS                                                                    [pure]
+# 27. REFUSALS                                                                    [pure]
 ########################################################################################
 # What an upstream's refusal means for the account that was asked, and what its headers tell of limits.
 
@@ -13819,7 +13926,7 @@ TELLS_LIMITS = frozenset(["x-codex-primary-used-percent", "anthropic-ratelimit-u
 
 
 ########################################################################################
-# 27. ROUTING
+# 28. ROUTING
 ########################################################################################
 # The router knows who offers which model, who is next, and who must rest. Its lock is never held
 # across I/O.
@@ -14536,7 +14643,7 @@ STRATEGY_ORDERS: dict[str, Callable[[list[Candidate], int, dict[str, int]], list
 
 
 ########################################################################################
-# 28. USAGE
+# 29. USAGE
 ########################################################################################
 # What was asked, of whom, and what it cost. A request leaves a Tried for each account that it asked,
 # as it is; one thread makes Rows of them, adds these to the counters of /metrics, and writes them into
@@ -15293,7 +15400,7 @@ def stored_rows(database: Database, after: int, most: int = 10_000) -> list[tupl
 
 
 ########################################################################################
-# 29. LOGS
+# 30. LOGS
 ########################################################################################
 # What happened, for people. Whoever has something to say puts it into a queue: a request its Visited
 # and its Trieds, all others log records. One thread takes them out in their order, a moment later and
@@ -15433,7 +15540,7 @@ def drained(queue: SimpleQueue[Any]) -> Iterator[Any]:
 
 
 ########################################################################################
-# 30. ERRANDS
+# 31. ERRANDS
 ########################################################################################
 # What a client wants, on its way through. A body that only needs another name is edited as bytes:
 # what was signed, or written with care, stays as it is.
@@ -15691,7 +15798,7 @@ def chat_of_completion(body: Json) -> Json:
 
 
 ########################################################################################
-# 31. PROVIDERS
+# 32. PROVIDERS
 ########################################################################################
 # What a row of PROVIDERS cannot say: a function for the headers of a provider, and one for bodies.
 
@@ -16038,7 +16145,7 @@ def apply_payload(rules: Json, body: Json, original: Json, case: PayloadCase) ->
 
 
 ########################################################################################
-# 32. CATALOG
+# 33. CATALOG
 ########################################################################################
 # The models that each account's upstream says it has, for lists and limits. Kept on disk for a day.
 
@@ -16229,7 +16336,7 @@ MODEL_SHAPES: dict[str, tuple[Callable[[Model], Json], Callable[[list[Json]], Js
 
 
 ########################################################################################
-# 33. ANSWERS
+# 34. ANSWERS
 ########################################################################################
 # What goes back to the client. An answer that passes is watched for usage, errors and its end; what
 # needs another name, or no envelope, is edited as bytes: the rest stays as the upstream wrote it.
@@ -16822,7 +16929,7 @@ def completion_text(text: bytes) -> bytes:
 
 
 ########################################################################################
-# 34. UPSTREAM
+# 35. UPSTREAM
 ########################################################################################
 # One request of a client, asked of one account after the other until one begins to answer. Two
 # lanes: the bytes pass through when both sides speak one dialect, else they are translated by
@@ -16848,6 +16955,7 @@ class App:
         self._wakes_seen: Json = {}  # only the thread that polls uses it
         self.stats = Stats(store.folder / ".cliproxy" / "usage.db")
         self.scribe = Scribe(self.stats)
+        self._looking = threading.Lock()  # held while what is on disk is taken over
         self.router.restore(read_object_file(state_file(self.store.folder)))
         self._take_wakes()
         self.reload()
@@ -16860,7 +16968,8 @@ class App:
     def secrets(self) -> set[str]:
         """What may stand in no message and no log: the keys and tokens of clients and accounts."""
         amp = self.config["ampcode.upstream-api-key"], self.environ.get("AMP_API_KEY", "")
-        found = {*self.config["api-keys"], *amp}
+        own = self.config["remote-management.secret-key"], self.environ.get("MANAGEMENT_PASSWORD", "").strip()
+        found = {*self.config["api-keys"], *amp, *own}
         for account in self.router.offers.accounts:
             found.add(account.token)
             data = account.credential.data if account.credential else EMPTY
@@ -16892,23 +17001,29 @@ class App:
     def poll(self) -> None:
         """Take over what changed on disk; called every second."""
         self.pool.prune()
-        before = {credential.name for credential in self.store.credentials()}
         try:
-            changed = [self.config_file.poll(), self.store.scan(), self.catalog.changed()]
+            self.take_over()
         except (ProxyError, OSError) as exc:  # as when file descriptors run out
             log.warning("%s; accounts and settings stay as they are", exc)
             return
-        after = {credential.name for credential in self.store.credentials()}
-        for name in sorted(before ^ after):
-            log.info("%s: %s", name, "this login was picked up" if name in after else "this login is gone")
-        if any(changed):
-            self.reload()
         self.store.flush()
         for name in self.store.edited():
             self.router.wake(name, time.time())
         self._take_wakes()
         if time.monotonic() - self._stored > STATE_INTERVAL:
             self.save_state()
+
+    def take_over(self) -> None:
+        """Take over, now, the settings and credentials as they are on the disk. Raises ProxyError, OSError."""
+        with self._looking:
+            before = {credential.name for credential in self.store.credentials()}
+            changed = [self.config_file.poll(), self.store.scan(), self.catalog.changed()]
+            after = {credential.name for credential in self.store.credentials()}
+            for name in sorted(before ^ after):
+                what = "this login was picked up" if name in after else "this login is gone"
+                log.info("%s: %s", name, what)
+            if any(changed):
+                self.reload()
 
     def ask_for_models(self) -> None:
         """Have the lists of models asked for that are older than a day; called every second."""
@@ -17562,7 +17677,7 @@ def estimated(errand: Errand) -> Answer:
 
 
 ########################################################################################
-# 35. AMP
+# 36. AMP
 ########################################################################################
 # What Amp's command line asks its own server for, beside models, is passed on to that server, with the
 # owner's key in place of the client's. Its pages are for browsers, which are sent there. Source:
@@ -17632,7 +17747,7 @@ def ask_amp(errand: Errand, method: str, target: str, given: Collection[str], ap
 
 
 ########################################################################################
-# 36. WEBSOCKET
+# 37. WEBSOCKET
 ########################################################################################
 # The server's side of RFC 6455 for /v1/responses: a text message is a request, a text message each
 # event of its answer. A connection remembers its last answers, so that a client need only send what
@@ -17805,7 +17920,841 @@ def error_message(error: ProxyError) -> Json:
 
 
 ########################################################################################
-# 37. SERVER
+# 38. MANAGEMENT
+########################################################################################
+# CLIProxyAPI's management API, for its official page and the GUIs that speak it: a row of ENDPOINTS a
+# method and path. Scalars, lists of texts, maps and lists of objects are four shapes over SETTINGS. A
+# function gets the Desk, the Wish and its row, and returns what is sent. A setting is changed in the
+# text of its file, which is read again for that, and is in force before the answer. Source:
+# spec/management.md.
+
+MANAGEMENT_PATH = "/v0/management"
+FAILURES = 5  # wrong keys from one address, after which it is shut out
+SHUT_OUT = 1_800.0  # seconds
+STALE_FAILURES = 7_200.0  # seconds after which failures are forgotten
+ADDRESSES = 10_000  # whose failures are remembered
+HASH_PATIENCE = 10.0  # seconds that a key waits for those before it to be checked
+SLOW_ANSWER = 1.0  # seconds before a page of elsewhere is told that its key is wrong
+
+
+def complaint(status: int, text: str, **more: Any) -> ProxyError:
+    """Return an error in the form of this API."""
+    error = error_of_status(status, text)
+    error.dialect = "management"
+    error.body = dumps({"error": text, **more}).encode("ascii")
+    return error
+
+
+def complaint_answer(error: ProxyError) -> Answer:
+    """Return an error of any room in the form of this API. Only a wrong key is a 401: pages log out at one."""
+    if error.dialect == "management":
+        return whole_answer(error.status, {"content-type": "application/json"}, error.body)
+    return json_answer(502 if error.status == 401 else error.status, {"error": str(error)})
+
+
+class Wish(NamedTuple):
+    """One call of the API, its key checked."""
+
+    method: str
+    path: str  # behind MANAGEMENT_PATH
+    query: Mapping[str, list[str]]
+    headers: Headers
+    body: bytes
+    rest: str = ""  # what the `*` of the endpoint's path stands for
+
+    def one(self, name: str) -> str:
+        """Return a parameter of the query, empty if it is not there."""
+        return self.query.get(name, [""])[0]
+
+    @property
+    def data(self) -> Any:
+        """The decoded body. Raises ProxyError if it is no JSON."""
+        try:
+            return decode_json(self.body)
+        except (ValueError, RecursionError) as exc:
+            raise complaint(400, "invalid body") from exc
+
+    @property
+    def object(self) -> Json:
+        """The object in the body. Raises ProxyError if there is none."""
+        data = self.data
+        if not isinstance(data, dict):
+            raise complaint(400, "invalid body")
+        return data
+
+    def place(self, size: int) -> int | None:
+        """Return the place in a list of this size that the query names, None if it names none."""
+        word = self.one("index")
+        return int(word) if word.isdecimal() and len(word) < 9 and int(word) < size else None
+
+
+# -- the key -----------------------------------------------------------------------------
+
+
+@functools.lru_cache(maxsize=1)
+def fast_bcrypt() -> Callable[[bytes, bytes], bytes] | None:
+    """Return what hashes a key as a setting says, of the system or of a package; None if there is neither."""
+    import ctypes  # noqa: PLC0415 -- seldom needed
+
+    for name in ("libcrypt.so.1", "libcrypt.so.2", None):
+        with contextlib.suppress(OSError, AttributeError, TypeError):
+            crypt = ctypes.CDLL(name).crypt
+            crypt.restype = ctypes.c_char_p
+            if len(crypt(b"", b"$2b$04$" + b"." * 22) or b"") == 60:
+                return lambda key, setting: crypt(key, setting) or b""
+    with contextlib.suppress(ImportError):
+        found: Any = importlib.import_module("bcrypt").hashpw
+        return lambda key, setting: bytes(found(key, setting))
+    return None
+
+
+def hash_key(key: str) -> str:
+    """Return a bcrypt hash of a key: a cheap one where it takes long to make any."""
+    letters = base64.b64encode(os.urandom(16)).translate(TO_BCRYPT)[:22]
+    fast = fast_bcrypt()
+    make = fast or bcrypt
+    return make(key.encode()[:72], b"$2b$%b$%b" % (b"10" if fast else b"04", letters)).decode()
+
+
+def opens(key: str, secret: str) -> bool:
+    """Tell whether a key is the one that the config holds, plain or hashed."""
+    if not BCRYPT_HASH.fullmatch(secret):
+        return same_text(key, secret)
+    made = (fast_bcrypt() or bcrypt)(key.encode()[:72], secret.encode())
+    return hmac.compare_digest(made, secret.encode())
+
+
+def waiting_words(seconds: float) -> str:
+    """Write a time as Go does: 29m59s."""
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes}m{rest}s" if minutes else f"{rest}s"
+
+
+class Guard:
+    """Who may use the API: checks keys, and shuts out who tries too many."""
+
+    def __init__(self, app: App, password: str = "") -> None:
+        self._app = app
+        self.password = password  # of the command line, for this machine alone
+        self._lock = threading.Lock()  # one key is checked at a time; guards all below
+        self._failures: dict[
+            str, tuple[int, float]
+        ] = {}  # by address: how many, time.monotonic() of the last
+        self._salt = os.urandom(16)
+        self._right: tuple[str, bytes] = ("", b"")  # the secret of the config, and the digest of its key
+
+    @property
+    def secret(self) -> str:
+        """What the config says, plain or hashed."""
+        return str(self._app.config["remote-management.secret-key"])
+
+    @property
+    def outside(self) -> str:
+        """The password of the environment."""
+        return self._app.environ.get("MANAGEMENT_PASSWORD", "").strip()
+
+    @property
+    def exists(self) -> bool:
+        """Tell whether there is a management API at all."""
+        return bool(self.secret or self.outside)
+
+    def check(self, key: str, address: str, *, foreign: bool) -> None:
+        """Raise ProxyError unless this key may come from this address; `foreign`: a page of elsewhere asks."""
+        here = address.removeprefix("::ffff:") in {"127.0.0.1", "::1"}
+        self._check_ban(address)
+        if not here and not self.outside and not self._app.config["remote-management.allow-remote"]:
+            raise complaint(403, "remote management disabled")
+        if key and self._is_known(key, here=here):
+            self._failures.pop(address, None)
+            return
+        if not self._lock.acquire(timeout=HASH_PATIENCE):
+            raise complaint(503, "too many keys are being checked; try again")
+        try:
+            self._check_ban(address)
+            right = bool(key) and bool(self.secret) and self._remember(key)
+            self._note(address, right=right, foreign=foreign)
+        finally:
+            self._lock.release()
+        if right:
+            return
+        if foreign:
+            threading.Event().wait(SLOW_ANSWER)
+        raise complaint(401, "invalid management key" if key else "missing management key")
+
+    def _check_ban(self, address: str) -> None:
+        number, last = self._failures.get(address, (0, 0.0))
+        left = last + SHUT_OUT - time.monotonic()
+        if number >= FAILURES and left > 0:
+            wait = waiting_words(left)
+            raise complaint(403, f"IP banned due to too many failed attempts. Try again in {wait}")
+
+    def _is_known(self, key: str, *, here: bool) -> bool:
+        """Tell whether a key is right, as far as that costs nothing."""
+        plain = [self.password if here else "", self.outside]
+        found = [same_text(key, one) for one in plain if one]
+        secret, digested = self._right
+        return any(found) or (secret == self.secret and hmac.compare_digest(self._digest(key), digested))
+
+    def _digest(self, key: str) -> bytes:
+        return hashlib.sha256(self._salt + key.encode("utf-8", "replace")).digest()
+
+    def _remember(self, key: str) -> bool:
+        """Check a key against the config's, and remember it if it is right."""
+        secret = self.secret
+        right = opens(key, secret)
+        if right:
+            self._right = secret, self._digest(key)
+        return right
+
+    def _note(self, address: str, *, right: bool, foreign: bool) -> None:
+        """Count a failure; a page of elsewhere could shut out everybody who looks at it."""
+        if right:
+            self._failures.pop(address, None)
+        elif not foreign:
+            now = time.monotonic()
+            number, last = self._failures.get(address, (0, now))
+            number = 1 if now - last > (STALE_FAILURES if number < FAILURES else SHUT_OUT) else number + 1
+            self._failures.pop(address, None)
+            self._failures[address] = number, now
+            if number == FAILURES:
+                log.warning("management: %s is shut out for %s", address, waiting_words(SHUT_OUT))
+            while len(self._failures) > ADDRESSES:
+                del self._failures[next(iter(self._failures))]
+
+
+def given_key(headers: Headers) -> str:
+    """Return the management key that a request brings."""
+    whole = headers.get("authorization", "").strip()
+    scheme, _, bearer = whole.partition(" ")
+    key = bearer.strip() if scheme.lower() == "bearer" else whole
+    return key or headers.get("x-management-key", "").strip()
+
+
+# -- the settings, read and written ------------------------------------------------------
+
+SETTING_ROWS = {row.key: row for row in SETTINGS}
+OLD_HOMES = {"api-keys": {"auth"}, "gemini-api-key": {"generative-language-api-key"}}  # beside old spellings
+
+
+def value_at(data: Any, key: str) -> Any:
+    """Return what a dotted key holds, None if there is nothing."""
+    for name in key.split("."):
+        data = data.get(name) if isinstance(data, dict) else None
+    return data
+
+
+def read_quietly(value: Any, shape: Any) -> Any:
+    """Read a value of any shape; None for what is none."""
+    with contextlib.suppress(ProxyError):
+        return read_shape(value, shape, "", [])
+    return None
+
+
+def as_written(found: Any, raw: Any, shape: Any) -> Any:
+    """Return a value as the file has it wherever that says the same; else without what is default."""
+    if isinstance(shape, Items):
+        pool = [(item, read_quietly(item, shape.of)) for item in raw] if isinstance(raw, list) else []
+        return [item_as_written(each, pool, shape.of) for each in found]
+    if isinstance(shape, Named):
+        return {name: as_written(each, value_at(raw, name), shape.of) for name, each in found.items()}
+    if raw is not None and found == read_quietly(raw, shape):
+        return raw
+    return without_defaults(found, shape) if isinstance(shape, tuple) else found
+
+
+def item_as_written(found: Any, pool: list[tuple[Any, Any]], shape: Any) -> Any:
+    """Return an entry of a list as the file has it; `pool` holds the file's, each with what it says."""
+    for item, said in pool:
+        if said == found:
+            return item
+    return as_written(found, None, shape)
+
+
+def without_defaults(record: Json, rows: tuple[Setting, ...]) -> Json:
+    """Return a record without the fields that say nothing; what we do not know stays."""
+    known = {row.key: row for row in rows}
+    return {
+        name: as_written(value, None, known[name].shape) if name in known else value
+        for name, value in record.items()
+        if name not in known or value != known[name].default
+    }
+
+
+def with_setting(raw: Json, key: str, value: Any) -> Json:
+    """Return the settings of a file with one of them changed, and without its old spellings."""
+    old = {row.key for row in SETTINGS if row.status == "old" and row.help == key} | OLD_HOMES.get(key, set())
+    wanted = without(raw, frozenset(old))
+    section, _, name = key.rpartition(".")
+    home = dict(wanted.get(section) or {}) if section else wanted
+    if name in home or value != SETTING_ROWS[key].default:
+        home[name] = value
+    if section and home:
+        wanted[section] = home
+    return wanted
+
+
+def without_indexes(value: Any) -> Any:
+    """Return a list of keys without the `auth-index` that reading it added."""
+    if isinstance(value, list):
+        return [without_indexes(item) for item in value]
+    if isinstance(value, dict):
+        return {name: without_indexes(item) for name, item in value.items() if name != "auth-index"}
+    return value
+
+
+class SettingsText(NamedTuple):
+    """A settings file as it stands on the disk."""
+
+    path: Path
+    data: bytes
+
+    @property
+    def text(self) -> str:
+        return self.data.decode("utf-8").removeprefix("\ufeff")
+
+    @property
+    def yaml(self) -> bool:
+        return is_yaml(self.path, self.text)
+
+    @property
+    def editable(self) -> str:
+        """The text, or that of a file without settings."""
+        empty = "" if self.yaml else "{}\n"
+        return self.data.decode("utf-8") if self.text.strip() else empty
+
+    def decoded(self) -> Json:
+        """Return the settings as they stand there. Raises ValueError."""
+        raw = decode_settings(self.path, self.text) if self.text.strip() else {}
+        if not isinstance(raw, dict) or foreign_kind(raw):
+            raise ValueError("this is no file of settings of ours")
+        return raw
+
+
+def mapping_in(text: str) -> Json:
+    """Return the settings in a text of YAML, or of JSON. Raises ValueError."""
+    raw = yaml_read(text) if text.strip() else None
+    if not isinstance(raw, dict):
+        raise ValueError("the settings must be a mapping")  # noqa: TRY004 -- as for what is none at all
+    return raw
+
+
+class Pen:
+    """Writes the settings file: one change at a time, into the text as it is then."""
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+        self._lock = threading.Lock()  # held while the file is read, edited and written
+
+    def read(self) -> SettingsText:
+        """Read the file. Raises ProxyError."""
+        path = self._app.config.path
+        if path is None:
+            raise complaint(404, "not_found", message="there is no settings file: start with --config FILE")
+        try:
+            return SettingsText(path, path.read_bytes())
+        except FileNotFoundError as exc:
+            raise complaint(404, "not_found", message=f"{path} is gone") from exc
+        except OSError as exc:
+            raise complaint(500, "read_failed", message=f"{path}: {exc.strerror}") from exc
+
+    def shown(self, key: str) -> Any:
+        """Return a setting as it is in force, in the words of the file."""
+        raw: Json = {}
+        with contextlib.suppress(ProxyError, ValueError, RecursionError):
+            raw = self.read().decoded()
+        return as_written(self._app.config[key], value_at(raw, key), SETTING_ROWS[key].shape)
+
+    def edit(self, key: str, step: Callable[[Any], Any]) -> None:
+        """Put what `step` makes of a setting in its place, and in force. Raises ProxyError."""
+        row = SETTING_ROWS[key]
+        with self._writing():
+            file = self.read()
+            try:
+                raw = file.decoded()
+                config = parse_config(file.path, file.text if raw else "{}")
+                written = value_at(raw, key)
+                before = as_written(value_at(config.data, key), written, row.shape)
+                found = read_setting(step(before), row, key, [])
+                if key == "openai-compatibility":
+                    found = usable_endpoints(found, [])
+                wanted = with_setting(raw, key, as_written(found, written, row.shape))
+                edited = edit_text(file.editable, wanted, yaml=file.yaml)
+            except (ValueError, RecursionError) as exc:
+                raise complaint(500, f"failed to save config: {exc}") from exc
+            self._replace(file, edited.encode("utf-8"))
+
+    def replace(self, data: bytes) -> None:
+        """Put another text in the place of the whole file, and in force. Raises ProxyError."""
+        if len(data) > LARGEST:
+            raise complaint(413, "invalid_yaml", message=f"settings have {LARGEST:,} bytes at most")
+        with self._writing():
+            file = self.read()
+            try:
+                text = data.decode("utf-8").removeprefix("\ufeff")
+                raw = mapping_in(text)
+                if not file.yaml:  # the official page adds keys without quotes
+                    data = as_json(file.editable, text, raw).encode("utf-8")
+            except (ValueError, RecursionError) as exc:
+                raise complaint(400, "invalid_yaml", message=str(exc)) from exc
+            try:
+                self._replace(file, data)
+            except ProxyError as error:
+                if error.dialect == "management":
+                    raise
+                known = str(error).rpartition("; allowed: ")[2] in {word for _, _, word in SHAPES.values()}
+                name, status = ("invalid_yaml", 400) if known else ("invalid_config", 422)
+                raise complaint(status, name, message=str(error)) from error
+
+    @contextlib.contextmanager
+    def _writing(self) -> Generator[None, None, None]:
+        """Keep other writers out, of other processes too, and turn what the disk says into a ProxyError."""
+        folder = self._app.store.folder / ".cliproxy"
+        try:
+            folder.mkdir(mode=0o700, exist_ok=True)
+            with self._lock, locked(folder / "config.lock"):
+                yield
+        except OSError as exc:
+            raise complaint(500, f"failed to save config: {exc.strerror or exc}") from exc
+
+    def _replace(self, file: SettingsText, data: bytes) -> None:
+        """Check a text, write it, the one before beside it, and take it over. Raises ProxyError, OSError."""
+        if data == file.data:
+            return
+        fresh = parse_config(file.path, data.decode("utf-8").removeprefix("\ufeff"))
+        fresh.data["host"] = self._app.config["host"]
+        check_exposure(fresh)
+        write_atomic(file.path.with_name(f"{file.path.name}.bak"), file.data)
+        write_atomic(file.path, data, stat.S_IMODE(file.path.stat().st_mode))
+        self._app.take_over()
+
+
+def as_json(old: str, text: str, wanted: Json) -> str:
+    """Return a text that was given for a file of JSON: as it came, or what it says put into the old one."""
+    try:
+        json.loads(text)
+    except ValueError:
+        return edit_text(old, wanted, yaml=False)
+    return text
+
+
+def seal_key(app: App, pen: Pen) -> None:
+    """Replace a plain management key in the settings file by its hash. Raises ProxyError."""
+    key = "remote-management.secret-key"
+    plain = app.config[key]
+    if plain and not BCRYPT_HASH.fullmatch(plain):
+        sealed = hash_key(plain)
+        pen.edit(key, lambda now: sealed if str(now) == plain else now)
+        log.info("%s: the management key is kept as its hash now", app.config.path)
+
+
+class Desk:
+    """What the management API works with."""
+
+    def __init__(self, app: App, password: str = "") -> None:
+        self.app = app
+        self.guard = Guard(app, password)
+        self.pen = Pen(app)
+        self._plain = ""  # the last key that was tried to be replaced by its hash
+
+    def poll(self) -> None:
+        """Do what is due; called every second."""
+        plain, self._plain = self._plain, self.guard.secret
+        if self._plain != plain:
+            try:
+                seal_key(self.app, self.pen)
+            except ProxyError as error:
+                log.warning("the management key stays as it is: %s", error)
+
+    def answer(self, wish: Wish) -> Answer:
+        """Do what is wished. Raises ProxyError."""
+        endpoint, rest = find_endpoint(wish.method, wish.path)
+        given = endpoint.answer(self, wish._replace(rest=rest), endpoint.row)
+        return given if isinstance(given, Answer) else json_answer(200, given)
+
+    def cors(self, headers: Headers) -> Headers:
+        """Return the headers that let a page of elsewhere read an answer. The key is the protection."""
+        origin, allowed = headers.get("origin", ""), self.app.config["remote-management.allow-origins"]
+        if allowed and origin.lower() not in allowed:
+            return {}
+        asked = headers.get("access-control-request-headers", "")
+        return {
+            "access-control-allow-origin": origin if allowed else "*",
+            "access-control-allow-methods": "GET, POST, PUT, PATCH, DELETE, OPTIONS",
+            "access-control-allow-headers": asked or "*, Authorization",
+            "access-control-expose-headers": ", ".join(EXPOSED),
+            **({"vary": "origin"} if allowed else {}),
+        }
+
+
+EXPOSED = (
+    "X-CPA-VERSION", "X-CPA-COMMIT", "X-CPA-BUILD-DATE", "X-CPA-SUPPORT-PLUGIN", "X-SERVER-VERSION",
+    "X-SERVER-BUILD-DATE", "Location", "Retry-After", "X-Request-Id", "OpenAI-Request-Id",
+)  # fmt: skip
+VERSION_HEADERS = {
+    "x-cpa-version": __version__, "x-cpa-commit": "cliproxy", "x-cpa-build-date": "unknown", "x-cpa-support-plugin": "0",
+}  # fmt: skip
+SAVED = {"status": "ok"}
+
+# -- settings by shape -------------------------------------------------------------------
+
+
+class Scalar(NamedTuple):
+    """A setting of one value; the last word of its path is what the answer calls it."""
+
+    path: str
+    key: str
+    kind: type
+    clears: bool = False  # is there a DELETE?
+
+    @property
+    def name(self) -> str:
+        return self.path.rpartition("/")[2]
+
+
+def get_scalar(desk: Desk, _wish: Wish, row: Scalar) -> Json:
+    value = value_at(desk.app.config.data, row.key)
+    return {row.name: row.kind() if value is None else value}
+
+
+def put_scalar(desk: Desk, wish: Wish, row: Scalar) -> Json:
+    value = wish.object.get("value")
+    value = read_int(value) if row.kind is int and not isinstance(value, str) else value
+    if type(value) is not row.kind:
+        raise complaint(400, "invalid body")
+    allowed = SETTING_ROWS[row.key].allowed
+    if isinstance(allowed, dict) and str(value).strip().lower() not in allowed:
+        raise complaint(400, f"invalid {row.name}")
+    desk.pen.edit(row.key, lambda _: value)
+    return SAVED
+
+
+def clear_scalar(desk: Desk, _wish: Wish, row: Scalar) -> Json:
+    desk.pen.edit(row.key, lambda _: row.kind())
+    return SAVED
+
+
+class Several(NamedTuple):
+    """A setting that is a list or a map.
+
+    `names` are the fields that an entry is found by, the first one as the word for what is missing.
+    `field` is what a map's PATCH calls the list of a name. `strict`: who deletes what is not there is told.
+    """
+
+    path: str
+    key: str
+    names: tuple[str, ...] = ()
+    field: str = ""
+    strict: bool = False
+
+    @property
+    def name(self) -> str:
+        return self.path.rpartition("/")[2]
+
+
+def get_listed(desk: Desk, _wish: Wish, row: Several) -> Json:
+    return {row.name: desk.pen.shown(row.key)}
+
+
+def items_in(data: Any, kind: type) -> Any:
+    """Return the list or map that a PUT brings: bare, or as `items`, which may not be empty."""
+    items = data.get("items") if isinstance(data, dict) and [*data] == ["items"] else data
+    if not isinstance(items, kind) or (data is not items and not items):
+        raise complaint(400, "invalid body")
+    return items
+
+
+def texts_in(data: Any) -> list[str]:
+    """Return the list of texts that data is. Raises ProxyError if it is none."""
+    if not isinstance(data, list) or not all(isinstance(text, str) for text in data):
+        raise complaint(400, "invalid body")
+    return data
+
+
+def put_texts(desk: Desk, wish: Wish, row: Several) -> Json:
+    texts = texts_in(items_in(wish.data, list))
+    desk.pen.edit(row.key, lambda _: texts)
+    return SAVED
+
+
+def patch_texts(desk: Desk, wish: Wish, row: Several) -> Json:
+    """Change one text, by its place or its old value; what is not there is added."""
+    body = wish.object
+    at, value = body.get("index"), body.get("value")
+    old, new = body.get("old"), body.get("new")
+
+    def step(texts: list[str]) -> list[str]:
+        if type(at) is int and isinstance(value, str) and 0 <= at < len(texts):
+            return [*texts[:at], value, *texts[at + 1 :]]
+        if not isinstance(old, str) or not isinstance(new, str):
+            raise complaint(400, "missing fields")
+        return [new if text == old else text for text in texts] if old in texts else [*texts, new]
+
+    desk.pen.edit(row.key, step)
+    return SAVED
+
+
+def delete_text(desk: Desk, wish: Wish, row: Several) -> Json:
+    value = wish.one("value")
+
+    def step(texts: list[str]) -> list[str]:
+        at = wish.place(len(texts))
+        if at is None and not value:
+            raise complaint(400, "missing index or value")
+        if at is not None:
+            return [*texts[:at], *texts[at + 1 :]]
+        return [text for text in texts if text != value]
+
+    desk.pen.edit(row.key, step)
+    return SAVED
+
+
+def put_map(desk: Desk, wish: Wish, row: Several) -> Json:
+    items = items_in(wish.data, dict)
+    desk.pen.edit(row.key, lambda _: items)
+    return SAVED
+
+
+def without_name(channels: Json, name: str, word: str) -> Json:
+    if name not in channels:
+        raise complaint(404, f"{word} not found")
+    return {channel: rows for channel, rows in channels.items() if channel != name}
+
+
+def patch_map(desk: Desk, wish: Wish, row: Several) -> Json:
+    """Set the list of one name; an empty one takes the name out."""
+    body, word = wish.object, row.names[0]
+    name = next((body[key] for key in row.names if body.get(key)), "")
+    rows = body.get(row.field)
+    if not isinstance(name, str) or not name.strip():
+        raise complaint(400, f"invalid {word}")
+    if not isinstance(rows, list):
+        raise complaint(400, "invalid body")
+    own = name.strip().lower()
+    desk.pen.edit(row.key, lambda now: {**now, own: rows} if rows else without_name(now, own, word))
+    return SAVED
+
+
+def delete_name(desk: Desk, wish: Wish, row: Several) -> Json:
+    word = row.names[0]
+    name = next(filter(None, map(wish.one, row.names)), "").strip().lower()
+    if not name:
+        raise complaint(400, f"missing {word}")
+    desk.pen.edit(row.key, lambda now: without_name(now, name, word))
+    return SAVED
+
+
+def put_objects(desk: Desk, wish: Wish, row: Several) -> Json:
+    items = items_in(wish.data, list)
+    if not all(isinstance(item, dict) for item in items):
+        raise complaint(400, "invalid body")
+    desk.pen.edit(row.key, lambda _: without_indexes(items))
+    return SAVED
+
+
+def place_in(items: list[Json], row: Several, name: str, wish: Wish) -> int | None:
+    """Return the place of the item that goes by a name, None if there is none. A base URL chooses among several."""
+    found = [at for at, item in enumerate(items) if str(item.get(row.names[0], "")).strip() == name.strip()]
+    if "base-url" in wish.query and row.names[0] == "api-key":
+        base = wish.one("base-url").strip().rstrip("/")
+        found = [at for at in found if str(items[at].get("base-url") or "").strip().rstrip("/") == base]
+    if len(found) > 1 and row.names[0] == "api-key":
+        more = "index" if "base-url" in wish.query else "base-url"
+        what = "multiple items match" if more == "index" else "multiple items match api-key"
+        raise complaint(400, f"{what}; {more} is required")
+    return found[0] if found else None
+
+
+def patch_object(desk: Desk, wish: Wish, row: Several) -> Json:
+    """Lay fields over one item; what cannot be used then is taken out."""
+    body = wish.object
+    value, at = body.get("value"), body.get("index")
+    name = next((body[key] for key in ("match", *row.names) if isinstance(body.get(key), str)), None)
+    if not isinstance(value, dict):
+        raise complaint(400, "invalid body")
+
+    def step(items: list[Json]) -> list[Json]:
+        place = at if type(at) is int and 0 <= at < len(items) else None
+        if place is None and name is not None:
+            place = place_in(items, row, name, wish)
+        if place is None:
+            raise complaint(404, "item not found")
+        fields = without_indexes({**items[place], **value})
+        changed = {key: field for key, field in fields.items() if field is not None}
+        return [*items[:place], changed, *items[place + 1 :]]
+
+    desk.pen.edit(row.key, step)
+    return SAVED
+
+
+def delete_object(desk: Desk, wish: Wish, row: Several) -> Json:
+    word = row.names[0]
+
+    def step(items: list[Json]) -> list[Json]:
+        place = wish.place(len(items))
+        if place is None and not wish.one(word):
+            raise complaint(400, f"missing {word} or index")
+        if place is None:
+            place = place_in(items, row, wish.one(word), wish)
+        if place is None and row.strict:
+            raise complaint(404, "item not found")
+        return [item for at, item in enumerate(items) if at != place]
+
+    desk.pen.edit(row.key, step)
+    return SAVED
+
+
+def put_values(desk: Desk, wish: Wish, row: Several) -> Json:
+    """Set one of Amp's lists."""
+    values = wish.object.get("value")
+    if not isinstance(values, list) or not all(isinstance(value, dict) for value in values):
+        raise complaint(400, "invalid body")
+    word = row.names[0]
+
+    def step(items: list[Json]) -> list[Json]:
+        if wish.method == "PUT":
+            return values
+        merged = {str(item.get(word)).strip(): item for item in (*items, *values)}
+        return list(merged.values())
+
+    desk.pen.edit(row.key, step)
+    return SAVED
+
+
+def delete_values(desk: Desk, wish: Wish, row: Several) -> Json:
+    """Take entries out of one of Amp's lists; of its mappings all, if none is named."""
+    body = wish.object if wish.body.strip() or row.strict else {}
+    names, word = body.get("value", None if row.strict else []), row.names[0]
+    if names is None:
+        raise complaint(400, "missing value")
+    gone = {name.strip() for name in texts_in(names)} - {""}
+    if names and not gone and row.strict:
+        raise complaint(400, "empty value")
+    desk.pen.edit(
+        row.key, lambda now: [item for item in now if gone and str(item.get(word)).strip() not in gone]
+    )
+    return SAVED
+
+
+# -- the whole config --------------------------------------------------------------------
+
+HIDDEN = frozenset(["host", "port", "auth-dir", "remote-management"])
+SHOWN_LISTS = (*KEYED, "oauth-model-alias", "oauth-excluded-models", "oauth-request-scoped-errors")
+
+
+def get_config(desk: Desk, _wish: Wish, _row: None) -> Json:
+    """Return the settings in force, lists in the words of the file: what a page does not get back, it deletes."""
+    data = without(desk.app.config.data, HIDDEN)
+    return {"ws-auth": False, **data, **{key: desk.pen.shown(key) for key in SHOWN_LISTS}}
+
+
+def get_text(desk: Desk, _wish: Wish, _row: None) -> Answer:
+    headers = {"content-type": "application/yaml; charset=utf-8", "cache-control": "no-store"}
+    return whole_answer(200, {**headers, "x-content-type-options": "nosniff"}, desk.pen.read().data)
+
+
+def put_text(desk: Desk, wish: Wish, _row: None) -> Json:
+    desk.pen.replace(wish.body)
+    return {"ok": True, "changed": ["config"]}
+
+
+def get_amp(desk: Desk, _wish: Wish, _row: None) -> Json:
+    return {"ampcode": desk.app.config["ampcode"]}
+
+
+def get_version(_desk: Desk, _wish: Wish, _row: None) -> Json:
+    """Tell our own version: nobody is asked for a later one."""
+    return {"latest-version": f"v{__version__}"}
+
+
+# -- the endpoints -----------------------------------------------------------------------
+
+
+class Endpoint(NamedTuple):
+    """A method and a path, which may end in `*`, and what answers it: JSON or an Answer."""
+
+    method: str
+    path: str
+    answer: Callable[[Desk, Wish, Any], Any]
+    row: Any = None
+
+
+# fmt: off
+SCALARS = (
+    Scalar("/debug",                                     "debug", bool),
+    Scalar("/logging-to-file",                           "logging-to-file", bool),
+    Scalar("/usage-statistics-enabled",                  "usage-statistics-enabled", bool),
+    Scalar("/request-log",                               "request-log", bool),
+    Scalar("/ws-auth",                                   "ws-auth", bool),
+    Scalar("/force-model-prefix",                        "force-model-prefix", bool),
+    Scalar("/logs-max-total-size-mb",                    "logs-max-total-size-mb", int),
+    Scalar("/error-logs-max-files",                      "error-logs-max-files", int),
+    Scalar("/request-retry",                             "request-retry", int),
+    Scalar("/max-retry-interval",                        "max-retry-interval", int),
+    Scalar("/max-retry-credentials",                     "max-retry-credentials", int),
+    Scalar("/proxy-url",                                 "proxy-url", str, clears=True),
+    Scalar("/quota-exceeded/switch-project",             "quota-exceeded.switch-project", bool),
+    Scalar("/quota-exceeded/switch-preview-model",       "quota-exceeded.switch-preview-model", bool),
+    Scalar("/routing/strategy",                          "routing.strategy", str),
+    Scalar("/ampcode/upstream-url",                      "ampcode.upstream-url", str, clears=True),
+    Scalar("/ampcode/upstream-api-key",                  "ampcode.upstream-api-key", str, clears=True),
+    Scalar("/ampcode/restrict-management-to-localhost",  "ampcode.restrict-management-to-localhost", bool),
+    Scalar("/ampcode/force-model-mappings",              "ampcode.force-model-mappings", bool),
+)
+TEXTS = (Several("/api-keys", "api-keys"),)
+MAPS = (
+    Several("/oauth-excluded-models",       "oauth-excluded-models", ("provider",), "models"),
+    Several("/oauth-model-alias",           "oauth-model-alias", ("channel", "provider"), "aliases"),
+    Several("/oauth-request-scoped-errors", "oauth-request-scoped-errors", ("channel", "provider"), "errors"),
+)
+OBJECTS = (
+    Several("/gemini-api-key",       "gemini-api-key", ("api-key",), strict=True),
+    Several("/claude-api-key",       "claude-api-key", ("api-key",)),
+    Several("/codex-api-key",        "codex-api-key", ("api-key",)),
+    Several("/vertex-api-key",       "vertex-api-key", ("api-key",)),
+    Several("/openai-compatibility", "openai-compatibility", ("name",)),
+)
+AMP_LISTS = (
+    Several("/ampcode/model-mappings",    "ampcode.model-mappings", ("from",)),
+    Several("/ampcode/upstream-api-keys", "ampcode.upstream-api-keys", ("upstream-api-key",), strict=True),
+)
+VERBS: tuple[tuple[Sequence[Any], str, Callable[[Desk, Wish, Any], Any]], ...] = (  # of the rows of a table
+    (SCALARS,   "GET",    get_scalar), (SCALARS,   "PUT",    put_scalar),    (SCALARS,   "PATCH",  put_scalar),
+    ([row for row in SCALARS if row.clears], "DELETE", clear_scalar),
+    (TEXTS,     "GET",    get_listed), (TEXTS,     "PUT",    put_texts),     (TEXTS,     "PATCH",  patch_texts),
+    (TEXTS,     "DELETE", delete_text),
+    (MAPS,      "GET",    get_listed), (MAPS,      "PUT",    put_map),       (MAPS,      "PATCH",  patch_map),
+    (MAPS,      "DELETE", delete_name),
+    (OBJECTS,   "GET",    get_listed), (OBJECTS,   "PUT",    put_objects),   (OBJECTS,   "PATCH",  patch_object),
+    (OBJECTS,   "DELETE", delete_object),
+    (AMP_LISTS, "GET",    get_listed), (AMP_LISTS, "PUT",    put_values),    (AMP_LISTS, "PATCH",  put_values),
+    (AMP_LISTS, "DELETE", delete_values),
+)
+ENDPOINT_ROWS = (
+    Endpoint("GET",    "/config",         get_config),
+    Endpoint("GET",    "/config.yaml",    get_text),
+    Endpoint("PUT",    "/config.yaml",    put_text),
+    Endpoint("GET",    "/latest-version", get_version),
+    Endpoint("GET",    "/ampcode",        get_amp),
+    *(Endpoint(verb, row.path, answer, row) for rows, verb, answer in VERBS for row in rows),
+)
+# fmt: on
+ENDPOINTS = {(row.method, row.path): row for row in ENDPOINT_ROWS}
+OPEN_ENDPOINTS = [row for row in ENDPOINT_ROWS if row.path.endswith("*")]
+
+
+def find_endpoint(method: str, path: str) -> tuple[Endpoint, str]:
+    """Return the row for a call and what its `*` stands for. Raises ProxyError."""
+    row = ENDPOINTS.get((method, path.rstrip("/")))
+    if row:
+        return row, ""
+    for row in OPEN_ENDPOINTS:
+        if row.method == method and path.startswith(row.path[:-1]) and len(path) >= len(row.path):
+            return row, unquote(path[len(row.path) - 1 :])
+    raise complaint(404, f"there is no {method} {path} in the management API")
+
+
+########################################################################################
+# 39. SERVER
 ########################################################################################
 # A ThreadingHTTPServer whose Handler has a Visit a request, read with NETWORK's strict parser. A thread
 # serves one client connection and is the only one that writes its socket. Here, and nowhere else, an
@@ -17941,7 +18890,8 @@ class Visit(Watcher):
             raise ProxyError("invalid_request", f"malformed request: {exc}") from exc
         self.dialect = dialect_of(self.path, self.headers)
         self.check_host()
-        self.check_origin()
+        if not self.path.startswith(FOR_ALL_PAGES):
+            self.check_origin()
         route, self.argument = find_route(self.method, self.path)
         self.route = route
         if route.admit:
@@ -17957,15 +18907,20 @@ class Visit(Watcher):
         if origin in self.server.app.config["allow-origins"]:
             self.allowed_origin = origin
             return
-        foreign = site in {"cross-site", "same-site"} or origin == "null"
-        hint = ""
+        if self.foreign:
+            hint = f"; allow-origins may name {origin}" if is_page(origin) else ""
+            raise ProxyError("forbidden", f"a page of another web site may not use this proxy{hint}")
+
+    @property
+    def foreign(self) -> bool:
+        """Tell whether a page of another origin asks."""
+        origin = self.headers.get("origin", "").lower()
+        foreign = self.headers.get("sec-fetch-site") in {"cross-site", "same-site"} or origin == "null"
         if is_page(origin):
             host = self.headers.get("host", "").lower()
             ours = {host, host.removesuffix(":80"), host.removesuffix(":443")}
-            foreign = foreign or origin.partition("://")[2] not in ours
-            hint = f"; allow-origins may name {origin}"
-        if foreign:
-            raise ProxyError("forbidden", f"a page of another web site may not use this proxy{hint}")
+            return foreign or origin.partition("://")[2] not in ours
+        return foreign
 
     def check_host(self) -> None:
         """Refuse what is addressed to another machine, as by a page whose name was rebound to this one."""
@@ -18462,6 +19417,23 @@ class Visit(Watcher):
         with contextlib.closing(dispatch(errand, self.server.app).pieces) as pieces:
             yield from sse_read(pieces)
 
+    def manage(self, route: Route) -> None:
+        """Serve the management API; what it refuses is told in its own form."""
+        desk = self.server.desk
+        if not desk.guard.exists:
+            raise no_route(self.method, self.path, self.path)
+        headers = {**VERSION_HEADERS, **desk.cors(self.headers)}
+        if self.method == "OPTIONS":
+            return self.send(204, headers, b"")
+        try:
+            desk.guard.check(given_key(self.headers), self.address, foreign=self.foreign)
+            query = parse_qs(self.raw_query, keep_blank_values=True)
+            body = bytes(self.read_body())
+            answer = desk.answer(Wish(self.method, self.argument, query, self.headers, body))
+        except ProxyError as error:
+            answer = complaint_answer(self.server.app.make_discreet(error))
+        return self.send(answer.status, {**headers, **answer.headers}, b"".join(answer.pieces))
+
     def refuse_stored(self, route: Route) -> None:
         message = "no responses are stored here; send store: false and the whole history"
         raise ProxyError("not_implemented", message)
@@ -18537,6 +19509,10 @@ ROUTE_ROWS = (
 ROUTES = {(row.method, row.path): row for row in ROUTE_ROWS}
 OPEN_ROUTES = [row for row in ROUTE_ROWS if row.path.endswith("*")]
 OPTIONS = Route("OPTIONS", "*", Visit.show_options, admit=False)
+MANAGE = Route("*", "*", Visit.manage, admit=False)
+FOR_ALL_PAGES = (
+    MANAGEMENT_PATH,
+)  # what pages of other origins may ask for: what protects it is not theirs to give
 AMP_ROUTES = {kind: Route("*", "*", Visit.pass_on, action=kind, admit=False) for kind in ("call", "page")}
 
 
@@ -18572,6 +19548,8 @@ def find_route(method: str, path: str) -> tuple[Route, str]:
     route = ROUTES.get((method, path))
     if route:
         return route, ""
+    if path.startswith(f"{MANAGEMENT_PATH}/"):
+        return MANAGE, path[len(MANAGEMENT_PATH) :]
     if kind := amp_kind(path):
         return AMP_ROUTES[kind], ""
     if method == "OPTIONS":
@@ -18663,12 +19641,13 @@ class Server(ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False
 
-    def __init__(self, address: tuple[str, int], app: App) -> None:
+    def __init__(self, address: tuple[str, int], app: App, password: str) -> None:
         self._tls = server_tls(app.config)
         self._discretion = Discretion(app)
         self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         super().__init__(address, Handler)
         self.app, self.stopping = app, False
+        self.desk = Desk(app, password)
         self.host, self.port = address[0], int(self.server_address[1])
         self.loopback = is_loopback(address[0])
         self._never = threading.Event()  # to wait on
@@ -18734,12 +19713,15 @@ def server_tls(config: Config) -> Any:
     return context
 
 
-def make_server(app: App) -> Server:
-    """Bind and listen as the config says; port 0 picks a free one. Raises ProxyError."""
+def make_server(app: App, password: str = "") -> Server:
+    """Bind and listen as the config says; port 0 picks a free one. Raises ProxyError.
+
+    `password` opens the management API for this machine, beside the config's key.
+    """
     host, port = app.config["host"], app.config["port"]
     check_exposure(app.config)
     try:
-        return Server((host, port), app)
+        return Server((host, port), app, password)
     except OSError as exc:
         who = who_listens(host, port, app.config) if exc.errno == errno.EADDRINUSE else ""
         why = who or exc.strerror or str(exc)
@@ -18800,7 +19782,7 @@ def link_of(file: Path) -> str:
 
 
 ########################################################################################
-# 38. OUTPUT
+# 40. OUTPUT
 ########################################################################################
 # What people see of the commands: lines, tables that fit into their terminal, colours for states
 # where there is one, and this program by the name under which they started it: texts say `cliproxy`.
@@ -18903,7 +19885,7 @@ def table_lines(columns: Sequence[Column], rows: Sequence[Any]) -> Iterator[str]
 
 
 ########################################################################################
-# 39. SERVICE
+# 41. SERVICE
 ########################################################################################
 # Keeping the proxy running: one row for each kind of system says where its file lies, what stands
 # in it, and which commands carry out an act. Nothing is run by a shell, and every command has a
@@ -19286,7 +20268,7 @@ def completion(shell: str, words: Mapping[str, Sequence[str]]) -> str:
 
 
 ########################################################################################
-# 40. COMMANDS
+# 42. COMMANDS
 ########################################################################################
 # argparse rows. Whatever goes wrong is one sentence on stderr and exit status 1; usage errors are 2.
 
@@ -19350,13 +20332,14 @@ def listen_for_signals(asked: SimpleQueue[int], stop: threading.Event) -> None:
         signal.signal(signal.SIGHUP, lambda n, _: asked.put(n))
 
 
-def poll_until_asked(app: App, asked: SimpleQueue[int]) -> None:
+def poll_until_asked(server: Server, app: App, asked: SimpleQueue[int]) -> None:
     """Take over what changes on disk, every second and at a SIGHUP, until a signal asks to end."""
     number = 0
     while number not in ENDING:
         try:
             app.poll()
             app.ask_for_models()
+            server.desk.poll()
         except Exception:  # a thread's top
             log.exception("what changed on disk could not be taken over")
         with contextlib.suppress(Empty):
@@ -19396,7 +20379,7 @@ def cmd_serve(options: argparse.Namespace) -> int:
         log.warning("SSL_CERT_FILE names %r, where no file is: no certificate can be checked with it", bundle)
     if any(account.origin.scheme == "https" for account in app.router.offers.accounts):
         threading.Thread(target=tls_context, daemon=True).start()  # so that no request waits for it
-    poll_until_asked(app, asked)
+    poll_until_asked(server, app, asked)
     stop.set()
     log.info("stopping; running answers have %.0f s", GRACE)
     finished = server.stop()
