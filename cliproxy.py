@@ -16670,11 +16670,14 @@ ERROR_SIGN = re.compile(rb'"error"\s*:\s*\{|"type"\s*:\s*"error"')
 LISTS = {"chat": "choices", "gemini": "candidates"}  # what says something in a whole answer
 
 
+ERROR_TYPES = ("error", "response.failed")
+
+
 def told_error(payload: Json) -> Any:
     """Return the error that an answer, or a payload of a stream, is, if it is one."""
     response = payload.get("response")
     error = payload.get("error") or (response.get("error") if isinstance(response, dict) else None)
-    failed = payload.get("type") in {"error", "response.failed"} or payload.get("status") == "failed"
+    failed = payload.get("type") in ERROR_TYPES or payload.get("status") == "failed"
     return error or (payload if failed else None)
 
 
@@ -16819,7 +16822,8 @@ def events_in(data: bytes) -> Iterator[bytes]:
 
 def payload_of(event: bytes) -> Json:
     """Decode what one whole event says; {} if that is no object. Raises ProxyError for what is no JSON."""
-    data = sse_data(event.replace(b"\r\n", b"\n").replace(b"\r", b"\n").rstrip(b"\n"))
+    lines = event.replace(b"\r\n", b"\n").replace(b"\r", b"\n") if b"\r" in event else event
+    data = sse_data(lines.rstrip(b"\n"))
     if not data or data == b"[DONE]":
         return {}
     try:
@@ -16834,20 +16838,33 @@ def opening_events(data: bytes, errand: Errand, opening: Opening) -> bytes:
 
     What only Codex knows is left out for others: OpenAI's SDK breaks if it comes first.
     """
-    kept = []
+    kept, end = [], 0
     stranger = not errand.headers.get("originator", "").startswith("codex")
     for event in events_in(data):
         if opening.said:
-            kept.append(event)
-            continue
-        payload = payload_of(event)
-        if error := told_error(payload):
-            raise_told(payload, error, errand.dialect)
-        with contextlib.suppress(*MALFORMED):
-            opening.said = bool(payload) and not is_silent(payload)
+            break
+        end += len(event)
+        opening.said = event_says(event, errand.dialect)
         if not (stranger and b'"codex.rate_limits"' in event):
             kept.append(event)
-    return b"".join(kept)
+    return b"".join([*kept, data[end:]])
+
+
+EVENT_TYPE = re.compile(rb'data: ?\{"type": ?"([\w.]+)"')  # where it stands nearly always
+
+
+def event_says(event: bytes, dialect: Dialect) -> bool:
+    """Tell whether an event of a stream says something. Raises the error that it tells."""
+    found = EVENT_TYPE.search(event)
+    kind = found[1].decode() if found else ""
+    if kind and kind not in ERROR_TYPES:
+        return kind not in SILENT_TYPES  # as nearly all of Claude and Responses: it need not be decoded
+    payload = payload_of(event)
+    if error := told_error(payload):
+        raise_told(payload, error, dialect)
+    with contextlib.suppress(*MALFORMED):
+        return bool(payload) and not is_silent(payload)
+    return False
 
 
 def completed_events(
