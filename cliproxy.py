@@ -22,33 +22,36 @@ Contents (each room uses only rooms above it; [pure] ones touch no clock, socket
    13. DIALECTS      the dialects as rows; fitting a request to a target [pure]
    14. YAML          texts of settings, with places; edits in place      [pure]
    15. FOREIGN       configurations of LiteLLM and claude-code-router    [pure]
-   16. CONFIG        the settings file: load, check, watch
-   17. NETWORK       HTTP/1.1 over sockets, both sides
-   18. STORE         credential files
-   19. TERMINAL      prompts, the browser's way back, QR codes
-   20. TOKENS        what is in tokens, and how they are signed          [pure]
-   21. BCRYPT        hashes of the management key, without a dependency  [pure]
-   22. LOGINS        each provider's login as a row
-   23. RENEWAL       new tokens for old ones
-   24. IMPORT        logins that other programs hold
-   25. LOGIN         the way through a login, and out
-   26. ACCOUNTS      credentials as accounts, and the models they offer
-   27. REFUSALS      what a refusal means                                [pure]
-   28. ROUTING       which account serves which model, and which rests
-   29. USAGE         what was asked, of whom, and what it cost
-   30. LOGS          what happened, for people
-   31. ERRANDS       what a client sent us out for
-   32. PROVIDERS     the headers and bodies that each provider wants
-   33. CATALOG       the models that upstreams list, and as clients read them
-   34. ANSWERS       what goes back to the client, passed on or edited as bytes
-   35. UPSTREAM      asking a provider
-   36. AMP           what Amp asks its own server for
-   37. WEBSOCKET     RFC 6455, and the conversation that a connection remembers
-   38. MANAGEMENT    CLIProxyAPI's management API
-   39. SERVER        the listening side
-   40. OUTPUT        lines, tables and colours as people see them
-   41. SERVICE       units, agents and tasks that keep it running; completion
-   42. COMMANDS      the command line
+   16. TOML          texts of other programs' settings; edits in place   [pure]
+   17. CONFIG        the settings file: load, check, watch
+   18. NETWORK       HTTP/1.1 over sockets, both sides
+   19. STORE         credential files
+   20. TERMINAL      prompts, the browser's way back, QR codes
+   21. TOKENS        what is in tokens, and how they are signed          [pure]
+   22. BCRYPT        hashes of the management key, without a dependency  [pure]
+   23. LOGINS        each provider's login as a row
+   24. RENEWAL       new tokens for old ones
+   25. IMPORT        logins that other programs hold
+   26. LOGIN         the way through a login, and out
+   27. ACCOUNTS      credentials as accounts, and the models they offer
+   28. REFUSALS      what a refusal means                                [pure]
+   29. ROUTING       which account serves which model, and which rests
+   30. USAGE         what was asked, of whom, and what it cost
+   31. LOGS          what happened, for people
+   32. ERRANDS       what a client sent us out for
+   33. PROVIDERS     the headers and bodies that each provider wants
+   34. CATALOG       the models that upstreams list, and as clients read them
+   35. ANSWERS       what goes back to the client, passed on or edited as bytes
+   36. UPSTREAM      asking a provider
+   37. AMP           what Amp asks its own server for
+   38. WEBSOCKET     RFC 6455, and the conversation that a connection remembers
+   39. MANAGEMENT    CLIProxyAPI's management API
+   40. SERVER        the listening side
+   41. OUTPUT        lines, tables and colours as people see them
+   42. EDITS         what we write into files of other programs, and back
+   43. CLIENTS       setup and run: the programs that come to us
+   44. SERVICE       units, agents and tasks that keep it running; completion
+   45. COMMANDS      the command line
 """
 
 from __future__ import annotations
@@ -73,6 +76,7 @@ import operator
 import os
 import re
 import secrets
+import shlex
 import signal
 import socket
 import socketserver
@@ -8469,6 +8473,9 @@ def write_behind(value: Any, column: int) -> str:
     return f" {write_scalar(value)}"
 
 
+LINE_NOTE = re.compile(r"(,?)[ \t]*//[^\r\n]*")  # behind an entry of JSON
+
+
 class Change(NamedTuple):
     """A piece of text to put in the place of another."""
 
@@ -8587,7 +8594,19 @@ class Editor:
         if before and place.block:
             at = self.line_end(at)
         text, joint = self.addition(value, near.start, block=place.block)
-        yield Change(at, at, joint + text if before else text + joint)
+        if before:
+            yield from self.behind(at, text, joint)
+        else:
+            yield Change(at, at, text + joint)
+
+    def behind(self, at: int, text: str, joint: str) -> Iterator[Change]:
+        """Put entries behind the one that ends at `at`: a comment in its line stays in its line."""
+        note = LINE_NOTE.match(self.text, at)
+        if note and joint.startswith(",\n"):
+            yield Change(at, note.end(1), ",")
+            yield Change(note.end(), note.end(), joint[1:] + text + note[1])
+        else:
+            yield Change(at, at, joint + text)
 
     def addition(self, value: Any, at: int, *, block: bool) -> tuple[str, str]:
         """Return entries as they are written beside the one at `at`, and what parts them from it."""
@@ -8597,7 +8616,8 @@ class Editor:
         text = self.write_flow(value, at)[1:-1].strip()
         if self.ahead(at).strip():
             return text, ", "
-        return re.sub(r"(?m)^  ", "", text), ",\n" + " " * column
+        indent = self.ahead(at)
+        return text.replace(f"\n{indent}  ", f"\n{indent}"), f",\n{indent}"
 
 
 def kept_entries(place: Place, wanted: Any) -> Iterator[tuple[Entry, Any]]:
@@ -9078,7 +9098,269 @@ def foreign_kind(data: Any) -> str:
 
 
 ########################################################################################
-# 16. CONFIG
+# 16. TOML                                                                        [pure]
+########################################################################################
+# Settings of other programs: TOML, lines of `NAME=VALUE`, and a block of ours between two marks. A
+# text is read as a document whose values are pieces of it, as they stand there; another document is
+# written into it pair by pair, and no other byte changes. What comes out is read again, and must say
+# what is wanted: a spelling that is not understood is refused, naming the line.
+
+TomlPath = tuple[
+    Union[str, int], ...
+]  # names of tables and keys; the number of a table that is one of several
+TOML_WORD = r"(?:[A-Za-z0-9_-]+|\"(?:[^\"\\\n]|\\.)*\"|'[^'\n]*')"
+TOML_NAME = rf"{TOML_WORD}(?:[ \t]*\.[ \t]*{TOML_WORD})*"
+TOML_HEADER = re.compile(rf"[ \t]*\[(\[)?[ \t]*({TOML_NAME})[ \t]*\](?(1)\])[ \t]*(?:#[^\n]*)?\r?(?:\n|\Z)")
+TOML_PAIR = re.compile(rf"[ \t]*({TOML_NAME})[ \t]*=[ \t]*")
+TOML_BLANK = re.compile(r"[ \t]*(?:#[^\n]*)?\r?(?:\n|\Z)")
+TOML_TOKEN = re.compile(
+    r'"""(?:[^\\]|\\.)*?"{3,5}|\'\'\'.*?\'{3,5}|"(?:[^"\\\n]|\\.)*"|\'[^\'\n]*\''
+    r"|(?P<end>#[^\n]*|\r?\n)|(?P<open>[\[{])|(?P<close>[\]}])|[^\"'#\r\n\[\]{}]+",
+    re.DOTALL,
+)
+
+
+class TomlRow(NamedTuple):
+    """A header or a pair: its path, the lines that it takes, and where the value stands in them."""
+
+    path: TomlPath
+    start: int
+    end: int
+    value: tuple[int, int] = (0, 0)  # of a pair
+    lead: str = ""  # what stands in front of the last name of a pair: the indent, and names with dots
+
+
+def toml_names(spelled: str) -> list[str]:
+    """Return the names that stand between dots, without their quotes."""
+    words = re.findall(TOML_WORD, spelled)
+    read: dict[str, Callable[[str], str]] = {'"': json.loads, "'": lambda word: word[1:-1]}
+    return [read.get(word[0], str)(word) for word in words]
+
+
+def toml_value_end(text: str, at: int) -> int:
+    """Return where the value ends that begins at `at`: with its line, unless a bracket is open."""
+    depth = 0
+    while token := TOML_TOKEN.match(text, at):
+        if token["end"] and not depth:
+            break
+        depth += {"open": 1, "close": -1}.get(token.lastgroup or "", 0)
+        at = token.end()
+    return at
+
+
+def toml_rows(text: str) -> Iterator[TomlRow]:
+    """Yield the headers and pairs of a text, in order. Raises ValueError naming the line."""
+    at = len(text) - len(text.removeprefix("\ufeff"))
+    table: TomlPath = ()
+    last: dict[TomlPath, int] = {}  # of tables that are several: the number of the last
+    while at < len(text):
+        if blank := TOML_BLANK.match(text, at):
+            at = blank.end()
+        elif header := TOML_HEADER.match(text, at):
+            table = toml_table(toml_names(header[2]), last, several=bool(header[1]))
+            yield TomlRow(table, at, header.end())
+            at = header.end()
+        else:
+            row = toml_pair(text, at, table)
+            yield row
+            at = row.end
+
+
+def toml_table(names: list[str], last: dict[TomlPath, int], *, several: bool) -> TomlPath:
+    """Return the path of a header; of tables that are several, the last one is meant."""
+    path: TomlPath = ()
+    for depth, name in enumerate(names, 1):
+        path = (*path, name)
+        if several and depth == len(names):
+            last[path] = last.get(path, -1) + 1
+        if path in last:
+            path = (*path, last[path])
+    return path
+
+
+def toml_pair(text: str, at: int, table: TomlPath) -> TomlRow:
+    found = TOML_PAIR.match(text, at)
+    value_end = toml_value_end(text, found.end()) if found else at
+    rest = TOML_BLANK.match(text, value_end)
+    value = text[found.end() : value_end].rstrip() if found else ""
+    if not (found and rest and value):
+        raise ValueError(f"line {text.count(chr(10), 0, at) + 1} is neither a table nor a `key = value`")
+    names = toml_names(found[1])
+    lead = text[at : found.end(1) - len(re.findall(TOML_WORD, found[1])[-1])]
+    return TomlRow((*table, *names), at, rest.end(), (found.end(), found.end() + len(value)), lead)
+
+
+def check_toml(text: str) -> None:
+    """Have Python look at a text, where it can: from 3.11 on. Raises ValueError."""
+    with contextlib.suppress(ImportError):
+        importlib.import_module("tomllib").loads(text.removeprefix("\ufeff").replace("\r\n", "\n"))
+
+
+def read_toml(text: str) -> Json:
+    """Return the tables of a text; their values are pieces of it. Raises ValueError."""
+    check_toml(text)
+    document: Json = {}
+    for row in toml_rows(text):
+        node: Any = document
+        *above, name = row.path
+        for step, below in zip(above, row.path[1:]):
+            node = toml_child(node, step, [] if isinstance(below, int) else {})
+        if not row.value[1]:
+            toml_child(node, name, {})
+        elif name in node:
+            raise ValueError(f"{name} is there twice")
+        else:
+            node[name] = text[slice(*row.value)]
+    return document
+
+
+def toml_child(node: Any, step: Any, empty: Any) -> Any:
+    """Return what a step leads to, which is made if it is not there."""
+    if isinstance(node, list) and step == len(node):
+        node.append(empty)
+    child = node[step] if isinstance(node, list) else node.setdefault(step, empty)
+    if isinstance(child, str):
+        raise ValueError(f"{step} is spelled in one line, which is not edited")  # noqa: TRY004 -- as if it were no TOML
+    return child
+
+
+def write_toml(text: str, wanted: Json) -> str:
+    """Write a document into a text, which keeps all else. Raises ValueError where that is not safe."""
+    for path, value in list(toml_changes(read_toml(text), wanted, ())):
+        text = toml_without(text, path) if value is None else toml_with(text, path, value)
+    if read_toml(text) != wanted:
+        raise ValueError("this change cannot be made without touching the rest: edit the file by hand")
+    return text
+
+
+def toml_changes(node: Any, wanted: Any, path: TomlPath) -> Iterator[tuple[TomlPath, str | None]]:
+    """Yield each path whose value changes, with its new piece of text; None: it goes, with what is below."""
+    if isinstance(wanted, str):
+        yield from [(path, wanted)] if node != wanted else []
+        return
+    old, new = (dict(enumerate(v)) if isinstance(v, list) else v or {} for v in (node, wanted))
+    gone = [key for key in old if key not in new]
+    if isinstance(wanted, list) and gone:
+        gone = [key for key in old if old[key] not in wanted]
+        new = {}
+    for key in new:
+        yield from toml_changes(old.get(key), new[key], (*path, key))
+    for key in reversed(gone):
+        yield (*path, key), None
+
+
+def toml_without(text: str, path: TomlPath) -> str:
+    """Take out the lines of a path, and the blank line in front of a header."""
+    for row in reversed(list(toml_rows(text))):
+        if row.path[: len(path)] == path:
+            head = text[: row.start]
+            if not row.value[1] and re.search(r"\n\r?\n$", head):
+                head = re.sub(r"\r?\n$", "", head)
+            text = head + text[row.end :]
+    return text
+
+
+def toml_with(text: str, path: TomlPath, value: str) -> str:
+    """Put a value at a path: over the old one, into its table, or in a new table at the end."""
+    rows = list(toml_rows(text))
+    same = [row.value for row in rows if row.path == path and row.value[1]]
+    if same:
+        start, end = same[0]
+        return text[:start] + value + text[end:]
+    table = path[:-1]
+    line_end = "\r\n" if "\r\n" in text else "\n"
+    pair = f"{toml_word(path[-1])} = {value}{line_end}"
+    near = [row for row in rows if (row.path[:-1] if row.value[1] else row.path) == table]
+    if near:
+        at = near[-1].end
+        joint = "" if text[:at].endswith("\n") else line_end
+        return text[:at] + joint + near[-1].lead + pair + text[at:]
+    if not table:
+        mark = "\ufeff" if text.startswith("\ufeff") else ""
+        return mark + pair + text.removeprefix(mark)
+    joint = line_end if text else ""
+    if not text.endswith("\n"):
+        joint += joint
+    return f"{text}{joint}{toml_header(table)}{line_end}{pair}"
+
+
+def toml_header(table: TomlPath) -> str:
+    """Spell the header of a table, or of one of several."""
+    title = ".".join(toml_word(name) for name in table if isinstance(name, str))
+    return f"[[{title}]]" if isinstance(table[-1], int) else f"[{title}]"
+
+
+def toml_word(name: str | int) -> str:
+    """Spell a name: without quotes where it can be."""
+    return str(name) if re.fullmatch("[A-Za-z0-9_-]+", str(name)) else encode_toml(name)
+
+
+def encode_toml(value: Any) -> str:
+    """Spell a text, number, truth value or list of these."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+# --- NAME=VALUE, and a block of ours ----------------------------------------------------
+ENV_LINE = re.compile(
+    r"^[ \t]*(?:export[ \t]+)?([A-Za-z_][\w.-]*)[ \t]*=[ \t]*([^\r\n]*?)[ \t]*\r?(?:\n|\Z)", re.MULTILINE
+)
+
+
+def read_dotenv(text: str) -> Json:
+    """Return the values by name, as they are spelled; of two, the last."""
+    return {found[1]: found[2] for found in ENV_LINE.finditer(text.removeprefix("\ufeff"))}
+
+
+def write_dotenv(text: str, wanted: Json) -> str:
+    """Write values into a text of NAME=VALUE, which keeps all else. Raises ValueError."""
+    line_end = "\r\n" if "\r\n" in text else "\n"
+    for found in reversed(list(ENV_LINE.finditer(text))):
+        name, (start, end) = found[1], found.span(2)
+        if name not in wanted:
+            text = text[: found.start()] + text[found.end() :]
+        elif found[2] != wanted[name]:
+            text = text[:start] + wanted[name] + text[end:]
+    fresh = [f"{name}={value}{line_end}" for name, value in wanted.items() if name not in read_dotenv(text)]
+    joint = line_end if fresh and text[-1:] not in {"", "\n", "\ufeff"} else ""
+    text += joint + "".join(fresh)
+    if read_dotenv(text) != wanted:
+        raise ValueError("this change cannot be made without touching the rest: edit the file by hand")
+    return text
+
+
+def encode_dotenv(value: str) -> str:
+    """Spell a value: in quotes unless each of its characters is harmless."""
+    if re.fullmatch(r"[\w./:@+-]+", value):
+        return value
+    if re.search(r"['\\\r\n]", value):
+        raise ValueError("a value holds a quote, a backslash or a line end")
+    return f"'{value}'"
+
+
+MARKS = ("# >>> cliproxy >>>", "# <<< cliproxy <<<")  # around what is ours in a shell's file
+MARKED = re.compile(rf"^{MARKS[0]}\r?\n(.*?)^{MARKS[1]}[^\n]*(?:\n|\Z)", re.DOTALL | re.MULTILINE)
+
+
+def read_marked(text: str) -> Json:
+    """Return the lines between our marks. Raises ValueError for a mark without the other."""
+    found = MARKED.search(text)
+    if not found and any(mark in text for mark in MARKS):
+        raise ValueError("one of the two marks of cliproxy is missing")
+    return {"cliproxy": found[1]} if found else {}
+
+
+def write_marked(text: str, wanted: Json) -> str:
+    """Put lines between our marks, at the end of the text if there are none yet; or take all out."""
+    lines = wanted.get("cliproxy")
+    block = "" if lines is None else f"{MARKS[0]}\n{lines}{MARKS[1]}\n"
+    if read_marked(text):
+        return MARKED.sub(lambda _: block, text, count=1)
+    joint = "\n" if block and text[-1:] not in {"", "\n"} else ""
+    return text + joint + block
+
+
+########################################################################################
+# 17. CONFIG
 ########################################################################################
 # The settings file, as CLIProxyAPI writes it: every key is a row, a file is read against the rows
 # into a complete snapshot, and a snapshot is replaced whole. Old spellings are moved in memory.
@@ -10057,7 +10339,7 @@ def example_config() -> str:
 
 
 ########################################################################################
-# 17. NETWORK
+# 18. NETWORK
 ########################################################################################
 # Bytes on sockets, the same way on both sides: strict heads, bodies, a pool of idle upstream
 # connections, proxies, TLS. http.client and email would cost five times the CPU a request
@@ -11114,7 +11396,7 @@ def fetch(
 
 
 ########################################################################################
-# 18. STORE
+# 19. STORE
 ########################################################################################
 # The credential files, as CLIProxyAPI lays them out: one JSON object a file, `type` says whose.
 # Other programs write them too, so each write begins with reading. Two locks keep processes apart,
@@ -11565,7 +11847,7 @@ class Store:
 
 
 ########################################################################################
-# 19. TERMINAL
+# 20. TERMINAL
 ########################################################################################
 # What a login needs of the machine: the lines that its user types, a door for the browser that comes
 # back, and QR codes. Whatever comes back arrives in one queue, so that it does not matter which way
@@ -11872,7 +12154,7 @@ def qr_lines(text: str) -> list[str]:
 
 
 ########################################################################################
-# 20. TOKENS                                                                      [pure]
+# 21. TOKENS                                                                      [pure]
 ########################################################################################
 # What is in tokens and keys, and how they are encoded and signed. Source: RFC 7515, 7519, 7636, 8017.
 
@@ -11960,7 +12242,7 @@ def rs256(text: str, pem: str) -> str:
 
 
 ########################################################################################
-# 21. BCRYPT                                                                      [pure]
+# 22. BCRYPT                                                                      [pure]
 ########################################################################################
 # Hashes of the management key, where neither the system nor a package can make them: slow, so that
 # each is made with little cost. The tables are digits of pi. Source: Provos, Mazieres, "A Future-
@@ -12054,7 +12336,7 @@ def bcrypt(key: bytes, setting: bytes) -> bytes:
 
 
 ########################################################################################
-# 22. LOGINS
+# 23. LOGINS
 ########################################################################################
 # How each provider hands out tokens, renews and revokes them: one row of LOGINS each. The program
 # says who it is. Source: spec/providers.md 1 to 9, 16.
@@ -12755,7 +13037,7 @@ LOGINS = {row.provider: row for row in (
 
 
 ########################################################################################
-# 23. RENEWAL
+# 24. RENEWAL
 ########################################################################################
 # New tokens for old ones, once, however many want them; and what a provider says of a login's limits.
 
@@ -12902,7 +13184,7 @@ def usage_of(credential: Credential, config: Config) -> list[Window]:
 
 
 ########################################################################################
-# 24. IMPORT
+# 25. IMPORT
 ########################################################################################
 # What the programs of the providers themselves hold, taken over. Source: spec/providers.md 16.
 
@@ -13021,7 +13303,7 @@ SHARED = (
 
 
 ########################################################################################
-# 25. LOGIN
+# 26. LOGIN
 ########################################################################################
 # The way through a login: with a browser here or elsewhere, by a short code, or by taking one over; and
 # the way out.
@@ -13267,7 +13549,7 @@ def logout(credential: Credential, store: Store, config: Config) -> str:
 
 
 ########################################################################################
-# 26. ACCOUNTS
+# 27. ACCOUNTS
 ########################################################################################
 # An account is one credential and where it may be used: of the config, of the environment, or of a
 # file in the auth dir. It knows which models it offers, under which names.
@@ -13717,7 +13999,7 @@ def endpoint_quirks(entry: Json, provider: Provider) -> list[str]:
 
 
 ########################################################################################
-# 27. REFUSALS                                                                    [pure]
+# 28. REFUSALS                                                                    [pure]
 ########################################################################################
 # What an upstream's refusal means for the account that was asked, and what its headers tell of limits.
 
@@ -13926,7 +14208,7 @@ TELLS_LIMITS = frozenset(["x-codex-primary-used-percent", "anthropic-ratelimit-u
 
 
 ########################################################################################
-# 28. ROUTING
+# 29. ROUTING
 ########################################################################################
 # The router knows who offers which model, who is next, and who must rest. Its lock is never held
 # across I/O.
@@ -14643,7 +14925,7 @@ STRATEGY_ORDERS: dict[str, Callable[[list[Candidate], int, dict[str, int]], list
 
 
 ########################################################################################
-# 29. USAGE
+# 30. USAGE
 ########################################################################################
 # What was asked, of whom, and what it cost. A request leaves a Tried for each account that it asked,
 # as it is; one thread makes Rows of them, adds these to the counters of /metrics, and writes them into
@@ -15400,7 +15682,7 @@ def stored_rows(database: Database, after: int, most: int = 10_000) -> list[tupl
 
 
 ########################################################################################
-# 30. LOGS
+# 31. LOGS
 ########################################################################################
 # What happened, for people. Whoever has something to say puts it into a queue: a request its Visited
 # and its Trieds, all others log records. One thread takes them out in their order, a moment later and
@@ -15540,7 +15822,7 @@ def drained(queue: SimpleQueue[Any]) -> Iterator[Any]:
 
 
 ########################################################################################
-# 31. ERRANDS
+# 32. ERRANDS
 ########################################################################################
 # What a client wants, on its way through. A body that only needs another name is edited as bytes:
 # what was signed, or written with care, stays as it is.
@@ -15798,7 +16080,7 @@ def chat_of_completion(body: Json) -> Json:
 
 
 ########################################################################################
-# 32. PROVIDERS
+# 33. PROVIDERS
 ########################################################################################
 # What a row of PROVIDERS cannot say: a function for the headers of a provider, and one for bodies.
 
@@ -16145,7 +16427,7 @@ def apply_payload(rules: Json, body: Json, original: Json, case: PayloadCase) ->
 
 
 ########################################################################################
-# 33. CATALOG
+# 34. CATALOG
 ########################################################################################
 # The models that each account's upstream says it has, for lists and limits. Kept on disk for a day.
 
@@ -16336,7 +16618,7 @@ MODEL_SHAPES: dict[str, tuple[Callable[[Model], Json], Callable[[list[Json]], Js
 
 
 ########################################################################################
-# 34. ANSWERS
+# 35. ANSWERS
 ########################################################################################
 # What goes back to the client. An answer that passes is watched for usage, errors and its end; what
 # needs another name, or no envelope, is edited as bytes: the rest stays as the upstream wrote it.
@@ -16946,7 +17228,7 @@ def completion_text(text: bytes) -> bytes:
 
 
 ########################################################################################
-# 35. UPSTREAM
+# 36. UPSTREAM
 ########################################################################################
 # One request of a client, asked of one account after the other until one begins to answer. Two
 # lanes: the bytes pass through when both sides speak one dialect, else they are translated by
@@ -17694,7 +17976,7 @@ def estimated(errand: Errand) -> Answer:
 
 
 ########################################################################################
-# 36. AMP
+# 37. AMP
 ########################################################################################
 # What Amp's command line asks its own server for, beside models, is passed on to that server, with the
 # owner's key in place of the client's. Its pages are for browsers, which are sent there. Source:
@@ -17764,7 +18046,7 @@ def ask_amp(errand: Errand, method: str, target: str, given: Collection[str], ap
 
 
 ########################################################################################
-# 37. WEBSOCKET
+# 38. WEBSOCKET
 ########################################################################################
 # The server's side of RFC 6455 for /v1/responses: a text message is a request, a text message each
 # event of its answer. A connection remembers its last answers, so that a client need only send what
@@ -17937,7 +18219,7 @@ def error_message(error: ProxyError) -> Json:
 
 
 ########################################################################################
-# 38. MANAGEMENT
+# 39. MANAGEMENT
 ########################################################################################
 # CLIProxyAPI's management API, for its official page and the GUIs that speak it: a row of ENDPOINTS a
 # method and path. Scalars, lists of texts, maps and lists of objects are four shapes over SETTINGS. A
@@ -18771,7 +19053,7 @@ def find_endpoint(method: str, path: str) -> tuple[Endpoint, str]:
 
 
 ########################################################################################
-# 39. SERVER
+# 40. SERVER
 ########################################################################################
 # A ThreadingHTTPServer whose Handler has a Visit a request, read with NETWORK's strict parser. A thread
 # serves one client connection and is the only one that writes its socket. Here, and nowhere else, an
@@ -19799,7 +20081,7 @@ def link_of(file: Path) -> str:
 
 
 ########################################################################################
-# 40. OUTPUT
+# 41. OUTPUT
 ########################################################################################
 # What people see of the commands: lines, tables that fit into their terminal, colours for states
 # where there is one, and this program by the name under which they started it: texts say `cliproxy`.
@@ -19902,7 +20184,1243 @@ def table_lines(columns: Sequence[Column], rows: Sequence[Any]) -> Iterator[str]
 
 
 ########################################################################################
-# 41. SERVICE
+# 42. EDITS
+########################################################################################
+# The settings of other programs, as far as they are ours to write. A file's kind reads it as a
+# document and writes another one into it, keeping the rest. What we wrote, and what was there
+# before, is noted entry by entry in `auth-dir/.cliproxy/setup.json`: it is taken back also from a
+# file that its program has written since; where nobody has, the file is as it was, byte for byte.
+
+Item = tuple[tuple[str, str], ...]  # the item of a list that has these fields
+Steps = tuple[Union[str, Item], ...]  # to an entry of a document: keys, and items
+NOTHING: Mapping[Any, Any] = {}
+NO_KEY = "cliproxy"  # what a client shows where the proxy asks for no key: most insist on one
+
+
+# --- formats ----------------------------------------------------------------------------
+JSON_LITTER = re.compile(
+    r'"(?:[^"\\]|\\.)*"|(?P<comment>//[^\n]*|/\*.*?\*/)|(?P<comma>,(?=(?:\s|//[^\n]*|/\*.*?\*/)*[\]}]))',
+    re.DOTALL,
+)
+
+
+def without_litter(text: str, *kinds: str) -> str:
+    """Blank out comments, or the commas behind which nothing comes: each by as many spaces."""
+
+    def blank(found: re.Match[str]) -> str:
+        return re.sub(r"[^\n]", " ", found[0]) if found.lastgroup in kinds else found[0]
+
+    return JSON_LITTER.sub(blank, text)
+
+
+def read_json_text(text: str, *kinds: str) -> Any:
+    """Decode JSON that may hold these kinds of litter. Raises ValueError naming line and column."""
+    text = text.removeprefix("\ufeff")
+    return json.loads(without_litter(text, *kinds)) if text.strip() else {}
+
+
+def write_json_text(text: str, wanted: Any) -> str:
+    """Write a document into JSON, which keeps all else. Raises ValueError."""
+    if not text.strip("\ufeff\r\n\t {}"):
+        return json.dumps(wanted, indent=2, ensure_ascii=False) + "\n"
+    return edit_text(text, wanted, yaml=False)
+
+
+def write_tidy_json(text: str, wanted: Any) -> str:
+    """Write a document into JSON without a comma too many and a byte order mark: with one, the client reads nothing."""
+    edited = write_json_text(text, wanted).removeprefix("\ufeff")
+    return JSON_LITTER.sub(lambda found: "" if found["comma"] else found[0], edited)
+
+
+def write_yaml_text(text: str, wanted: Any) -> str:
+    """Write a document into YAML, which keeps all else. Raises ValueError."""
+    if text and text[-1] != "\n":
+        text += "\r\n" if "\r\n" in text else "\n"
+    edited = edit_text(text, wanted, yaml=True)
+    return edited if edited.endswith("\n") else f"{edited}\n"
+
+
+class FileKind(NamedTuple):
+    """How a kind of file is read as a document, how another one is written into it, and a value spelled."""
+
+    read: Callable[[str], Any]
+    write: Callable[[str, Any], str]
+    encode: Callable[[Any], Any] = lambda value: value
+
+
+FILE_KINDS = {
+    "json": FileKind(read_json_text, write_json_text),
+    "tidy": FileKind(
+        lambda text: read_json_text(text, "comment", "comma"), write_tidy_json
+    ),  # comments are welcome
+    "jsonc": FileKind(lambda text: read_json_text(text, "comment", "comma"), write_json_text),
+    "yaml": FileKind(lambda text: read_yaml(text) or {}, write_yaml_text),
+    "toml": FileKind(read_toml, write_toml, encode_toml),
+    "dotenv": FileKind(read_dotenv, write_dotenv, encode_dotenv),
+    "shell": FileKind(read_marked, write_marked),
+}
+
+
+# --- entries of documents ---------------------------------------------------------------
+def item_at(items: list[Any], item: Item) -> int | None:
+    """Return the number of the first item of a list that has these fields; None if there is none."""
+    for number, there in enumerate(items):
+        if isinstance(there, dict) and all(there.get(name) == value for name, value in item):
+            return number
+    return None
+
+
+def entry_at(document: Any, steps: Steps) -> tuple[Any, int]:
+    """Return the value where the steps lead, or MISSING; and how many of the steps lead somewhere."""
+    for depth, step in enumerate(steps):
+        if isinstance(step, str):
+            document = document.get(step, MISSING) if isinstance(document, dict) else MISSING
+        else:
+            at = item_at(document, step) if isinstance(document, list) else None
+            document = MISSING if at is None else document[at]
+        if document is MISSING:
+            return MISSING, depth
+    return document, len(steps)
+
+
+def with_entry(document: Any, steps: Steps, value: Any) -> Any:
+    """Return a document with a value where the steps lead. Raises ValueError if something is in the way."""
+    if not steps:
+        return value
+    step, rest = steps[0], steps[1:]
+    if isinstance(step, str):
+        mapping = {} if document is MISSING else document
+        if not isinstance(mapping, dict):
+            raise ValueError(f"{step} cannot be put into what is no mapping")  # noqa: TRY004 -- the text's fault
+        return {**mapping, step: with_entry(mapping.get(step, MISSING), rest, value)}
+    items = [] if document in (MISSING, {}) else document
+    if not isinstance(items, list):
+        raise ValueError(f"{step[0][1]} cannot be put into what is no list")  # noqa: TRY004 -- the text's fault
+    at = item_at(items, step)
+    if at is None:
+        return [*items, with_entry(dict(step), rest, value)]
+    return [*items[:at], with_entry(items[at], rest, value), *items[at + 1 :]]
+
+
+def without_entry(document: Any, steps: Steps, keep: int, bare: Mapping[str, Any] = NOTHING) -> Any:
+    """Return a document without the entry where the steps lead, or MISSING if nothing of it stays.
+
+    What is empty then goes as well, unless at most `keep` steps lead there: that stood there before us.
+    `bare` is what an item holds that only we have made.
+    """
+    if not steps:
+        return MISSING
+    step, rest = steps[0], steps[1:]
+    left: Any
+    if isinstance(step, str):
+        child = without_entry(document[step], rest, keep - 1)
+        left = {key: child if key == step else value for key, value in document.items()}
+        left = {key: value for key, value in left.items() if value is not MISSING}
+    else:
+        at = item_at(document, step)
+        child = without_entry(document[at], rest, keep - 1, dict(step))
+        left = [child if number == at else there for number, there in enumerate(document)]
+        left = [there for there in left if there is not MISSING]
+    return MISSING if keep < 0 and left in ({}, [], bare) else left
+
+
+def flat_entries(value: Any, steps: Steps = ()) -> Iterator[tuple[Steps, Any]]:
+    """Yield what stands in a mapping and those in it, each with the steps that lead there."""
+    if not isinstance(value, dict) or not value:
+        yield steps, value
+        return
+    for key, child in value.items():
+        yield from flat_entries(child, (*steps, key))
+
+
+class Edit(NamedTuple):
+    """What must stand in one file: mappings are told apart into their entries."""
+
+    file: str | tuple[str, ...]  # below the client's folder; of several the first that is there, or the last
+    kind: str  # of FILE_KINDS
+    wanted: Mapping[Steps, Any]
+    defaults: Mapping[Steps, Any] = NOTHING  # where there is nothing yet
+
+    def entries(self, document: Any) -> dict[Steps, Any]:
+        """Return what must stand where, as the file's kind spells it."""
+        encode = FILE_KINDS[self.kind].encode
+        there = {steps: entry_at(document, steps)[0] for steps in self.defaults}
+        kept = {steps: value for steps, value in there.items() if value is not MISSING}
+        found: dict[Steps, Any] = {}
+        for steps, value in {**self.wanted, **self.defaults, **kept}.items():
+            spelled = tuple(step if isinstance(step, str) else spelled_item(step, encode) for step in steps)
+            found.update((way, encode(leaf)) for way, leaf in flat_entries(value, spelled))
+        return found
+
+    def snippet(self) -> str:
+        """Return a file that holds this and nothing else."""
+        document: Any = MISSING
+        for steps, value in self.entries(MISSING).items():
+            document = with_entry(document, steps, value)
+        return FILE_KINDS[self.kind].write("", document)
+
+
+def spelled_item(item: Item, encode: Callable[[Any], Any]) -> Item:
+    return tuple((name, encode(value)) for name, value in item)
+
+
+# --- what would change ------------------------------------------------------------------
+class Revision(NamedTuple):
+    """What would become of one file: `after` is None if it goes, `problem` says why nothing can be done."""
+
+    file: Path
+    before: bytes | None
+    after: bytes | None
+    record: Json = EMPTY  # to keep, for the way back
+    changes: Sequence[str] = ()  # for people
+    problem: str = ""
+    snippet: str = ""  # what to put in by hand
+
+    @property
+    def idle(self) -> bool:
+        return self.after == self.before
+
+
+SECRET_NAME = re.compile(r"(token|secret|password|api-?key|_key|headers|apiKey@.*)$", re.IGNORECASE)
+MOST_CHANGES = 16  # that are shown of one file
+
+
+def shown_steps(steps: Steps) -> str:
+    return one_line(".".join(step if isinstance(step, str) else f"[{step[0][1]}]" for step in steps))
+
+
+def shown_change(sign: str, steps: Steps, value: Any, key: str) -> str:
+    """Write a change as a line in which no secret stands."""
+    names = shown_steps(steps)
+    text = value if isinstance(value, str) else dumps_text(value)
+    if SECRET_NAME.search(names) and text.strip("\"'") != NO_KEY:
+        text = masked(text.strip("\"'"))
+    text = without_key(text, key)
+    shown = text if len(text) < 90 else f"{text[:86]}..."
+    return one_line(f"{sign} {names} = {shown}")
+
+
+def without_key(text: str, key: str, stand_in: str = "") -> str:
+    """Mask the proxy's key in a text, or put KEY in its place; what is no secret stays."""
+    return text if key == NO_KEY else text.replace(key, stand_in or masked(key))
+
+
+def read_bytes(file: Path) -> bytes | None:
+    """Return what a file holds, None if there is none. Raises ValueError for what cannot be read."""
+    try:
+        return read_regular(file, LARGEST_OBJECT)[0]
+    except FileNotFoundError:
+        return None
+    except OSError as exc:
+        raise ValueError(exc.strerror or str(exc)) from exc
+
+
+def check_writable(file: Path, data: bytes | None) -> None:
+    """Raise ValueError if the owner of a file does not want it to be written."""
+    target = Path(os.path.realpath(file))
+    if data is not None and not stat.S_IMODE(target.stat().st_mode) & 0o222:
+        raise ValueError("it is read-only" + (f" (it is really {target})" if target != file else ""))
+
+
+def revise(edit: Edit, file: Path, past: Json, key: str) -> Revision:
+    """Work out what becomes of a file; `past` is the record of the last time."""
+    kind = FILE_KINDS[edit.kind]
+    before: bytes | None = None
+    try:
+        before = read_bytes(file)
+        text = (before or b"").decode()
+        document = kind.read(text)
+        asked = edit.entries(document)
+        wanted, entries, changes = merge_entries(document, asked, past.get("entries", ()), key)
+        same = same_value(document, wanted)
+        edited = text if same and edit.kind != "tidy" else kind.write(text, wanted)
+        if edited == text:
+            return Revision(file, before, before, {**past, "entries": entries})
+        check_writable(file, before)
+    except ValueError as exc:
+        return Revision(
+            file, before, before, past, problem=str(exc), snippet=without_key(edit.snippet(), key, "KEY")
+        )
+    after = edited.encode()
+    record = {"kind": edit.kind, "entries": entries, "sha256": hashlib.sha256(after).hexdigest()}
+    return Revision(file, before, after, {**origin_of(before, file, past), **record}, changes)
+
+
+def merge_entries(
+    document: Any, asked: dict[Steps, Any], past: Iterable[Json], key: str
+) -> tuple[Any, list[Json], list[str]]:
+    """Put what is asked for into a document, and take out what was asked for before and no longer is.
+
+    Returns the document, the entries to note, and the changes as lines.
+    """
+    wanted = document
+    entries: list[Json] = []
+    changes: list[str] = []
+    known = {steps_of(entry["steps"]): entry for entry in past}
+    for steps, entry in known.items():
+        if steps not in asked and same_value(entry_at(document, steps)[0], entry["new"]):
+            wanted = taken_back(wanted, entry)
+            changes.append(shown_change("-", steps, entry["new"], key))
+    for steps, value in asked.items():
+        now, depth = entry_at(document, steps)
+        entry = known.get(steps, {})
+        ours = now is not MISSING and same_value(now, entry.get("new"))
+        if not ours:
+            old = {"keep": depth} if now is MISSING else {"old": now}
+            entry = {"steps": steps, **old}
+        if now is not MISSING and same_value(now, value):
+            entries += [entry] if ours else []  # what was there already is not ours
+            continue
+        entries.append({**entry, "new": value})
+        changes += [] if now is MISSING else [shown_change("-", steps, now, key)]
+        changes.append(shown_change("+", steps, value, key))
+        wanted = with_entry(wanted, steps, value)
+    return wanted, entries, changes
+
+
+def steps_of(known: Iterable[Any]) -> Steps:
+    """Read steps back from JSON, where items are lists."""
+    return tuple(
+        step if isinstance(step, str) else tuple((name, value) for name, value in step) for step in known
+    )
+
+
+def taken_back(document: Any, entry: Json) -> Any:
+    """Return a document as it was before an entry of ours."""
+    steps = steps_of(entry["steps"])
+    if "old" in entry:
+        return with_entry(document, steps, entry["old"])
+    return without_entry(document, steps, entry["keep"])
+
+
+def origin_of(before: bytes | None, file: Path, past: Json) -> Json:
+    """Note what was there before the first time, as long as nobody else has written the file since."""
+    if not past:
+        above = [folder for folder in file.parents if not folder.exists()]
+        return {"before": None if before is None else before.decode(), "made": list(map(str, above))}
+    kept = {name: past[name] for name in ("before", "made") if name in past}
+    if hashlib.sha256(before or b"").hexdigest() != past.get("sha256"):
+        kept["before"] = None if past.get("before", "") is None else MISSING
+    return {name: value for name, value in kept.items() if value is not MISSING}
+
+
+def revert(file: Path, record: Json) -> Revision:
+    """Work out how a file becomes as it was: whole, or entry by entry if somebody has written it since."""
+    before: bytes | None = None
+    try:
+        before = read_bytes(file)
+        if before is None:
+            return Revision(file, None, None)
+        check_writable(file, before)
+        if "before" in record and hashlib.sha256(before).hexdigest() == record["sha256"]:
+            was = record["before"]
+            return Revision(file, before, None if was is None else was.encode(), changes=["as it was"])
+        return undo_entries(file, before, record)
+    except ValueError as exc:
+        return Revision(file, before, before, record, problem=str(exc))
+
+
+def undo_entries(file: Path, before: bytes, record: Json) -> Revision:
+    """Take back the entries that still say what we wrote; others stay."""
+    kind, text = FILE_KINDS[record["kind"]], before.decode()
+    document, changes = kind.read(text), []
+    for entry in reversed(record["entries"]):
+        steps = steps_of(entry["steps"])
+        now, _ = entry_at(document, steps)
+        if now is MISSING:
+            continue
+        if same_value(now, entry["new"]):
+            document = taken_back(document, entry)
+            changes.append(f"- {shown_steps(steps)}")
+        else:
+            changes.append(f"{shown_steps(steps)} stays: it was changed since")
+    created = "before" in record and record["before"] is None
+    if created and not document:
+        return Revision(file, before, None, changes=changes)
+    return Revision(file, before, kind.write(text, document).encode(), changes=changes)
+
+
+def carry_out(plan: Revision) -> None:
+    """Write what was planned. Raises ProxyError, also if the file has changed meanwhile."""
+    target = Path(os.path.realpath(plan.file))
+    try:
+        if read_bytes(plan.file) != plan.before:
+            raise ProxyError("conflict", f"{plan.file} has changed meanwhile: try again")
+        if plan.after is None:
+            target.unlink(missing_ok=True)
+            return
+        for folder in reversed([folder for folder in target.parents if not folder.exists()]):
+            folder.mkdir(mode=0o700)
+        there = target.stat() if target.exists() else None
+        write_atomic(target, plan.after, stat.S_IMODE(there.st_mode) if there else 0o600)
+        if there and hasattr(os, "chown") and os.geteuid() == 0:
+            os.chown(target, there.st_uid, there.st_gid)
+    except (OSError, ValueError) as exc:
+        raise ProxyError("internal", f"{plan.file}: {getattr(exc, 'strerror', None) or exc}") from exc
+
+
+# --- what was written: auth-dir/.cliproxy/setup.json ------------------------------------
+class Setups:
+    """What was written for which client, to which file; kept for the way back."""
+
+    def __init__(self, folder: Path) -> None:
+        self._file = folder / ".cliproxy" / "setup.json"
+        self._rows: Json = read_object_file(self._file)
+
+    def of(self, client: str) -> dict[str, Json]:
+        """Return the records of a client's files."""
+        rows: dict[str, Json] = self._rows.get(client, {})
+        return rows
+
+    def clients(self) -> list[str]:
+        return [client for client in self._rows if self._rows[client]]
+
+    def note(self, client: str, file: Path, record: Json) -> None:
+        """Keep a record; an empty one takes away what there was."""
+        rows = {**self.of(client), str(file): record}
+        self._rows[client] = {name: row for name, row in rows.items() if row}
+        try:
+            for folder in (self._file.parent.parent, self._file.parent):
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            write_atomic(self._file, dumps(self._rows).encode("ascii"))
+        except OSError as exc:
+            raise ProxyError("internal", f"{self._file}: {exc.strerror}; nothing was changed") from exc
+
+
+########################################################################################
+# 43. CLIENTS
+########################################################################################
+# The programs that people use. A row says where a client keeps its settings and how to ask whether
+# it works, functions beside it what must stand there, and how it is started on the proxy for once
+# without writing anything. `setup` shows, asks, writes and takes back; `run` starts one.
+
+
+# --- what the clients need --------------------------------------------------------------
+class Folder(NamedTuple):
+    """Where a client keeps its settings: where a variable says (`below` that), or the system's habit."""
+
+    variable: str
+    usual: str
+    darwin: str = ""
+    win32: str = ""
+    below: str = ""
+
+
+class Machine(NamedTuple):
+    """Where clients are looked for."""
+
+    home: Path
+    environ: Mapping[str, str]
+    system: str  # as of sys.platform
+    here: Path  # the folder of work
+
+    def folder(self, folder: Folder) -> Path:
+        """Return where a client keeps its settings on this machine."""
+        if told := self.environ.get(folder.variable):
+            return self.path(told) / folder.below
+        return self.path({"darwin": folder.darwin, "win32": folder.win32}.get(self.system) or folder.usual)
+
+    def path(self, text: str) -> Path:
+        """Return the path that a text means: `~` is home, and %NAME% a variable."""
+        text = re.sub("%(.+?)%", lambda found: self.environ.get(found[1], found[0]), text)
+        return self.home / text[2:] if text[:2] in {"~/", "~\\"} else Path(text)
+
+
+class Gateway(NamedTuple):
+    """What a client must know of the proxy."""
+
+    root: str  # http://127.0.0.1:8317
+    key: str
+    model: str
+    models: tuple[Model, ...]
+    machine: Machine
+    guarded: bool = False  # it asks for keys
+    own_login: bool = False  # the client's own login stays
+
+    @property
+    def v1(self) -> str:
+        return f"{self.root}/v1"
+
+    @property
+    def fact(self) -> Model:
+        """What is known of the model."""
+        return next((row for row in self.models if row.id == self.model), Model(self.model))
+
+    def listed(self) -> list[Model]:
+        """Return the models that a client is told of: the one asked for is first."""
+        return [self.fact, *(row for row in self.models if row.id != self.model)]
+
+
+def family_of(model: str) -> str:
+    """Return whose API a model is asked for by, as far as its name tells."""
+    name = model.rsplit("/", 1)[-1].lower()
+    return next((family for start, family in MODEL_FAMILIES if name.startswith(start)), "")
+
+
+MODEL_FAMILIES = (("claude", "claude"), ("gpt", "responses"), ("o3", "responses"), ("o4", "responses"),
+                  ("codex", "responses"), ("gemini", "gemini"))  # fmt: skip
+CLOUDS = ("CLAUDE_CODE_USE_BEDROCK", "CLAUDE_CODE_USE_VERTEX", "CLAUDE_CODE_USE_FOUNDRY")
+PROXY_VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy")
+
+
+def claude_code_env(gateway: Gateway) -> dict[str, str]:
+    """Return Claude Code's variables. Behind our address it would not search tools, and guess at limits."""
+    env = {"ANTHROPIC_BASE_URL": gateway.root, "ENABLE_TOOL_SEARCH": "true"}
+    model, context = gateway.model, gateway.fact.context
+    if gateway.own_login:
+        env.update({"ANTHROPIC_CUSTOM_HEADERS": f"x-cliproxy-key: {gateway.key}"} if gateway.guarded else {})
+    else:
+        env.update(ANTHROPIC_AUTH_TOKEN=gateway.key, ANTHROPIC_MODEL=model)
+        if family_of(model) != "claude":
+            env.update({f"ANTHROPIC_DEFAULT_{size}_MODEL": model for size in ("OPUS", "SONNET", "HAIKU")})
+            limits = {"CLAUDE_CODE_MAX_CONTEXT_TOKENS": context, "CLAUDE_CODE_AUTO_COMPACT_WINDOW": context}
+            env.update({name: str(limit) for name, limit in limits.items() if limit})
+    environ = gateway.machine.environ
+    env.update({cloud: "0" for cloud in CLOUDS if environ.get(cloud, "0") != "0"})
+    direct = environ.get("NO_PROXY", environ.get("no_proxy", ""))
+    if any(map(environ.get, PROXY_VARIABLES)) and "127.0.0.1" not in direct:
+        env["NO_PROXY"] = ",".join(filter(None, (direct, "127.0.0.1,localhost")))
+    return env
+
+
+def claude_code_files(gateway: Gateway) -> Iterator[Edit]:
+    yield Edit("settings.json", "json", {("env",): claude_code_env(gateway)})
+
+
+def codex_provider(gateway: Gateway) -> Json:
+    """Return the provider that Codex asks; the key stands elsewhere."""
+    provider = {"name": "cliproxy", "base_url": gateway.v1, "wire_api": "responses"}
+    if not gateway.own_login:
+        return provider
+    headers = {"http_headers": {"x-cliproxy-key": gateway.key}} if gateway.guarded else {}
+    return {**provider, "requires_openai_auth": True, **headers}
+
+
+def codex_top(gateway: Gateway) -> Json:
+    """Return what stands above all tables in Codex's settings."""
+    if gateway.own_login:
+        return {"model_provider": "cliproxy"}
+    limit = without_zeros({"model_context_window": gateway.fact.context})
+    return {"model": gateway.model, "model_provider": "cliproxy", **limit}
+
+
+def codex_files(gateway: Gateway) -> Iterator[Edit]:
+    provider = codex_provider(gateway)
+    if not gateway.own_login:
+        provider["experimental_bearer_token"] = gateway.key
+    yield Edit("config.toml", "toml", {(): {**codex_top(gateway), "model_providers": {"cliproxy": provider}}})
+
+
+def gemini_cli_files(gateway: Gateway) -> Iterator[Edit]:
+    wanted = {"security": {"auth": {"selectedType": "gemini-api-key"}}, "model": {"name": gateway.model}}
+    yield Edit("settings.json", "tidy", {(): wanted})
+    yield Edit(".env", "dotenv", {(): gemini_cli_env(gateway)})
+
+
+def gemini_cli_env(gateway: Gateway) -> dict[str, str]:
+    return {"GOOGLE_GEMINI_BASE_URL": gateway.root, "GEMINI_API_KEY": gateway.key}
+
+
+def qwen_code_files(gateway: Gateway) -> Iterator[Edit]:
+    top = {
+        "security": {"auth": {"selectedType": "openai"}},
+        "model": {"name": gateway.model},
+        "env": {"CLIPROXY_KEY": gateway.key},
+    }
+    models: dict[Steps, Any] = {
+        ("modelProviders", "openai", (("id", row.id), ("envKey", "CLIPROXY_KEY"))): {
+            "name": row.id,
+            "baseUrl": gateway.v1,
+        }
+        for row in gateway.listed()
+    }
+    yield Edit("settings.json", "tidy", {(): top, **models})
+
+
+def opencode_settings(gateway: Gateway) -> Json:
+    models = {}
+    for row in gateway.listed():
+        limit = (
+            {"limit": {"context": row.context, "output": row.output}} if row.context and row.output else {}
+        )
+        models[row.id] = {"name": row.id, **limit}
+    options = {"baseURL": gateway.v1, "apiKey": gateway.key}
+    provider = {"npm": "@ai-sdk/openai-compatible", "name": "cliproxy", "options": options, "models": models}
+    return {"provider": {"cliproxy": provider}, "model": f"cliproxy/{gateway.model}"}
+
+
+def opencode_files(gateway: Gateway) -> Iterator[Edit]:
+    yield Edit(
+        gateway.machine.environ.get("OPENCODE_CONFIG") or ("opencode.jsonc", "opencode.json"),
+        "jsonc",
+        {(): opencode_settings(gateway)},
+    )
+
+
+def kilo_files(gateway: Gateway) -> Iterator[Edit]:
+    yield Edit(("config.json", "kilo.json", "kilo.jsonc"), "jsonc", {(): opencode_settings(gateway)})
+
+
+def pi_files(gateway: Gateway) -> Iterator[Edit]:
+    models = [
+        {"id": row.id, **without_zeros({"contextWindow": row.context, "maxTokens": row.output})}
+        for row in gateway.listed()
+    ]
+    way = {"baseUrl": gateway.v1, "api": "openai-completions", "apiKey": gateway.key}
+    yield Edit("models.json", "tidy", {("providers", "cliproxy"): {**way, "models": models}})
+    yield Edit("settings.json", "json", {(): {"defaultProvider": "cliproxy", "defaultModel": gateway.model}})
+
+
+DROID_PROVIDERS = {
+    "claude": ("anthropic", ""),
+    "responses": ("openai", "/v1"),
+}  # family -> word, end of the address
+
+
+def droid_files(gateway: Gateway) -> Iterator[Edit]:
+    wanted: dict[Steps, Any] = {("model",): f"custom:{gateway.model}"}
+    for row in gateway.listed():
+        word, end = DROID_PROVIDERS.get(family_of(row.id), ("generic-chat-completion-api", "/v1"))
+        limit = without_zeros({"maxOutputTokens": row.output})
+        entry = {"provider": word, "baseUrl": gateway.root + end, "apiKey": gateway.key, **limit}
+        wanted["customModels", (("model", row.id), ("displayName", f"{row.id} (cliproxy)"))] = entry
+    yield Edit("settings.json", "tidy", wanted)
+
+
+def amp_files(gateway: Gateway) -> Iterator[Edit]:
+    yield Edit("settings.json", "jsonc", {("amp.url",): gateway.root})
+    secrets_file = Folder("XDG_DATA_HOME", "~/.local/share/amp", below="amp")
+    yield Edit(
+        str(gateway.machine.folder(secrets_file) / "secrets.json"),
+        "json",
+        {(f"apiKey@{gateway.root}",): gateway.key},
+    )
+
+
+def copilot_env(gateway: Gateway) -> dict[str, str]:
+    limits = {
+        "COPILOT_PROVIDER_MAX_PROMPT_TOKENS": gateway.fact.context,
+        "COPILOT_PROVIDER_MAX_OUTPUT_TOKENS": gateway.fact.output,
+    }
+    return {
+        "COPILOT_PROVIDER_BASE_URL": gateway.v1,
+        "COPILOT_PROVIDER_API_KEY": gateway.key,
+        "COPILOT_MODEL": gateway.model,
+        **{name: str(limit) for name, limit in limits.items() if limit},
+    }
+
+
+def copilot_files(gateway: Gateway) -> Iterator[Edit]:
+    file, line = shell_of(gateway.machine)
+    lines = "".join(
+        line.format(name, shlex.quote(value)) + "\n" for name, value in copilot_env(gateway).items()
+    )
+    yield Edit(file, "shell", {("cliproxy",): lines})
+
+
+SHELLS = {  # the program -> its variable for a folder, the usual one, the file, and how a variable is set
+    "bash": (Folder("", "~/"), ".bashrc", "export {}={}"),
+    "zsh": (Folder("ZDOTDIR", "~"), ".zshrc", "export {}={}"),
+    "fish": (Folder("XDG_CONFIG_HOME", "~/.config/fish", below="fish"), "config.fish", "set -gx {} {}"),
+}
+
+
+def shell_of(machine: Machine) -> tuple[str, str]:
+    """Return the file that the user's shell reads at its start, and how a variable is set there."""
+    folder, file, line = SHELLS.get(Path(machine.environ.get("SHELL", "")).name, SHELLS["bash"])
+    return str(machine.folder(folder) / file), line
+
+
+def cline_files(gateway: Gateway) -> Iterator[Edit]:
+    ours = {
+        "provider": "openai-compatible",
+        "apiKey": gateway.key,
+        "model": gateway.model,
+        "baseUrl": gateway.v1,
+    }
+    when = "2026-01-01T00:00:00.000Z"  # it wants one
+    provider = {"settings": ours, "updatedAt": when, "tokenSource": "manual"}
+    wanted = {"lastUsedProvider": "openai-compatible", "providers": {"openai-compatible": provider}}
+    yield Edit("settings/providers.json", "json", {(): wanted}, {("version",): 1, ("modes",): {}})
+
+
+def continue_files(gateway: Gateway) -> Iterator[Edit]:
+    head: dict[Steps, Any] = {("name",): "cliproxy", ("version",): "1.0.0", ("schema",): "v1"}
+    models: dict[Steps, Any] = {
+        ("models", (("name", f"{row.id} (cliproxy)"),)): {
+            "provider": "openai",
+            "model": row.id,
+            "apiBase": gateway.v1,
+            "apiKey": gateway.key,
+            "roles": ["chat", "edit", "apply"],
+        }
+        for row in gateway.listed()
+    }
+    yield Edit("config.yaml", "yaml", models, head)
+
+
+def llm_files(gateway: Gateway) -> Iterator[Edit]:
+    models: dict[Steps, Any] = {
+        ((("model_id", f"cliproxy-{row.id}"),),): {
+            "model_name": row.id,
+            "api_base": gateway.v1,
+            "api_key_name": "cliproxy",
+        }
+        for row in gateway.listed()
+    }
+    yield Edit("extra-openai-models.yaml", "yaml", models)
+    yield Edit("keys.json", "json", {("cliproxy",): gateway.key})
+
+
+def aider_files(gateway: Gateway) -> Iterator[Edit]:
+    model = f"openai/{gateway.model}"
+    wanted = {
+        "openai-api-base": gateway.v1,
+        "openai-api-key": gateway.key,
+        "model": model,
+        "weak-model": model,
+    }
+    yield Edit(".aider.conf.yml", "yaml", {(): {**wanted, "show-model-warnings": False}})
+
+
+def crush_files(gateway: Gateway) -> Iterator[Edit]:
+    limits = [(row.id, row.context or 128_000, row.output or 8_192) for row in gateway.listed()]
+    folder = gateway.machine.folder(CLIENTS["crush"].folder)
+    if (folder / "crush.json").exists() and not (folder / "crushrc").exists():
+        models = [
+            {"id": id, "name": id, "context_window": context, "default_max_tokens": output}
+            for id, context, output in limits
+        ]
+        way = {"type": "openai-compat", "base_url": gateway.v1, "api_key": gateway.key}
+        yield Edit("crush.json", "jsonc", {("providers", "cliproxy"): {**way, "models": models}})
+        return
+    words = f"provider add cliproxy --type openai-compat --base-url {gateway.v1} --api-key"
+    lines = [f"{words} {shlex.quote(gateway.key)}"]
+    lines += [
+        f"model add {shlex.quote('cliproxy/' + id)} --name {shlex.quote(id)} --context-window {context} --default-max-tokens {output}"
+        for id, context, output in limits
+    ]
+    yield Edit("crushrc", "shell", {("cliproxy",): "".join(f"{line}\n" for line in lines)})
+
+
+def goose_files(gateway: Gateway) -> Iterator[Edit]:
+    models = [{"name": row.id, "context_limit": row.context or 128_000} for row in gateway.listed()]
+    wanted = {
+        "name": "cliproxy",
+        "engine": "openai",
+        "display_name": "cliproxy",
+        "api_key_env": "CLIPROXY_KEY",
+        "base_url": f"{gateway.v1}/chat/completions",
+        "models": models,
+        "supports_streaming": True,
+        "requires_auth": gateway.guarded,
+    }
+    yield Edit("custom_providers/cliproxy.json", "json", {(): wanted})
+    yield Edit("config.yaml", "yaml", {(): {"GOOSE_PROVIDER": "cliproxy", "GOOSE_MODEL": gateway.model}})
+
+
+def vibe_files(gateway: Gateway) -> Iterator[Edit]:
+    way = {
+        "api_base": gateway.v1,
+        "api_key_env_var": "CLIPROXY_KEY",
+        "api_style": "openai",
+        "backend": "generic",
+    }
+    wanted: dict[Steps, Any] = {("active_model",): gateway.model, ("providers", (("name", "cliproxy"),)): way}
+    for row in gateway.listed():
+        wanted["models", (("name", row.id), ("provider", "cliproxy"))] = {"alias": row.id}
+    yield Edit("config.toml", "toml", wanted)
+    yield Edit(".env", "dotenv", {("CLIPROXY_KEY",): gateway.key})
+
+
+def aichat_files(gateway: Gateway) -> Iterator[Edit]:
+    models = [
+        {
+            "name": row.id,
+            **without_zeros({"max_input_tokens": row.context}),
+            "supports_function_calling": True,
+        }
+        for row in gateway.listed()
+    ]
+    client = {"type": "openai-compatible", "api_base": gateway.v1, "api_key": gateway.key, "models": models}
+    wanted: dict[Steps, Any] = {
+        ("model",): f"cliproxy:{gateway.model}",
+        ("clients", (("name", "cliproxy"),)): client,
+    }
+    yield Edit("config.yaml", "yaml", wanted)
+
+
+def zed_files(gateway: Gateway) -> Iterator[Edit]:
+    models = [
+        {"name": row.id, "display_name": row.id, "max_tokens": row.context or 128_000}
+        for row in gateway.listed()
+    ]
+    way = {"api_url": gateway.v1, "available_models": models}
+    yield Edit("settings.json", "jsonc", {("language_models", "openai_compatible", "cliproxy"): way})
+
+
+# --- starting one without writing -------------------------------------------------------
+class Launch(NamedTuple):
+    """How a client is started: with what in its environment, and with which words in front of the user's."""
+
+    environ: Mapping[str, str] = NOTHING
+    words: Sequence[str] = ()
+    without: Sequence[str] = ()  # variables that would lead it elsewhere
+    files: Mapping[str, str] = NOTHING  # to write instead of the client's own
+
+
+def claude_code_launch(gateway: Gateway, folder: Path) -> Launch:
+    """Start Claude Code: its own settings outrank variables, and those of --settings outrank all."""
+    others = () if gateway.own_login else ("ANTHROPIC_API_KEY", "CLAUDE_CODE_OAUTH_TOKEN")
+    return Launch(claude_code_env(gateway), ("--settings", str(folder / "settings.json")), (*others, *CLOUDS))
+
+
+def codex_launch(gateway: Gateway, folder: Path) -> Launch:
+    """Start Codex: all of it stands in its command line, but for the key."""
+    provider, environ = codex_provider(gateway), {"CLIPROXY_KEY": gateway.key}
+    if headers := provider.pop("http_headers", None):
+        provider["env_http_headers"] = dict.fromkeys(headers, "CLIPROXY_KEY")
+    elif not gateway.own_login:
+        provider["env_key"] = "CLIPROXY_KEY"
+    settings = {**codex_top(gateway), "model_providers.cliproxy": provider}
+    words = [word for name, value in settings.items() for word in ("-c", f"{name}={inline_toml(value)}")]
+    return Launch(environ, words)
+
+
+def inline_toml(value: Any) -> str:
+    """Spell a value of TOML in one line."""
+    if not isinstance(value, dict):
+        return encode_toml(value)
+    return "{" + ",".join(f"{toml_word(name)}={inline_toml(child)}" for name, child in value.items()) + "}"
+
+
+def overlay(variable: str) -> Callable[[Gateway, Path], Launch]:
+    """Start a relative of gemini-cli: a file of the system's settings outranks the user's."""
+
+    def launch(gateway: Gateway, folder: Path) -> Launch:
+        own = gemini_cli_env(gateway) if variable.startswith("GEMINI") else {"CLIPROXY_KEY": gateway.key}
+        return Launch({**own, variable: str(folder / "settings.json")})
+
+    return launch
+
+
+def settings_in(variable: str) -> Callable[[Gateway, Path], Launch]:
+    """Start a relative of opencode: it takes settings from a variable."""
+    return lambda gateway, folder: Launch({variable: dumps(opencode_settings(gateway))})
+
+
+def own_folder(variable: str, *words: str) -> Callable[[Gateway, Path], Launch]:
+    """Start a client that looks for its settings where a variable says."""
+
+    def launch(gateway: Gateway, folder: Path) -> Launch:
+        own = [word.format(model=gateway.model, folder=folder) for word in words]
+        return Launch({variable: str(folder), "CLIPROXY_KEY": gateway.key}, own)
+
+    return launch
+
+
+def pi_launch(gateway: Gateway, folder: Path) -> Launch:
+    """Start pi with an extension that makes us known: its own folder holds more than settings."""
+    rows = [
+        {
+            "id": row.id,
+            "name": row.id,
+            "reasoning": bool(row.thinking),
+            "input": ["text", "image"],
+            "cost": dict.fromkeys(("input", "output", "cacheRead", "cacheWrite"), 0),
+            "contextWindow": row.context or 128_000,
+            "maxTokens": row.output or 16_384,
+        }
+        for row in gateway.listed()
+    ]
+    way = {"baseUrl": gateway.v1, "api": "openai-completions", "apiKey": "CLIPROXY_KEY", "models": rows}
+    text = f'export default (pi: any) => pi.registerProvider("cliproxy", {dumps(way)});\n'
+    words = ("-e", str(folder / "cliproxy.ts"), "--provider", "cliproxy", "--model", gateway.model)
+    return Launch({"CLIPROXY_KEY": gateway.key}, words, files={"cliproxy.ts": text})
+
+
+def aider_launch(gateway: Gateway, folder: Path) -> Launch:
+    model = f"openai/{gateway.model}"
+    words = ("--model", model, "--weak-model", model, "--no-show-model-warnings")
+    return Launch({"AIDER_OPENAI_API_BASE": gateway.v1, "AIDER_OPENAI_API_KEY": gateway.key}, words)
+
+
+def goose_launch(gateway: Gateway, folder: Path) -> Launch:
+    way = {"GOOSE_PROVIDER": "openai", "OPENAI_HOST": gateway.root, "OPENAI_API_KEY": gateway.key}
+    return Launch({**way, "GOOSE_MODEL": gateway.model}, without=("OPENAI_BASE_PATH",))
+
+
+# --- the clients ------------------------------------------------------------------------
+class Client(NamedTuple):
+    """A program that people use."""
+
+    name: str
+    program: str  # that is started; empty for what is none of a terminal
+    dialect: str  # that it speaks, so that a model is chosen which speaks it too
+    folder: Folder
+    files: Callable[[Gateway], Iterator[Edit]]
+    launch: Callable[[Gateway, Path], Launch] | None
+    check: str  # a command that asks whether it works; {model} stands for the model
+    project: Mapping[str, str] = NOTHING  # file -> the one of a project, for --project
+    copies: bool = False  # to be started it needs the user's settings beside ours
+    variables: bool = False  # its settings are variables: printed, unless --shell
+    install: str = ""
+    note: str = ""
+
+
+CONFIG_HOME = "XDG_CONFIG_HOME"
+# fmt: off
+CLIENTS = {row.name: row for row in (
+    Client("claude-code", "claude", "claude", Folder("CLAUDE_CONFIG_DIR", "~/.claude"), claude_code_files, claude_code_launch,
+           'claude -p "say hi" --model {model}', {"settings.json": ".claude/settings.local.json"},
+           install="npm install -g @anthropic-ai/claude-code"),
+    Client("codex", "codex", "responses", Folder("CODEX_HOME", "~/.codex"), codex_files, codex_launch,
+           'codex exec --skip-git-repo-check "say hi"', {"config.toml": ".codex/config.toml"},
+           install="npm install -g @openai/codex", note="the Codex app and its extension for VS Code read the same file"),
+    Client("gemini-cli", "gemini", "gemini", Folder("GEMINI_CLI_HOME", "~/.gemini", below=".gemini"), gemini_cli_files,
+           overlay("GEMINI_CLI_SYSTEM_SETTINGS_PATH"), 'GEMINI_CLI_TRUST_WORKSPACE=true gemini -m {model} -p "say hi"',
+           {"settings.json": ".gemini/settings.json", ".env": ".gemini/.env"}, install="npm install -g @google/gemini-cli",
+           note="a .env in a project hides ~/.gemini/.env as a whole: in such a project use `cliproxy run gemini-cli`"),
+    Client("qwen-code", "qwen", "chat", Folder("QWEN_HOME", "~/.qwen"), qwen_code_files,
+           overlay("QWEN_CODE_SYSTEM_SETTINGS_PATH"), 'qwen -p "say hi"', {"settings.json": ".qwen/settings.json"},
+           install="npm install -g @qwen-code/qwen-code"),
+    Client("opencode", "opencode", "chat", Folder(CONFIG_HOME, "~/.config/opencode", below="opencode"), opencode_files,
+           settings_in("OPENCODE_CONFIG_CONTENT"), 'opencode run "say hi"', {"opencode.json": "opencode.json", "opencode.jsonc": "opencode.jsonc"},
+           install="npm install -g opencode-ai"),
+    Client("kilo", "kilo", "chat", Folder(CONFIG_HOME, "~/.config/kilo", below="kilo"), kilo_files,
+           settings_in("KILO_CONFIG_CONTENT"), 'kilo run "say hi"', {"kilo.jsonc": ".kilo/kilo.jsonc"},
+           install="npm install -g @kilocode/cli", note="Kilo Code for VS Code, from version 7 on, reads the same file"),
+    Client("pi", "pi", "chat", Folder("PI_CODING_AGENT_DIR", "~/.pi/agent"), pi_files, pi_launch,
+           'pi -p --provider cliproxy --model {model} "say hi"', install="npm install -g @mariozechner/pi-coding-agent"),
+    Client("droid", "droid", "chat", Folder("", "~/.factory"), droid_files, own_folder("", "--settings", "{folder}/settings.json"),
+           'droid exec -m custom:{model} "say hi"', {"settings.json": ".factory/settings.local.json"},
+           install="npm install -g @factory/cli"),
+    Client("amp", "amp", "claude", Folder(CONFIG_HOME, "~/.config/amp", below="amp"), amp_files,
+           lambda gateway, folder: Launch({"AMP_URL": gateway.root, "AMP_API_KEY": gateway.key}), 'amp -x "say hi"',
+           note="Amp of July 2026 and later asks its own servers only: 0.0.1777852800 is the newest that can be served; "
+                "the proxy needs ampcode.upstream-api-key"),
+    Client("copilot", "copilot", "chat", Folder("", "~/.copilot"), copilot_files,
+           lambda gateway, folder: Launch(copilot_env(gateway)), 'copilot -p "say hi"', variables=True,
+           install="npm install -g @github/copilot"),
+    Client("cline", "cline", "chat", Folder("CLINE_DATA_DIR", "~/.cline/data"), cline_files, own_folder("CLINE_DATA_DIR"),
+           'cline --json "please say hi"', copies=True, install="npm install -g cline",
+           note="in VS Code: API Provider `OpenAI Compatible`, the same address, key and model"),
+    Client("continue", "cn", "chat", Folder("CONTINUE_GLOBAL_DIR", "~/.continue"), continue_files,
+           own_folder("", "--config", "{folder}/config.yaml"), 'cn -p "say hi"', install="npm install -g @continuedev/cli",
+           note="Continue for VS Code and JetBrains reads the same file"),
+    Client("llm", "llm", "chat", Folder("LLM_USER_PATH", "~/.config/io.datasette.llm", "~/Library/Application Support/io.datasette.llm",
+                                        "%LOCALAPPDATA%/io.datasette.llm"), llm_files,
+           own_folder("LLM_USER_PATH", "-m", "cliproxy-{model}"), 'llm -m cliproxy-{model} "say hi"', copies=True,
+           install="pip install llm", note="`llm models default cliproxy-MODEL` makes one the usual one"),
+    Client("aider", "aider", "chat", Folder("", "~/"), aider_files, aider_launch, 'aider --yes --no-git --message "say hi"',
+           {".aider.conf.yml": ".aider.conf.yml"}, install="pip install aider-chat"),
+    Client("crush", "crush", "chat", Folder(CONFIG_HOME, "~/.config/crush", below="crush"), crush_files,
+           own_folder("CRUSH_GLOBAL_CONFIG"), 'crush run "say hi"', copies=True, install="npm install -g @charmland/crush"),
+    Client("goose", "goose", "chat", Folder("", "~/.config/goose", win32="%APPDATA%/Block/goose/config"), goose_files, goose_launch,
+           'goose run -t "say hi"', note="with api-keys it reads the key from CLIPROXY_KEY: export it, or paste it when asked"),
+    Client("vibe", "vibe", "chat", Folder("VIBE_HOME", "~/.vibe"), vibe_files, own_folder("VIBE_HOME"), 'vibe -p "say hi"',
+           {"config.toml": ".vibe/config.toml"}, install="pip install mistral-vibe",
+           note="a config.toml without lists of its own is best written by Vibe first: start it once"),
+    Client("aichat", "aichat", "chat", Folder("AICHAT_CONFIG_DIR", "~/.config/aichat", "~/Library/Application Support/aichat",
+                                              "%APPDATA%/aichat"), aichat_files, own_folder("AICHAT_CONFIG_DIR"),
+           'aichat "say hi"', copies=True),
+    Client("zed", "", "chat", Folder(CONFIG_HOME, "~/.config/zed", win32="%APPDATA%/Zed", below="zed"), zed_files, None, "",
+           note="Zed keeps keys elsewhere: paste it in Settings > AI > LLM Providers, or start Zed with CLIPROXY_API_KEY"),
+)}
+INSTRUCTIONS = {  # programs that keep their settings where no other program should write
+    "cursor": "Cursor's own servers make the calls, so {root} cannot be reached: it takes a public https address with api-keys "
+              "(a tunnel). Then: Settings > Models > OpenAI API Key, and `Override OpenAI Base URL`. It holds for all models of OpenAI.",
+    "open-webui": "Admin > Settings > Connections > OpenAI > add {v1} with KEY. Variables (OPENAI_API_BASE_URLS={v1}, OPENAI_API_KEYS=KEY) "
+                  "count at its first start only. From a container the address is http://host.docker.internal:PORT/v1, and the proxy "
+                  "needs `host: 0.0.0.0` and api-keys.",
+    "librechat": 'librechat.yaml: endpoints: {{custom: [{{name: cliproxy, apiKey: "${{CLIPROXY_KEY}}", baseURL: "{v1}", '
+                 'models: {{default: ["{model}"], fetch: true}}, titleConvo: true, titleModel: "{model}"}}]}}; the key in its .env as CLIPROXY_KEY.',
+    "n8n": "Credentials > OpenAI: API Key KEY, Base URL {v1}.",
+    "vscode": "Copilot Chat: run `Chat: Open Language Models (JSON)` and add "
+              '{{"name": "cliproxy", "vendor": "customendpoint", "apiKey": "KEY", "apiType": "chat-completions", "models": [{{"id": "{model}", '
+              '"name": "{model}", "url": "{v1}/chat/completions", "toolCalling": true, "vision": true}}]}}. '
+              "The editor may move the key to its secret store.",
+    "roo-code": "Settings > API Provider `OpenAI Compatible`: Base URL {v1}, KEY, model {model}.",
+    "openhands": "LLM_MODEL=openai/{model} LLM_BASE_URL={v1} LLM_API_KEY=KEY openhands --override-with-envs",
+}
+# fmt: on
+
+
+class SetupOptions(NamedTuple):
+    """What the user asked of a setup."""
+
+    yes: bool = False  # do not ask
+    asks: bool = True  # there is somebody to ask
+    dry: bool = False  # show what would change only
+    printed: bool = False  # print what to put where, and write nothing
+    project: bool = False
+    shell: bool = False
+
+
+class SetupRun:
+    """One run of `setup`: shows, asks, writes, and takes back."""
+
+    def __init__(self, options: SetupOptions, setups: Setups, terminal: Terminal, machine: Machine) -> None:
+        self.options = options
+        self.setups = setups
+        self.terminal = terminal
+        self.machine = machine
+        self.failed = False
+
+    def file_of(self, row: Client, edit: Edit) -> Path:
+        """Return the file that an edit means: of several names the first that is there, or the last."""
+        names = list(edit.file) if isinstance(edit.file, tuple) else [edit.file]
+        folder = self.machine.folder(row.folder)
+        if self.options.project:
+            folder = self.machine.here
+            names = [row.project[name] for name in names if name in row.project]
+            if not names:
+                raise ProxyError("invalid_request", f"{row.name} reads {edit.file} from no project")
+        there = [name for name in names if (folder / name).exists()]
+        return folder / self.machine.path((there or names[-1:])[0])
+
+    def set_up(self, row: Client, gateway: Gateway) -> None:
+        """Have a client come to us."""
+        if self.options.printed or (row.variables and not self.options.shell):
+            self.show_snippets(row, gateway)
+            return
+        past = self.setups.of(row.name)
+        plans = []
+        for edit in row.files(gateway):
+            file = self.file_of(row, edit)
+            plans.append(revise(edit, file, past.get(str(file), {}), gateway.key))
+        if self.go(row.name, plans):
+            self.advise(row, gateway)
+
+    def show_snippets(self, row: Client, gateway: Gateway) -> None:
+        """Print what to put where."""
+        for edit in row.files(gateway):
+            self.terminal.say(f"{row.name}: {self.file_of(row, edit)}")
+            self.terminal.say(indented(without_key(edit.snippet(), gateway.key, "KEY")))
+        self.advise(row, gateway)
+
+    def advise(self, row: Client, gateway: Gateway) -> None:
+        """Say what to do next."""
+        check = f"; then: {row.check.format(model=gateway.model)}" if row.check else ""
+        self.terminal.say(f"  restart {row.name} if it runs{check}")
+        if row.note:
+            self.terminal.say(f"  {row.note}")
+
+    def undo(self, client: str) -> None:
+        """Take back what was written for a client."""
+        past = self.setups.of(client)
+        if not past:
+            self.terminal.say(f"{client}: nothing to undo")
+            return
+        plans = [revert(Path(name), record) for name, record in past.items()]
+        if self.go(client, plans):
+            made = {folder for record in past.values() for folder in record.get("made", ())}
+            for folder in sorted(made, key=len, reverse=True):
+                with contextlib.suppress(OSError):  # others have put something there
+                    Path(folder).rmdir()
+
+    def go(self, client: str, plans: list[Revision]) -> bool:
+        """Show what would change, ask, and do it; tell whether it was done."""
+        for plan in plans:
+            self.show(client, plan)
+        self.failed = self.failed or any(plan.problem for plan in plans)
+        due = [plan for plan in plans if not plan.problem]
+        if not due or (not all(plan.idle for plan in due) and not self.agreed()):
+            return False
+        for plan in due:
+            before = self.setups.of(client).get(str(plan.file), {})
+            if not same_value(plan.record, before):
+                self.setups.note(client, plan.file, plan.record)
+            if not plan.idle:
+                try:
+                    carry_out(plan)
+                except ProxyError:
+                    self.setups.note(client, plan.file, before)
+                    raise
+        return True
+
+    def show(self, client: str, plan: Revision) -> None:
+        """Say what would become of a file."""
+        tell = self.terminal.say
+        states = ((plan.problem, "not changed: " + plan.problem), (plan.idle, "nothing to change"),
+                  (plan.before is None, "new"), (plan.after is None, "goes"))  # fmt: skip
+        state = next((f" ({text})" for holds, text in states if holds), "")
+        tell(one_line(f"{client}: {plan.file}{state}"))
+        for line in plan.changes[:MOST_CHANGES]:
+            tell(f"  {line}")
+        if len(plan.changes) > MOST_CHANGES:
+            tell(f"  and {len(plan.changes) - MOST_CHANGES} more")
+        if plan.snippet:
+            tell("  put this there by hand:")
+            tell(indented(plan.snippet))
+        if plan.before is not None and plan.after and not plan.idle and others_may_read(plan.file):
+            tell(f"  others on this machine may read it, and a key stands there then: chmod 600 {plan.file}")
+
+    def agreed(self) -> bool:
+        """Ask whether to write; nobody to ask is a no."""
+        tell = self.terminal.say
+        if self.options.yes and not self.options.dry:
+            return True
+        if self.options.dry or not self.options.asks:
+            tell("  nothing was written" + ("" if self.options.dry else ": --yes does it unasked"))
+            self.failed = self.failed or not self.options.dry
+            return False
+        tell("  write this? [y/N]")
+        answer = self.terminal.take(time.monotonic() + PATIENCE).text or ""
+        return answer.lower() in {"y", "yes"}
+
+
+def others_may_read(file: Path) -> bool:
+    return os.name == "posix" and bool(file.stat().st_mode & 0o077)
+
+
+def indented(text: str) -> str:
+    return "".join(f"    {line}" for line in text.splitlines(keepends=True)).rstrip("\n")
+
+
+# --- finding server, models and clients -------------------------------------------------
+def this_machine() -> Machine:
+    """Return the machine that we run on. Raises ProxyError if nobody is at home."""
+    try:
+        home = Path.home()
+    except RuntimeError as exc:
+        raise ProxyError("invalid_request", f"there is no home folder: {exc}") from exc
+    if not home.is_dir():
+        raise ProxyError("invalid_request", f"the home folder {home} does not exist: set HOME")
+    if os.environ.get("SUDO_USER") and hasattr(os, "geteuid") and os.geteuid() == 0:
+        raise ProxyError("invalid_request", "with sudo this would be root's settings: run it as yourself")
+    return Machine(home, os.environ, sys.platform, Path.cwd())
+
+
+def address_of(config: Config, port: int) -> str:
+    """Return how clients on this machine reach the proxy."""
+    host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(config["host"], config["host"])  # noqa: S104
+    return f"{'https' if config['tls.enable'] else 'http'}://{Origin('http', host, port).place}"
+
+
+def models_at(root: str, key: str) -> list[Model] | None:
+    """Return the models of a running server, None if there is none that answers."""
+    try:
+        reply = fetch(
+            "GET", f"{root}/v1/models", {"authorization": f"Bearer {key}"}, proxy="direct", timeout=5.0
+        )
+        return (
+            [Model(id, **facts) for id, facts in read_list(reply.body).items()]
+            if reply.status == 200
+            else None
+        )
+    except (ProxyError, ValueError):
+        return None
+
+
+LESSER_MODEL = re.compile(r"mini|nano|lite|image|audio|tts|embed|transcri|realtime|search|oss|echo")
+
+
+def choose_model(dialect: str, models: Iterable[Model]) -> str:
+    """Return the newest model that speaks a client's dialect, the newest of all if none does."""
+
+    def merit(row: Model) -> tuple[bool, bool, int]:
+        return family_of(row.id) == dialect, not LESSER_MODEL.search(row.id), row.created
+
+    return max(models, key=merit).id
+
+
+def program_of(row: Client, machine: Machine) -> str:
+    """Return where a client's program is, empty if it is not on the path."""
+    import shutil  # noqa: PLC0415 -- not to serve
+
+    return shutil.which(row.program, path=machine.environ.get("PATH")) or "" if row.program else ""
+
+
+def clients_here(machine: Machine) -> list[Client]:
+    """Return the clients that are installed, or have been."""
+
+    def lives(row: Client) -> bool:
+        folder = machine.folder(row.folder)
+        return folder not in {machine.home, *machine.home.parents} and folder.is_dir()
+
+    return [row for row in CLIENTS.values() if program_of(row, machine) or lives(row)]
+
+
+# --- run --------------------------------------------------------------------------------
+class Start(NamedTuple):
+    """A client about to be started."""
+
+    words: list[str]
+    launch: Launch
+    files: Mapping[str, str]  # that are written into a folder of its own
+
+
+def make_start(row: Client, gateway: Gateway, words: Sequence[str], folder: Path) -> Start:
+    """Work out how a client is started on the proxy. Raises ProxyError."""
+    if row.launch is None:
+        raise ProxyError("invalid_request", f"{row.name} cannot be started so: `cliproxy setup {row.name}`")
+    launch = row.launch(gateway, folder)
+    files = dict(launch.files)
+    if any(str(folder) in text for text in (*launch.environ.values(), *launch.words)):
+        for edit in () if files else row.files(gateway):
+            name = edit.file if isinstance(edit.file, str) else edit.file[-1]
+            files[name] = text_to_start(row, edit, gateway.machine.folder(row.folder) / name)
+    return Start([row.program, *launch.words, *words], launch, files)
+
+
+def text_to_start(row: Client, edit: Edit, file: Path) -> str:
+    """Return a file for one start: ours, put into the user's where the client reads no other beside it."""
+    try:
+        data = read_bytes(file) if row.copies else None
+        if data is None:
+            return edit.snippet()
+        kind, text = FILE_KINDS[edit.kind], data.decode()
+        document = kind.read(text)
+        return kind.write(text, merge_entries(document, edit.entries(document), (), NO_KEY)[0])
+    except ValueError as exc:
+        raise ProxyError("invalid_request", f"{file}: {exc}") from exc
+
+
+def show_start(start: Start, key: str, tell: Callable[[str], None]) -> None:
+    """Print how a client would be started."""
+    for name in start.launch.without:
+        tell(f"unset {name}")
+    for name, text in start.launch.environ.items():
+        tell(without_key(f"export {name}={shlex.quote(text)}", key))
+    for name, text in start.files.items():
+        tell(f"# {name}")
+        tell(indented(without_key(text, key)))
+    tell(without_key(shlex.join(start.words), key))
+
+
+def start_client(row: Client, start: Start, folder: Path, machine: Machine) -> int:
+    """Run a client to its end, then leave nothing behind; return its exit status."""
+    import shutil  # noqa: PLC0415 -- not to serve
+    import subprocess  # noqa: PLC0415
+
+    program = program_of(row, machine)
+    if not program:
+        install = f": {row.install}" if row.install else ""
+        raise ProxyError("not_found", f"{row.program} is not installed{install}")
+    kept = {name: text for name, text in machine.environ.items() if name not in start.launch.without}
+    try:
+        for name, text in start.files.items():
+            (folder / name).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            write_atomic(folder / name, text.encode())
+        client = subprocess.Popen([program, *start.words[1:]], env={**kept, **start.launch.environ})  # noqa: S603
+        before = [
+            (number, signal.signal(number, handler))
+            for number, handler in (
+                (signal.SIGINT, lambda *_: None),
+                (signal.SIGTERM, lambda *_: client.terminate()),
+            )
+        ]
+        status = client.wait()
+        for number, handler in before:
+            signal.signal(number, handler)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return status if status >= 0 else 128 - status
+
+
+########################################################################################
+# 44. SERVICE
 ########################################################################################
 # Keeping the proxy running: one row for each kind of system says where its file lies, what stands
 # in it, and which commands carry out an act. Nothing is run by a shell, and every command has a
@@ -20285,7 +21803,7 @@ def completion(shell: str, words: Mapping[str, Sequence[str]]) -> str:
 
 
 ########################################################################################
-# 42. COMMANDS
+# 45. COMMANDS
 ########################################################################################
 # argparse rows. Whatever goes wrong is one sentence on stderr and exit status 1; usage errors are 2.
 
@@ -20771,6 +22289,78 @@ def cmd_import(options: argparse.Namespace) -> int:
     return 0
 
 
+def cmd_setup(options: argparse.Namespace) -> int:
+    """Have clients come to us: write what they need, show it, or take it back."""
+    check_clients(options.client)
+    config, machine = settings_of(options), this_machine()
+    wanted = SetupOptions(
+        yes=options.yes,
+        asks=on_terminal(),
+        dry=not (options.client or options.all or options.undo),
+        printed=options.print,
+        project=options.project,
+        shell=options.shell,
+    )
+    run = SetupRun(wanted, Setups(Path(config["auth-dir"])), make_terminal(), machine)
+    if options.undo:
+        for name in options.client or run.setups.clients():
+            run.undo(name)
+        return 1 if run.failed else 0
+    gateway = make_gateway(options, config, machine)
+    found = [row.name for row in clients_here(machine)]
+    for name in options.client or found:
+        set_up_client(run, name, gateway, options.model)
+    if wanted.dry and found:
+        say("to write it: cliproxy setup --all, or name them")
+    elif not (options.client or found):
+        say(f"no client was found here; name one of: {', '.join([*CLIENTS, *INSTRUCTIONS])}")
+    return 1 if run.failed else 0
+
+
+def on_terminal() -> bool:
+    """Tell whether there is somebody to ask."""
+    return sys.stdin is not None and sys.stdin.isatty()
+
+
+def set_up_client(run: SetupRun, name: str, gateway: Gateway, model: str) -> None:
+    """Set one client up, or say how its owner does."""
+    if name in INSTRUCTIONS:
+        text = INSTRUCTIONS[name].format(root=gateway.root, v1=gateway.v1, model=gateway.model)
+        say(f"{name}: {text}")
+        return
+    row = CLIENTS[name]
+    run.set_up(row, gateway._replace(model=model or choose_model(row.dialect, gateway.models)))
+
+
+def check_clients(names: Iterable[str]) -> None:
+    """Raise ProxyError for a client that nobody here knows."""
+    known = [*CLIENTS, *INSTRUCTIONS]
+    for name in names:
+        if name not in known:
+            there = slip(name, known) or f"; there are: {', '.join(known)}"
+            raise ProxyError("invalid_request", f"{name!r} is no client that is known here{there}")
+
+
+def make_gateway(options: argparse.Namespace, config: Config, machine: Machine) -> Gateway:
+    """Ask the running server for its models; without one, make them out from the config."""
+    guarded = bool(config["api-keys"])
+    key = config["api-keys"][0] if guarded else NO_KEY
+    root = address_of(config, config["port"])
+    models = models_at(root, key)
+    if models is None:
+        offers = make_app(options).router.offers
+        models = [offers.fact(name) for name in offers.names()] + [Model(ECHO)]
+        log.warning("nothing answers at %s: the models are those of the config", root)
+    if options.model and options.model not in {row.id for row in models}:
+        log.warning(
+            "%s is none of the models that are offered%s",
+            options.model,
+            slip(options.model, [row.id for row in models]),
+        )
+    model = options.model or choose_model("", models)
+    return Gateway(root, key, model, tuple(models), machine, guarded, options.own_login)
+
+
 class Command(NamedTuple):
     """A subcommand: what it does and its arguments beside --config and --debug."""
 
@@ -20836,6 +22426,17 @@ COMMANDS = (
     Command("models", cmd_models, "list the models that can be served", (
         ("--refresh", {"action": "store_true", "help": "ask the upstreams anew which they have"}),
         ("--json", {"action": "store_true", "help": "for programs"}),
+    )),
+    Command("setup", cmd_setup, "have clients such as Claude Code come to this proxy; --undo takes it back", (
+        ("client", {"nargs": "*", "help": f"{', '.join([*CLIENTS, *INSTRUCTIONS])}; none: show what each that is found here would get"}),
+        ("--model", {"default": "", "metavar": "M", "help": "the model to use"}),
+        ("--all", {"action": "store_true", "help": "all clients that are found here"}),
+        ("--yes", {"action": "store_true", "help": "do not ask"}),
+        ("--print", {"action": "store_true", "help": "print what to put where, and write nothing"}),
+        ("--undo", {"action": "store_true", "help": "take back what was written"}),
+        ("--project", {"action": "store_true", "help": "for the project in this folder only"}),
+        ("--shell", {"action": "store_true", "help": "write variables into the file of your shell"}),
+        ("--own-login", {"action": "store_true", "help": "leave the client's own login in place, and write the address alone"}),
     )),
     Command("config", cmd_config, "check the config file; print an example or all keys", (
         ("what", {"nargs": "?", "choices": ["check", "example", "reference"], "default": "check"}),
