@@ -17232,7 +17232,8 @@ def completion_text(text: bytes) -> bytes:
 ########################################################################################
 # One request of a client, asked of one account after the other until one begins to answer. Two
 # lanes: the bytes pass through when both sides speak one dialect, else they are translated by
-# generators that the thread of the client's socket pulls. The first piece commits.
+# generators that the thread of the client's socket pulls. The first content commits: until then an Attempt
+# may give way to the next.
 
 
 SECRET_FIELDS = ("access_token", "refresh_token", "id_token", "api_key")  # of a credential file

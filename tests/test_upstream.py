@@ -987,3 +987,26 @@ OTHERS = [
 def test_other_things_that_are_too_large(proxy: Proxy, upstream: Upstream, message: str) -> None:
     upstream.reply(refusal_of("chat", message), 400)
     assert ask_as(proxy, "claude", "up-chat", stream=False).json()["error"]["message"] == message
+
+
+# --- limits ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("client", ["claude", "chat"])
+def test_an_event_without_end_is_a_failure(
+    make_proxy: ProxyMaker, upstream: Upstream, client: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cp, "EVENT_LIMIT", 100_000)
+    upstream.reply([*CUTS["claude"], *[b"data: " + b"x" * 50_000] * 40], headers=SSE)
+    got = ask_as(two_of_each(make_proxy, upstream), client, "up-claude")
+    assert (got.status, len(upstream.seen)) == (200, 1)
+    assert b"100,000 bytes" in got.body
+    assert len(got.body) < 20_000
+
+
+def test_an_opening_without_end_goes_out(make_proxy: ProxyMaker, upstream: Upstream) -> None:
+    pings = [frame({"type": "ping", "x": "y" * 1_000}, "ping")] * 200
+    upstream.reply([*pings, ENDS["claude"]], headers=SSE)
+    got = ask_as(two_of_each(make_proxy, upstream), "claude", "up-claude")
+    assert (got.status, len(upstream.seen)) == (200, 1)
+    assert got.body.endswith(ENDS["claude"])
