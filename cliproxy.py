@@ -990,7 +990,13 @@ def as_model(  # noqa: PLR0913 -- an argument a column
 # fmt: off
 ANY = "none auto minimal low medium high xhigh"  # of iFlow: all but the first two mean the same
 MODEL_ROWS = (  # of several rows with one id the first counts, unless the provider is known. Source: spec/providers.md 14
-    #   id, providers, context, output, thinking, levels
+    #   id, providers, context, output, thinking, levels. The newest were looked up on 2026-11-28
+    as_model("claude-fable-5-1",           "claude", 1_000_000, 128_000, "auto",            "low medium high xhigh max", traits="mid-system"),
+    as_model("claude-opus-5-5",            "claude", 1_000_000, 128_000, "auto",            "low medium high xhigh max", traits="mid-system"),
+    as_model("claude-sonnet-5-5",          "claude", 1_000_000, 128_000, "off auto",        "low medium high xhigh max", traits="mid-system"),
+    as_model("claude-haiku-5-5",           "claude", 1_000_000, 128_000, "off auto",        "low medium high xhigh max", traits="mid-system"),
+    as_model("claude-mythos-5-1",          "claude", 1_000_000, 128_000, "off auto",        "low medium high xhigh max", traits="mid-system"),
+    as_model("claude-mythos-5",            "claude", 1_000_000, 128_000, "off auto",        "low medium high xhigh max", traits="mid-system"),
     as_model("claude-fable-5",             "claude", 1_000_000, 128_000, "1024-128000 off", "low medium high xhigh max", traits="mid-system"),
     as_model("claude-opus-5",              "claude", 1_000_000, 128_000, "off auto",        "low medium high xhigh max", traits="mid-system"),
     as_model("claude-sonnet-5",            "claude", 1_000_000, 128_000, "off auto",        "low medium high xhigh max", traits="mid-system"),
@@ -1007,29 +1013,47 @@ MODEL_ROWS = (  # of several rows with one id the first counts, unless the provi
     as_model("claude-3-7-sonnet-20250219", "claude", 128_000,   8_192,   "1024-128000 off"),
     as_model("claude-3-5-haiku-20241022",  "claude", 128_000,   8_192,   "-"),
     as_model("claude-3-haiku-20240307",    "claude", 200_000,   4_096,   "-", traits="old"),
-    as_model("gpt-5.6-sol",         "codex",        372_000,   128_000, "",  "low medium high xhigh max", plans="team plus"),
-    as_model("gpt-5.6-sol",         "codex openai", 921_000,   128_000, "",  "low medium high xhigh max", plans="pro"),
-    as_model("gpt-5.6-terra",       "codex",        372_000,   128_000, "",  "low medium high xhigh max", plans="free team plus"),
-    as_model("gpt-5.6-terra",       "codex openai", 921_000,   128_000, "",  "low medium high xhigh max", plans="pro"),
-    as_model("gpt-5.6-luna",        "codex",        372_000,   128_000, "",  "low medium high xhigh max", plans="free team plus"),
-    as_model("gpt-5.6-luna",        "codex openai", 921_000,   128_000, "",  "low medium high xhigh max", plans="pro"),
+    as_model("gpt-6.2-sol",         "openai",       922_000,   128_000, "",  "low medium high xhigh"),
+    as_model("gpt-6.1-sol",         "codex",        272_000,   128_000, "",  "low medium high xhigh max"),
+    as_model("gpt-6.1-sol",         "openai",       922_000,   128_000, "",  "low medium high xhigh max"),
+    as_model("gpt-6.1-terra",       "codex",        272_000,   128_000, "",  "low medium high xhigh max"),
+    as_model("gpt-6.1-terra",       "openai",       922_000,   128_000, "",  "low medium high xhigh max"),
+    as_model("gpt-6-astra",         "codex",        272_000,   128_000, "",  "low medium high xhigh"),
+    as_model("gpt-6-astra",         "openai",       922_000,   128_000, "",  "low medium high xhigh"),
+    as_model("gpt-6-sol",           "codex",        272_000,   128_000, "",  "low medium high xhigh max"),
+    as_model("gpt-6-sol",           "openai",       922_000,   128_000, "",  "none low medium high xhigh max"),
+    as_model("gpt-6-luna",          "codex",        272_000,   128_000, "",  "low medium high xhigh max"),
+    as_model("gpt-6-luna",          "openai",       922_000,   128_000, "",  "none low medium high xhigh max"),
+    as_model("gpt-5.6-sol",         "codex",        272_000,   128_000, "",  "low medium high xhigh max", plans="team plus pro"),
+    as_model("gpt-5.6-sol",         "openai",       921_000,   128_000, "",  "low medium high xhigh max"),
+    as_model("gpt-5.6-terra",       "codex",        272_000,   128_000, "",  "low medium high xhigh max", plans="free team plus pro"),
+    as_model("gpt-5.6-terra",       "openai",       921_000,   128_000, "",  "low medium high xhigh max"),
+    as_model("gpt-5.6-luna",        "codex",        272_000,   128_000, "",  "low medium high xhigh max", plans="free team plus pro"),
+    as_model("gpt-5.6-luna",        "openai",       921_000,   128_000, "",  "low medium high xhigh max"),
     as_model("gpt-5.5",             "codex openai", 272_000,   128_000, "",  "low medium high xhigh"),
-    as_model("gpt-5.4",             "codex openai", 1_050_000, 128_000, "",  "low medium high xhigh", plans="team plus pro"),
-    as_model("gpt-5.4-mini",        "codex openai", 400_000,   128_000, "",  "low medium high xhigh"),
+    as_model("gpt-5.4",             "codex",        272_000,   128_000, "",  "low medium high xhigh", plans="team plus pro"),
+    as_model("gpt-5.4",             "openai",       1_050_000, 128_000, "",  "low medium high xhigh"),
+    as_model("gpt-5.4-mini",        "codex openai", 272_000,   128_000, "",  "low medium high xhigh"),
+    as_model("gpt-5.4-nano",        "openai",       272_000,   128_000, "",  "low medium high xhigh"),
     as_model("gpt-5.3-codex-spark", "codex",        128_000,   128_000, "",  "low medium high xhigh", plans="plus pro", traits="text"),
     as_model("codex-auto-review",   "codex",        272_000,   128_000, "",  "low medium high xhigh"),
     as_model("gpt-image-2",         "codex openai", 0,         0,       "-", plans="team plus pro", traits="media"),
     as_model("gpt-image-1.5",       "codex openai", 0,         0,       "-", plans="team plus pro", traits="media"),
-    as_model("gpt-5.3-codex",       "codex",        400_000,   128_000, "",  "low medium high xhigh", traits="old"),
-    as_model("gpt-5.2-codex",       "codex",        400_000,   128_000, "",  "low medium high xhigh", traits="old"),
-    as_model("gpt-5.2",             "codex",        400_000,   128_000, "",  "none low medium high xhigh", traits="old"),
-    as_model("gpt-5.1-codex-max",   "codex",        400_000,   128_000, "",  "low medium high xhigh", traits="old"),
-    as_model("gpt-5.1-codex-mini",  "codex",        400_000,   128_000, "",  "low medium high", traits="old"),
-    as_model("gpt-5.1-codex",       "codex",        400_000,   128_000, "",  "low medium high", traits="old"),
-    as_model("gpt-5.1",             "codex",        400_000,   128_000, "",  "none low medium high", traits="old"),
-    as_model("gpt-5-codex-mini",    "codex",        400_000,   128_000, "",  "low medium high", traits="old"),
-    as_model("gpt-5-codex",         "codex",        400_000,   128_000, "",  "low medium high", traits="old"),
-    as_model("gpt-5",               "codex",        400_000,   128_000, "",  "minimal low medium high", traits="old"),
+    as_model("gpt-5.3-codex",       "codex",        272_000,   128_000, "",  "low medium high xhigh", traits="old"),
+    as_model("gpt-5.2-codex",       "codex",        272_000,   128_000, "",  "low medium high xhigh", traits="old"),
+    as_model("gpt-5.2",             "codex",        272_000,   128_000, "",  "none low medium high xhigh", traits="old"),
+    as_model("gpt-5.1-codex-max",   "codex",        272_000,   128_000, "",  "low medium high xhigh", traits="old"),
+    as_model("gpt-5.1-codex-mini",  "codex",        272_000,   128_000, "",  "low medium high", traits="old"),
+    as_model("gpt-5.1-codex",       "codex",        272_000,   128_000, "",  "low medium high", traits="old"),
+    as_model("gpt-5.1",             "codex",        272_000,   128_000, "",  "none low medium high", traits="old"),
+    as_model("gpt-5-codex-mini",    "codex",        272_000,   128_000, "",  "low medium high", traits="old"),
+    as_model("gpt-5-codex",         "codex openai", 272_000,   128_000, "",  "low medium high", traits="old"),
+    as_model("gpt-5",               "codex",        272_000,   128_000, "",  "minimal low medium high", traits="old"),
+    as_model("gpt-5",               "openai",       272_000,   128_000, "",  "minimal low medium high"),
+    as_model("codex-mini-latest",   "openai",       200_000,   100_000, "",  "low medium high", traits="old"),
+    as_model("gemini-4-argon",                 "gemini vertex",            1_048_576, 1_048_576, "auto",            "low medium high"),
+    as_model("gemini-4-hydrogen",              "gemini vertex",            1_048_576, 1_048_576),
+    as_model("gemini-3.8-flash",               "gemini vertex",            1_048_576, 65_536, "auto",              "low medium high"),
     as_model("gemini-3.7-flash",               "gemini vertex",            1_048_576, 65_536, "128-65535 auto",     "minimal low medium high"),
     as_model("gemini-3.6-flash",               "gemini vertex",            1_048_576, 65_536, "128-32768 auto",     "minimal low medium high"),
     as_model("gemini-3.5-flash",               "gemini vertex",            1_048_576, 65_536, "128-32768 auto",     "minimal low medium high"),
@@ -1042,10 +1066,10 @@ MODEL_ROWS = (  # of several rows with one id the first counts, unless the provi
     as_model("gemini-3-flash-preview",         "gemini gemini-cli",        1_048_576, 65_536, "128-32768 auto",     "minimal low medium high"),
     as_model("gemini-3-pro-image-preview",     "gemini",                   1_048_576, 65_536, "128-32768 auto",     "low high", traits="image"),
     as_model("gemini-3.1-pro",                 "vertex",                   1_048_576, 65_536, "128-32768 auto",     "low medium high"),
-    as_model("gemini-3.1-flash-lite",          "vertex",                   1_048_576, 65_536, "128-32768 auto",     "minimal low medium high"),
-    as_model("gemini-3.1-flash-image",         "vertex",                   1_048_576, 65_536, "128-32768 auto",     "minimal high", traits="image"),
+    as_model("gemini-3.1-flash-lite",          "gemini vertex",            1_048_576, 65_536, "128-32768 auto",     "minimal low medium high"),
+    as_model("gemini-3.1-flash-image",         "gemini vertex",            1_048_576, 65_536, "128-32768 auto",     "minimal high", traits="image"),
     as_model("gemini-3-pro",                   "vertex",                   1_048_576, 65_536, "128-32768 auto",     "low high"),
-    as_model("gemini-3-pro-image",             "vertex",                   1_048_576, 65_536, "128-32768 auto",     "low high", traits="image"),
+    as_model("gemini-3-pro-image",             "gemini vertex",            1_048_576, 65_536, "128-32768 auto",     "low high", traits="image"),
     as_model("gemini-3-flash",                 "vertex",                   1_048_576, 65_536, "128-32768 auto",     "minimal low medium high"),
     as_model("gemini-2.5-pro",                 "gemini gemini-cli vertex", 1_048_576, 65_536, "128-32768 auto"),
     as_model("gemini-2.5-flash",               "gemini gemini-cli vertex", 1_048_576, 65_536, "0-24576 off auto"),
@@ -1086,6 +1110,8 @@ MODEL_ROWS = (  # of several rows with one id the first counts, unless the provi
     as_model("qwen3-coder-plus",  "qwen", 32_768,    8_192,  "-", traits="old"),
     as_model("qwen3-coder-flash", "qwen", 8_192,     2_048,  "-", traits="old"),
     as_model("vision-model",      "qwen", 32_768,    2_048,  "-", traits="old", name="Qwen3 Vision Model"),
+    as_model("kimi-k3.1-pro",            "kimi", 0,         0,      "",    "low high max"),
+    as_model("kimi-k3.1-pro-highspeed",  "kimi", 0,         0,      "",    "low high max"),
     as_model("kimi-k3",                  "kimi", 1_048_576, 65_536, "",    "low high max"),
     as_model("kimi-k3-256k",             "kimi", 262_144,   65_536, "",    "low high max"),
     as_model("kimi-k2.7-code",           "kimi", 262_144,   65_536, "",    "low high"),
@@ -1094,6 +1120,7 @@ MODEL_ROWS = (  # of several rows with one id the first counts, unless the provi
     as_model("kimi-k2.5",                "kimi", 262_144,   32_768, "off", "low high"),
     as_model("kimi-k2-thinking",         "kimi", 131_072,   32_768, "off", "low high"),
     as_model("kimi-k2",                  "kimi", 131_072,   32_768, "-"),
+    as_model("grok-4.7",                       "xai", 500_000,   0,       "",    "low medium high xhigh"),
     as_model("grok-4.6",                       "xai", 500_000,   65_536,  "",    "low medium high xhigh"),
     as_model("grok-4.5",                       "xai", 500_000,   65_536,  "",    "low medium high"),
     as_model("grok-4.3",                       "xai", 1_000_000, 65_536,  "off", "none low medium high"),
@@ -1204,6 +1231,50 @@ def models_of(provider: str, plan: str = "") -> dict[str, Model]:
     }
 
 
+class Retirement(NamedTuple):
+    """When a vendor ends a model, and what it names in its place; empty: nothing."""
+
+    day: str  # as 2026-11-30
+    successor: str = ""
+
+
+# fmt: off
+RETIREMENT_ROWS = (  # Source: the vendors' pages on deprecations, and LiteLLM 1.110.2; read on 2026-11-28
+    # provider   model                            day           its successor
+    ("claude",   "claude-3-5-haiku-20241022",      "2026-02-19", "claude-haiku-5-5"),
+    ("claude",   "claude-3-7-sonnet-20250219",     "2026-02-19", "claude-sonnet-5-5"),
+    ("claude",   "claude-sonnet-4-20250514",       "2026-06-15", "claude-sonnet-5-5"),
+    ("claude",   "claude-opus-4-20250514",         "2026-06-15", "claude-opus-5-5"),
+    ("claude",   "claude-opus-4-1-20250805",       "2026-08-05", "claude-opus-5-5"),
+    ("claude",   "claude-sonnet-4-5-20250929",     "2026-11-30", "claude-sonnet-5-5"),
+    ("codex",    "gpt-5.5",                        "2026-10-14", "gpt-6-sol"),  # with a ChatGPT login only
+    ("openai",   "gpt-5-codex",                    "2026-07-23", ""),
+    ("openai",   "gpt-5",                          "2026-12-11", "gpt-6.1-sol"),
+    ("openai",   "gpt-image-1.5",                  "2026-12-01", ""),
+    ("gemini",   "gemini-3-pro-preview",           "2026-03-09", "gemini-3.1-pro-preview"),
+    ("gemini",   "gemini-3.1-flash-lite-preview",  "2026-05-25", "gemini-3.1-flash-lite"),
+    ("gemini",   "gemini-3.1-flash-image-preview", "2026-06-25", "gemini-3.1-flash-image"),
+    ("gemini",   "gemini-3-pro-image-preview",     "2026-06-25", "gemini-3-pro-image"),
+    ("gemini",   "gemini-2.5-pro",                 "2026-12-01", "gemini-3.8-flash"),
+    ("gemini",   "gemini-2.5-flash",               "2026-12-01", "gemini-3.5-flash-lite"),
+    ("xai",      "grok-imagine-image-quality",     "2026-11-02", ""),
+)
+# fmt: on
+RETIREMENTS = {(who, undated(id)): Retirement(day, successor) for who, id, day, successor in RETIREMENT_ROWS}
+
+
+def retirement(model: str, provider: str, day: str) -> Retirement | None:
+    """Return when a provider ended a model, if that was on this day or before; all days are ISO dates."""
+    found = RETIREMENTS.get((provider, undated(model)))
+    return found if found and found.day <= day else None
+
+
+def successors(model: str) -> Iterator[str]:
+    """Yield what vendors name in the place of a model that they end."""
+    own = undated(model)
+    yield from (row.successor for (_, id), row in RETIREMENTS.items() if id == own and row.successor)
+
+
 class Effort(NamedTuple):
     """How much to think, as said in a model's name: the first two fields of Thinking."""
 
@@ -1258,7 +1329,7 @@ class Preset(NamedTuple):
 
 
 MODEL_QUIRKS = (  # names of models -> what these want of any host
-    (re.compile(r"(^|/)(gpt-5|o[134]\b)"), words_in("completion-tokens", QUIRKS)),
+    (re.compile(r"(^|/)(gpt-[5-9]|o[134]\b)"), words_in("completion-tokens", QUIRKS)),
     (
         re.compile(r"(^|[/:])(open-)?(mis|mix|minis|magis|codes|devs|pix|vox)tral", re.IGNORECASE),
         words_in("short-ids turn-after-tool", QUIRKS),
@@ -1320,18 +1391,18 @@ PRESETS = {
 }
 PRESETS.update({name: PRESETS[same] for name, same in PRESET_NAMES.items()})
 LARGE = (
-    "claude-opus-* gpt-5.6-sol gpt-5.5 gemini-pro-agent gemini-3.1-pro* gemini-3-pro-preview gemini-3-pro gemini-2.5-pro"
-    " kimi-k3 grok-4.6 grok-4.5"
+    "claude-opus-* gpt-6*-sol gpt-5.6-sol gpt-5.5 gemini-4-argon gemini-pro-agent gemini-3.1-pro* gemini-3-pro-preview"
+    " gemini-3-pro gemini-2.5-pro kimi-k3 grok-4.7 grok-4.6 grok-4.5"
 )
 MEDIUM = (
-    "claude-sonnet-* gpt-5.6-terra gpt-5.5 gemini-3.7-flash* gemini-3.1-pro* gemini-3.6-flash* gemini-3-flash*"
-    " gemini-2.5-pro kimi-k3 grok-4.5"
+    "claude-sonnet-* gpt-6*-terra gpt-5.6-terra gpt-5.5 gemini-3.8-flash gemini-3.7-flash* gemini-3.1-pro*"
+    " gemini-3.6-flash* gemini-3-flash* gemini-2.5-pro kimi-k3 grok-4.5"
 )
 SMALL = (
-    "claude-haiku-* gpt-5.6-luna gpt-5.4-mini gemini-3.5-flash-lite gemini-3.1-flash-lite* gemini-3-flash* gemini-2.5-flash"
+    "claude-haiku-* gpt-6*-luna gpt-5.6-luna gpt-5.4-mini gemini-3.5-flash-lite gemini-3.1-flash-lite* gemini-3-flash* gemini-2.5-flash"
     " grok-3-mini-fast"
 )
-OTHERS = "gpt-5* gemini-*-flash kimi-* grok-4* glm-* deepseek-* qwen3* minimax-* coder-model claude-*"  # better than nothing
+OTHERS = "gpt-6* gpt-5* gemini-*-flash kimi-* grok-4* glm-* deepseek-* qwen3* minimax-* coder-model claude-*"  # better than nothing
 KIN_ROWS = (  # for a model that no account lists: those of its vendor to try, the nearest first; a wildcard is the highest version
     ("claude-*opus*",          "claude-opus-* claude-sonnet-* claude-*"),
     ("claude-*haiku*",         "claude-haiku-* claude-*-haiku-* claude-sonnet-* claude-*"),
@@ -1373,8 +1444,8 @@ def by_version(name: str) -> list[tuple[bool, int, str]]:
 def stand_ins(name: str, client: str, wanted: Mapping[str, Sequence[str]]) -> Iterator[str]:
     """Yield wildcards of what may take the place of a model that nobody serves, the best first.
 
-    What the owner wants, the setting `model-fallbacks`, of which the closest pattern counts first;
-    models of the same vendor; then what `client`, by its User-Agent in lower case, asks for unasked.
+    What the owner wants, the setting `model-fallbacks`, of which the closest pattern counts first; what
+    its vendor names in its place, and other models of the same vendor; then what `client`, by its User-Agent in lower case, asks for unasked.
     An empty list of the owner's ends it.
     """
     rules = (rule for rule in wanted if wildcard(rule, name))
@@ -1382,6 +1453,7 @@ def stand_ins(name: str, client: str, wanted: Mapping[str, Sequence[str]]) -> It
         if not wanted[rule]:
             return
         yield from wanted[rule]
+    yield from successors(name)
     for rule, choices in KIN:
         if wildcard(rule, name):
             yield from choices
@@ -13663,6 +13735,7 @@ class Account:
         plan = plan_of(credential.data).lower() if credential else ""
         self.facts: Mapping[str, Model] = models_of(provider.name, plan)
         self.listed: Collection[str] = self.facts  # what it offers, unless `models` says so
+        self.day = ""  # what was retired by then is not offered
         self.refreshing = threading.Lock()  # held across the one network call it is made for
         self._failure: ProxyError | None = None  # of the last renewal; guarded by refreshing
         self.take_over(credential)
@@ -13761,6 +13834,15 @@ class Account:
         offers = aliased(self.listed, self.aliases) if self.models is None else self.models
         return [offer for offer in offers if not self.excludes(split_suffix(offer.own)[0])]
 
+    def retire(self, day: str) -> None:
+        """Offer no more what the provider has ended by this day, unless its own list has it still."""
+        self.day = day
+        self.listed = [name for name in self.listed if not self.ended(name)]
+
+    def ended(self, model: str) -> Retirement | None:
+        """Return when the provider ended a model, if it has."""
+        return retirement(model, self.provider.name, self.day)
+
     def learn(self, listed: Mapping[str, Json], rows: Iterable[Json]) -> None:
         """Add what the upstream lists, and what the owner says of models: that counts most."""
         facts, offered = dict(self.facts), dict.fromkeys(self.listed)
@@ -13783,7 +13865,7 @@ class Account:
 
     def serves_unlisted(self, model: str) -> bool:
         """Tell whether a model that is in no list, too old or too new, is likely this provider's."""
-        if self.models is not None or self.excludes(model):
+        if self.models is not None or self.excludes(model) or self.ended(model):
             return False
         old = (self.provider.name, model) in MODEL_INDEX  # TRAITS says what becomes of these
         return old or any(wildcard(pattern, model) for pattern in self.provider.family)
@@ -13854,11 +13936,12 @@ def find_accounts(
     environ: Mapping[str, str],
     listed: Callable[[Account], Mapping[str, Json]] = lambda _: EMPTY,
     report: Callable[[str], None] = lambda _: None,
+    day: str = "",
 ) -> list[Account]:
     """Return all accounts that the owner has, each named after where it stands.
 
     `listed` returns the models that an account's upstream says it has; `report` is told which
-    credentials are not used, and why.
+    credentials are not used, and why. What vendors have ended by `day` is offered no more.
     """
     accounts = [*accounts_of_lists(config), *accounts_of_endpoints(config, environ)]
     for credential in credentials:
@@ -13873,6 +13956,7 @@ def find_accounts(
         if why:
             report(f"{account.name} is not used: {why}")
             continue
+        account.retire(day)
         account.learn(listed(account), config["models"])
         usable.append(account)
     return usable
@@ -14435,12 +14519,19 @@ class Offers:
                 found.append(Candidate(account, own))
         return found
 
+    def _ended(self, model: str) -> Retirement | None:
+        return next(filter(None, (account.ended(model) for account in self.accounts)), None)
+
     def _unknown(self, model: str) -> ProxyError:
         if not self.accounts:
             return ProxyError("model_not_found", NO_ACCOUNT.format(model=model))
         barring = self._barring(bare_model(model)[0])
         if barring:
             message = f"{model!r} is among the excluded models of {barring[0].name}"
+            return ProxyError("model_not_found", message, param="model")
+        if ended := self._ended(bare_model(model)[0]):
+            instead = f"; ask for {ended.successor!r} in its place" if ended.successor else ""
+            message = f"{model!r} was retired by its vendor on {ended.day}{instead}"
             return ProxyError("model_not_found", message, param="model")
         close = ", ".join(map(repr, nearest_names(model, self.names(), 3)))
         hint = f"; nearest: {close}" if close else ""
@@ -17242,10 +17333,17 @@ SECRET_FIELDS = ("access_token", "refresh_token", "id_token", "api_key")  # of a
 class App:
     """What all requests share: the configuration, the accounts, the connections."""
 
-    def __init__(self, config_file: ConfigFile, store: Store, environ: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        config_file: ConfigFile,
+        store: Store,
+        environ: Mapping[str, str],
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self.config_file = config_file
         self.store = store
         self.environ = environ
+        self.clock = clock  # tells the day, by which models are retired
         self.router = Router()
         self.pool = Pool()
         self.catalog = Catalog(store.folder / ".cliproxy" / "models")
@@ -17287,8 +17385,9 @@ class App:
     def reload(self) -> None:
         """Make the accounts anew from the config, the credential files and the environment."""
         log.setLevel(logging.DEBUG if self.config["debug"] else logging.NOTSET)
+        day = write_time(self.clock(), utc=True)[:10]
         accounts = find_accounts(
-            self.config, self.store.credentials(), self.environ, self.catalog.listed, self._tell_once
+            self.config, self.store.credentials(), self.environ, self.catalog.listed, self._tell_once, day
         )
         self.router.configure(accounts, self.config)
         self.stats.configure(self.config)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -399,7 +400,7 @@ def test_claude_code_with_a_chatgpt_account_alone(
     upstream.replies = [answers]
     got = ask_for(proxy, "claude", model, CLIENTS["claude"])
     assert (got.status, got.json()["model"]) == (200, model)
-    assert asked(upstream)[0].startswith("gpt-5")
+    assert asked(upstream)[0].startswith("gpt-6")
     assert got.headers["x-cliproxy-model"] == asked(upstream)[0]
     assert ask_for(proxy, "claude", model).status == 404, "who chooses a model means it"
 
@@ -421,7 +422,7 @@ MEANT = [
     pytest.param({"models": [{"name": "x"}]}, CLOSED, "claude", "claude-opus-5", "", id="not even these"),
     pytest.param({"models": [{"name": "x"}]}, {}, "", "claude-opus-5", "", id="an SDK means what it says"),
     pytest.param({}, {}, "", "gemini-2.5-pro", "", id="also of another vendor"),
-    pytest.param({}, {}, "gemini", "gemini-2.5-pro", "claude-opus-5", id="but gemini-cli does not"),
+    pytest.param({}, {}, "gemini", "gemini-2.5-pro", "claude-opus-5-5", id="but gemini-cli does not"),
     pytest.param({}, {"gemini-2.5-pro": ["kimi-k2"]}, "", "gemini-2.5-pro", "moonshotai/kimi-k2:free", id="the owner may want it"),
 ]
 # fmt: on
@@ -501,3 +502,51 @@ def test_the_name_of_an_endpoint_we_know_is_enough(make_proxy: ProxyMaker, upstr
         "/openai/v1/chat/completions",
         "Bearer gsk-1",
     )
+
+
+# --- models that their vendors have ended
+
+
+AFTER = 1_798_000_000.0  # 2026-12-23
+
+
+def later_proxy(tmp_path: Path, upstream: Upstream, **settings: Any) -> Proxy:
+    only: Json = {"claude-api-key": [], "codex-api-key": [], "gemini-api-key": [], "openai-compatibility": []}
+    (tmp_path / "later" / "auth").mkdir(parents=True)
+    return Proxy(tmp_path / "later", upstream, {**only, **settings}, {}, lambda: AFTER)
+
+
+def test_what_a_vendor_has_ended_is_not_listed(tmp_path: Path, upstream: Upstream) -> None:
+    with closing(later_proxy(tmp_path, upstream, **{"claude-api-key": key(upstream)})) as proxy:
+        listed = names(proxy)
+        assert "claude-opus-5-5" in listed
+        assert not {"claude-opus-4-1-20250805", "claude-sonnet-4-5-20250929"} & listed
+        upstream.replies = [answers]
+        got = ask_for(proxy, "claude", "claude-opus-4-1")
+        assert (asked(upstream), got.headers["x-cliproxy-model"]) == (["claude-opus-5-5"], "claude-opus-5-5")
+
+
+def test_a_successor_is_named(tmp_path: Path, upstream: Upstream) -> None:
+    keys = key(upstream)
+    fallbacks: Json = {"claude-*": []}
+    with closing(
+        later_proxy(tmp_path, upstream, **{"claude-api-key": keys, "model-fallbacks": fallbacks})
+    ) as proxy:
+        got = ask_for(proxy, "claude", "claude-3-7-sonnet-20250219")
+        assert got.status == 404
+        assert "retired by its vendor on 2026-02-19; ask for 'claude-sonnet-5-5'" in got.body.decode()
+
+
+def test_what_an_upstream_lists_is_not_ended(tmp_path: Path, upstream: Upstream) -> None:
+    upstream.routes["/v1/models"] = make_reply({
+        "data": [{"id": name} for name in ("gpt-5", "gpt-5-codex", "codex-mini-latest")]
+    })  # fmt: skip
+    keys = [{"api-key": "k", "base-url": f"{upstream.url}/v1"}]
+    with closing(later_proxy(tmp_path, upstream, **{"codex-api-key": keys})) as proxy:
+        assert not {"gpt-5", "gpt-5-codex", "codex-mini-latest"} & names(proxy)
+        assert proxy.app.catalog.refresh(proxy.app.router.offers.accounts) == {}
+        proxy.app.poll()
+        assert {"gpt-5", "gpt-5-codex", "codex-mini-latest"} <= names(proxy)
+        upstream.replies = [answers]
+        assert ask_for(proxy, "responses", "gpt-5-codex").status == 200
+        assert upstream.seen[-1].json()["model"] == "gpt-5-codex"

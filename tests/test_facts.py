@@ -70,9 +70,9 @@ FACTS = [
     ("claude-3-opus-20240229",     0,         0,       (0, 0),           "",                                  True,  False, False),
     ("claude-opus-9",              0,         0,       (0, 0),           "low medium high xhigh max",         True,  True,  True),
     ("gpt-5.5",                    272_000,   128_000, (0, 0),           "low medium high xhigh",             False, False, True),
-    ("gpt-5.6-sol",                372_000,   128_000, (0, 0),           "low medium high xhigh max",         False, False, True),
-    ("gpt-5.2",                    400_000,   128_000, (0, 0),           "none low medium high xhigh",        True,  False, True),
-    ("gpt-5-2025-08-07",           400_000,   128_000, (0, 0),           "minimal low medium high",           False, False, True),
+    ("gpt-5.6-sol",                272_000,   128_000, (0, 0),           "low medium high xhigh max",         False, False, True),
+    ("gpt-5.2",                    272_000,   128_000, (0, 0),           "none low medium high xhigh",        True,  False, True),
+    ("gpt-5-2025-08-07",           272_000,   128_000, (0, 0),           "minimal low medium high",           False, False, True),
     ("gpt-5-nano",                 0,         0,       (0, 0),           "minimal low medium high",           False, False, True),
     ("gpt-9",                      0,         0,       (0, 0),           "low medium high xhigh",             False, False, True),
     ("gpt-5-chat-latest",          0,         0,       (0, 0),           "",                                  True,  False, False),
@@ -136,13 +136,35 @@ def test_names_people_use(id: str, name: str) -> None:
 def test_models_of() -> None:
     free, pro = cp.models_of("codex", "free"), cp.models_of("codex", "pro")
     assert "gpt-5.4" not in free
-    assert free["gpt-5.6-terra"].context == 372_000
-    assert pro["gpt-5.6-terra"].context == 921_000
+    assert free["gpt-5.6-terra"].context == pro["gpt-5.6-terra"].context == 272_000
+    assert cp.models_of("openai")["gpt-5.6-terra"].context == 921_000
     assert cp.models_of("codex", "enterprise") == cp.models_of("codex") == pro
     assert "gpt-5" not in pro
     assert "gpt-5.3-codex-spark" not in cp.models_of("codex", "team")
     assert cp.models_of("gemini-cli")["gemini-3.1-flash-lite-preview"].levels[1:2] == ("low",)
     assert cp.models_of("nobody") == {}
+
+
+NEWEST = [
+    ("claude", "claude-opus-5-5"), ("claude", "claude-haiku-5-5"), ("codex", "gpt-6.1-sol"), ("codex", "gpt-6-luna"),
+    ("openai", "gpt-6.1-terra"), ("openai", "gpt-5"), ("gemini", "gemini-4-argon"), ("gemini", "gemini-3.8-flash"),
+    ("xai", "grok-4.7"), ("kimi", "kimi-k3.1-pro"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("provider", "model"), NEWEST)
+def test_the_newest_are_listed(provider: str, model: str) -> None:
+    assert model in cp.models_of(provider)
+
+
+@pytest.mark.parametrize(("who", "id", "day", "successor"), cp.RETIREMENT_ROWS)
+def test_retirement_rows(who: str, id: str, day: str, successor: str) -> None:
+    assert re.fullmatch(r"20[0-9]{2}-[01][0-9]-[0-3][0-9]", day)
+    assert (who, id) in cp.MODEL_INDEX
+    assert not successor or successor in cp.models_of(who)
+    assert cp.retirement(id, who, day) == cp.Retirement(day, successor)
+    assert cp.retirement(id, who, "2026-01-01") is None
+    assert cp.retirement(id, "nobody", day) is None
 
 
 SPEC = Path(__file__).parents[2] / "shared/spec/providers.md"
@@ -264,26 +286,26 @@ CC, GC = (
 )
 STANDINS = [
     # who asks, for what,                whose models, what takes its place
-    (CC,    "claude-opus-4-8",           "codex",       "gpt-5.6-sol"),
-    (CC,    "claude-sonnet-5",           "codex",       "gpt-5.6-terra"),
-    (CC,    "claude-haiku-4-5-20251001", "codex",       "gpt-5.6-luna"),
-    (CC,    "claude-3-5-haiku-20241022", "codex",       "gpt-5.6-luna"),
-    (CC,    "claude-opus-4-8",           "gemini",      "gemini-3.1-pro-preview"),
-    (CC,    "claude-sonnet-5",           "gemini",      "gemini-3.7-flash"),
+    (CC,    "claude-opus-4-8",           "codex",       "gpt-6.1-sol"),
+    (CC,    "claude-sonnet-5",           "codex",       "gpt-6.1-terra"),
+    (CC,    "claude-haiku-4-5-20251001", "codex",       "gpt-6-luna"),
+    (CC,    "claude-3-5-haiku-20241022", "codex",       "gpt-6-luna"),
+    (CC,    "claude-opus-4-8",           "gemini",      "gemini-4-argon"),
+    (CC,    "claude-sonnet-5",           "gemini",      "gemini-3.8-flash"),
     (CC,    "claude-haiku-4-5-20251001", "gemini",      "gemini-3.5-flash-lite"),
     (CC,    "claude-haiku-4-5-20251001", "gemini-cli",  "gemini-3.1-flash-lite-preview"),
     ("",    "claude-opus-4-8",           "antigravity", "claude-opus-4-6-thinking"),
-    ("",    "claude-opus-9",             "claude",      "claude-opus-5"),
-    ("",    "claude-haiku-9",            "claude",      "claude-haiku-4-5-20251001"),
+    ("",    "claude-opus-9",             "claude",      "claude-opus-5-5"),
+    ("",    "claude-haiku-9",            "claude",      "claude-haiku-5-5"),
     (CC,    "claude-opus-4-8",           "kimi",        "kimi-k3"),
     (CC,    "claude-sonnet-5",           "xai",         "grok-4.5"),
     (CC,    "claude-sonnet-5",           "qwen",        "coder-model"),
-    ("amp", "gpt-5.4-nano",              "claude",      "claude-haiku-4-5-20251001"),
-    ("amp", "claude-haiku-4-5-20251001", "codex",       "gpt-5.6-luna"),
-    (GC,    "gemini-3.8-flash",          "codex",       "gpt-5.6-luna"),
+    ("amp", "gpt-5.4-nano",              "claude",      "claude-haiku-5-5"),
+    ("amp", "claude-haiku-4-5-20251001", "codex",       "gpt-6-luna"),
+    (GC,    "gemini-3.8-flash",          "codex",       "gpt-6-luna"),
     ("",    "gemini-3-pro-preview",      "vertex",      "gemini-3-pro"),
-    (GC,    "gemini-3.1-pro-preview",    "codex",       "gpt-5.6-sol"),
-    (GC,    "gemini-2.5-pro",            "claude",      "claude-opus-5"),
+    (GC,    "gemini-3.1-pro-preview",    "codex",       "gpt-6.1-sol"),
+    (GC,    "gemini-2.5-pro",            "claude",      "claude-opus-5-5"),
     ("",    "gemini-2.5-pro",            "claude",      None),
     (CC,    "gemini-2.5-pro",            "claude",      None),
     (GC,    "claude-opus-4-8",           "gemini",      None),
@@ -292,6 +314,8 @@ STANDINS = [
     (CC,    "claude-fable-9",            "codex",       None),
     (CC,    "gpt-5.9",                   "claude",      None),
     (CC,    "llama3",                    "claude",      None),
+    ("",    "claude-opus-4-1",           "claude",      "claude-opus-5-5"),
+    ("",    "gemini-3-pro-preview",      "gemini-cli",  "gemini-3.1-pro-preview"),
 ]  # fmt: skip
 
 

@@ -223,8 +223,8 @@ def test_every_provider_by_every_sdk(
 
 def preset_terms(name: str) -> Terms:
     checks = PRESET_CHECKS.get(name, THIRD_PARTY)
-    own = frozenset(["store"] if name in {"openai", "litellm"} else ())
-    return TERMS["openai-compatibility"]._replace(checks=checks, own=own)
+    own = {"openai": ["store", "prompt_cache_key"], "litellm": ["store"]}.get(name, [])
+    return TERMS["openai-compatibility"]._replace(checks=checks, own=frozenset(own))
 
 
 def preset_case(name: str) -> Case:

@@ -38,14 +38,19 @@ class Proxy:
     """
 
     def __init__(
-        self, folder: Path, upstream: Upstream, config: dict[str, Any], environ: dict[str, str]
+        self,
+        folder: Path,
+        upstream: Upstream,
+        config: dict[str, Any],
+        environ: dict[str, str],
+        clock: Callable[[], float] = lambda: 0.0,  # so that no test ends with a model
     ) -> None:
         self.auth_dir, self.path, self.upstream = folder / "auth", folder / "config.json", upstream
         self.settings = {**keys_for(upstream), "auth-dir": str(self.auth_dir), "port": 0, **config}
         self.write(self.settings)
         store = cp.Store(self.auth_dir)
         store.scan()
-        self.app = cp.App(cp.ConfigFile(self.path), store, environ)
+        self.app = cp.App(cp.ConfigFile(self.path), store, environ, clock)
         self.server = cp.make_server(self.app)
         self.lines: list[str] = []  # of the log, as far as `log` has been called
         self.app.scribe.sink = self.lines.append
