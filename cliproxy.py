@@ -51,7 +51,8 @@ Contents (each room uses only rooms above it; [pure] ones touch no clock, socket
    42. EDITS         what we write into files of other programs, and back
    43. CLIENTS       setup and run: the programs that come to us
    44. SERVICE       units, agents and tasks that keep it running; completion
-   45. COMMANDS      the command line
+   45. REPORTS       what `usage`, `status` and `logs` show
+   46. COMMANDS      the command line
 """
 
 from __future__ import annotations
@@ -15739,7 +15740,119 @@ def usage_numbers(counts: Sequence[Any]) -> Json:
     return {**dict(zip(NUMBERS, numbers)), "cost": None if unpriced and not cost else round(cost, 6)}
 
 
+METRICS = (  # name, type, labels, help, unit that is left to the reader
+    ("requests", "counter", "provider model status", "Attempts at accounts, and requests that were refused."),
+    (
+        "tokens",
+        "counter",
+        "provider model kind",
+        "Tokens as the upstreams counted them; input without cached ones.",
+    ),
+    ("cost", "counter", "provider model", "What they would have cost by list price, in USD."),
+    ("seconds", "histogram", "provider", "Seconds to the end of successful answers."),
+    ("first_byte", "histogram", "provider", "Seconds to the first byte of successful answers."),
+    ("accounts", "gauge", "state", "Accounts by state."),
+    ("limit_used", "gauge", "account window", "Percent of an account's limit that is used."),
+    ("running", "gauge", "", "Requests that are being served."),
+    ("uptime", "gauge", "", "Seconds since the start."),
+)
+METRIC_NAMES = {  # what a metric is called beside its kind; cliproxy_requests_total
+    "requests": "requests_total", "tokens": "tokens_total", "cost": "cost_usd_total", "seconds": "request_seconds",
+    "first_byte": "first_byte_seconds", "limit_used": "limit_used_percent", "running": "running_requests",
+    "uptime": "uptime_seconds",
+}  # fmt: skip
+
+
+def metric_line(name: str, labels: Iterable[tuple[str, str]], value: float) -> str:
+    """Write one sample in Prometheus' text format 0.0.4."""
+    words = (f'{key}="{escaped_label(text)}"' for key, text in labels)
+    inner = ",".join(words)
+    return f"cliproxy_{name}{{{inner}}} {value:g}" if inner else f"cliproxy_{name} {value:g}"
+
+
+def escaped_label(text: str) -> str:
+    return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+
+
+def histogram_lines(
+    name: str, provider: str, counts: Mapping[tuple[str, ...], float], total: float
+) -> Iterator[str]:
+    """Write a histogram, whose buckets hold all that is below their limit."""
+    label = ("provider", provider)
+    below = 0.0
+    for limit in (*map("{:g}".format, BUCKETS), "+Inf"):
+        below += counts.get((provider, limit), 0.0)
+        yield metric_line(f"{name}_bucket", (label, ("le", limit)), below)
+    yield metric_line(f"{name}_sum", (label,), total)
+    yield metric_line(f"{name}_count", (label,), below)
+
+
+def metrics_text(counters: Counters) -> str:
+    """Write counters and gauges as Prometheus reads them."""
+    lines: list[str] = []
+    for key, kind, labels, about in METRICS:
+        name, values = METRIC_NAMES.get(key, key), counters.get(key, {})
+        lines += [f"# HELP cliproxy_{name} {about}", f"# TYPE cliproxy_{name} {kind}"]
+        if kind == "histogram":
+            sums = counters.get(f"{key}_sum", {})
+            for (provider,), total in sorted(sums.items()):
+                lines += histogram_lines(name, provider, values, total)
+        else:
+            names = labels.split()
+            lines += [metric_line(name, zip(names, told), value) for told, value in sorted(values.items())]
+    return "\n".join(lines) + "\n"
+
+
+PRICES_URL = "https://models.dev/api.json"
+PRICES_LIMIT = 30.0  # seconds for all of it
+MAKERS = (
+    "anthropic openai google xai moonshotai deepseek zai alibaba minimax mistral".split()
+)  # whose prices count first
+
+
+def refresh_prices(folder: Path, url: str, proxy: str) -> int:
+    """Fetch models.dev's list of prices; return how many there are. Raises ProxyError."""
+    reply = fetch("GET", url, {}, proxy=proxy, timeout=PRICES_LIMIT)
+    found: dict[str, list[list[float | None]]] = {}
+    with contextlib.suppress(*MALFORMED):
+        listed = decode_json(reply.body)
+        order = sorted(listed, key=lambda vendor: vendor not in MAKERS)
+        for name, model in itertools.chain.from_iterable(
+            listed[vendor]["models"].items() for vendor in order
+        ):
+            tiers = tiers_listed(model.get("cost") or {})
+            if tiers:
+                found.setdefault(name.lower(), tiers)
+    if reply.status != 200 or not found:
+        raise ProxyError("upstream_failed", f"{url} has no list of prices (status {reply.status})")
+    stored = {"date": time.strftime("%Y-%m-%d"), "source": url, "models": found}
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_atomic(folder / "prices", dumps(stored).encode("ascii"))
+    except OSError as exc:
+        raise ProxyError("internal", f"cannot write {folder / 'prices'}: {exc.strerror}") from exc
+    return len(found)
+
+
+def tiers_listed(cost: Json) -> list[list[float | None]]:
+    """Read the prices of a model of models.dev; none if they are not told. Source: spec/setup.md 5.1."""
+    rows = [(0, cost), *((tier["tier"]["size"], tier) for tier in cost.get("tiers") or ())]
+    if "context_over_200k" in cost and len(rows) == 1:
+        rows.append((200_000, cost["context_over_200k"]))
+    words = ("input", "output", "cache_read", "cache_write")
+    found = [[above, *(row.get(word) for word in words)] for above, row in rows]
+    sound = all(isinstance(price, (int, float, type(None))) for row in found for price in row)
+    return found if sound and cost.get("input") is not None else []
+
+
 RECENT_SLOTS, RECENT_SECONDS = 20, 600  # of what management clients draw: 20 times 10 minutes
+
+
+def last_failures(database: Database, most: int) -> list[Row]:
+    """Return the last attempts that failed, newest first."""
+    fields = ", ".join(Row._fields)
+    query = f"SELECT {fields} FROM rows WHERE status >= 400 AND NOT hung_up ORDER BY id DESC LIMIT ?"  # noqa: S608 -- names of ours
+    return [Row(*row) for row in database.read(query, most)]
 
 
 def recent_requests(database: Database, now: float) -> dict[str, list[Json]]:
@@ -15927,6 +16040,13 @@ def new_id() -> str:
     return f"{next(ERRAND_NUMBERS) & 0xFFFFFFFF:08x}{ERRAND_SEED}"
 
 
+@functools.lru_cache(maxsize=1_024)
+def account_mark(name: str) -> str:
+    """Return the name of an account for others than its owner: addresses of mail masked, and as a header takes it."""
+    shown = re.sub(r"[^@\s-]+(?=@)", lambda found: masked(found[0]), name)
+    return urlquote(shown, safe="/:@()+,=[] ")
+
+
 class Errand:
     """What a client sent us out for: its request for a model, on its way to an upstream.
 
@@ -16027,6 +16147,14 @@ class Errand:
     def account(self) -> str:
         """The name of the account that is asked, or was last; empty: none."""
         return self.candidate.account.name if self.candidate else ""
+
+    def marks(self) -> Headers:
+        """Return the headers that help the owner to find in the log, and in the statistics, what this was."""
+        return {
+            "x-cliproxy-request-id": self.id[:8],
+            "x-cliproxy-account": account_mark(self.account) or "-",
+            "x-cliproxy-attempts": str(self.number),
+        }
 
     def begin(self, candidate: Candidate) -> None:
         """Note that an account is asked now."""
@@ -19394,6 +19522,9 @@ class Visit(Watcher):
     def fail(self, error: ProxyError) -> None:
         """Answer with an error in the client's dialect, unless an answer has begun: then hang up."""
         self.error = error
+        if self.errand is None and self.route and self.route.counts:
+            self.errand = Errand(self.dialect, self.route.action, b"")
+            self.place(self.errand)
         self.server.app.make_discreet(error)
         if self.stage is Stage.PENDING:  # the status is lost
             self.out.append(dumps(self.dialect.write_error(error)).encode("ascii"))
@@ -19442,6 +19573,8 @@ class Visit(Watcher):
         self.head = self.make_head(status, headers, framing)
 
     def make_head(self, status: int, headers: Headers, framing: str) -> bytes:
+        if self.errand:
+            headers = {**headers, **self.errand.marks()}
         if self.allowed_origin:
             headers = {**headers, "access-control-allow-origin": self.allowed_origin, "vary": "origin"}
         lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
@@ -19566,9 +19699,6 @@ class Visit(Watcher):
         """Leave a line for the log and the attempt that ended for the statistics: another thread writes them."""
         errand, error = self.errand, self.error
         tried = None
-        if errand is None and self.route and self.route.counts:
-            errand = Errand(self.dialect, self.route.action, b"")
-            self.place(errand)
         if errand and not errand.told:
             status = error.status if error else self.status
             status = 200 if status == 101 else status
@@ -19729,7 +19859,38 @@ class Visit(Watcher):
         return MODEL_SHAPES["claude" if claude else "chat"]
 
     def show_health(self, route: Route) -> None:
-        self.send_json(200, {"status": "ok"})
+        """Tell whether it works, and no names: everybody may ask."""
+        app = self.server.app
+        states = account_states(app.router)
+        told: Json = {"status": "ok", "version": __version__}
+        told["uptime_s"] = int(time.time() - app.stats.since)
+        told["models"] = len(app.router.offers.names())
+        told["accounts"] = {name.replace(" ", "_"): number for name, number in states.items()}
+        told["requests"] = app.stats.requests
+        self.send_json(200, told)
+
+    def show_metrics(self, route: Route) -> None:
+        """Tell Prometheus, if it is on this machine or has a key."""
+        app = self.server.app
+        if not is_loopback(self.address.removeprefix("::ffff:")) and not self.has_management_key():
+            self.admit()
+        app.scribe.write()
+        told = app.stats.counters()
+        told["accounts"] = {(state,): number for state, number in account_states(app.router).items()}
+        told["limit_used"] = {
+            (account_mark(account.name), window["name"]): window["used"]
+            for account in app.router.offers.accounts
+            for window in app.router.report(account)["limits"]
+        }
+        told["running"] = {(): len(self.server.working)}
+        told["uptime"] = {(): time.time() - app.stats.since}
+        self.send(200, {"content-type": METRICS_TYPE}, metrics_text(told).encode())
+
+    def has_management_key(self) -> bool:
+        """Tell whether the request has the management key, as far as that is no hash."""
+        ours = self.server.app.config["remote-management.secret-key"].encode()
+        given = (key.encode("utf-8", "replace") for key in self.given_keys())
+        return bool(ours) and any(hmac.compare_digest(key, ours) for key in given)
 
     def show_root(self, route: Route) -> None:
         endpoints = sorted({f"{row.method} {row.path}" for row in ROUTE_ROWS if row.admit})
@@ -19902,6 +20063,7 @@ ROUTE_ROWS = (
     Route("POST", "/v1internal:*",              Visit.assist,         "gemini"),
     Route("GET",  "/health",                    Visit.show_health,    admit=False),
     Route("GET",  "/healthz",                   Visit.show_health,    admit=False),
+    Route("GET",  "/metrics",                   Visit.show_metrics,   admit=False),
     Route("GET",  "/",                          Visit.show_root,      admit=False),
 )
 # fmt: on
@@ -19916,7 +20078,7 @@ AMP_ROUTES = {kind: Route("*", "*", Visit.pass_on, action=kind, admit=False) for
 
 
 VERSIONS = frozenset({"v1", "v1beta"})
-ROOTS = VERSIONS | {"v1internal", "health", "healthz"}  # first words of our paths
+ROOTS = VERSIONS | {"v1internal", "health", "healthz", "metrics"}  # first words of our paths
 
 
 def tidy_path(path: str) -> str:
@@ -19985,7 +20147,6 @@ FOREIGN_PATHS = {  # of programs that clients take this one for -> what to do ab
     "/model/info": "that is LiteLLM's; GET /v1/models lists the models",
     "/key/generate": "that is LiteLLM's; keys of clients are the config's api-keys",
     "/v0/management": "there is no management API without remote-management.secret-key",
-    "/metrics": "there are no metrics here",
     "/favicon.ico": "there are no pages here",
 }
 
@@ -19998,6 +20159,18 @@ def dialect_of(path: str, headers: Headers) -> Dialect:
     if "x-goog-api-key" in headers or any(word in path for word in words):
         return DIALECTS["gemini"]
     return DIALECTS["responses" if "/responses" in path else "chat"]
+
+
+METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+def account_states(router: Router) -> dict[str, int]:
+    """Count accounts: who can be asked now, who rests, and who needs its owner."""
+    states = dict.fromkeys(("ready", "cooling", "needs login"), 0)
+    for account in router.offers.accounts:
+        state = router.report(account)["state"]
+        states[state if state in states else "ready"] += 1  # an expired token is renewed on use
+    return states
 
 
 class Handler(socketserver.BaseRequestHandler):
@@ -21903,7 +22076,264 @@ def completion(shell: str, words: Mapping[str, Sequence[str]]) -> str:
 
 
 ########################################################################################
-# 45. COMMANDS
+# 45. REPORTS
+########################################################################################
+# What `usage` and `status` show, from what the statistics keep and what servers leave beside it. All
+# of it works while a server runs, and while none does.
+
+LIVE_TICK = 0.5  # seconds between two looks for what is new
+USAGE_COLUMNS = {
+    "requests": "REQUESTS",
+    "failed": "FAILED",
+    "input": "INPUT",
+    "cached": "CACHED",
+    "output": "OUTPUT",
+    "cost": "COST",
+}
+USAGE_BAR = 12  # characters
+LIST_DATE = "2026-11-28"  # of the built-in prices
+
+
+@contextlib.contextmanager
+def open_stats(stats: Stats) -> Iterator[Database | None]:
+    """Open the statistics for reading; None if there are none yet. Raises ProxyError."""
+    if not stats.path.exists():
+        yield None
+        return
+    try:
+        with contextlib.closing(Database(stats.path)) as database:
+            yield database
+    except DatabaseError as exc:
+        raise ProxyError("internal", str(exc)) from exc
+
+
+def query_of(options: argparse.Namespace) -> Query:
+    """Read the options of `usage`. Raises ProxyError."""
+    now = time.time()
+    try:
+        since = read_since(options.since, now) if options.since else 0.0
+        until = read_since(options.until, now) if options.until else Query().until
+    except ValueError as exc:
+        raise ProxyError("invalid_request", str(exc)) from exc
+    return Query(options.by, since, until, options.model, options.account)
+
+
+def report_of(stats: Stats, query: Query) -> Json:
+    """Return a report, an empty one if nothing has been recorded yet. Raises ProxyError."""
+    with open_stats(stats) as database:
+        if database:
+            return usage_report(database, query)
+    blank = usage_numbers([0] * len(NUMBERS))
+    return {"since": None, "until": None, "by": query.by, "rows": [], "total": blank, "unpriced": []}
+
+
+def money(cost: float | None) -> str:
+    """Return a sum in USD; `-`: nothing is known."""
+    if cost is None:
+        return "-"
+    return f"${cost:,.2f}" if cost >= 0.1 or not cost else f"${cost:.4f}"
+
+
+def usage_cell(row: Json, name: str) -> str:
+    return money(row["cost"]) if name == "cost" else f"{row[name]:,}"
+
+
+def usage_lines(report: Json) -> Iterator[str]:
+    """Yield a report as a table, with bars where it goes to a terminal."""
+    by, rows = report["by"], [*report["rows"], {report["by"]: "total", **report["total"]}]
+    columns = [Column(by.upper(), lambda row: str(row[by]))]
+    for name, title in USAGE_COLUMNS.items():
+        width = max(len(title), *(len(usage_cell(row, name)) for row in rows))
+        columns.append(Column(title.rjust(width), partial(padded_cell, name=name, width=width)))
+    most = max((all_tokens(row) for row in report["rows"]), default=0.0)
+    if screen_width() and most:
+        columns.append(
+            Column("", lambda row: "" if row[by] == "total" else bar(all_tokens(row) / most * 100, USAGE_BAR))
+        )
+    yield from table_lines(columns, rows)
+
+
+def padded_cell(row: Json, name: str, width: int) -> str:
+    return usage_cell(row, name).rjust(width)
+
+
+def all_tokens(row: Json) -> float:
+    """Return how long a row's bar is: all its tokens."""
+    return float(row["input"] + row["cached"] + row["cache_write"] + row["output"])
+
+
+def bar(percent: float, width: int = 10) -> str:
+    """Draw how much of a limit is used."""
+    used = max(0, min(width, round(percent * width / 100)))
+    full, empty = "█░" if (sys.stdout.encoding or "").lower().startswith("utf") else "#."
+    return full * used + empty * (width - used)
+
+
+def show_usage(report: Json, date: str) -> None:
+    """Print a report, and what its costs are."""
+    if not report["rows"]:
+        say("nothing was recorded in that time")
+        return
+    for line in usage_lines(report):
+        say(line)
+    say(f"costs are what it would have cost by list price (of {date or LIST_DATE}); plans are flat")
+    if report["unpriced"]:
+        say(
+            one_line(
+                f"no price is known for: {', '.join(report['unpriced'])} (the setting `prices` adds some)"
+            )
+        )
+
+
+def usage_csv(report: Json) -> str:
+    """Return the rows of a report as CSV."""
+    import csv  # noqa: PLC0415 -- seldom needed
+
+    text = io.StringIO()
+    fields = [report["by"], *usage_numbers([0] * len(NUMBERS))]
+    writer = csv.DictWriter(text, fields, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(report["rows"])
+    return text.getvalue()
+
+
+def live_rows(stats: Stats, query: Query, stop: threading.Event) -> Iterator[Row]:
+    """Yield attempts as they end, from now on, whichever process they are of."""
+    with open_stats(stats) as database:
+        last = newest_row(database) if database else 0
+    while not stop.wait(LIVE_TICK):
+        with open_stats(stats) as database:
+            fresh = stored_rows(database, last) if database else []
+        for id, row in fresh:
+            last = id
+            if is_meant(row, query):
+                yield row
+
+
+def newest_row(database: Database) -> int:
+    ((id,),) = database.read("SELECT max(id) FROM rows")
+    return id or 0
+
+
+def is_meant(row: Row, query: Query) -> bool:
+    """Tell whether a row fits the patterns of a query."""
+    pairs = ((query.model, row.model), (query.account, row.account))
+    return all(not pattern or wildcard(pattern, name or "") for pattern, name in pairs)
+
+
+def live_line(row: Row) -> str:
+    """Say in one line what became of an attempt."""
+    words = [
+        time.strftime("%H:%M:%S", time.localtime(row.time)),
+        row.request,
+        (row.client or "-").ljust(16),
+        row.model.ljust(24),
+        row.account or "-",
+        str(row.status),
+        f"{row.total_ms / 1_000:.1f}s",
+        f"in={row.input + row.cached + row.cache_write:,} out={row.output:,}",
+        money(row.cost),
+        row.words,
+    ]
+    return one_line("  ".join(words).rstrip())
+
+
+class Running(NamedTuple):
+    """A server that runs, or did: as its file says."""
+
+    pid: int
+    address: str  # its URL
+    since: float
+    version: str
+    config: str
+
+
+def running_file(folder: Path) -> Path:
+    return folder / ".cliproxy" / f"server-{os.getpid()}"
+
+
+def note_running(folder: Path, url: str, config: Path | None) -> None:
+    """Leave word that a server runs, for `status`; where that cannot be, there is none."""
+    told = Running(os.getpid(), url, time.time(), __version__, str(config.resolve()) if config else "")
+    path = running_file(folder)
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_atomic(path, dumps(told._asdict()).encode("ascii"))
+
+
+def find_running(folder: Path) -> Iterator[tuple[Running, Json]]:
+    """Yield the servers that answer, each with what it says of itself."""
+    latest: dict[str, Running] = {}  # by address: one that was killed has left its file
+    for path in (folder / ".cliproxy").glob("server-*"):
+        with contextlib.suppress(*MALFORMED):
+            told = Running(**read_object_file(path))
+            if told.since >= latest.get(told.address, told).since:
+                latest[told.address] = told
+    for told in latest.values():
+        with contextlib.suppress(ProxyError):
+            health = read_object(fetch("GET", f"{told.address}/health", {}, proxy="direct", timeout=3.0).body)
+            if health.get("status") == "ok":
+                yield told, health
+
+
+def status_report(app: App, rows: list[Json]) -> Json:
+    """Return what `status` tells; `rows` are those of the accounts. Raises ProxyError."""
+    found = list(find_running(app.store.folder))
+    today = read_since("today", time.time())
+    by_account: dict[str, Json] = {}
+    failures: list[Row] = []
+    with open_stats(app.stats) as database:
+        if database:
+            told = usage_report(database, Query("account", today))
+            by_account = {row["account"]: row for row in told["rows"]}
+            failures = last_failures(database, STATUS_FAILURES)
+    blank = usage_numbers([0] * len(NUMBERS))
+    accounts = [
+        {**row, "today": without(by_account.get(row["name"], blank), frozenset(["account"]))} for row in rows
+    ]
+    ready = any(health.get("accounts", {}).get("ready") for _, health in found)
+    return {
+        "running": bool(found),
+        "can_serve": ready,
+        "servers": [{**told._asdict(), **health} for told, health in found],
+        "accounts": accounts,
+        "errors": [row._asdict() for row in failures],
+    }
+
+
+STATUS_FAILURES = 5  # that are shown
+
+
+def show_servers(report: Json) -> None:
+    """Print who runs, and whether it can serve."""
+    for server in report["servers"]:
+        since = time.strftime("%b %d %H:%M", time.localtime(server["since"]))
+        say(f"cliproxy {server['version']} runs at {server['address']} since {since}, pid {server['pid']}")
+        say(
+            one_line(
+                f"config: {server['config'] or 'none (defaults)'}; {server['requests']:,} requests since its start"
+            )
+        )
+    if not report["running"]:
+        say("no server runs with these credentials: `cliproxy serve` starts one")
+    elif not report["can_serve"]:
+        say("no account can be asked at the moment")
+
+
+def show_failures(rows: list[Json]) -> None:
+    if rows:
+        say("last failures:")
+    for row in rows:
+        when = time.strftime("%b %d %H:%M:%S", time.localtime(row["time"]))
+        say(
+            one_line(
+                f"  {when} {row['request']} {row['model']} {row['account'] or '-'} {row['status']}: {row['words']}"
+            )
+        )
+
+
+########################################################################################
+# 46. COMMANDS
 ########################################################################################
 # argparse rows. Whatever goes wrong is one sentence on stderr and exit status 1; usage errors are 2.
 
@@ -22006,6 +22436,7 @@ def cmd_serve(options: argparse.Namespace) -> int:
     listen_for_signals(asked, stop)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     greet(server, app)
+    note_running(app.store.folder, server_url(server.host, server.port, app.config), app.config.path)
     start_scribe(app.scribe)
     keeper = threading.Thread(target=app.keep_renewed, args=(stop,), daemon=True)
     keeper.start()
@@ -22017,6 +22448,7 @@ def cmd_serve(options: argparse.Namespace) -> int:
     poll_until_asked(server, app, asked)
     stop.set()
     log.info("stopping; running answers have %.0f s", GRACE)
+    running_file(app.store.folder).unlink(missing_ok=True)
     finished = server.stop()
     keeper.join(GRACE)  # new tokens must reach the disk
     app.save_state()
@@ -22222,13 +22654,6 @@ def moment(when: float | None) -> str:
     return time.strftime("%H:%M" if same else "%b %d %H:%M", then)
 
 
-def bar(percent: float, width: int = 10) -> str:
-    """Draw how much of a limit is used."""
-    used = max(0, min(width, round(percent * width / 100)))
-    full, empty = "█░" if (sys.stdout.encoding or "").lower().startswith("utf") else "#."
-    return full * used + empty * (width - used)
-
-
 def state_words(row: Json) -> str:
     """Say an account's state: how long it cools, what an expired one waits for."""
     if row["state"] == "cooling":
@@ -22256,12 +22681,21 @@ ACCOUNT_COLUMNS = (
 )
 
 
-def show_accounts(rows: list[Json]) -> None:
+STATUS_COLUMNS = (
+    *ACCOUNT_COLUMNS[:4],
+    Column("TODAY", lambda row: f"{row['today']['requests']:,}"),
+    Column("FAILED", lambda row: f"{row['today']['failed']:,}"),
+    Column("TOKENS", lambda row: f"{int(all_tokens(row['today'])):,}"),
+    Column("COST", lambda row: money(row["today"]["cost"])),
+)
+
+
+def show_accounts(rows: list[Json], columns: Sequence[Column] = ACCOUNT_COLUMNS) -> None:
     """Print accounts as a table, under each what cools and how much of its limits is used."""
     if not rows:
         say("no account yet: `cliproxy login PROVIDER`, or add a key to the config")
         return
-    for line, row in zip(table_lines(ACCOUNT_COLUMNS, rows), [{}, *rows]):
+    for line, row in zip(table_lines(columns, rows), [{}, *rows]):
         say(line)
         for rest in row.get("cooling", ()):
             say(one_line(f"    {rest['model']} rests until {moment(rest['until'])}: {rest['why']}"))
@@ -22270,6 +22704,43 @@ def show_accounts(rows: list[Json]) -> None:
             say(f"    {window['name']:10} {bar(used)} {used:3.0f} %  resets {resets}")
         if row.get("state") != "cooling" and row.get("why"):
             say(one_line(f"    {row['why']}"))
+
+
+def cmd_usage(options: argparse.Namespace) -> int:
+    """Show what was asked, what it used, and what it would have cost."""
+    config = settings_of(options)
+    stats = Stats(Path(config["auth-dir"]) / ".cliproxy" / "usage.db")
+    query = query_of(options)
+    if options.refresh_prices:
+        known = refresh_prices(stats.path.parent, options.refresh_prices, config["proxy-url"])
+        say(f"{known} prices; they count for what is asked from the next start on")
+        return 0
+    if options.live:
+        for row in live_rows(stats, query, threading.Event()):
+            say(json.dumps(row._asdict()) if options.json else live_line(row))
+    report = report_of(stats, query)
+    if options.json:
+        say(json.dumps(report, indent=2))
+    elif options.csv:
+        say(usage_csv(report).rstrip())
+    else:
+        show_usage(report, fetched_prices(stats.path.parent)[1])
+    if not config["usage-statistics-enabled"]:
+        log.warning("usage-statistics-enabled is false: nothing is recorded any more")
+    return 0
+
+
+def cmd_status(options: argparse.Namespace) -> int:
+    """Tell whether a server runs and can serve, and how its accounts are."""
+    app = make_app(options)
+    report = status_report(app, [account_row(a, app, limits=False) for a in app.router.offers.accounts])
+    if options.json:
+        say(json.dumps(report, indent=2))
+    else:
+        show_servers(report)
+        show_accounts(report["accounts"], STATUS_COLUMNS)
+        show_failures(report["errors"])
+    return 0 if report["can_serve"] else 1
 
 
 def cmd_models(options: argparse.Namespace) -> int:
@@ -22537,6 +23008,20 @@ COMMANDS = (
         ("--project", {"action": "store_true", "help": "for the project in this folder only"}),
         ("--shell", {"action": "store_true", "help": "write variables into the file of your shell"}),
         ("--own-login", {"action": "store_true", "help": "leave the client's own login in place, and write the address alone"}),
+    )),
+    Command("usage", cmd_usage, "show what was asked, what it used, and what it would have cost", (
+        ("--by", {"choices": [*USAGE_BY], "default": "day", "help": "what to sum up by"}),
+        ("--since", {"default": "", "metavar": "TIME", "help": TIME_FORMS}),
+        ("--until", {"default": "", "metavar": "TIME", "help": "likewise"}),
+        ("--model", {"default": "", "metavar": "GLOB", "help": "only these models, as gpt-*"}),
+        ("--account", {"default": "", "metavar": "GLOB", "help": "only these accounts"}),
+        ("--json", {"action": "store_true", "help": "for programs"}),
+        ("--csv", {"action": "store_true", "help": "for spreadsheets"}),
+        ("--live", {"action": "store_true", "help": "follow requests as they end"}),
+        ("--refresh-prices", {"nargs": "?", "const": PRICES_URL, "default": "", "metavar": "URL", "help": "fetch models.dev's list of prices"}),
+    )),
+    Command("status", cmd_status, "tell whether a server runs, how the accounts are, and what failed last; exit 1 if none can serve", (
+        ("--json", {"action": "store_true", "help": "for programs"}),
     )),
     Command("config", cmd_config, "check the config file; print an example or all keys", (
         ("what", {"nargs": "?", "choices": ["check", "example", "reference"], "default": "check"}),

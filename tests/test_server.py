@@ -1046,7 +1046,7 @@ def test_a_body_that_nobody_reads_is_not_the_next_request(proxy: Proxy, request_
     last = b"GET /healthz HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n"
     reply = proxy.raw(head + smuggled + last)
     assert reply.count(b"HTTP/1.1 ") == 2
-    assert reply.count(b'{"status":"ok"}') == 1
+    assert reply.count(b'{"status":"ok",') == 1
 
 
 @pytest.mark.parametrize("keep", [True, False])
@@ -1137,7 +1137,6 @@ NO_ROUTES = [
     ("/api/tags", "Ollama"),
     ("/v1/generate", "generateContent"),
     ("/v0/management/config", "remote-management.secret-key"),
-    ("/metrics", "no metrics"),
     ("/model/info", "/v1/models"),
     ("/nothing/like/it", ""),
 ]
