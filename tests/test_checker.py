@@ -36,7 +36,7 @@ KNOWN = {  # recording -> why it differs, and will
     "uploaded-file": "a file of another vendor: 400, spec 3.1",
     "tools-plus-output": "a choice of some tools: the others are left out of the list, spec 2.5",
     "max-tokens-thinking-model-empty-response": "less than 16 tokens is refused by Responses: spec 1B.1",
-    "azure-image-generation-tool-1": "Messages has no place for an image: it is named in a text",
+    "image-generation-tool-1": "Messages has no place for an image: it is named in a text",
     "image-generation-with-output-format": "Messages has no place for an image: it is named in a text",
     "responses-image-generation-jpeg": "Messages has no place for an image: it is named in a text",
     "text-as-binary-content-input": "a text file is written as text, which the checker takes for lost",
