@@ -52,7 +52,9 @@ Contents (each room uses only rooms above it; [pure] ones touch no clock, socket
    43. CLIENTS       setup and run: the programs that come to us
    44. SERVICE       units, agents and tasks that keep it running; completion
    45. REPORTS       what `usage`, `status` and `logs` show
-   46. COMMANDS      the command line
+   46. CONFIGTEXT    the settings file as its owner shows and edits it
+   47. TRIAL         one question, asked as a client asks
+   48. COMMANDS      the command line
 """
 
 from __future__ import annotations
@@ -22333,7 +22335,290 @@ def show_failures(rows: list[Json]) -> None:
 
 
 ########################################################################################
-# 46. COMMANDS
+# 46. CONFIGTEXT
+########################################################################################
+# The settings file as its owner handles it: shown with where each value comes from, a value changed
+# in the text around which everything stays, the whole text edited and checked before it counts.
+
+SECRET_NAMES = re.compile(r"(^|[-_])(key|keys|secret|token|password)$")
+
+
+def without_secrets(value: Any, key: str, *, secret: bool = False) -> Any:
+    """Return the value of a setting with the secrets in it masked."""
+    hides = secret or (bool(SECRET_NAMES.search(key)) and key != "tls.key")
+    if isinstance(value, dict):
+        return {name: without_secrets(inner, name, secret=key == "headers") for name, inner in value.items()}
+    if isinstance(value, list):
+        return [without_secrets(inner, key, secret=secret) for inner in value]
+    if isinstance(value, str) and value:
+        return masked(value) if hides else re.sub(r"//[^/@\s]+@", "//...@", value)
+    return value
+
+
+def step_in(data: Any, step: str | int) -> Any:
+    """Return what stands at a key or number; None if nothing does."""
+    if isinstance(step, int):
+        return data[step] if isinstance(data, list) and step < len(data) else None
+    return data.get(step) if isinstance(data, dict) else None
+
+
+def effective_settings(config: Config, environ: Mapping[str, str]) -> list[Json]:
+    """Return each setting with its value, secrets masked, and where that comes from."""
+    raw: Any = {}
+    if config.path:
+        raw = decode_settings(config.path, read_file(config.path) or "{}")
+    rows = []
+    for row in in_effect(SETTINGS):
+        value = config[row.key]
+        given = reduce(step_in, row.key.split("."), raw) is not None
+        changed = value != row.default and row.key != "auth-dir"
+        origin = str(config.path) if given or (config.path and changed) else "default"
+        rows.append({"key": row.key, "value": without_secrets(value, row.key), "from": origin})
+    held = {name: environ[name] for name in KEY_NAMES if environ.get(name)}
+    rows += [{"key": name, "value": masked(key), "from": "environment"} for name, key in held.items()]
+    return rows
+
+
+KEY_NAMES = dict.fromkeys(
+    [*(row.source for row in KEY_VARIABLES), *(n for p in PRESETS.values() for n in p.keys)]
+)
+SETTING_COLUMNS = (
+    Column("SETTING", lambda row: row["key"]),
+    Column(
+        "VALUE", lambda row: dumps_text(row["value"]), lambda row: "faint" if row["from"] == "default" else ""
+    ),
+    Column("FROM", lambda row: row["from"], lambda row: "faint" if row["from"] == "default" else "good"),
+)
+
+
+def setting_steps(key: str) -> list[str | int]:
+    """Read a path such as `claude-api-key[0].prefix` or `model-fallbacks."gpt-5.5"`."""
+    words = re.findall(r'"[^"]*"|\[\d+\]|[^.\[\]"]+', key)
+    return [int(word[1:-1]) if word[0] == "[" else word.strip('"') for word in words]
+
+
+def with_value(data: Any, steps: Sequence[str | int], value: Any) -> Any:
+    """Return data with a value at a path; None takes out what is there. Raises ValueError."""
+    if not steps:
+        return value
+    step, rest = steps[0], steps[1:]
+    if isinstance(step, int):
+        items = list(data or ())
+        if step > len(items):
+            raise ValueError(f"[{step}] is beyond the end of the list, which has {len(items)} entries")
+        fresh = with_value(items[step] if step < len(items) else None, rest, value)
+        return [*items[:step], *([] if fresh is None else [fresh]), *items[step + 1 :]]
+    mapping = dict(data) if isinstance(data, dict) else {}
+    fresh = with_value(mapping.get(step), rest, value)
+    if fresh is None:
+        mapping.pop(step, None)
+        return mapping
+    return {**mapping, step: fresh}
+
+
+def typed_value(key: str, text: str) -> Any:
+    """Read a value as it was typed: a text for a setting that is one, else JSON where it is that."""
+    row = next((row for row in SETTINGS if row.key == key), None)
+    if text == "null" or (row and row.shape is str):
+        return None if text == "null" else text
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = text
+    one = isinstance(value, str) and row and isinstance(row.shape, Items) and row.shape.of is str
+    return [value] if one else value
+
+
+def home_config() -> Path:
+    """Return where a settings file belongs that is not there yet."""
+    return Path(AUTH_DIR).expanduser() / "config.yaml"
+
+
+def check_text(path: Path, text: str, before: Config | None = None) -> Config:
+    """Check the text of a settings file that is to be written. Raises ProxyError, also for new oddities."""
+    fresh = parse_config(path, text if text.strip() else "{}")
+    check_exposure(fresh)
+    known = set(before.warnings) if before else set()
+    odd = [warning for warning in fresh.warnings if warning not in known]
+    if before and odd:
+        raise ProxyError("invalid_request", odd[0])
+    return fresh
+
+
+def keep_text(path: Path, text: str, old: str | None) -> None:
+    """Write a settings file, and the text that it held beside it. Raises ProxyError."""
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if old is None:
+            return write_atomic(path, text.encode())
+        write_atomic(path.with_name(f"{path.name}.bak"), old.encode())
+        return write_atomic(path, text.encode(), stat.S_IMODE(path.stat().st_mode))
+    except OSError as exc:
+        raise ProxyError("internal", f"{path} cannot be written: {exc.strerror}") from exc
+
+
+def edited_text(path: Path, old: str, steps: Sequence[str | int], value: Any) -> str:
+    """Return the text of a settings file with one value changed. Raises ValueError."""
+    said = old.removeprefix("\ufeff")
+    raw = decode_settings(path, said) if said.strip() else None
+    kind = foreign_kind(raw) if isinstance(raw, dict) else ""
+    if kind:
+        raise ValueError(
+            f"it is {FOREIGN[kind].owner}'s: `cliproxy import {kind} {path} > config.yaml` makes it ours"
+        )
+    wanted = with_value(raw or {}, steps, value)
+    if raw:
+        return edit_text(old, wanted, yaml=is_yaml(path, said))
+    if path.suffix == ".json":
+        return json.dumps(wanted, indent=2) + "\n"
+    kept = f"{old.rstrip()}\n" if old.strip() and raw is None else ""  # nothing but comments
+    return f"{kept}{write_block(wanted, 0)}\n"
+
+
+def set_setting(path: Path, key: str, value: Any) -> Config:
+    """Change one setting in its file, or begin that. Raises ProxyError, having changed nothing."""
+    folder = Path(load_config(path if is_there(path) else None)["auth-dir"]) / ".cliproxy"
+    try:
+        folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
+        with locked(folder / "config.lock"):  # as management does
+            return change_setting(path, key, value)
+    except OSError as exc:
+        raise ProxyError("internal", f"{path} cannot be changed: {exc.strerror or exc}") from exc
+
+
+def change_setting(path: Path, key: str, value: Any) -> Config:
+    """Change one setting while nobody else does. Raises ProxyError, OSError."""
+    old = path.read_bytes().decode("utf-8") if path.exists() else None
+    try:
+        said = (old or "").removeprefix("\ufeff")
+        before = parse_config(path, said if said.strip() else "{}")
+        text = edited_text(path, old or "", setting_steps(key), value)
+        fresh = check_text(path, text.removeprefix("\ufeff"), before)
+    except (ValueError, RecursionError) as exc:
+        raise ProxyError("invalid_request", f"{path}: {exc}") from exc
+    if text != old:
+        keep_text(path, text, old)
+    return fresh
+
+
+def commented_settings() -> str:
+    """Return a YAML file in which every setting stands with its default, behind a `#`."""
+    lines = [
+        "## Settings of cliproxy. Take away the `#` in front of one to change it: a running server sees to it",
+        "## within a second. Keys of the records in lists: `cliproxy config reference`.",
+    ]
+    section = ""
+    for row in in_effect(SETTINGS):
+        head, _, name = row.key.rpartition(".")
+        if not head:
+            lines.append("")
+        elif head != section:
+            lines += ["", f"#{head}:"]
+        section = head
+        indent = "  " if head else ""
+        lines += [f"##{indent} {row.help}", f"#{indent}{name}:{write_behind(row.default, len(indent))}"]
+    return "\n".join(lines) + "\n"
+
+
+def edit_by_hand(path: Path, ask: Callable[[str], str]) -> Config:
+    """Have a settings file edited in the owner's editor; only what is in order takes its place. Raises ProxyError."""
+    import shlex  # noqa: PLC0415 -- only here
+    import subprocess  # noqa: PLC0415
+
+    old = read_file(path)
+    draft = path.with_name(f".{path.stem}.draft{path.suffix}")
+    editor = os.environ.get("VISUAL") or os.environ.get("EDITOR") or ("notepad" if os.name == "nt" else "vi")
+    write_atomic(draft, old.encode())
+    while True:
+        try:
+            subprocess.run([*shlex.split(editor), str(draft)], check=True)  # noqa: S603 -- the owner's own
+            text = read_file(draft)
+            fresh = check_text(path, text)
+        except (OSError, subprocess.CalledProcessError) as exc:
+            draft.unlink(missing_ok=True)
+            raise ProxyError(
+                "invalid_request", f"the editor {editor!r} failed: {exc}; nothing was changed"
+            ) from exc
+        except ProxyError as error:
+            if ask(f"{error}\nEdit it again? [Y/n]").lower() not in {"", "y", "yes"}:
+                raise ProxyError(
+                    "invalid_request", f"nothing was changed; what you wrote is in {draft}"
+                ) from error
+        else:
+            if text != old:
+                keep_text(path, text, old)
+            draft.unlink(missing_ok=True)
+            return fresh
+
+
+########################################################################################
+# 47. TRIAL
+########################################################################################
+# One question, asked as a client asks: of the server that runs, else of one that runs for so long.
+
+TRIAL_TIME = 600.0  # seconds that an answer may take
+
+
+class Answered(NamedTuple):
+    """What is known of an answer that was streamed."""
+
+    model: str  # another one than was asked, where the server says so
+    first: float  # seconds until the first word
+    total: float
+    usage: Usage
+
+
+@contextlib.contextmanager
+def server_at_hand(running: Config, make: Callable[[], App]) -> Generator[str, None, None]:
+    """Yield the address of the server that runs, or of one of our own on a port of its own."""
+    url = server_url(running["host"], running["port"], running)
+    if (greeting_at(url) or {}).get("message") == "cliproxy":
+        yield url
+        return
+    app = make()
+    app.config.data["tls"]["enable"] = False
+    server = make_server(app)
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+    try:
+        yield server_url(server.host, server.port, app.config)
+    finally:
+        server.stop(0.0)
+        app.pool.prune(0.0)
+
+
+def ask_streamed(url: str, key: str, body: Json, tell: Callable[[str, str], None]) -> Answered:
+    """Stream an answer to a Chat request; `tell` gets each piece and its kind. Raises ProxyError."""
+    data = dumps(body).encode("ascii")
+    origin, path = split_url(f"{url}/v1/chat/completions", "direct")
+    headers = {"content-type": "application/json", "user-agent": USER_AGENT}
+    headers.update({"authorization": f"Bearer {key}"} if key else {})
+    first = 0.0
+    usage = Usage()
+    kind = "text"
+    head = request_head("POST", path, origin, headers, len(data))
+    began = time.monotonic()
+    with contextlib.ExitStack() as stack:
+        pool = Pool()
+        stack.callback(pool.prune, 0.0)
+        exchange = pool.open(origin, head, [data], Deadline(TRIAL_TIME))
+        stack.callback(exchange.close)
+        if exchange.status != 200:
+            raise DIALECTS["chat"].read_error(exchange.status, exchange.body())
+        model = unquote(exchange.headers.get("x-cliproxy-model", ""))
+        for event in chat_read_stream(sse_read(exchange.decoded()), chat_read_request(body)):
+            if isinstance(event, PartStart):
+                kind = event.part.kind
+            elif isinstance(event, Usage):
+                usage = event
+            elif isinstance(event, PartDelta) and event.field == "text":
+                first = first or time.monotonic() - began
+                tell(event.value, kind)
+    return Answered(model, first, time.monotonic() - began, usage)
+
+
+########################################################################################
+# 48. COMMANDS
 ########################################################################################
 # argparse rows. Whatever goes wrong is one sentence on stderr and exit status 1; usage errors are 2.
 
@@ -22794,14 +23079,135 @@ MODEL_COLUMNS = (
 
 
 def cmd_config(options: argparse.Namespace) -> int:
-    """Check the config file, or print an example or the reference of all keys."""
-    if options.what == "example":
-        say(example_config().rstrip())
-    elif options.what == "reference":
-        say(config_reference().rstrip())
-    else:
-        return check_settings(settings_of(options), strict=options.strict)
+    """Show, check, change or begin the settings file, or print an example or the reference of all keys."""
+    return CONFIG_ACTS[options.what](options)
+
+
+def config_example(options: argparse.Namespace) -> int:
+    say(example_config().rstrip())
     return 0
+
+
+def config_reference_text(options: argparse.Namespace) -> int:
+    say(config_reference().rstrip())
+    return 0
+
+
+def config_check(options: argparse.Namespace) -> int:
+    return check_settings(settings_of(options), strict=options.strict)
+
+
+def config_show(options: argparse.Namespace) -> int:
+    """Print the settings in effect; those of the owner's own first."""
+    rows = effective_settings(settings_of(options), os.environ)
+    if options.json:
+        say(json.dumps(rows, indent=2, ensure_ascii=False))
+        return 0
+    for line in table_lines(SETTING_COLUMNS, sorted(rows, key=lambda row: row["from"] == "default")):
+        say(line)
+    return 0
+
+
+def config_path(options: argparse.Namespace) -> int:
+    """Print which settings file is read; 1 if none is."""
+    path = find_config(options.config).path
+    if path is None:
+        complain(
+            f"no settings file; looked for {looked_for()}; `cliproxy config init` begins {home_config()}"
+        )
+        return 1
+    say(str(path))
+    return 0
+
+
+def config_set(options: argparse.Namespace) -> int:
+    """Change one setting in its file."""
+    if not options.key or options.value is None:
+        raise ProxyError(
+            "invalid_request", "which, and to what? `cliproxy config set KEY VALUE` (null: the default)"
+        )
+    path = find_config(options.config).path or home_config()
+    fresh = set_setting(path, options.key, typed_value(options.key, options.value))
+    value = reduce(step_in, setting_steps(options.key), fresh.data)
+    name = str(setting_steps(options.key)[-1])
+    say(f"{path}: {options.key} is {dumps_text(without_secrets(value, name))}")
+    late = options.key.partition(".")[0] in AT_START
+    say("it takes effect at the next start" if late else "a running server takes it over within a second")
+    return 0
+
+
+def config_edit(options: argparse.Namespace) -> int:
+    """Have the file edited; what is in order takes its place."""
+    path = find_config(options.config).path
+    if path is None:
+        config_init(options)
+        path = Path(options.config).expanduser() if options.config else home_config()
+    return check_settings(edit_by_hand(path, make_terminal().ask), strict=False)
+
+
+def config_init(options: argparse.Namespace) -> int:
+    """Begin a settings file, in which everything stands as a comment."""
+    path = Path(options.config).expanduser() if options.config else home_config()
+    there = find_config(options.config).path
+    if there and is_there(there):
+        raise ProxyError("conflict", f"{there} is there already: `cliproxy config edit`")
+    if path.suffix == ".json":
+        keep_text(path, example_config(), None)
+    else:
+        keep_text(path, in_their_words(commented_settings()), None)
+    say(f"wrote {path}: `cliproxy config edit`, or `cliproxy config set KEY VALUE`")
+    return 0
+
+
+CONFIG_ACTS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "check": config_check,
+    "show": config_show,
+    "path": config_path,
+    "set": config_set,
+    "edit": config_edit,
+    "init": config_init,
+    "example": config_example,
+    "reference": config_reference_text,
+}
+
+
+def cmd_try(options: argparse.Namespace) -> int:
+    """Stream one answer, and say who gave it, how fast, of how many tokens."""
+    app = make_app(options)
+    model = options.model or newest_model(app)
+    messages = [{"role": "user", "content": " ".join(options.text)}]
+    body = {"model": model, "messages": messages, "stream": True, "stream_options": {"include_usage": True}}
+
+    def make_own() -> App:
+        return make_app(argparse.Namespace(config=options.config, host="127.0.0.1", port=0))
+
+    with server_at_hand(app.config, make_own) as url:
+        answered = ask_streamed(url, "".join(app.config["api-keys"][:1]), body, show_piece)
+    say()
+    say(paint(told_of_answer(answered, model, app), "faint"))
+    return 0
+
+
+def show_piece(text: str, kind: str) -> None:
+    """Show a piece of an answer as it comes."""
+    sys.stdout.write(paint(text, "faint" if kind == "thinking" else ""))
+    sys.stdout.flush()
+
+
+def newest_model(app: App) -> str:
+    """Return the newest of the models that can be served; the echo if there is none."""
+    offers = app.router.offers
+    return max(offers.names(), key=lambda name: offers.fact(name).created, default=ECHO)
+
+
+def told_of_answer(answered: Answered, model: str, app: App) -> str:
+    """Say in one line who answered, how fast, and what it cost in tokens."""
+    accounts = list(dict.fromkeys(row.account.name for row in app.router.offers.of(answered.model or model)))
+    who = f" by {accounts[0]}" if len(accounts) == 1 else ""
+    who = f" by one of {', '.join(accounts)}" if len(accounts) > 1 else who
+    usage = answered.usage
+    pace = f"{answered.total:.1f} s, the first word after {answered.first:.1f} s"
+    return one_line(f"{answered.model or model}{who}: {pace}; {usage.input} tokens in, {usage.output} out")
 
 
 def check_settings(config: Config, *, strict: bool) -> int:
@@ -22882,7 +23288,7 @@ def cmd_setup(options: argparse.Namespace) -> int:
     for name in options.client or found:
         set_up_client(run, name, gateway, options.model)
     if wanted.dry and found:
-        say("to write it: cliproxy setup --all, or name them")
+        say("to write it: `cliproxy setup --all`, or name them")
     elif not (options.client or found):
         say(f"no client was found here; name one of: {', '.join([*CLIENTS, *INSTRUCTIONS])}")
     return 1 if run.failed else 0
@@ -23023,9 +23429,16 @@ COMMANDS = (
     Command("status", cmd_status, "tell whether a server runs, how the accounts are, and what failed last; exit 1 if none can serve", (
         ("--json", {"action": "store_true", "help": "for programs"}),
     )),
-    Command("config", cmd_config, "check the config file; print an example or all keys", (
-        ("what", {"nargs": "?", "choices": ["check", "example", "reference"], "default": "check"}),
+    Command("try", cmd_try, "ask one question, of the running server or of one for so long", (
+        ("model", {"nargs": "?", "default": "", "help": "whom; none: the newest that there is"}),
+        ("text", {"nargs": "+", "help": "what to say"}),
+    )),
+    Command("config", cmd_config, "show, check and edit the settings; begin a file; print an example or all keys", (
+        ("what", {"nargs": "?", "choices": [*CONFIG_ACTS], "default": "check"}),
+        ("key", {"nargs": "?", "default": "", "help": "set: as port, routing.strategy or claude-api-key[0].prefix"}),
+        ("value", {"nargs": "?", "help": "set: a text or JSON; null: as if it were not there"}),
         ("--strict", {"action": "store_true", "help": "check: exit with 1 on any warning"}),
+        ("--json", {"action": "store_true", "help": "show: for programs"}),
     )),
     Command("service", cmd_service, "keep the proxy running: systemd, launchd, Windows' tasks; or print a Dockerfile", (
         ("act", {"choices": [*ACTS, "docker"]}),
