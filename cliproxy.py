@@ -14542,9 +14542,12 @@ class Offers:
         return ProxyError("model_not_found", message, param="model")
 
 
+VIA = "claude-via-"  # Claude Code shows no model whose name does not begin so: another one is found under this, too
+
+
 def bare_model(model: str) -> tuple[str, Effort | None]:
     """Return a model's name without what clients put around it, and the effort that it ends in."""
-    name, effort = split_suffix(model.removeprefix("models/"))
+    name, effort = split_suffix(model.removeprefix("models/").removeprefix(VIA))
     return name.removesuffix("[1m]"), effort  # Claude Code's mark for a long context
 
 
@@ -16806,6 +16809,15 @@ def known_model(offers: Offers, name: str) -> Model:
     return row._replace(created=row.created or int(then or 0))
 
 
+def models_for(offers: Offers, agent: str) -> list[Model]:
+    """Return the models that a client is told of. Claude Code hears of foreign ones by an alias as well."""
+    models = [known_model(offers, name) for name in (*offers.names(), ECHO)]
+    if not agent.startswith("claude-cli"):
+        return models
+    foreign = [model for model in models if not model.id.startswith(("claude", "anthropic"))]
+    return [*models, *(model._replace(id=VIA + model.id) for model in foreign if "media" not in model.traits)]
+
+
 def without_zeros(fields: Json) -> Json:
     """Leave out the limits that nobody knows."""
     return {key: value for key, value in fields.items() if value}
@@ -17659,10 +17671,11 @@ def dispatch(errand: Errand, app: App) -> Answer:
     Rounds as `request-retry` and `max-retry-interval` allow. Raises the last ProxyError when
     nobody answers, and at once what is the client's own mistake.
     """
-    if errand.model == ECHO and errand.action == "generate":
+    echoes = errand.model.removeprefix(VIA) == ECHO
+    if echoes and errand.action == "generate":
         errand.read_usage = partial(echo_usage, errand.request)
         return for_client(answer_of(errand, echo_events(errand.request)), errand)
-    if errand.model == ECHO:
+    if echoes:
         return estimated(errand)
     errand.opening = Opening()
     for turn in itertools.count():
@@ -19834,18 +19847,18 @@ class Visit(Watcher):
                 add_beta(errand.headers, beta)
 
     def list_models(self, route: Route) -> None:
-        offers, (one, whole) = self.server.app.router.offers, self.list_writers(route)
-        names = [*offers.names(), ECHO]
-        self.send_json(200, whole([one(known_model(offers, name)) for name in names]))
+        one, whole = self.list_writers(route)
+        models = models_for(self.server.app.router.offers, self.headers.get("user-agent", ""))
+        self.send_json(200, whole([*map(one, models)]))
 
     def show_model(self, route: Route) -> None:
-        offers, name = self.server.app.router.offers, self.argument
-        names = [*offers.names(), ECHO]
-        if name not in names:
-            close = ", ".join(map(repr, nearest_names(name, names, 3)))
+        name, agent = self.argument, self.headers.get("user-agent", "")
+        models = {model.id: model for model in models_for(self.server.app.router.offers, agent)}
+        if name not in models:
+            close = ", ".join(map(repr, nearest_names(name, models, 3)))
             hint = f"; nearest: {close}" if close else ""
             raise ProxyError("model_not_found", f"no model {name!r}{hint}")
-        self.send_json(200, self.list_writers(route)[0](known_model(offers, name)))
+        self.send_json(200, self.list_writers(route)[0](models[name]))
 
     def list_writers(self, route: Route) -> tuple[Callable[[Model], Json], Callable[[list[Json]], Json]]:
         """Return the shape of models that this client reads, and of their list.

@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 
 import cliproxy as cp
-from support.models import answers, ask_for, key, log_in, names
+from support.models import BARE_RESPONSE, CLIENTS, answers, ask_for, key, log_in, names
 from support.proxy import Proxy, ProxyMaker
 from support.upstream import DEADLINE, Clock, Upstream, make_reply
+
+Json = dict[str, Any]
 
 # --- lists of upstreams -------------------------------------------------------------------
 
@@ -276,3 +278,48 @@ def test_a_key_for_openai_has_models_before_it_is_asked_for_them(
     listed = names(proxy)
     assert {"gpt-5.5", "gpt-5.6-sol", "a-new-one"} <= listed
     assert "codex-auto-review" not in listed, "a ChatGPT plan's own"
+
+
+# --- Claude Code, which shows no model whose name does not begin with claude
+
+
+def test_claude_code_finds_foreign_models(make_proxy: ProxyMaker, upstream: Upstream) -> None:
+    proxy = make_proxy()
+    asks = {"user-agent": CLIENTS["claude"], "anthropic-version": "2023-06-01"}
+    listed = [row["id"] for row in proxy.ask("/v1/models?limit=1000", headers=asks).json()["data"]]
+    assert {"up-chat", "claude-via-up-chat", "claude-via-up-gemini", "claude-via-echo"} <= set(listed)
+    assert proxy.ask("/v1/models/claude-via-up-chat", headers=asks).json()["id"] == "claude-via-up-chat"
+    assert not [name for name in names(proxy) if name.startswith("claude-via-")], "others need none"
+
+
+@pytest.mark.parametrize("ending", ["", "[1m]"])
+def test_an_alias_of_claude_code_s_leads_to_its_model(
+    ending: str, make_proxy: ProxyMaker, upstream: Upstream
+) -> None:
+    proxy = make_proxy()
+    upstream.replies = [answers]
+    got = ask_for(proxy, "claude", f"claude-via-up-chat{ending}", CLIENTS["claude"])
+    assert (got.status, got.headers["x-cliproxy-model"]) == (200, "up-chat")
+    assert got.json()["model"] == f"claude-via-up-chat{ending}"
+    assert upstream.seen[0].json()["model"] == "up-chat"
+    assert ask_for(proxy, "claude", "claude-via-nothing", CLIENTS["claude"]).status == 404
+    assert ask_for(proxy, "claude", "claude-via-echo", CLIENTS["claude"]).status == 200
+
+
+CUT: dict[str, Json] = {  # what upstreams answer to one token
+    "chat": {"choices": [{"index": 0, "message": {"role": "assistant", "content": ""}, "finish_reason": "length"}],
+             "usage": {"prompt_tokens": 5, "completion_tokens": 1}},
+    "responses": {**BARE_RESPONSE, "status": "incomplete", "incomplete_details": {"reason": "max_output_tokens"},
+                  "usage": {"input_tokens": 5, "output_tokens": 16}},
+    "gemini": {"candidates": [{"content": {"role": "model"}, "finishReason": "MAX_TOKENS", "index": 0}],
+               "usageMetadata": {"promptTokenCount": 5, "totalTokenCount": 6}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("dialect", CUT)
+def test_a_probe_is_answered(dialect: str, make_proxy: ProxyMaker, upstream: Upstream) -> None:
+    proxy = make_proxy()
+    upstream.reply(CUT[dialect])
+    body = {"model": f"up-{dialect}", "max_tokens": 1, "messages": [{"role": "user", "content": "quota"}]}
+    got = proxy.ask("/v1/messages?beta=true", body, {"user-agent": CLIENTS["claude"]})
+    assert (got.status, got.json()["stop_reason"]) == (200, "max_tokens")
