@@ -42,19 +42,20 @@ Contents (each room uses only rooms above it; [pure] ones touch no clock, socket
    33. PROVIDERS     the headers and bodies that each provider wants
    34. CATALOG       the models that upstreams list, and as clients read them
    35. ANSWERS       what goes back to the client, passed on or edited as bytes
-   36. UPSTREAM      asking a provider
-   37. AMP           what Amp asks its own server for
-   38. WEBSOCKET     RFC 6455, and the conversation that a connection remembers
-   39. MANAGEMENT    CLIProxyAPI's management API
-   40. SERVER        the listening side
-   41. OUTPUT        lines, tables and colours as people see them
-   42. EDITS         what we write into files of other programs, and back
-   43. CLIENTS       setup and run: the programs that come to us
-   44. SERVICE       units, agents and tasks that keep it running; completion
-   45. REPORTS       what `usage`, `status` and `logs` show
-   46. CONFIGTEXT    the settings file as its owner shows and edits it
-   47. TRIAL         one question, asked as a client asks
-   48. COMMANDS      the command line
+   36. STORED        answers that clients refer to later
+   37. UPSTREAM      asking a provider
+   38. AMP           what Amp asks its own server for
+   39. WEBSOCKET     RFC 6455, and the conversation that a connection remembers
+   40. MANAGEMENT    CLIProxyAPI's management API
+   41. SERVER        the listening side
+   42. OUTPUT        lines, tables and colours as people see them
+   43. EDITS         what we write into files of other programs, and back
+   44. CLIENTS       setup and run: the programs that come to us
+   45. SERVICE       units, agents and tasks that keep it running; completion
+   46. REPORTS       what `usage`, `status` and `logs` show
+   47. CONFIGTEXT    the settings file as its owner shows and edits it
+   48. TRIAL         one question, asked as a client asks
+   49. COMMANDS      the command line
 """
 
 from __future__ import annotations
@@ -538,6 +539,7 @@ KINDS = {
     #                          status  retry  claude                   openai                   code                       gemini
     "invalid_request":    Kind(400,    False, "invalid_request_error", "invalid_request_error", "",                        "INVALID_ARGUMENT"),
     "context_too_long":   Kind(400,    False, "invalid_request_error", "invalid_request_error", "context_length_exceeded", "INVALID_ARGUMENT"),
+    "previous_not_found": Kind(400,    False, "invalid_request_error", "invalid_request_error", "previous_response_not_found", "INVALID_ARGUMENT"),
     "unauthorized":       Kind(401,    True,  "authentication_error",  "authentication_error",  "invalid_api_key",         "UNAUTHENTICATED"),
     "billing":            Kind(402,    True,  "billing_error",         "insufficient_quota",    "insufficient_quota",      "FAILED_PRECONDITION"),
     "forbidden":          Kind(403,    True,  "permission_error",      "permission_error",      "",                        "PERMISSION_DENIED"),
@@ -9621,6 +9623,7 @@ def clean_aliases(channels: dict[str, list[Json]]) -> dict[str, list[Json]]:
     return cleaned
 
 
+STORES = {word: word for word in ("memory", "disk", "off")}
 STRATEGIES = {
     **dict.fromkeys(("round-robin", "roundrobin", "rr", ""), "round-robin"),
     **dict.fromkeys(("weighted-round-robin", "weightedroundrobin", "wrr"), "weighted-round-robin"),
@@ -9781,6 +9784,9 @@ SETTINGS = (
     Setting("payload.filter", Items(FILTER), [], "fields always removed"),
     Setting("models", Items(USER_MODEL, "id", "id provider"), [], "models that are not built in, or facts to correct", status="new"),
     Setting("ws", bool, False, "let clients of /v1/responses use a WebSocket, and send only what is new", status="new"),
+    Setting("responses.store", str, "memory", "where answers are kept that clients may refer to: memory, disk or off", STORES, status="new"),
+    Setting("responses.max-megabytes", int, 256, "how much of them; what was not used for longest goes first", clean=clean_positive, status="new"),
+    Setting("responses.keep-hours", int, 24, "how long after their last use", clean=clean_positive, status="new"),
     Setting("passthrough-headers", bool, False, "give clients all headers of the upstream's answer, not only those known to be of use"),
     Setting("prompt-caching", bool, True, "have prompts cached that are translated: marks for Claude, a name of the conversation for OpenAI", status="new"),
     Setting("refresh-models", bool, True, "ask upstreams once a day which models they have", status="new"),
@@ -16091,6 +16097,9 @@ class Errand:
         self.instead = ""  # the model to look for, if it is not the client's
         self.forced = False  # must the answer carry the name that the client used?
         self.bare = False  # must it go without proofs of thinking?
+        self.owner = ""  # a digest of the client's key, if it needs one
+        self.connection = ""  # the WebSocket that it came by
+        self.news: tuple[str, list[Any]] | None = None  # the answer that it goes on from, and what is new
         self.path_model = ""  # Gemini's requests have the model in their path,
         self.path_stream: bool | None = None  # and whether to stream
 
@@ -16132,6 +16141,7 @@ class Errand:
         self.body = dumps(body).encode("ascii")
         self._json = body
         self._span = None
+        self.__dict__.pop("request", None)  # which was read from another body
 
     @property
     def sse(self) -> bool:
@@ -16360,6 +16370,11 @@ def is_anthropic_key(account: Account) -> bool:
     """Tell whether this is an API key for Anthropic's own host, which wants it in x-api-key."""
     official = account.origin.scheme == "https" and account.origin.host == "api.anthropic.com"
     return official and not account.credential and not account.token.startswith("sk-ant-oat")
+
+
+def is_openai(account: Account) -> bool:
+    """Tell whether this is OpenAI's own host, which stores answers."""
+    return (account.origin.scheme, account.origin.host) == ("https", "api.openai.com")
 
 
 def add_beta(headers: Headers, beta: str) -> None:
@@ -17461,7 +17476,474 @@ def completion_text(text: bytes) -> bytes:
 
 
 ########################################################################################
-# 36. UPSTREAM
+# 36. STORED
+########################################################################################
+# Answers of /v1/responses that clients refer to later, by their ids or by those of their items. Each
+# is kept with what was new in its request, so that a conversation costs what was said in it, once.
+# They are in memory, or with `responses.store: disk` in a file, by client key; an answer that is to
+# be stored nowhere is kept in memory while the WebSocket lasts that it was given on.
+
+
+class Kept(NamedTuple):
+    """An answer, and what it answers."""
+
+    id: str
+    previous: str  # the answer that it goes on from; empty: none
+    said: list[Any]  # items of its request, without what was said before
+    response: Json
+    account: str = ""  # who gave it
+
+    @property
+    def output(self) -> list[Any]:
+        found = self.response.get("output")
+        return found if isinstance(found, list) else []
+
+
+SHELF_SCHEMA = """
+    CREATE TABLE IF NOT EXISTS answers (
+        owner TEXT, id TEXT, used REAL, size INTEGER, previous TEXT, said BLOB, response BLOB, account TEXT,
+        PRIMARY KEY (owner, id)
+    );
+    CREATE INDEX IF NOT EXISTS answers_by_use ON answers (used);
+    CREATE TABLE IF NOT EXISTS items (
+        owner TEXT, item TEXT, answer TEXT, PRIMARY KEY (owner, item)
+    ) WITHOUT ROWID;
+    CREATE INDEX IF NOT EXISTS items_by_answer ON items (owner, answer);
+    CREATE TRIGGER IF NOT EXISTS forgotten AFTER DELETE ON answers BEGIN
+        DELETE FROM items WHERE owner = old.owner AND answer = old.id;
+    END;
+"""
+SHELF_WAIT = 2.0  # seconds that another process may hold the file
+TOUCHED = 60.0  # seconds within which another use is not taken down
+OLDEST = "SELECT rowid, size FROM answers ORDER BY used, rowid LIMIT 64"
+
+
+class Shelf:
+    """Answers by owner and id, in memory or in a file that several processes may use.
+
+    What has not been used for longest goes first. No failure of it is one of a request.
+    """
+
+    def __init__(self, path: Path | None, now: Callable[[], float] = time.time) -> None:
+        self.path = path  # None: in memory
+        self.limit = 0  # bytes
+        self.lasts = 0.0  # seconds
+        self._now = now
+        self._lock = threading.Lock()  # guards all below
+        self._connection: Any = None
+        self._closed = False
+        self._size = 0  # as far as this process knows
+        self._warned = False
+
+    def put(self, owner: str, kept: Kept) -> None:
+        """Keep an answer, in the place of one of the same id."""
+        said, response = (dumps(data).encode("ascii") for data in (kept.said, kept.response))
+        size = len(said) + len(response)
+        if size > self.limit:
+            return
+        row = (owner, kept.id, self._now(), size, kept.previous, said, response, kept.account)
+        ids = [(owner, id, kept.id) for id in item_ids((*kept.said, *kept.output))]
+
+        def insert(connection: Any) -> None:
+            self._size += size
+            self._delete(connection, "owner = ? AND id = ?", owner, kept.id)
+            connection.execute("INSERT INTO answers VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
+            connection.executemany("INSERT OR REPLACE INTO items VALUES (?, ?, ?)", ids)
+            self._make_room(connection)
+
+        self._run(insert, None)
+
+    def get(self, owner: str, id: str) -> Kept | None:
+        """Return an answer, which from now on counts as used."""
+        now = self._now()
+
+        def select(connection: Any) -> Any:
+            query = (
+                "SELECT id, previous, said, response, account, used FROM answers WHERE owner = ? AND id = ?"
+            )
+            found = connection.execute(query, (owner, id)).fetchone()
+            if found and now - self.lasts < found[5] < now - TOUCHED:
+                connection.execute("UPDATE answers SET used = ? WHERE owner = ? AND id = ?", (now, owner, id))
+            return found
+
+        found = self._run(select, None)
+        if not found or found[5] <= now - self.lasts:
+            return None
+        return Kept(found[0], found[1], json.loads(found[2]), json.loads(found[3]), found[4])
+
+    def holder(self, owner: str, item: str) -> str:
+        """Return the id of the last answer that an item is of, empty if that is not known."""
+
+        def select(connection: Any) -> Any:
+            query = "SELECT answer FROM items WHERE owner = ? AND item = ?"
+            return connection.execute(query, (owner, item)).fetchone()
+
+        (answer,) = self._run(select, None) or ("",)
+        return str(answer)
+
+    def drop(self, owner: str, id: str) -> bool:
+        """Forget an answer; tell whether there was one."""
+        return bool(self._run(lambda c: self._delete(c, "owner = ? AND id = ?", owner, id), 0))
+
+    def drop_all(self, owner: str) -> None:
+        """Forget the answers of an owner."""
+        if self._connection is not None:  # else there are none
+            self._run(lambda c: self._delete(c, "owner = ?", owner), 0)
+
+    def prune(self) -> None:
+        """Forget what is too old."""
+        if self._connection is not None:
+            self._run(lambda c: self._delete(c, "used <= ?", self._now() - self.lasts), 0)
+
+    def close(self) -> None:
+        """Close it for good."""
+        with self._lock:
+            self._closed = True
+            if self._connection is not None:
+                self._connection.close()
+            self._connection = None
+
+    def _delete(self, connection: Any, which: str, *values: Any) -> int:
+        """Delete answers; return how many they were."""
+        query = f"SELECT count(*), total(size) FROM answers WHERE {which}"  # noqa: S608 -- our own words
+        number, size = connection.execute(query, values).fetchone()
+        if number:
+            connection.execute(f"DELETE FROM answers WHERE {which}", values)  # noqa: S608
+        self._size -= int(size)
+        return int(number)
+
+    def _make_room(self, connection: Any) -> None:
+        while self._size > self.limit:
+            rows = connection.execute(OLDEST).fetchall()
+            if not rows:
+                self._size = 0
+            for row, size in rows:
+                if self._size <= self.limit:
+                    break
+                connection.execute("DELETE FROM answers WHERE rowid = ?", (row,))
+                self._size -= size
+
+    def _open(self, module: Any) -> Any:
+        if self.path:
+            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            os.close(os.open(self.path, os.O_CREAT | os.O_RDWR, 0o600))
+        place = str(self.path or ":memory:")
+        connection = module.connect(place, timeout=SHELF_WAIT, isolation_level=None, check_same_thread=False)
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = NORMAL")
+            connection.executescript(SHELF_SCHEMA)
+            ((size,),) = connection.execute("SELECT total(size) FROM answers")
+        except module.Error:
+            connection.close()
+            raise
+        self._size = int(size)
+        return connection
+
+    def _run(self, work: Callable[[Any], Any], otherwise: Any) -> Any:
+        """Work on the database in one transaction; return `otherwise` if that fails."""
+        try:
+            import sqlite3  # noqa: PLC0415 -- slow
+        except ImportError as exc:
+            return self._warn(exc, otherwise)
+        with self._lock:
+            if self._closed:
+                return otherwise
+            try:
+                self._connection = self._connection or self._open(sqlite3)
+                with self._connection:
+                    self._connection.execute("BEGIN IMMEDIATE" if self.path else "BEGIN")
+                    return work(self._connection)
+            except UnicodeEncodeError:  # half a character names nothing
+                return otherwise
+            except (sqlite3.Error, OSError) as exc:
+                return self._warn(exc, otherwise)
+
+    def _warn(self, why: Exception, otherwise: Any) -> Any:
+        if not self._warned:
+            log.warning("%s: %s; answers are not stored", self.path or "responses.store", why)
+        self._warned = True
+        return otherwise
+
+
+def item_ids(items: Iterable[Any]) -> Iterator[str]:
+    """Yield the ids by which items may be referred to."""
+    for item in items:
+        id = item.get("id") if isinstance(item, dict) else None
+        if isinstance(id, str) and id:
+            yield id
+
+
+def items_of(said: Any) -> list[Any]:
+    """Return the input of a request as items: a text is a message."""
+    if isinstance(said, str):
+        return [{"type": "message", "role": "user", "content": said}]
+    return list(said) if isinstance(said, list) else []
+
+
+REFERENCE = re.compile(rb'\{\s*"id"\s*:\s*"[^"]{0,100}"\s*\}')  # without a type it is one, too
+NOT_STORED = re.compile(rb'"store"\s*:\s*false')
+FORGOTTEN = "Previous response with id {id!r} not found. It may be too old: send the whole conversation."
+NO_ITEM = (
+    "Item with id {id!r} not found. Items are not persisted when `store` is set to false. Try again "
+    "with `store` set to true, or remove this item from your input."
+)
+CHAIN_LIMIT = 10_000  # answers of one conversation
+
+
+def refers(errand: Errand) -> bool:
+    """Tell whether a request may refer to what was said before."""
+    body = errand.body
+    if errand.dialect.name != "responses":
+        return False
+    if b'"previous_response_id"' in body or b'"item_reference"' in body:
+        return True
+    return REFERENCE.search(body) is not None
+
+
+def unknown_response(id: str) -> ProxyError:
+    """Return the error for an answer that is not known, in OpenAI's words."""
+    return ProxyError("not_found", f"Response with id {id!r} not found.")
+
+
+def unsent(error: ProxyError) -> ProxyError:
+    """Return an error of ours as one that no account is to be blamed for, nor asked after."""
+    error.sent = False
+    error.final = True
+    return error
+
+
+class Stored:
+    """The answers that requests may refer to: those to keep, and those of open WebSockets."""
+
+    def __init__(self, folder: Path, now: Callable[[], float] = time.time) -> None:
+        self._folder = folder
+        self._now = now
+        self._memory = Shelf(None, now)
+        self._shelf: Shelf | None = self._memory  # for what is to be stored; None: nothing is
+
+    def configure(self, config: Config) -> None:
+        """Keep answers where, and as long as, the settings say."""
+        kind, before = config["responses.store"], self._shelf
+        path = self._folder / ".cliproxy" / "responses.db" if kind == "disk" else None
+        if kind == "off":
+            self._shelf = None
+        elif kind == "memory":
+            self._shelf = self._memory
+        elif before is None or before.path != path:
+            self._shelf = Shelf(path, self._now)
+        for shelf in filter(None, (self._memory, self._shelf)):
+            shelf.limit = config["responses.max-megabytes"] * 2**20
+            shelf.lasts = config["responses.keep-hours"] * 3_600.0
+        if before and before not in {self._shelf, self._memory}:
+            before.close()
+
+    def prune(self) -> None:
+        """Forget what is too old; called now and then."""
+        for shelf in filter(None, {self._memory, self._shelf}):
+            shelf.prune()
+
+    def close(self) -> None:
+        for shelf in filter(None, {self._memory, self._shelf}):
+            shelf.close()
+
+    def _places(self, errand: Errand) -> Iterator[tuple[Shelf, str]]:
+        """Yield where the answers stand that a client may refer to."""
+        if errand.connection:
+            yield self._memory, errand.connection
+        if self._shelf:
+            yield self._shelf, errand.owner
+
+    def find(self, errand: Errand, id: str) -> Kept | None:
+        """Return an answer that was given to this client."""
+        found = (shelf.get(owner, id) for shelf, owner in self._places(errand))
+        return next(filter(None, found), None)
+
+    def _holder(self, errand: Errand, item: str) -> Kept | None:
+        """Return an answer with an item."""
+        for shelf, owner in self._places(errand):
+            id = shelf.holder(owner, item)
+            if id and (found := shelf.get(owner, id)):
+                return found
+        return None
+
+    def history(self, errand: Errand, id: str) -> list[Any]:
+        """Return all that was said until the end of an answer. Raises ProxyError if that is forgotten."""
+        chain: list[Kept] = []
+        while id:
+            kept = self.find(errand, id) if len(chain) < CHAIN_LIMIT else None
+            if kept is None:
+                message = FORGOTTEN.format(id=id)
+                raise unsent(ProxyError("previous_not_found", message, param="previous_response_id"))
+            chain.append(kept)
+            id = kept.previous
+        return [item for kept in reversed(chain) for item in (*kept.said, *kept.output)]
+
+    def _put_back(self, errand: Errand, items: Iterable[Any]) -> Iterator[Any]:
+        """Yield items, each reference replaced by what it stands for.
+
+        Reasoning that is forgotten is left out: no model needs it. Raises ProxyError for other items.
+        """
+        for item in items:
+            if not isinstance(item, dict) or responses_type(item) != "item_reference":
+                yield item
+                continue
+            id = str(item.get("id"))
+            kept = self._holder(errand, id)
+            known = (*kept.output, *kept.said) if kept else ()
+            found = next((one for one in known if isinstance(one, dict) and one.get("id") == id), None)
+            if found:
+                yield found
+            elif not id.startswith("rs_"):
+                raise unsent(ProxyError("not_found", NO_ITEM.format(id=id), param="input"))
+
+    def _new(self, errand: Errand) -> tuple[str, list[Any]]:
+        """Return what a request goes on from, and what is new in it. Raises ProxyError."""
+        previous = errand.json.get("previous_response_id")
+        said = [*self._put_back(errand, items_of(errand.json.get("input")))]
+        return "" if previous is None else str(previous), said
+
+    def recall(self, errand: Errand) -> None:
+        """Put into a request what it refers to. Raises ProxyError for what is not known, or no more."""
+        previous, said = self._new(errand)
+        whole = [*self.history(errand, previous), *said]
+        errand.rewrite({**without(errand.json, frozenset({"previous_response_id"})), "input": whole})
+        errand.news = previous, said
+
+    def maker(self, errand: Errand) -> str | None:
+        """Return the account that gave the answer to which a request refers; None if no answer is known."""
+        previous = errand.json.get("previous_response_id")
+        if previous is not None:
+            kept = self.find(errand, str(previous))
+            return kept.account if kept else None
+        for item in items_of(errand.json.get("input")):
+            reference = isinstance(item, dict) and responses_type(item) == "item_reference"
+            if reference and (kept := self._holder(errand, str(item.get("id")))):
+                return kept.account
+        return None
+
+    def wants(self, errand: Errand) -> bool:
+        """Tell whether the answer is to be kept: it is, unless the client says `store: false`."""
+        if errand.dialect.name != "responses" or errand.action != "generate":
+            return False
+        return bool(errand.connection) or self._stores(errand)
+
+    def _stores(self, errand: Errand) -> bool:
+        return self._shelf is not None and NOT_STORED.search(errand.body) is None
+
+    def keep(self, errand: Errand, response: Any) -> None:
+        """Keep an answer, if it is one and all is known that it goes on from."""
+        id = response.get("id") if isinstance(response, dict) else None
+        if not isinstance(id, str) or response.get("status") not in {"completed", "incomplete", None}:
+            return
+        with contextlib.suppress(ProxyError, *MALFORMED):  # OpenAI knows what we do not
+            previous, said = errand.news or self._new(errand)
+            if previous == id:  # some upstreams have one id for all
+                said = [*self.history(errand, previous), *said]
+                previous = ""
+            elif previous and not self.find(errand, previous):
+                return
+            shelf = self._shelf if self._stores(errand) else None
+            owner = errand.owner if shelf else errand.connection
+            (shelf or self._memory).put(owner, Kept(id, previous, said, response, errand.account))
+
+    def drop(self, errand: Errand, id: str) -> bool:
+        """Forget an answer; tell whether there was one."""
+        dropped = [shelf.drop(owner, id) for shelf, owner in self._places(errand)]
+        return any(dropped)
+
+    def leave(self, connection: str) -> None:
+        """Forget what only a connection could refer to."""
+        self._memory.drop_all(connection)
+
+    def watched(self, answer: Answer, errand: Errand) -> Answer:
+        """Return an answer that is kept before its client sees the end of it."""
+        if is_stream(answer.headers):
+            return answer._replace(pieces=self._watched_pieces(answer.pieces, errand))
+        if answer.status != 200:
+            return answer
+        with contextlib.closing(answer.pieces) as pieces:
+            whole = b"".join(pieces)
+        with contextlib.suppress(ValueError):
+            self.keep(errand, json.loads(whole))
+        return answer._replace(pieces=iter_once(whole), length=len(whole))
+
+    def _watched_pieces(self, pieces: Pieces, errand: Errand) -> Pieces:
+        items: list[Any] = []
+        with contextlib.closing(pieces):
+            for piece in pieces:
+                if any(word in piece for word in TELLING):
+                    self._notice(piece, items, errand)
+                yield piece
+
+    def _notice(self, piece: bytes, items: list[Any], errand: Errand) -> None:
+        """Look at events of an answer: at its items, and at its end."""
+        with contextlib.suppress(ProxyError):  # what is malformed is not for us to tell
+            for event in sse_read([piece]):
+                response = event.get("response")
+                if event.get("type") == "response.output_item.done":
+                    items.append(event.get("item"))
+                elif event.get("type") in RESPONSES_ENDS and isinstance(response, dict):
+                    self.keep(errand, {**response, "output": response.get("output") or items})
+
+
+RESPONSES_ENDS = frozenset({"response.completed", "response.incomplete"})
+TELLING = (b'"response.output_item.done"', b'"response.completed"', b'"response.incomplete"')
+
+
+# --- as clients see them ------------------------------------------------------------------
+def input_page(items: list[Any], query: Mapping[str, str]) -> Json:
+    """Return a page of the items of a request. Source: platform.openai.com/docs/api-reference/responses."""
+    listed = [
+        {**item, "id": item.get("id") or f"msg_{digest(at, dumps(item))}"} for at, item in enumerate(items)
+    ]
+    if query.get("order") != "asc":
+        listed.reverse()
+    ids = [item["id"] for item in listed]
+    if query.get("after") in ids:
+        listed = listed[ids.index(query["after"]) + 1 :]
+    limit = min(max(1, whole_number(query.get("limit"), 20)), 100)
+    page = listed[:limit]
+    ends = (
+        {"first_id": page[0]["id"], "last_id": page[-1]["id"]}
+        if page
+        else {"first_id": None, "last_id": None}
+    )
+    return {"object": "list", "data": page, **ends, "has_more": len(listed) > limit}
+
+
+def show_kept(_stored: Stored, _errand: Errand, kept: Kept, _query: Mapping[str, str]) -> Json:
+    return kept.response
+
+
+def drop_kept(stored: Stored, errand: Errand, kept: Kept, _query: Mapping[str, str]) -> Json:
+    stored.drop(errand, kept.id)
+    return {"id": kept.id, "object": "response", "deleted": True}
+
+
+def cancel_kept(_stored: Stored, _errand: Errand, _kept: Kept, _query: Mapping[str, str]) -> Json:
+    raise ProxyError("invalid_request", "Cannot cancel a synchronous response.")
+
+
+def show_input(stored: Stored, errand: Errand, kept: Kept, query: Mapping[str, str]) -> Json:
+    """Show what was said before an answer, as far as it is kept."""
+    before: list[Any] = []
+    with contextlib.suppress(ProxyError):
+        before = stored.history(errand, kept.previous)
+    return input_page([*before, *kept.said], query)
+
+
+STORED_ACTS: dict[tuple[str, str], Callable[[Stored, Errand, Kept, Mapping[str, str]], Json]] = {
+    ("GET", ""): show_kept,
+    ("HEAD", ""): show_kept,
+    ("DELETE", ""): drop_kept,
+    ("POST", "cancel"): cancel_kept,
+    ("GET", "input_items"): show_input,
+}
+
+
+########################################################################################
+# 37. UPSTREAM
 ########################################################################################
 # One request of a client, asked of one account after the other until one begins to answer. Two
 # lanes: the bytes pass through when both sides speak one dialect, else they are translated by
@@ -17489,6 +17971,7 @@ class App:
         self.router = Router()
         self.pool = Pool()
         self.catalog = Catalog(store.folder / ".cliproxy" / "models")
+        self.stored = Stored(store.folder)
         self._not_before: dict[str, float] = {}  # only renew_due uses it
         self._stored = -math.inf  # when the state was; only one thread polls
         self._told: set[str] = set()  # which credentials are not used, and why
@@ -17533,6 +18016,7 @@ class App:
         )
         self.router.configure(accounts, self.config)
         self.stats.configure(self.config)
+        self.stored.configure(self.config)
 
     def _tell_once(self, message: str) -> None:
         if message not in self._told:
@@ -17553,6 +18037,7 @@ class App:
         self._take_wakes()
         if time.monotonic() - self._stored > STATE_INTERVAL:
             self.save_state()
+            self.stored.prune()
 
     def take_over(self) -> None:
         """Take over, now, the settings and credentials as they are on the disk. Raises ProxyError, OSError."""
@@ -17666,17 +18151,22 @@ RENEW_AGAIN, RENEW_FAILED = 30.0, 300.0  # seconds to leave an account alone: re
 
 
 def dispatch(errand: Errand, app: App) -> Answer:
+    """Return the answer to an errand, once it has begun; it is kept if the client may refer to it.
+
+    Raises ProxyError, as `ask_all` does.
+    """
+    answer = ask_all(errand, app)
+    return app.stored.watched(answer, errand) if app.stored.wants(errand) else answer
+
+
+def ask_all(errand: Errand, app: App) -> Answer:
     """Ask the accounts that serve a model, one after the other, until one begins to answer.
 
     Rounds as `request-retry` and `max-retry-interval` allow. Raises the last ProxyError when
     nobody answers, and at once what is the client's own mistake.
     """
-    echoes = errand.model.removeprefix(VIA) == ECHO
-    if echoes and errand.action == "generate":
-        errand.read_usage = partial(echo_usage, errand.request)
-        return for_client(answer_of(errand, echo_events(errand.request)), errand)
-    if echoes:
-        return estimated(errand)
+    if errand.model.removeprefix(VIA) == ECHO:
+        return ask_echo(errand, app)
     errand.opening = Opening()
     for turn in itertools.count():
         try:
@@ -17690,6 +18180,16 @@ def dispatch(errand: Errand, app: App) -> Answer:
                 raise
             pause(errand, wait or 0.0)
     raise AssertionError("not reached")
+
+
+def ask_echo(errand: Errand, app: App) -> Answer:
+    """Answer for the model that needs no account."""
+    if refers(errand):
+        app.stored.recall(errand)
+    if errand.action == "generate":
+        errand.read_usage = partial(echo_usage, errand.request)
+        return for_client(answer_of(errand, echo_events(errand.request)), errand)
+    return estimated(errand)
 
 
 def pause(errand: Errand, seconds: float) -> None:
@@ -17837,6 +18337,8 @@ class Attempt:
         errand = self.errand
         self.sent = False
         self.opening = errand.opening = Opening()
+        if refers(errand) and not self.remembers:
+            self.app.stored.recall(errand)
         try:
             if errand.action == "count":
                 answer = self.count()
@@ -17851,6 +18353,14 @@ class Attempt:
             raise
         finally:
             errand.opening = Opening()
+
+    @property
+    def remembers(self) -> bool:
+        """Tell whether the upstream knows what the request refers to, or nobody but it can know."""
+        if not self.same or self.provider.name != "openai":
+            return False
+        maker = self.app.stored.maker(self.errand)
+        return maker is None or (maker == self.account.name and is_openai(self.account))
 
     @property
     def passes(self) -> bool:
@@ -17971,6 +18481,8 @@ class Attempt:
         if not encoding or encoding not in errand.headers.get("accept-encoding", ""):
             return False
         if self.forced or self.provider.wrapped or self.config["nonstream-keepalive-interval"]:
+            return False
+        if self.app.stored.wants(errand):
             return False
         return not errand.stream  # a sign of life may stand in front of it
 
@@ -18219,7 +18731,7 @@ def estimated(errand: Errand) -> Answer:
 
 
 ########################################################################################
-# 37. AMP
+# 38. AMP
 ########################################################################################
 # What Amp's command line asks its own server for, beside models, is passed on to that server, with the
 # owner's key in place of the client's. Its pages are for browsers, which are sent there. Source:
@@ -18289,15 +18801,14 @@ def ask_amp(errand: Errand, method: str, target: str, given: Collection[str], ap
 
 
 ########################################################################################
-# 38. WEBSOCKET
+# 39. WEBSOCKET
 ########################################################################################
 # The server's side of RFC 6455 for /v1/responses: a text message is a request, a text message each
-# event of its answer. A connection remembers its last answers, so that a client need only send what
-# is new. Source: spec/clients.md 3.
+# event of its answer. Its answers are remembered, so that a client need only send what is new.
+# Source: spec/clients.md 3.
 
 MAGIC = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455 1.3
 OPCODES = OP_MORE, OP_TEXT, OP_BINARY, OP_CLOSE, OP_PING, OP_PONG = 0, 1, 2, 8, 9, 10
-REMEMBERED = 16  # answers of a connection that a request may go on from
 
 
 class SocketClosed(Hangup):
@@ -18403,38 +18914,14 @@ class WebSocket(Watcher):
         return final, opcode, payload
 
 
-class Memory:
-    """The conversations that end in the last answers of a connection. The items are shared."""
-
-    def __init__(self) -> None:
-        self._items: dict[str, list[Any]] = {}  # id of a response -> what was said until then
-
-    def unfold(self, body: Json) -> Json:
-        """Return a request with all that was said before. Raises ProxyError if that is forgotten."""
-        said, kind = body.get("input") or [], body.get("type", "response.create")
-        if kind != "response.create" or not isinstance(said, (str, list)):
-            message = f"a message is a response.create with an input, not {kind!r}"
-            raise ProxyError("invalid_request", message, param="type")
-        text = [{"type": "message", "role": "user", "content": said}]
-        items = text if isinstance(said, str) else said
-        previous = body.get("previous_response_id")
-        if previous:
-            before = self._items.get(str(previous))
-            if before is None:
-                message = f"the response {previous!r} is not of this connection, or too long ago"
-                raise ProxyError("invalid_request", message, param="previous_response_id")
-            items = [*before, *items]
-        kept = without(body, frozenset(["type", "generate", "previous_response_id", "stream_id"]))
-        return {**kept, "input": items, "stream": True}
-
-    def keep(self, body: Json, response: Any, items: list[Json]) -> None:
-        """Remember an answer of an upstream, if it is one, and forget the oldest."""
-        if not isinstance(response, dict) or not isinstance(response.get("id"), str):
-            return
-        output = items or response.get("output")
-        self._items[response["id"]] = [*body["input"], *(output if isinstance(output, list) else ())]
-        while len(self._items) > REMEMBERED:
-            del self._items[next(iter(self._items))]
+def body_of_message(message: Json) -> Json:
+    """Return the request that a message is. Raises ProxyError if it is none."""
+    said, kind = message.get("input") or [], message.get("type", "response.create")
+    if kind != "response.create" or not isinstance(said, (str, list)):
+        why = f"a message is a response.create with an input, not {kind!r}"
+        raise ProxyError("invalid_request", why, param="type")
+    body = without(message, frozenset(["type", "generate", "stream_id"]))
+    return {**body, "input": items_of(said), "stream": True}
 
 
 def warmed_up(errand: Errand, body: Json) -> Iterator[Json]:
@@ -18462,7 +18949,7 @@ def error_message(error: ProxyError) -> Json:
 
 
 ########################################################################################
-# 39. MANAGEMENT
+# 40. MANAGEMENT
 ########################################################################################
 # CLIProxyAPI's management API, for its official page and the GUIs that speak it: a row of ENDPOINTS a
 # method and path. Scalars, lists of texts, maps and lists of objects are four shapes over SETTINGS. A
@@ -19296,7 +19783,7 @@ def find_endpoint(method: str, path: str) -> tuple[Endpoint, str]:
 
 
 ########################################################################################
-# 40. SERVER
+# 41. SERVER
 ########################################################################################
 # A ThreadingHTTPServer whose Handler has a Visit a request, read with NETWORK's strict parser. A thread
 # serves one client connection and is the only one that writes its socket. Here, and nowhere else, an
@@ -19485,6 +19972,13 @@ class Visit(Watcher):
             what = "is not one of the config's api-keys" if encoded else "is missing"
             message = f"the API key {what}; send one as Authorization: Bearer, x-api-key or x-goog-api-key"
             raise ProxyError("unauthorized", message)
+
+    @property
+    def owner(self) -> str:
+        """A digest of the client's key: who may refer to an answer. Empty where none is needed."""
+        keys = self.server.app.config["api-keys"]
+        key = next((key for key in self.given_keys() if key in keys), "")
+        return digest(key) if key else ""
 
     def given_keys(self) -> list[str]:
         return given_keys(self.headers, self.query)
@@ -19740,6 +20234,7 @@ class Visit(Watcher):
         errand.query = self.query
         errand.address = self.address
         errand.path = self.path
+        errand.owner = self.owner
 
     # What the rows of ROUTES do.
 
@@ -19912,7 +20407,7 @@ class Visit(Watcher):
         self.send_json(200, {"message": "cliproxy", "version": __version__, "endpoints": endpoints})
 
     def show_options(self, route: Route) -> None:
-        headers = {"allow": "GET, HEAD, POST, OPTIONS"}
+        headers = {"allow": "GET, HEAD, POST, DELETE, OPTIONS"}
         if self.allowed_origin:
             headers["access-control-allow-methods"] = headers["allow"]
             headers["access-control-allow-headers"] = self.headers.get("access-control-request-headers", "*")
@@ -19933,17 +20428,20 @@ class Visit(Watcher):
         self.keep = False
         self.status = 101
         self.stage = Stage.UPGRADED
-        web, memory = WebSocket(self.wire, self.write, self.idle_socket), Memory()
+        web = WebSocket(self.wire, self.write, self.idle_socket)
+        connection = f"socket {next(ERRAND_NUMBERS)}"
         try:
             while True:
                 self.sent_at = time.monotonic()
                 self.server.working.discard(self)  # who only listens keeps no server from stopping
                 text = web.receive()
                 self.server.working.add(self)
-                self.serve_message(web, memory, text)
+                self.serve_message(web, connection, text)
         except SocketClosed as closed:
             if closed.code != 1006:
                 web.close(closed.code)
+        finally:
+            self.server.app.stored.leave(connection)
 
     def idle_socket(self) -> None:
         """Wait for a message, or for the rest of one."""
@@ -19951,7 +20449,7 @@ class Visit(Watcher):
         if self.server.stopping or silent >= IDLE_SOCKET:
             raise SocketClosed(1001)
 
-    def serve_message(self, web: WebSocket, memory: Memory, text: bytearray) -> None:
+    def serve_message(self, web: WebSocket, connection: str, text: bytearray) -> None:
         """Answer one request with a message for each event."""
         errand = self.errand = Errand(self.dialect, "generate", text)
         self.place(errand)
@@ -19959,18 +20457,14 @@ class Visit(Watcher):
         web.meanwhile = partial(self.send_early_messages, web, errand)
         self.error = None
         self.status = 101
-        output: list[Json] = []
+        errand.connection = connection
         lane: Json = {}  # which of several conversations in one connection it is
         begun = time.monotonic()
         try:
             lane = filled(stream_id=errand.json.get("stream_id"))
-            warm, body = errand.json.get("generate") is False, memory.unfold(errand.json)
-            errand.rewrite(body)
-            for event in warmed_up(errand, body) if warm else self.events_of(errand):
-                if event.get("type") == "response.output_item.done" and isinstance(event.get("item"), dict):
-                    output.append(event["item"])
-                elif event.get("type") in {"response.completed", "response.incomplete"}:
-                    memory.keep(body, event.get("response"), output)
+            warm = errand.json.get("generate") is False
+            errand.rewrite(body_of_message(errand.json))
+            for event in self.warmed_up(errand) if warm else self.events_of(errand):
                 web.send(dumps_text({**event, **lane}).encode("utf-8", "replace"))
         except ProxyError as error:
             self.error = self.server.app.make_discreet(error)
@@ -19986,6 +20480,15 @@ class Visit(Watcher):
         if errand.opening and not errand.opening.sent and errand.opening.due():
             for event in sse_read(errand.opening.send()):
                 web.send(dumps_text(event).encode("utf-8", "replace"))
+
+    def warmed_up(self, errand: Errand) -> Iterator[Json]:
+        """Remember what a request says, and answer that nothing was said to it."""
+        stored = self.server.app.stored
+        if refers(errand):
+            stored.recall(errand)
+        *begun, done = warmed_up(errand, errand.json)
+        stored.keep(errand, done["response"])
+        yield from (*begun, done)
 
     def events_of(self, errand: Errand) -> Iterator[Json]:
         """Ask, and yield the events of the answer as they come."""
@@ -20009,9 +20512,19 @@ class Visit(Watcher):
             answer = complaint_answer(self.server.app.make_discreet(error))
         return self.send(answer.status, {**headers, **answer.headers}, b"".join(answer.pieces))
 
-    def refuse_stored(self, route: Route) -> None:
-        message = "no responses are stored here; send store: false and the whole history"
-        raise ProxyError("not_implemented", message)
+    def serve_stored(self, route: Route) -> None:
+        """Show, forget or cancel an answer that is kept."""
+        stored = self.server.app.stored
+        errand = Errand(self.dialect, "stored", b"")
+        errand.owner = self.owner
+        id, _, what = self.argument.partition("/")
+        kept = stored.find(errand, id)
+        serve = STORED_ACTS.get((self.method, what))
+        if serve is None:
+            raise no_route(self.method, self.path, self.path)
+        if kept is None:
+            raise unknown_response(id)
+        self.send_json(200, serve(stored, errand, kept, self.query))
 
 
 HOST = re.compile(r"(\[[0-9a-f:.]+\]|[\w.-]+)(:\d{1,5})?", re.ASCII)  # RFC 9110 7.2, no user name
@@ -20068,7 +20581,9 @@ ROUTE_ROWS = (
     Route("POST", "/v1/audio/transcriptions",   Visit.generate,       "chat", "/audio/transcriptions"),
     Route("POST", "/v1/audio/translations",     Visit.generate,       "chat", "/audio/translations"),
     Route("GET",  "/v1/responses",              Visit.upgrade,        "responses"),
-    Route("GET",  "/v1/responses/*",            Visit.refuse_stored,  "responses"),
+    Route("GET",    "/v1/responses/*",          Visit.serve_stored,   "responses"),
+    Route("DELETE", "/v1/responses/*",          Visit.serve_stored,   "responses"),
+    Route("POST",   "/v1/responses/*",          Visit.serve_stored,   "responses"),
     Route("GET",  "/v1/models",                 Visit.list_models),
     Route("GET",  "/v1/models/*",               Visit.show_model),
     Route("POST", "/v1/models/*",               Visit.generate,       "gemini"),
@@ -20277,6 +20792,7 @@ class Server(ThreadingHTTPServer):
         end = time.monotonic() + grace
         while self.working and time.monotonic() < end:
             self._never.wait(STOP_TICK)
+        self.app.stored.close()
         return not self.working
 
     def handle_error(self, *_: Any) -> None:
@@ -20369,7 +20885,7 @@ def link_of(file: Path) -> str:
 
 
 ########################################################################################
-# 41. OUTPUT
+# 42. OUTPUT
 ########################################################################################
 # What people see of the commands: lines, tables that fit into their terminal, colours for states
 # where there is one, and this program by the name under which they started it: texts say `cliproxy`.
@@ -20472,7 +20988,7 @@ def table_lines(columns: Sequence[Column], rows: Sequence[Any]) -> Iterator[str]
 
 
 ########################################################################################
-# 42. EDITS
+# 43. EDITS
 ########################################################################################
 # The settings of other programs, as far as they are ours to write. A file's kind reads it as a
 # document and writes another one into it, keeping the rest. What we wrote, and what was there
@@ -20876,7 +21392,7 @@ class Setups:
 
 
 ########################################################################################
-# 43. CLIENTS
+# 44. CLIENTS
 ########################################################################################
 # The programs that people use. A row says where a client keeps its settings and how to ask whether
 # it works, functions beside it what must stand there, and how it is started on the proxy for once
@@ -21708,7 +22224,7 @@ def start_client(row: Client, start: Start, folder: Path, machine: Machine) -> i
 
 
 ########################################################################################
-# 44. SERVICE
+# 45. SERVICE
 ########################################################################################
 # Keeping the proxy running: one row for each kind of system says where its file lies, what stands
 # in it, and which commands carry out an act. Nothing is run by a shell, and every command has a
@@ -22091,7 +22607,7 @@ def completion(shell: str, words: Mapping[str, Sequence[str]]) -> str:
 
 
 ########################################################################################
-# 45. REPORTS
+# 46. REPORTS
 ########################################################################################
 # What `usage` and `status` show, from what the statistics keep and what servers leave beside it. All
 # of it works while a server runs, and while none does.
@@ -22348,7 +22864,7 @@ def show_failures(rows: list[Json]) -> None:
 
 
 ########################################################################################
-# 46. CONFIGTEXT
+# 47. CONFIGTEXT
 ########################################################################################
 # The settings file as its owner handles it: shown with where each value comes from, a value changed
 # in the text around which everything stays, the whole text edited and checked before it counts.
@@ -22566,7 +23082,7 @@ def edit_by_hand(path: Path, ask: Callable[[str], str]) -> Config:
 
 
 ########################################################################################
-# 47. TRIAL
+# 48. TRIAL
 ########################################################################################
 # One question, asked as a client asks: of the server that runs, else of one that runs for so long.
 
@@ -22631,7 +23147,7 @@ def ask_streamed(url: str, key: str, body: Json, tell: Callable[[str, str], None
 
 
 ########################################################################################
-# 48. COMMANDS
+# 49. COMMANDS
 ########################################################################################
 # argparse rows. Whatever goes wrong is one sentence on stderr and exit status 1; usage errors are 2.
 

@@ -786,7 +786,8 @@ def test_model_lists(proxy: Proxy, path: str, headers: dict[str, str], names: An
     [
         ("POST", "/v1/message", 404, "/v1/messages"), ("GET", "/nope", 404, "no route"), ("GET", "/v1/messages", 405, "POST"),
         ("GET", "/v1/models/up-chatt", 404, "up-chat"), ("POST", "/v1beta/models/up-gemini:nope", 404, "generateContent"),
-        ("GET", "/v1/responses/resp_1", 501, "stored"),
+        ("GET", "/v1/responses/resp_1", 404, "resp_1"), ("DELETE", "/v1/responses/resp_1", 404, "resp_1"),
+        ("POST", "/v1/responses/resp_1/cancel", 404, "resp_1"), ("GET", "/v1/responses/resp_1/what", 404, "no route"),
     ],
 )  # fmt: skip
 def test_wrong_paths(proxy: Proxy, method: str, path: str, status: int, says: str) -> None:

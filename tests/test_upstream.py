@@ -63,7 +63,7 @@ BODIES = [
     ),
     pytest.param({"input": [HELLO], "reasoning": {"effort": "high"}}, {**FORCED, "reasoning": {"effort": "high"}}, id="effort kept"),
     pytest.param({"input": [{**HELLO, "id": "msg_1", "status": "x"}]}, {**FORCED, "input": [{**HELLO, "status": "x"}]}, id="ids of what is not stored"),
-    pytest.param({"input": [{"type": "item_reference", "id": "m"}]}, {**FORCED, "input": [{"type": "item_reference", "id": "m"}]}, id="a reference"),
+    pytest.param({"input": [{"type": "item_reference", "id": "rs_1"}, HELLO]}, FORCED, id="reasoning that nobody knows"),
     pytest.param({"input": [{**THOUGHT, "id": "rs_1"}, {**THOUGHT, "encrypted_content": ""}, HELLO]}, {**FORCED, "input": [THOUGHT, HELLO]},
                  id="reasoning without its proof"),
     pytest.param({"input": [{"role": "user", "content": [{**TEXT, "prompt_cache_breakpoint": {"mode": "explicit"}}]}]},

@@ -147,8 +147,8 @@ def test_only_what_is_new_is_sent(client: Client, upstream: Upstream) -> None:
 
 
 def test_a_long_conversation(client: Client, upstream: Upstream) -> None:
-    """More turns than are remembered, on another dialect: the last request has all of them."""
-    last, turns = "", cp.REMEMBERED + 4
+    """On another dialect: the last request has all turns."""
+    last, turns = "", 20
     for turn in range(turns):
         upstream.reply(STREAMS["claude"](Said(text=f"answer {turn}.")), headers=SSE)
         going_on = {"previous_response_id": last} if last else {}
@@ -292,15 +292,33 @@ def test_a_message_may_not_be_larger_than_a_body(client: Client, monkeypatch: py
     assert client.read() == (8, struct.pack(">H", 1009))
 
 
-def test_old_answers_are_forgotten(client: Client) -> None:
-    ids = [
-        client.ask(model="echo", input="x", generate=False)[-1]["response"]["id"]
-        for _ in range(cp.REMEMBERED + 1)
-    ]
-    assert (
-        client.ask(model="echo", input="x", previous_response_id=ids[1])[-1]["type"] == "response.completed"
-    )
-    assert client.ask(model="echo", input="x", previous_response_id=ids[0])[-1]["status"] == 400
+def test_what_is_stored_nowhere_is_known_to_its_connection_alone(proxy: Proxy, client: Client) -> None:
+    id = client.ask(model="echo", input="x", store=False)[-1]["response"]["id"]
+    going_on = {"model": "echo", "input": "x", "previous_response_id": id}
+    assert client.ask(**going_on)[-1]["type"] == "response.completed"
+    with closing(Client(proxy, authorization="Bearer k")) as other:
+        assert other.ask(**going_on)[-1]["status"] == 400
+    assert proxy.ask(f"/v1/responses/{id}", headers={"authorization": "Bearer k"}).status == 404
+
+
+def test_what_is_stored_is_known_to_all_of_its_key(proxy: Proxy, client: Client) -> None:
+    id = client.ask(model="echo", input="x")[-1]["response"]["id"]
+    assert proxy.ask(f"/v1/responses/{id}", headers={"authorization": "Bearer k"}).json()["id"] == id
+
+
+def test_a_connection_that_ends_is_forgotten(proxy: Proxy) -> None:
+    with closing(Client(proxy, authorization="Bearer k")) as client:
+        client.ask(model="echo", input="x", store=False)
+        assert stored_answers(proxy) == 1
+        client.frame(8, struct.pack(">H", 1000))
+        assert client.read() == (8, struct.pack(">H", 1000))
+        assert client.stream.read() == b"", "it hangs up"
+    assert stored_answers(proxy) == 0
+
+
+def stored_answers(proxy: Proxy) -> int:
+    ((number,),) = proxy.app.stored._memory._connection.execute("SELECT count(*) FROM answers")
+    return int(number)
 
 
 @pytest.mark.parametrize(
