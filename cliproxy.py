@@ -9277,12 +9277,14 @@ def read_toml(text: str) -> Json:
     """Return the tables of a text; their values are pieces of it. Raises ValueError."""
     check_toml(text)
     document: Json = {}
+    headers: set[TomlPath] = set()
     for row in toml_rows(text):
         node: Any = document
         *above, name = row.path
         for step, below in zip(above, row.path[1:]):
             node = toml_child(node, step, [] if isinstance(below, int) else {})
-        if not row.value[1]:
+        if not row.value[1] and row.path not in headers:
+            headers.add(row.path)
             toml_child(node, name, {})
         elif name in node:
             raise ValueError(f"{name} is there twice")
@@ -9331,8 +9333,8 @@ def toml_without(text: str, path: TomlPath) -> str:
     for row in reversed(list(toml_rows(text))):
         if row.path[: len(path)] == path:
             head = text[: row.start]
-            if not row.value[1] and re.search(r"\n\r?\n$", head):
-                head = re.sub(r"\r?\n$", "", head)
+            if not row.value[1] and re.search(r"\n\r?\n\Z", head):
+                head = re.sub(r"\r?\n\Z", "", head)
             text = head + text[row.end :]
     return text
 
@@ -21798,14 +21800,15 @@ def inline_toml(value: Any) -> str:
     return "{" + ",".join(f"{toml_word(name)}={inline_toml(child)}" for name, child in value.items()) + "}"
 
 
-def overlay(variable: str) -> Callable[[Gateway, Path], Launch]:
-    """Start a relative of gemini-cli: a file of the system's settings outranks the user's."""
+def gemini_cli_launch(gateway: Gateway, folder: Path) -> Launch:
+    """Start gemini-cli in a home of its own: settings of the system are not read in a folder of temporary files."""
+    return Launch({**gemini_cli_env(gateway), "GEMINI_CLI_HOME": str(folder)})
 
-    def launch(gateway: Gateway, folder: Path) -> Launch:
-        own = gemini_cli_env(gateway) if variable.startswith("GEMINI") else {"CLIPROXY_KEY": gateway.key}
-        return Launch({**own, variable: str(folder / "settings.json")})
 
-    return launch
+def qwen_code_launch(gateway: Gateway, folder: Path) -> Launch:
+    """Start qwen-code: a file of the system's settings outranks the user's."""
+    where = str(folder / "settings.json")
+    return Launch({"CLIPROXY_KEY": gateway.key, "QWEN_CODE_SYSTEM_SETTINGS_PATH": where})
 
 
 def settings_in(variable: str) -> Callable[[Gateway, Path], Launch]:
@@ -21818,7 +21821,8 @@ def own_folder(variable: str, *words: str) -> Callable[[Gateway, Path], Launch]:
 
     def launch(gateway: Gateway, folder: Path) -> Launch:
         own = [word.format(model=gateway.model, folder=folder) for word in words]
-        return Launch({variable: str(folder), "CLIPROXY_KEY": gateway.key}, own)
+        where = {variable: str(folder)} if variable else {}
+        return Launch({**where, "CLIPROXY_KEY": gateway.key}, own)
 
     return launch
 
@@ -21882,11 +21886,11 @@ CLIENTS = {row.name: row for row in (
            'codex exec --skip-git-repo-check "say hi"', {"config.toml": ".codex/config.toml"},
            install="npm install -g @openai/codex", note="the Codex app and its extension for VS Code read the same file"),
     Client("gemini-cli", "gemini", "gemini", Folder("GEMINI_CLI_HOME", "~/.gemini", below=".gemini"), gemini_cli_files,
-           overlay("GEMINI_CLI_SYSTEM_SETTINGS_PATH"), 'GEMINI_CLI_TRUST_WORKSPACE=true gemini -m {model} -p "say hi"',
-           {"settings.json": ".gemini/settings.json", ".env": ".gemini/.env"}, install="npm install -g @google/gemini-cli",
+           gemini_cli_launch, 'GEMINI_CLI_TRUST_WORKSPACE=true gemini -m {model} -p "say hi"',
+           {"settings.json": ".gemini/settings.json", ".env": ".gemini/.env"}, copies=True, install="npm install -g @google/gemini-cli",
            note="a .env in a project hides ~/.gemini/.env as a whole: in such a project use `cliproxy run gemini-cli`"),
     Client("qwen-code", "qwen", "chat", Folder("QWEN_HOME", "~/.qwen"), qwen_code_files,
-           overlay("QWEN_CODE_SYSTEM_SETTINGS_PATH"), 'qwen -p "say hi"', {"settings.json": ".qwen/settings.json"},
+           qwen_code_launch, 'qwen -p "say hi"', {"settings.json": ".qwen/settings.json"},
            install="npm install -g @qwen-code/qwen-code"),
     Client("opencode", "opencode", "chat", Folder(CONFIG_HOME, "~/.config/opencode", below="opencode"), opencode_files,
            settings_in("OPENCODE_CONFIG_CONTENT"), 'opencode run "say hi"', {"opencode.json": "opencode.json", "opencode.jsonc": "opencode.jsonc"},
@@ -22096,25 +22100,16 @@ def this_machine() -> Machine:
     return Machine(home, os.environ, sys.platform, Path.cwd())
 
 
-def address_of(config: Config, port: int) -> str:
-    """Return how clients on this machine reach the proxy."""
-    host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(config["host"], config["host"])  # noqa: S104
-    return f"{'https' if config['tls.enable'] else 'http'}://{Origin('http', host, port).place}"
-
-
-def models_at(root: str, key: str) -> list[Model] | None:
-    """Return the models of a running server, None if there is none that answers."""
+def models_at(root: str, key: str) -> list[Model]:
+    """Return the models of a running server, none if there is none that answers."""
     try:
         reply = fetch(
             "GET", f"{root}/v1/models", {"authorization": f"Bearer {key}"}, proxy="direct", timeout=5.0
         )
-        return (
-            [Model(id, **facts) for id, facts in read_list(reply.body).items()]
-            if reply.status == 200
-            else None
-        )
+        listed = read_list(reply.body) if reply.status == 200 else {}
     except (ProxyError, ValueError):
-        return None
+        return []
+    return [Model(id, **facts) for id, facts in listed.items()]
 
 
 LESSER_MODEL = re.compile(r"mini|nano|lite|image|audio|tts|embed|transcri|realtime|search|oss|echo")
@@ -22164,7 +22159,10 @@ def make_start(row: Client, gateway: Gateway, words: Sequence[str], folder: Path
     if any(str(folder) in text for text in (*launch.environ.values(), *launch.words)):
         for edit in () if files else row.files(gateway):
             name = edit.file if isinstance(edit.file, str) else edit.file[-1]
-            files[name] = text_to_start(row, edit, gateway.machine.folder(row.folder) / name)
+            below = row.folder.below if row.folder.variable in launch.environ else ""
+            files[str(Path(below, name))] = text_to_start(
+                row, edit, gateway.machine.folder(row.folder) / name
+            )
     return Start([row.program, *launch.words, *words], launch, files)
 
 
@@ -22193,10 +22191,24 @@ def show_start(start: Start, key: str, tell: Callable[[str], None]) -> None:
     tell(without_key(shlex.join(start.words), key))
 
 
+def folder_for_once() -> Path:
+    """Return a folder that is not there yet, for the files of one start."""
+    import tempfile  # noqa: PLC0415 -- not to serve
+
+    return Path(tempfile.gettempdir()) / f"cliproxy-{secrets.token_hex(8)}"
+
+
+def stop_with(terminate: Callable[[], None]) -> None:
+    """Leave Ctrl-C to the client, which hears it too; pass on that we are to end."""
+    with contextlib.suppress(ValueError):  # not in the main thread
+        signal.signal(signal.SIGINT, lambda *_: None)
+        signal.signal(signal.SIGTERM, lambda *_: terminate())
+
+
 def start_client(row: Client, start: Start, folder: Path, machine: Machine) -> int:
     """Run a client to its end, then leave nothing behind; return its exit status."""
     import shutil  # noqa: PLC0415 -- not to serve
-    import subprocess  # noqa: PLC0415
+    import subprocess  # noqa: PLC0415 -- not to serve
 
     program = program_of(row, machine)
     if not program:
@@ -22204,20 +22216,14 @@ def start_client(row: Client, start: Start, folder: Path, machine: Machine) -> i
         raise ProxyError("not_found", f"{row.program} is not installed{install}")
     kept = {name: text for name, text in machine.environ.items() if name not in start.launch.without}
     try:
+        if start.files:
+            folder.mkdir(mode=0o700)
         for name, text in start.files.items():
             (folder / name).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             write_atomic(folder / name, text.encode())
         client = subprocess.Popen([program, *start.words[1:]], env={**kept, **start.launch.environ})  # noqa: S603
-        before = [
-            (number, signal.signal(number, handler))
-            for number, handler in (
-                (signal.SIGINT, lambda *_: None),
-                (signal.SIGTERM, lambda *_: client.terminate()),
-            )
-        ]
+        stop_with(client.terminate)
         status = client.wait()
-        for number, handler in before:
-            signal.signal(number, handler)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return status if status >= 0 else 128 - status
@@ -23849,22 +23855,102 @@ def check_clients(names: Iterable[str]) -> None:
 
 def make_gateway(options: argparse.Namespace, config: Config, machine: Machine) -> Gateway:
     """Ask the running server for its models; without one, make them out from the config."""
+    gateway = gateway_at(server_url(config["host"], config["port"], config), config, machine)
+    if not gateway.models:
+        log.warning("nothing answers at %s: the models are those of the config", gateway.root)
+        gateway = gateway._replace(models=models_of_app(make_app(options)))
+    return gateway_for(options, gateway)
+
+
+def gateway_at(root: str, config: Config, machine: Machine) -> Gateway:
+    """Return what clients must know of the server at an address; without models if there is none."""
     guarded = bool(config["api-keys"])
     key = config["api-keys"][0] if guarded else NO_KEY
-    root = address_of(config, config["port"])
-    models = models_at(root, key)
-    if models is None:
-        offers = make_app(options).router.offers
-        models = [offers.fact(name) for name in offers.names()] + [Model(ECHO)]
-        log.warning("nothing answers at %s: the models are those of the config", root)
-    if options.model and options.model not in {row.id for row in models}:
-        log.warning(
-            "%s is none of the models that are offered%s",
-            options.model,
-            slip(options.model, [row.id for row in models]),
+    return Gateway(root, key, "", tuple(models_at(root, key)), machine, guarded)
+
+
+def models_of_app(app: App) -> tuple[Model, ...]:
+    """Return what the present accounts can serve."""
+    offers = app.router.offers
+    return (*map(offers.fact, offers.names()), Model(ECHO))
+
+
+def gateway_for(options: argparse.Namespace, gateway: Gateway) -> Gateway:
+    """Take over what the user asked for."""
+    names = [row.id for row in gateway.models]
+    if options.model and options.model not in names:
+        near = slip(options.model, names)
+        log.warning("%s is none of the models that are offered now%s", options.model, near)
+    model = options.model or choose_model("", gateway.models)
+    return gateway._replace(model=model, own_login=options.own_login)
+
+
+def cmd_run(options: argparse.Namespace) -> int:
+    """Start a client on the proxy for this one time, with a server of its own if none listens."""
+    check_clients([options.client])
+    if options.client in INSTRUCTIONS:
+        raise ProxyError(
+            "invalid_request", f"{options.client} is set up by hand: `cliproxy setup {options.client}`"
         )
-    model = options.model or choose_model("", models)
-    return Gateway(root, key, model, tuple(models), machine, guarded, options.own_login)
+    row = CLIENTS[options.client]
+    config, machine = settings_of(options), this_machine()
+    gateway = gateway_at(server_url(config["host"], config["port"], config), config, machine)
+    with contextlib.ExitStack() as stack:
+        if not gateway.models:
+            options.host, options.port = "127.0.0.1", 0
+            app = make_app(options)
+            gateway = gateway._replace(models=models_of_app(app))
+            if not options.dry_run:
+                server = stack.enter_context(serving(app))
+                gateway = gateway._replace(root=server_url(server.host, server.port, app.config))
+        model = options.model or choose_model(row.dialect, gateway.models)
+        if not options.model and not options.own_login and on_terminal() and not options.dry_run:
+            model = ask_for_model(gateway.models, model)
+        folder = folder_for_once()
+        start = make_start(row, gateway_for(options, gateway)._replace(model=model), options.words, folder)
+        if options.dry_run:
+            show_start(start, gateway.key, say)
+            return 0
+        return start_client(row, start, folder, machine)
+
+
+def ask_for_model(models: Sequence[Model], usual: str) -> str:
+    """Have the user choose a model; not through a Terminal, which would read on beside the client."""
+    for number, row in enumerate(models, 1):
+        say(f"{number:4}  {row.id}" + (paint("  (just Enter)", "faint") if row.id == usual else ""))
+    say("which model?")
+    answer = sys.stdin.readline().strip()
+    names = [row.id for row in models]
+    if answer.isdecimal() and 0 < int(answer) <= len(models):
+        return names[int(answer) - 1]
+    if answer and answer not in names:
+        raise ProxyError("invalid_request", f"{answer!r} is none of them{slip(answer, names)}")
+    return answer or usual
+
+
+@contextlib.contextmanager
+def serving(app: App) -> Iterator[Server]:
+    """Serve beside what is done in this context, without a word: a client draws on the terminal."""
+    logging.disable(logging.CRITICAL)
+    app.scribe.sink = lambda text: None
+    app.config.data["tls"]["enable"] = False  # who listens on 127.0.0.1 for one client needs none
+    server = make_server(app)
+    stop = threading.Event()
+    asked: SimpleQueue[int] = SimpleQueue()
+    keeper = threading.Thread(target=app.keep_renewed, args=(stop,), daemon=True)
+    keeper.start()
+    for work in (server.serve_forever, app.scribe.run, partial(poll_until_asked, server, app, asked)):
+        threading.Thread(target=work, daemon=True).start()
+    try:
+        yield server
+    finally:
+        stop.set()
+        asked.put(signal.SIGTERM)
+        server.stop(grace=1.0)
+        keeper.join(GRACE)  # new tokens must reach the disk
+        app.save_state()
+        app.scribe.stop()
+        logging.disable(logging.NOTSET)
 
 
 class Command(NamedTuple):
@@ -23932,6 +24018,12 @@ COMMANDS = (
     Command("models", cmd_models, "list the models that can be served", (
         ("--refresh", {"action": "store_true", "help": "ask the upstreams anew which they have"}),
         ("--json", {"action": "store_true", "help": "for programs"}),
+    )),
+    Command("run", cmd_run, "start a client on this proxy for once, and write nothing: run CLIENT [-- ITS WORDS]", (
+        ("client", {"help": ", ".join(row.name for row in CLIENTS.values() if row.launch)}),
+        ("--model", {"default": "", "metavar": "M", "help": "the model to use"}),
+        ("--own-login", {"action": "store_true", "help": "leave the client's own login in place"}),
+        ("--dry-run", {"action": "store_true", "help": "print how it would be started"}),
     )),
     Command("setup", cmd_setup, "have clients such as Claude Code come to this proxy; --undo takes it back", (
         ("client", {"nargs": "*", "help": f"{', '.join([*CLIENTS, *INSTRUCTIONS])}; none: show what each that is found here would get"}),
@@ -24017,6 +24109,14 @@ def command_first(words: list[str]) -> list[str]:
     return words
 
 
+def words_behind(words: list[str]) -> tuple[list[str], list[str]]:
+    """Part the words of `run` from those behind `--`, which are for the client."""
+    if words[:1] != ["run"] or "--" not in words:
+        return words, []
+    at = words.index("--")
+    return words[:at], words[at + 1 :]
+
+
 def make_parser() -> argparse.ArgumentParser:
     """Build the command line from COMMANDS."""
     common = Parser(add_help=False)
@@ -24070,8 +24170,10 @@ def main(argv: list[str] | None = None) -> int:
     if words == ["--version"]:
         say(full_version())
         return 0
+    words, behind = words_behind(words)
     flags = not words or (words[0].startswith("-") and words[0] not in {"-h", "--help"})
     options = (make_flag_parser() if flags else make_parser()).parse_args(words)
+    options.words = behind
     level = logging.DEBUG if options.debug else logging.INFO
     serves = options.run in {cmd_serve, cmd_flags}
     form = "%(asctime)s %(levelname)s %(message)s" if serves else "cliproxy: %(message)s"
