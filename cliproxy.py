@@ -1840,8 +1840,11 @@ def params_of(data: Mapping[str, Any], names: Mapping[str, str]) -> Json:
 def number_at(data: Any, path: tuple[str, ...]) -> int:
     """Return the number at the end of a path; 0 if there is none, or something else."""
     for name in path:
-        data = data.get(name) if isinstance(data, dict) else None
-    return data if type(data) in {int, float} and math.isfinite(data) else 0
+        if not isinstance(data, dict):
+            return 0
+        data = data.get(name)
+    kind = type(data)
+    return data if kind is int or (kind is float and math.isfinite(data)) else 0
 
 
 UNSEEN = frozenset({"thinking", "opaque"})  # an answer that has no other parts shows nothing
@@ -10479,6 +10482,14 @@ def parse_head(head: bytes) -> tuple[str, Headers]:
         raise ValueError("a bare CR or LF, a folded line, or a line that is no header")
     if len(found) > HEADER_COUNT:
         raise ValueError(f"more than {HEADER_COUNT} header lines")
+    headers = {name.lower(): value.strip(" \t\r") for name, value in found}
+    if len(headers) < len(found):
+        headers = joined_headers(found)
+    return text.partition("\r\n")[0], headers
+
+
+def joined_headers(found: Iterable[tuple[str, str]]) -> Headers:
+    """Join the values of headers that are given twice. Raises ValueError for those that may not be."""
     headers: Headers = {}
     for raw, value in found:
         name = raw.lower()
@@ -10488,7 +10499,7 @@ def parse_head(head: bytes) -> tuple[str, Headers]:
             raise ValueError(f"{name!r} is given twice")
         else:
             headers[name] += ", " + value.strip(" \t\r")
-    return text.partition("\r\n")[0], headers
+    return headers
 
 
 def body_length(headers: Headers) -> int | None:
@@ -11327,7 +11338,7 @@ class Exchange:
         """Return the whole decoded body, of `limit` bytes at most, else of BODY_LIMIT."""
         limit = limit or BODY_LIMIT
         body = bytearray()
-        for piece in self.decoded(limit):
+        for piece in self.decoded(limit) if "content-encoding" in self.headers else self.pieces():
             body += piece
             if len(body) > limit:
                 message = f"{self._origin.host} sent more than {limit:,} bytes"
@@ -16068,42 +16079,43 @@ class Errand:
     whatever ids an answer lacks.
     """
 
+    query: Mapping[str, str] = EMPTY
+    address = ""  # the client's
+    path = ""
+    candidate: Candidate | None = None  # who is asked, or was last
+    number = 0  # of the attempt
+    told = False  # has it been left to the statistics?
+    first = 0.0  # time.monotonic() when the first of the answer was there
+    streams = False  # does the answer?
+    read_usage: Callable[[], Usage | None] | None = None  # how to know it when the answer has passed
+    failure: ProxyError | None = None  # that the answer ended in, after it had begun
+    served = ""  # by which model
+    usage: Usage | None = None  # once it is known
+    opening: Opening | None = None  # of the answer that is awaited
+    edit: Callable[[bytes], bytes] | None = None  # of the JSON texts of the answer, for the client
+    type = "application/json"  # of the body
+    instead = ""  # the model to look for, if it is not the client's
+    forced = False  # must the answer carry the name that the client used?
+    bare = False  # must it go without proofs of thinking?
+    owner = ""  # a digest of the client's key, if it needs one
+    connection = ""  # the WebSocket that it came by
+    news: tuple[str, list[Any]] | None = None  # the answer that it goes on from, and what is new
+    path_model = ""  # Gemini's requests have the model in their path,
+    path_stream: bool | None = None  # and whether to stream
+    _span: tuple[int, int] | None = None
+    _model = ""
+    _json: Json | None = None
+    _quote = staticmethod(quote)  # how a name is written in the body
+
     def __init__(self, dialect: Dialect, action: str, body: bytes | bytearray) -> None:
         self.dialect = dialect
         self.action = action
         self.body = body
-        self.query: Mapping[str, str] = {}
         self.headers: Headers = {}
         self.watcher = Watcher()
         self.id = new_id()
         self.created = int(time.time())
-        self.address = ""  # the client's
-        self.path = ""
-        self.candidate: Candidate | None = None  # who is asked, or was last
-        self.number = 0  # of the attempt
-        self.told = False  # has it been left to the statistics?
         self.begun = time.monotonic()
-        self.first = 0.0  # time.monotonic() when the first of the answer was there
-        self.streams = False  # does the answer?
-        self.served = ""  # by which model
-        self.usage: Usage | None = None  # once it is known
-        self.read_usage: Callable[[], Usage | None] | None = None  # how to know it when the answer has passed
-        self.failure: ProxyError | None = None  # that the answer ended in, after it had begun
-        self.opening: Opening | None = None  # of the answer that is awaited
-        self.edit: Callable[[bytes], bytes] | None = None  # of the JSON texts of the answer, for the client
-        self._span: tuple[int, int] | None = None
-        self._model = ""
-        self._json: Json | None = None
-        self._quote = quote  # how a name is written in the body
-        self.type = "application/json"  # of the body
-        self.instead = ""  # the model to look for, if it is not the client's
-        self.forced = False  # must the answer carry the name that the client used?
-        self.bare = False  # must it go without proofs of thinking?
-        self.owner = ""  # a digest of the client's key, if it needs one
-        self.connection = ""  # the WebSocket that it came by
-        self.news: tuple[str, list[Any]] | None = None  # the answer that it goes on from, and what is new
-        self.path_model = ""  # Gemini's requests have the model in their path,
-        self.path_stream: bool | None = None  # and whether to stream
 
     @property
     def model(self) -> str:
@@ -16880,13 +16892,15 @@ class Answer(NamedTuple):
     """What goes back to the client. Its body comes in `pieces`, the first one without delay.
 
     `headers` are the upstream's worth passing on; `length` is that of the body, if known. After
-    the first piece a ProxyError may come: it is for the client as an error of a stream.
+    the first piece a ProxyError may come: it is for the client as an error of a stream. One that is
+    there already is also in `body`.
     """
 
     status: int
     headers: Headers
     pieces: Pieces
     length: int | None = None
+    body: bytes | None = None
 
 
 def is_stream(headers: Mapping[str, str], asked: bool = False) -> bool:
@@ -16895,7 +16909,7 @@ def is_stream(headers: Mapping[str, str], asked: bool = False) -> bool:
     If that was `asked` for, it need not say so.
     """
     kind = headers.get("content-type", "")
-    return kind.startswith("text/event-stream") or (asked and not re.search("json|html", kind))
+    return kind.startswith("text/event-stream") or (asked and not ("json" in kind or "html" in kind))
 
 
 def iter_once(data: bytes) -> Pieces:
@@ -16904,7 +16918,7 @@ def iter_once(data: bytes) -> Pieces:
 
 def whole_answer(status: int, headers: Headers, body: bytes) -> Answer:
     """Return an answer that is there already."""
-    return Answer(status, headers, iter_once(body), len(body))
+    return Answer(status, headers, iter_once(body), len(body), body)
 
 
 def json_answer(status: int, body: Any, headers: Mapping[str, str] = EMPTY) -> Answer:
@@ -16920,15 +16934,16 @@ class Opening:
     if that takes long.
     """
 
+    status = 200
+    headers: Mapping[str, str] = EMPTY
+    size = 0
+    since = 0.0  # time.monotonic() of the first frame
+    sent = False  # has the watcher sent it?
+    failure: ProxyError | None = None  # before anything was said, though a writer told it
+
     def __init__(self, *, said: bool = False) -> None:
-        self.status = 200
-        self.headers = Headers()
         self.frames: list[bytes] = []
-        self.size = 0
-        self.since = 0.0  # time.monotonic() of the first frame
         self.said = said  # has anything been said?
-        self.sent = False  # has the watcher sent it?
-        self.failure: ProxyError | None = None  # before anything was said, though a writer told it
 
     def add(self, frame: bytes) -> None:
         if not self.frames:
@@ -16954,6 +16969,8 @@ OPENING_LIMIT = 2**16  # bytes
 
 def started_answer(answer: Answer, opening: Opening) -> Answer:
     """Pull the pieces of an answer until they say something: a failure before that is not told as its end."""
+    if answer.body is not None:
+        return answer
     opening.status, opening.headers = answer.status, answer.headers
     for piece in answer.pieces:
         if opening.sent:
@@ -17157,9 +17174,7 @@ def read_usage_of(told: Json, dialect: Dialect) -> Usage | None:
     if not told:
         return None
     with contextlib.suppress(ProxyError, *MALFORMED):
-        usage = dialect.read_usage(told)
-        check_fields(usage, "upstream_failed")
-        return usage
+        return dialect.read_usage(told)  # what is no number in it counts as none
     return None
 
 
@@ -18247,9 +18262,10 @@ def ask_each(errand: Errand, app: App) -> Answer:
     raise failure or ProxyError("internal", "no candidate")
 
 
-def named_answer(answer: Answer, model: str) -> Answer:
-    """Return an answer that says which model gives it: it may be another than the client named."""
-    return answer._replace(headers={**answer.headers, "x-cliproxy-model": urlquote(model, safe="/:@()+,=")})
+@functools.lru_cache(maxsize=256)
+def name_in_header(model: str) -> str:
+    """Return the name of a model as the value of a header."""
+    return urlquote(model, safe="/:@()+,=")
 
 
 class Attempt:
@@ -18265,7 +18281,7 @@ class Attempt:
         self.forced = errand.forced or candidate.forced  # must the answer carry the client's name?
         self.sent = False  # may the account have received it?
         self.token, self.renewed = "", False  # asked with; has it been renewed for this?
-        self.opening = Opening()
+        self.opening = errand.opening or Opening()
 
     def try_it(self) -> Answer:
         """Ask, whatever comes of it: a mistake of ours is a failure of this account, as another may not meet it."""
@@ -18348,7 +18364,10 @@ class Attempt:
                 answer = self.translate()
             else:
                 answer = self.relay()
-            answer = named_answer(for_client(answer, errand), self.model)
+            answer = for_client(answer, errand)
+            answer.headers["x-cliproxy-model"] = name_in_header(
+                self.model
+            )  # it may be another than was named
             return started_answer(answer, self.opening)
         except ProxyError as error:
             error.sent = error.sent and self.sent
@@ -18473,7 +18492,7 @@ class Attempt:
     def streams_unsaid(self, headers: Headers) -> bool:
         """Tell whether an answer is a stream that does not say so, as some hosts' are."""
         errand = self.errand
-        if errand.action.startswith("/") or not is_stream(headers, asked=True):
+        if not is_stream(headers, asked=True) or errand.action.startswith("/"):
             return False
         return errand.stream and errand.sse
 
@@ -19823,34 +19842,35 @@ class Stage(Enum):
 class Visit(Watcher):
     """One request of a client, and its answer."""
 
+    # of the request
+    method = ""
+    path = "/"
+    raw_query = ""
+    query: Mapping[str, str] = EMPTY
+    protocol = "HTTP/1.1"
+    headers: Headers = EMPTY
+    length: int | None = None  # of the body; None: chunked, or not known
+    body_read = False
+    allowed_origin = ""  # the page that asks, if the owner lets it
+    argument = ""  # what the `*` of the route's path stands for
+    errand: Errand | None = None
+    route: Route | None = None
+    error: ProxyError | None = None  # that the request ended in
+    # of the answer
+    dialect = DIALECTS["chat"]  # in which errors are told
+    stage = Stage.SILENT
+    status = 0
+    head = b""  # the head, until it is sent with the first frame
+    between = False  # has a whole event of a stream been sent, and nothing of the next?
+    early = False  # has the head of a stream gone out before there was an answer?
+    sent_at = 0.0  # time.monotonic() when something was sent, or awaited, last
+    keep = True  # may the connection serve another request?
+
     def __init__(self, server: Server, wire: Wire, address: str) -> None:
         self.server = server
         self.wire = wire
         self.address = address  # the client's
-        # of the request
-        self.method = ""
-        self.path = "/"
-        self.raw_query = ""
-        self.query: dict[str, str] = {}
-        self.protocol = "HTTP/1.1"
-        self.headers = Headers()
-        self.length: int | None = None  # of the body; None: chunked, or not known
-        self.body_read = False
-        self.allowed_origin = ""  # the page that asks, if the owner lets it
-        self.argument = ""  # what the `*` of the route's path stands for
-        self.errand: Errand | None = None
-        self.route: Route | None = None
-        self.error: ProxyError | None = None  # that the request ended in
-        # of the answer
-        self.dialect = DIALECTS["chat"]  # in which errors are told
-        self.stage = Stage.SILENT
-        self.status = 0
-        self.head = b""  # the head, until it is sent with the first frame
         self.out: list[bytes] = []  # frames that have not been sent
-        self.between = False  # has a whole event of a stream been sent, and nothing of the next?
-        self.early = False  # has the head of a stream gone out before there was an answer?
-        self.sent_at = 0.0  # time.monotonic() when something was sent, or awaited, last
-        self.keep = True  # may the connection serve another request?
 
     def serve(self) -> bool:
         """Serve the request; return whether the connection may serve another."""
@@ -20111,10 +20131,14 @@ class Visit(Watcher):
         Frames that are ready are sent together: `flush` sends them before the upstream is waited
         for. A failure of a stream becomes its dialect's error frame; of anything else, a hang-up.
         """
+        if self.stage is Stage.SILENT:
+            self.begin(answer.status, answer.headers, answer.length)
+        self.early = False
+        if answer.body is not None:
+            self.out.append(answer.body)
+            self.flush(last=True)
+            return
         with contextlib.closing(answer.pieces) as pieces:
-            if self.stage is Stage.SILENT:
-                self.begin(answer.status, answer.headers, answer.length)
-            self.early = False
             try:
                 self.send_pieces(pieces)
             except ProxyError as error:
