@@ -19839,6 +19839,42 @@ class Stage(Enum):
     UPGRADED = "the connection speaks WebSocket"
 
 
+LENGTH = re.compile(rb"(?<=\r\ncontent-length: )\d{1,15}(?=\r\n|\Z)", re.IGNORECASE)  # in a head
+HEADS, HEAD_SIZE = 128, 4_096  # that are kept, and bytes of each
+OF_HEAD = (  # what of a Visit its head tells
+    "method", "path", "raw_query", "query", "protocol", "headers", "length", "body_read", "allowed_origin", "argument",
+    "route", "dialect", "keep",
+)  # fmt: skip
+
+
+class Heads:
+    """Heads that were admitted, and what they say: clients send theirs again and again, but for the length.
+
+    Known by their bytes without the digits of the length, which alone may differ. What was found
+    holds as long as the settings do.
+    """
+
+    def __init__(self) -> None:
+        self._known: tuple[Config | None, dict[bytes, Json]] = (None, {})  # replaced whole
+
+    def of(self, config: Config) -> dict[bytes, Json]:
+        """Return the heads that were admitted under these settings."""
+        settings, known = self._known
+        if settings is not config:
+            known = {}
+            self._known = config, known
+        return known
+
+
+def keep_head(heads: dict[bytes, Json], head: bytes, visit: Visit) -> None:
+    """Keep what a head says if a client key was looked for: what other routes ask is theirs to know."""
+    if len(head) > HEAD_SIZE or not (visit.route and visit.route.admit):
+        return
+    if len(heads) >= HEADS:
+        heads.clear()
+    heads[head] = {name: getattr(visit, name) for name in OF_HEAD}
+
+
 class Visit(Watcher):
     """One request of a client, and its answer."""
 
@@ -19916,6 +19952,7 @@ class Visit(Watcher):
         self.method, target, self.protocol = found.groups()
         self.read_target(target)
         self.length = body_length(self.headers)
+        self.headers.pop("content-length", None)  # all else of a head comes again and again
         if self.length is None and self.protocol == "HTTP/1.0":
             raise ValueError("a chunked body in HTTP/1.0")
         self.body_read = self.length == 0
@@ -19935,6 +19972,24 @@ class Visit(Watcher):
 
     def answer(self, head: bytes) -> None:
         """Find the row of ROUTES and do what it says."""
+        heads = self.server.heads.of(self.server.app.config)
+        digits = LENGTH.search(head)
+        key = head[: digits.start()] + head[digits.end() :] if digits else head
+        known = heads.get(key)
+        if known:
+            vars(self).update(known)
+            self.keep = self.keep and not self.server.stopping
+            if digits:
+                self.length = int(digits[0])
+                self.body_read = self.length == 0
+        else:
+            self.examine(head)
+            keep_head(heads, key, self)
+        if self.route:
+            self.route.handle(self, self.route)
+
+    def examine(self, head: bytes) -> None:
+        """Take a head apart, find its row of ROUTES, and check who sends it. Raises ProxyError."""
         try:
             self.read_request(head)
         except ValueError as exc:
@@ -19943,11 +19998,9 @@ class Visit(Watcher):
         self.check_host()
         if not self.path.startswith(FOR_ALL_PAGES):
             self.check_origin()
-        route, self.argument = find_route(self.method, self.path)
-        self.route = route
-        if route.admit:
+        self.route, self.argument = find_route(self.method, self.path)
+        if self.route.admit:
             self.admit()
-        route.handle(self, route)
 
     def check_origin(self) -> None:
         """Refuse what a page of another origin sends, unless the owner lets it in."""
@@ -20306,7 +20359,7 @@ class Visit(Watcher):
     def complete(self, route: Route) -> None:
         """Serve a request of the old completions API, as a chat."""
         errand = self.read_errand(route)
-        errand.headers.pop("accept-encoding", None)  # the answer will be read
+        errand.headers = without(errand.headers, frozenset(["accept-encoding"]))  # the answer will be read
         errand.rewrite(chat_of_completion(errand.json))
         errand.edit = completion_text
         self.send_answer(dispatch(errand, self.server.app))
@@ -20362,7 +20415,8 @@ class Visit(Watcher):
     def read_amp(self, errand: Errand) -> None:
         """Choose the model for Amp, which wants to hear of the one that it asked for."""
         errand.forced, errand.instead = True, self.server.app.router.offers.mapped(errand.model)
-        betas = errand.headers.pop("anthropic-beta", "").replace(" ", "").split(",")
+        betas = errand.headers.get("anthropic-beta", "").replace(" ", "").split(",")
+        errand.headers = without(errand.headers, frozenset(["anthropic-beta"]))
         for beta in betas:
             if beta not in {"", "context-1m-2025-08-07"}:  # it asks everybody for a long context
                 add_beta(errand.headers, beta)
@@ -20779,6 +20833,7 @@ class Server(ThreadingHTTPServer):
         self.host, self.port = address[0], int(self.server_address[1])
         self.loopback = is_loopback(address[0])
         self._never = threading.Event()  # to wait on
+        self.heads = Heads()
         self.working: set[Visit] = set()  # those that serve a request; one step changes it
         log.addFilter(self._discretion)
 

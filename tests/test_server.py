@@ -401,31 +401,64 @@ def wire(dialect: str = "claude", *lines: str, body: bytes | None = None, length
     return "\r\n".join([*head, "connection: close", "", ""]).encode("latin-1") + data
 
 
-@pytest.mark.parametrize(
-    "request_bytes",
-    [
-        pytest.param(wire("claude", "transfer-encoding: chunked"), id="two framings"),
-        pytest.param(wire("claude", "content-length: 3"), id="two lengths"),
-        pytest.param(wire("claude", "content-length: +5", length=False), id="signed length"),
-        pytest.param(wire("claude", "transfer-encoding: gzip", length=False), id="unknown framing"),
-        pytest.param(wire("claude", "transfer-encoding: chunked, chunked", length=False), id="chunked twice"),
-        pytest.param(wire("claude", "x: a\rb"), id="bare CR"),
-        pytest.param(wire("claude", "x: a\nb: c"), id="bare LF"),
-        pytest.param(wire("claude", "x: a\0b"), id="NUL"),
-        pytest.param(wire("claude", "x: a\r\n folded"), id="folded"),
-        pytest.param(wire("claude", "x : a"), id="space before the colon"),
-        pytest.param(wire("claude", "no colon"), id="no colon"),
-        pytest.param(wire("claude", "host: evil"), id="two hosts"),
-        pytest.param(b"GET / HTTP/2.0\r\n\r\n", id="version"),
-        pytest.param(b"GET /a b HTTP/1.1\r\n\r\n", id="space in the path"),
-        pytest.param(b"\x16\x03\x01\x02\x00\x01\r\n\r\n", id="TLS to a plain port"),
-    ],
-)
+SMUGGLED = [
+    pytest.param(wire("claude", "transfer-encoding: chunked"), id="two framings"),
+    pytest.param(wire("claude", "content-length: 3"), id="two lengths"),
+    pytest.param(wire("claude", "content-length: +5", length=False), id="signed length"),
+    pytest.param(wire("claude", "transfer-encoding: gzip", length=False), id="unknown framing"),
+    pytest.param(wire("claude", "transfer-encoding: chunked, chunked", length=False), id="chunked twice"),
+    pytest.param(wire("claude", "x: a\rb"), id="bare CR"),
+    pytest.param(wire("claude", "x: a\nb: c"), id="bare LF"),
+    pytest.param(wire("claude", "x: a\0b"), id="NUL"),
+    pytest.param(wire("claude", "x: a\r\n folded"), id="folded"),
+    pytest.param(wire("claude", "x : a"), id="space before the colon"),
+    pytest.param(wire("claude", "no colon"), id="no colon"),
+    pytest.param(wire("claude", "host: evil"), id="two hosts"),
+    pytest.param(b"GET / HTTP/2.0\r\n\r\n", id="version"),
+    pytest.param(b"GET /a b HTTP/1.1\r\n\r\n", id="space in the path"),
+    pytest.param(b"\x16\x03\x01\x02\x00\x01\r\n\r\n", id="TLS to a plain port"),
+]
+
+
+@pytest.mark.parametrize("request_bytes", SMUGGLED)
 def test_what_smuggling_is_made_of(proxy: Proxy, upstream: Upstream, request_bytes: bytes) -> None:
     reply = proxy.raw(request_bytes + b"GET /health HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n")
     assert reply.startswith(b"HTTP/1.1 400 ")
     assert reply.count(b"content-length:") == 1, "the connection must not serve what follows"
     assert not upstream.seen
+
+
+@pytest.mark.parametrize("request_bytes", SMUGGLED)
+def test_a_head_that_was_seen_lets_none_in_that_is_like_it(
+    proxy: Proxy, upstream: Upstream, request_bytes: bytes
+) -> None:
+    for _ in range(2):
+        upstream.reply({"ok": 1})
+        assert proxy.raw(wire("claude")).startswith(b"HTTP/1.1 200 ")
+    assert proxy.raw(request_bytes).startswith(b"HTTP/1.1 400 ")
+    assert len(upstream.seen) == 2
+
+
+def test_a_head_that_was_seen_may_have_another_length(proxy: Proxy, upstream: Upstream) -> None:
+    for words in ("hi", "something longer", ""):
+        upstream.reply({"ok": 1})
+        body = {**ASKS["claude"][2], "messages": [{"role": "user", "content": words}]}
+        assert proxy.ask("/v1/messages", body).status == 200
+        assert upstream.seen[-1].json()["messages"] == body["messages"]
+    assert proxy.ask("/v1/messages", b"").status == 400
+
+
+def test_a_head_that_was_seen_needs_a_key_that_still_counts(
+    make_proxy: ProxyMaker, upstream: Upstream
+) -> None:
+    proxy = make_proxy(api_keys=["old"])
+    for _ in range(2):
+        upstream.reply({"ok": 1})
+        assert ask(proxy, x_api_key="old").status == 200
+    assert ask(proxy, x_api_key="odd").status == 401
+    proxy.write({**proxy.settings, "api-keys": ["new"]})
+    proxy.app.poll()
+    assert ask(proxy, x_api_key="old").status == 401
 
 
 def chunks(data: bytes, size: int = 5) -> bytes:
