@@ -434,7 +434,9 @@ def test_a_head_that_was_seen_lets_none_in_that_is_like_it(
 ) -> None:
     for _ in range(2):
         upstream.reply({"ok": 1})
-        assert proxy.raw(wire("claude")).startswith(b"HTTP/1.1 200 ")
+        with closing(proxy.connect()) as peer, closing(peer.makefile("rb")) as stream:
+            peer.sendall(wire("claude"))
+            assert stream.read().startswith(b"HTTP/1.1 200 ")
     assert proxy.raw(request_bytes).startswith(b"HTTP/1.1 400 ")
     assert len(upstream.seen) == 2
 
