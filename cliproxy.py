@@ -46,16 +46,22 @@ Contents (each room uses only rooms above it; [pure] ones touch no clock, socket
    37. UPSTREAM      asking a provider
    38. AMP           what Amp asks its own server for
    39. WEBSOCKET     RFC 6455, and the conversation that a connection remembers
-   40. MANAGEMENT    CLIProxyAPI's management API
-   41. SERVER        the listening side
-   42. OUTPUT        lines, tables and colours as people see them
-   43. EDITS         what we write into files of other programs, and back
-   44. CLIENTS       setup and run: the programs that come to us
-   45. SERVICE       units, agents and tasks that keep it running; completion
-   46. REPORTS       what `usage`, `status` and `logs` show
-   47. CONFIGTEXT    the settings file as its owner shows and edits it
-   48. TRIAL         one question, asked as a client asks
-   49. COMMANDS      the command line
+   40. GUARD         who may use the management API
+   41. PEN           the settings file, edited in its owner's words
+   42. SESSIONS      logins that are begun from a page
+   43. DESK          what the management API works with
+   44. TRAFFIC       what was used, as pages read it
+   45. FILES         credential files as pages see them
+   46. MANAGEMENT    the endpoints of CLIProxyAPI's management API
+   47. SERVER        the listening side
+   48. OUTPUT        lines, tables and colours as people see them
+   49. EDITS         what we write into files of other programs, and back
+   50. CLIENTS       setup and run: the programs that come to us
+   51. SERVICE       units, agents and tasks that keep it running; completion
+   52. REPORTS       what was used, as pages read it
+   53. CONFIGTEXT    the settings file as its owner shows and edits it
+   54. TRIAL         one question, asked as a client asks
+   55. COMMANDS      the command line
 """
 
 from __future__ import annotations
@@ -9799,7 +9805,7 @@ SETTINGS = (
     Setting("providers", Named(PROVIDER), {}, "by provider: addresses and OAuth application to use instead of the built-in ones", status="new"),
     Setting("remote-management.allow-remote", bool, False, "let other machines use the management API"),
     Setting("remote-management.secret-key", str, "", "key of the management API, kept as its bcrypt hash; empty: no such API", clean=str.strip),
-    Setting("remote-management.disable-control-panel", bool, False, "do not serve management.html", status="later"),
+    Setting("remote-management.disable-control-panel", bool, False, "do not serve management.html"),
     Setting("remote-management.allow-origins", Items(str), [], "web pages that may use the management API; none named: all", clean=clean_origins, status="new"),
     Setting("logging-to-file", bool, False, "log to main.log instead of standard output", status="later"),
     Setting("logs-max-total-size-mb", int, 0, "oldest logs are deleted beyond it; 0: never", clean=clean_positive, status="later"),
@@ -11455,8 +11461,8 @@ def request_head(method: str, path: str, origin: Origin, headers: Mapping[str, s
     place = origin.place.removesuffix(":443" if origin.scheme == "https" else ":80")
     if origin.proxy.startswith("http") and origin.scheme == "http":
         path, headers = f"http://{place}{path}", {**proxy_headers(origin), **headers}
-    lines = [f"{method} {path} HTTP/1.1", f"host: {place}"]
-    lines += [f"{name}: {value}" for name, value in headers.items()]
+    lines = [f"{method} {path} HTTP/1.1"]
+    lines += [f"{name}: {value}" for name, value in {"host": place, **headers}.items()]
     lines.append(f"content-length: {length}")
     head = "\r\n".join(lines)
     if not head.count("\n") == head.count("\r") == len(lines) - 1:
@@ -11765,7 +11771,7 @@ class Store:
 
     def get(self, name: str) -> Credential:
         """Read one file again, now. Raises ProxyError if it is gone, damaged or foreign."""
-        return self._with_unwritten(read_credential(self._path(name))[0])
+        return self._with_unwritten(read_credential(self.path(name))[0])
 
     def scan(self) -> bool:
         """Look at the folder; tell whether a credential came, changed or went since last time.
@@ -11791,7 +11797,7 @@ class Store:
     def merge(self, name: str, changes: Json, patience: float | None = None) -> Credential:
         """Lay `changes` over what the file says now; None removes a key. Raises ProxyError."""
         with self._writing(patience):
-            credential, raw = read_credential(self._path(name))
+            credential, raw = read_credential(self.path(name))
             credential = self._with_unwritten(credential)
             written = self._write(name, overlaid(credential.data, changes), raw)
             self._unwritten.pop(name, None)
@@ -11799,7 +11805,7 @@ class Store:
 
     def keep_unwritten(self, name: str, changes: Json) -> Credential:
         """Keep in memory what could not be written, such as new tokens, until `flush` can write it."""
-        credential = read_credential(self._path(name))[0]
+        credential = read_credential(self.path(name))[0]
         token = str(field_of(credential.data, "refresh_token"))
         with self._lock:
             before = self._unwritten.get(name)
@@ -11824,7 +11830,7 @@ class Store:
     def create(self, name: str, data: Json) -> Credential:
         """Write a new file; of one that is there already, the keys not in `data` stay."""
         with self._writing():
-            path = self._path(name)
+            path = self.path(name)
             if not path.exists():  # a new file is laid out as CLIProxyAPI does: compact, with LF
                 return self._write(name, overlaid({}, data), b"\n")
             try:
@@ -11834,10 +11840,19 @@ class Store:
                 return self._write(name, overlaid({}, data), b"\n")
             return self._write(name, overlaid(credential.data, data), raw)
 
+    def put(self, name: str, data: Json, raw: bytes) -> Credential:
+        """Write a file as it is given, `data` being what it says, in place of one that may be there."""
+        path = self.path(name)
+        with self.refreshing(name), self._writing():
+            write_atomic(path, raw)
+            self._unwritten.pop(name, None)
+            self._known[name] = credential_of(path, data, stamp_of(path.stat()))
+            return self._known[name]
+
     def delete(self, name: str) -> None:
         """Remove a file. Raises ProxyError if there is none."""
         with self._writing():
-            path = self._path(name)
+            path = self.path(name)
             try:
                 path.unlink()
             except FileNotFoundError as exc:
@@ -11883,20 +11898,21 @@ class Store:
                     found[name] = status
         return found
 
-    def _path(self, name: str) -> Path:
+    def path(self, name: str) -> Path:
+        """Return where a file of this name is, or would be. Raises ProxyError for what is no name."""
         if not self._is_ours(name) or Path(name).name != name or "\\" in name or ":" in name:
             raise ProxyError("invalid_request", f"{name!r} is no name of a credential file")
         return self.folder / name
 
     def _lock_of(self, name: str) -> Path:
-        return self._path(name).with_name(f".{name}.lock")
+        return self.path(name).with_name(f".{name}.lock")
 
     @staticmethod
     def _is_ours(name: str) -> bool:
         return name.endswith(".json") and name[0] != "." and name not in NOT_CREDENTIALS
 
     def _write(self, name: str, data: Json, old: bytes) -> Credential:
-        path = self._path(name)
+        path = self.path(name)
         write_atomic(path, dump_like(data, old))
         self._known[name] = credential_of(path, data, stamp_of(path.stat()))
         return self._known[name]
@@ -12011,6 +12027,9 @@ class Terminal:
             return arrival
         message = "nobody finished the login in time; nothing was saved; run it again"
         raise ProxyError("caller_timeout", message)
+
+    def offer(self, place: Json) -> None:
+        """Hand on where to log in, for a page to show; here that is said in words."""
 
     def ask(self, question: str) -> str:
         """Return the line that answers; empty if nobody can."""
@@ -12445,6 +12464,8 @@ class Options(NamedTuple):
     project: str = ""  # Google: one id, several with commas, or ALL
     source: str = ""  # take over this file, `auto` for where the vendor keeps it
     prefix: str = ""  # for the names of its models
+    page: bool = False  # a page of ours shows where to go
+    door: bool = True  # wait for the browser at the port where it comes back
 
 
 DEAD_CODES = frozenset([  # what says that a refresh token will never work again
@@ -13491,18 +13512,27 @@ def browser_login(flow: Flow) -> Json:
     if row.lacking:
         flow.secret()  # fails before anybody takes the trouble
     with contextlib.ExitStack() as stack:
-        try:
-            door = Door(flow.port, row.redirect_path, flow.terminal.inbox)
-            stack.enter_context(contextlib.closing(door))
-        except ProxyError as error:
-            if open_it:
-                raise
-            flow.terminal.say(f"{error}; pasting works all the same")
+        if flow.options.door:
+            open_door(flow, stack, strict=open_it or flow.options.page)
+        if flow.options.page:
+            flow.terminal.offer({"url": flow.authorize(), "state": flow.state})
+            return redeem(flow, *wait_for_code(flow))
         phone = bool(row.manual)  # its page shows a code
         show_url(flow, flow.authorize(manual=not open_it), open_it=open_it, phone=phone)
         if not open_it:
             show_ways_back(flow)
         return redeem(flow, *wait_for_code(flow))
+
+
+def open_door(flow: Flow, stack: contextlib.ExitStack, *, strict: bool) -> None:
+    """Wait for the browser at its port, until the stack is left; `strict`: there is no other way."""
+    try:
+        door = Door(flow.port, flow.row.redirect_path, flow.terminal.inbox)
+        stack.enter_context(contextlib.closing(door))
+    except ProxyError as error:
+        if strict:
+            raise
+        flow.terminal.say(f"{error}; pasting works all the same")
 
 
 REDEEM_WAITS = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)  # seconds: a code lives for minutes
@@ -13554,6 +13584,8 @@ def device_login(flow: Flow, start: Callable[[Flow], Device]) -> Json:
     shown, poll = start(flow)
     code = ""
     url = str(shown.get("verification_uri_complete") or shown.get("verification_uri") or "")
+    about = {"user_code": shown.get("user_code"), "expires_in": shown.get("expires_in")}
+    flow.terminal.offer({"url": url, "state": flow.state, "flow": "device", **filled(**about)})
     show_url(flow, url, open_it=flow.options.browser and not is_headless(), phone=True)
     flow.terminal.say(f"and enter the code {shown.get('user_code')}, if it asks for one. Waiting...")
     interval = max(5.0, float(shown.get("interval") or 5))
@@ -13602,6 +13634,12 @@ def login(
         raise ProxyError("invalid_request", f"{row.title} has no page to log in: {advice}")
     else:
         answer = browser_login(flow)
+    return keep_login(flow, answer, store)
+
+
+def keep_login(flow: Flow, answer: Json, store: Store) -> Credential:
+    """Save what a login has brought. Raises ProxyError, having saved nothing."""
+    row, options = flow.row, flow.options
     data = {**row.fields(flow, answer), **answer.get("_file", {}), "type": row.provider}
     data = overlaid(data, row.finish(flow, data) if row.finish else {})
     data["cliproxy"] = {**data.get("cliproxy", {}), "refused": None}
@@ -18970,15 +19008,12 @@ def error_message(error: ProxyError) -> Json:
 
 
 ########################################################################################
-# 40. MANAGEMENT
+# 40. GUARD
 ########################################################################################
-# CLIProxyAPI's management API, for its official page and the GUIs that speak it: a row of ENDPOINTS a
-# method and path. Scalars, lists of texts, maps and lists of objects are four shapes over SETTINGS. A
-# function gets the Desk, the Wish and its row, and returns what is sent. A setting is changed in the
-# text of its file, which is read again for that, and is in force before the answer. Source:
-# spec/management.md.
+# Who may use the management API, and the form in which it refuses. A key is compared with passwords
+# first, then with what was right before, and only then hashed: one at a time, and not for who has
+# failed too often. Source: spec/management.md 1, 16, 19.
 
-MANAGEMENT_PATH = "/v0/management"
 FAILURES = 5  # wrong keys from one address, after which it is shut out
 SHUT_OUT = 1_800.0  # seconds
 STALE_FAILURES = 7_200.0  # seconds after which failures are forgotten
@@ -19000,45 +19035,6 @@ def complaint_answer(error: ProxyError) -> Answer:
     if error.dialect == "management":
         return whole_answer(error.status, {"content-type": "application/json"}, error.body)
     return json_answer(502 if error.status == 401 else error.status, {"error": str(error)})
-
-
-class Wish(NamedTuple):
-    """One call of the API, its key checked."""
-
-    method: str
-    path: str  # behind MANAGEMENT_PATH
-    query: Mapping[str, list[str]]
-    headers: Headers
-    body: bytes
-    rest: str = ""  # what the `*` of the endpoint's path stands for
-
-    def one(self, name: str) -> str:
-        """Return a parameter of the query, empty if it is not there."""
-        return self.query.get(name, [""])[0]
-
-    @property
-    def data(self) -> Any:
-        """The decoded body. Raises ProxyError if it is no JSON."""
-        try:
-            return decode_json(self.body)
-        except (ValueError, RecursionError) as exc:
-            raise complaint(400, "invalid body") from exc
-
-    @property
-    def object(self) -> Json:
-        """The object in the body. Raises ProxyError if there is none."""
-        data = self.data
-        if not isinstance(data, dict):
-            raise complaint(400, "invalid body")
-        return data
-
-    def place(self, size: int) -> int | None:
-        """Return the place in a list of this size that the query names, None if it names none."""
-        word = self.one("index")
-        return int(word) if word.isdecimal() and len(word) < 9 and int(word) < size else None
-
-
-# -- the key -----------------------------------------------------------------------------
 
 
 @functools.lru_cache(maxsize=1)
@@ -19180,7 +19176,13 @@ def given_key(headers: Headers) -> str:
     return key or headers.get("x-management-key", "").strip()
 
 
-# -- the settings, read and written ------------------------------------------------------
+########################################################################################
+# 41. PEN
+########################################################################################
+# The settings file, shown and written as its owner wrote it. A change is made in the text of the file,
+# which is read again for that: what is PUT is laid over what is in force, each value in the file's own
+# words where they say the same, and only what differs is rewritten. Nothing is written that would not
+# load, and what was there before is kept beside it.
 
 SETTING_ROWS = {row.key: row for row in SETTINGS}
 OLD_HOMES = {"api-keys": {"auth"}, "gemini-api-key": {"generative-language-api-key"}}  # beside old spellings
@@ -19397,6 +19399,191 @@ def seal_key(app: App, pen: Pen) -> None:
         log.info("%s: the management key is kept as its hash now", app.config.path)
 
 
+########################################################################################
+# 42. SESSIONS
+########################################################################################
+# Logins that are begun from a page. Each runs LOGIN's own way through a login on a thread; the page is
+# its terminal: it shows the address, and whatever comes back, by which way ever, is put into its inbox.
+# What a session waits for, and how it ended, is told by its state.
+
+SESSION_KEPT = 60.0  # seconds that the end of a login is remembered
+SESSION_START = 45.0  # seconds that a provider may take to say where to go
+STATE = re.compile(r"(?!.*\.\.)[\w.-]{1,128}", re.ASCII)
+SESSION_NAMES = {  # what programs call a provider -> as LOGINS does
+    **{name: name for name in LOGINS if name != "vertex"},
+    "anthropic": "claude", "openai": "codex", "google": "gemini", "gemini-cli": "gemini", "anti-gravity": "antigravity",
+    "i-flow": "iflow", "x-ai": "xai", "grok": "xai",
+}  # fmt: skip
+
+
+class Session(Terminal):
+    """One login of a page, and whom LOGIN takes for a terminal."""
+
+    def __init__(self, provider: str) -> None:
+        super().__init__(lambda text: log.debug("login: %s", text))
+        self.provider = provider
+        self.closed = True  # nobody types
+        self.shown: SimpleQueue[Json | ProxyError] = SimpleQueue()  # where to go, or why there is nothing
+        self.state = ""  # as of the provider's address
+        self.status, self.error = "wait", ""  # or ok, error
+        self.ended = math.inf  # time.monotonic()
+        self.thread: threading.Thread | None = None
+        self._cancelled = threading.Event()
+        self.pause = self._wait
+
+    def offer(self, place: Json) -> None:
+        self.state = place["state"]
+        self.shown.put(place)
+
+    def take(self, deadline: float) -> Arrival:
+        arrival = super().take(deadline)
+        self._wait(0.0)
+        return arrival
+
+    def _wait(self, seconds: float) -> None:
+        if self._cancelled.wait(seconds):
+            raise ProxyError("conflict", "the login was cancelled; nothing was saved")
+
+    def cancel(self) -> None:
+        """End the login, soon; by its thread, which closes what it has opened."""
+        self._cancelled.set()
+        self.inbox.put(Arrival(""))
+
+    def end(self, error: str = "") -> None:
+        self.status, self.error = ("error" if error else "ok"), error
+        self.ended = time.monotonic()
+
+
+class Sessions:
+    """The logins of pages that are under way, or have just ended."""
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+        self._lock = threading.Lock()  # guards:
+        self._sessions: list[Session] = []
+
+    def begin(self, provider: str, options: Options) -> Json:
+        """Begin a login, in place of the one of this provider that is under way; return where to go."""
+        session = Session(provider)
+        with self._lock:
+            now = time.monotonic()
+            self._sessions = [old for old in self._sessions if now < old.ended + SESSION_KEPT]
+            former = [old for old in self._sessions if old.provider == provider and old.status == "wait"]
+            self._sessions.append(session)
+        for old in former:
+            old.cancel()
+            if old.thread:
+                old.thread.join(2 * TICK + 1.0)  # it may hold the port
+        session.thread = threading.Thread(target=self._run, args=(session, options), daemon=True)
+        session.thread.start()
+        try:
+            place = session.shown.get(timeout=SESSION_START)
+        except Empty:
+            session.cancel()
+            raise ProxyError(
+                "upstream_timeout", f"{provider} takes too long to say where to log in"
+            ) from None
+        if isinstance(place, ProxyError):
+            raise place
+        return place
+
+    def _run(self, session: Session, options: Options) -> None:
+        try:
+            credential = login(session.provider, options, self._app.config, self._app.store, session)
+            self._app.take_over()
+            self._app.wake(credential.name)
+            session.end()
+        except (ProxyError, OSError) as exc:
+            error = exc if isinstance(exc, ProxyError) else ProxyError("internal", str(exc))
+            session.end(str(self._app.make_discreet(error)))
+            session.shown.put(error)
+        except Exception:  # a thread's top
+            log.exception("a login at %s failed", session.provider)
+            session.end("internal error; the log has more")
+            session.shown.put(ProxyError("internal", session.error))
+
+    def find(self, state: str) -> Session | None:
+        """Return the login of a state, None if there is none."""
+        with self._lock:
+            now = time.monotonic()
+            return next(
+                (one for one in self._sessions if one.state == state and now < one.ended + SESSION_KEPT), None
+            )
+
+    def deliver(self, state: str, text: str) -> bool:
+        """Hand what came back to the login that waits for it; False if none does."""
+        session = self.find(state) if STATE.fullmatch(state) else None
+        if session is None or session.status != "wait":
+            return False
+        session.inbox.put(Arrival(text))
+        return True
+
+
+########################################################################################
+# 43. DESK
+########################################################################################
+# What the functions of the management API get: a Wish is one call, its key checked; the Desk is what
+# they work with. What they return is sent as JSON, unless it is an Answer.
+
+MANAGEMENT_PATH = "/v0/management"
+HEARTBEAT = 10.0  # seconds without /keep-alive after which a server that was started with a password ends
+
+
+class Wish(NamedTuple):
+    """One call of the API, its key checked."""
+
+    method: str
+    path: str  # behind MANAGEMENT_PATH
+    query: Mapping[str, list[str]]
+    headers: Headers
+    body: bytes
+    rest: str = ""  # what the `*` of the endpoint's path stands for
+
+    def one(self, name: str) -> str:
+        """Return a parameter of the query, empty if it is not there."""
+        return self.query.get(name, [""])[0]
+
+    @property
+    def data(self) -> Any:
+        """The decoded body. Raises ProxyError if it is no JSON."""
+        try:
+            return decode_json(self.body)
+        except (ValueError, RecursionError) as exc:
+            raise complaint(400, "invalid body") from exc
+
+    @property
+    def object(self) -> Json:
+        """The object in the body. Raises ProxyError if there is none."""
+        data = self.data
+        if not isinstance(data, dict):
+            raise complaint(400, "invalid body")
+        return data
+
+    def place(self, size: int) -> int | None:
+        """Return the place in a list of this size that the query names, None if it names none."""
+        word = self.one("index")
+        return int(word) if word.isdecimal() and len(word) < 9 and int(word) < size else None
+
+
+def slots_now(now: float) -> list[Json]:
+    """Return the parts of the last hours that pages draw, empty."""
+    last = int(now // RECENT_SECONDS)
+    return [
+        {"time": slot_name(at), "success": 0, "failed": 0} for at in range(last - RECENT_SLOTS + 1, last + 1)
+    ]
+
+
+def traffic_of(traffic: Mapping[str, Json], names: Iterable[str]) -> Json:
+    """Return what became of the requests of several accounts, added up."""
+    told = [traffic[name] for name in dict.fromkeys(names) if name in traffic]
+    slots = slots_now(time.time())
+    for row in told:
+        for slot, more in zip(slots, row["recent_requests"]):
+            slot.update(success=slot["success"] + more["success"], failed=slot["failed"] + more["failed"])
+    total = {word: sum(row[word] for row in told) for word in ("success", "failed")}
+    return {**total, "recent_requests": slots}
+
+
 class Desk:
     """What the management API works with."""
 
@@ -19404,6 +19591,9 @@ class Desk:
         self.app = app
         self.guard = Guard(app, password)
         self.pen = Pen(app)
+        self.sessions = Sessions(app)
+        self.popped = 0  # the last row of the statistics that was popped
+        self._beat = time.monotonic()  # when the one who started us was heard last
         self._plain = ""  # the last key that was tried to be replaced by its hash
 
     def poll(self) -> None:
@@ -19415,11 +19605,45 @@ class Desk:
             except ProxyError as error:
                 log.warning("the management key stays as it is: %s", error)
 
-    def answer(self, wish: Wish) -> Answer:
-        """Do what is wished. Raises ProxyError."""
-        endpoint, rest = find_endpoint(wish.method, wish.path)
-        given = endpoint.answer(self, wish._replace(rest=rest), endpoint.row)
-        return given if isinstance(given, Answer) else json_answer(200, given)
+    @property
+    def abandoned(self) -> bool:
+        """Tell whether the program that started us with a password has stopped to call /keep-alive."""
+        return bool(self.guard.password) and time.monotonic() - self._beat > HEARTBEAT
+
+    def keep_alive(self, key: str) -> bool:
+        """Note that the one who started us is there; False if it is somebody else."""
+        if not same_text(key, self.guard.password):
+            return False
+        self._beat = time.monotonic()
+        return True
+
+    @contextlib.contextmanager
+    def usage(self) -> Iterator[Database]:
+        """Open the statistics, with all that has happened until now. Raises ProxyError."""
+        self.app.scribe.write()
+        self.app.stats.flush()
+        try:
+            database = Database(self.app.stats.path)
+            with contextlib.closing(database):
+                yield database
+        except DatabaseError as exc:
+            raise complaint(503, f"the statistics cannot be read: {exc}") from exc
+
+    def traffic(self) -> dict[str, Json]:
+        """Return by account what became of its requests: success, failed, recent_requests."""
+        now = time.time()
+        with contextlib.suppress(ProxyError), self.usage() as database:
+            sums = usage_report(database, Query(by="account"))["rows"]
+            recent = recent_requests(database, now)
+            return {
+                row["account"]: {
+                    "success": row["requests"] - row["failed"],
+                    "failed": row["failed"],
+                    "recent_requests": recent.get(row["account"], slots_now(now)),
+                }
+                for row in sums
+            }
+        return {}
 
     def cors(self, headers: Headers) -> Headers:
         """Return the headers that let a page of elsewhere read an answer. The key is the protection."""
@@ -19444,6 +19668,671 @@ VERSION_HEADERS = {
     "x-cpa-version": __version__, "x-cpa-commit": "cliproxy", "x-cpa-build-date": "unknown", "x-cpa-support-plugin": "0",
 }  # fmt: skip
 SAVED = {"status": "ok"}
+
+
+def texts_in(data: Any) -> list[str]:
+    """Return the list of texts that data is. Raises ProxyError if it is none."""
+    if not isinstance(data, list) or not all(isinstance(text, str) for text in data):
+        raise complaint(400, "invalid body")
+    return data
+
+
+########################################################################################
+# 44. TRAFFIC
+########################################################################################
+# What was used, as pages and collectors of both generations read it: sums and single requests of the
+# database of USAGE, in CLIProxyAPI's words. Source: spec/management.md 10, 12, 16.
+
+DETAILS, EXPORTED = 10_000, 200_000  # single requests that are told of: the latest
+TOKENS = "input + cached + cache_write + output"  # of a row
+API = "coalesce(nullif(key, ''), 'POST ' || path)"  # by what a row goes in this API
+
+
+def detail_of(row: Row) -> Json:
+    """Return a row as a request of this API."""
+    tokens = {
+        "input_tokens": row.input + row.cached + row.cache_write,
+        "output_tokens": row.output,
+        "reasoning_tokens": row.reasoning,
+        "cached_tokens": row.cached,
+    }
+    total = tokens["input_tokens"] + row.output
+    return {
+        "timestamp": f"{iso_time(row.time)[:-1]}.{int(row.time % 1 * 1e6):06}Z",
+        "latency_ms": row.total_ms,
+        "source": row.account,
+        "auth_index": row.auth_index,
+        "tokens": {**tokens, "total_tokens": total},
+        "failed": has_failed(row),
+    }
+
+
+def api_of(row: Row) -> str:
+    return row.key or f"POST {row.path}"
+
+
+def snapshot(database: Database, most: int) -> Json:
+    """Return the statistics as pages read them: sums of all, and the latest requests."""
+    source = "FROM rows WHERE attempt > 0"
+    failed = "total(status >= 400 AND NOT hung_up)"
+    ((number, bad, tokens),) = database.read(f"SELECT count(*), {failed}, total({TOKENS}) {source}")
+    apis: dict[str, Json] = {}
+    for api, model, requests, used in database.read(
+        f"SELECT {API}, model, count(*), total({TOKENS}) {source} GROUP BY 1, 2"
+    ):
+        row = apis.setdefault(api, {"total_requests": 0, "total_tokens": 0, "models": {}})
+        row.update(
+            total_requests=row["total_requests"] + requests, total_tokens=row["total_tokens"] + int(used)
+        )
+        row["models"][model] = {"total_requests": requests, "total_tokens": int(used), "details": []}
+    fields = ", ".join(Row._fields)
+    latest = database.read(f"SELECT {fields} {source} ORDER BY id DESC LIMIT ?", most)
+    for found in map(Row._make, reversed(latest)):
+        apis[api_of(found)]["models"][found.model]["details"].append(detail_of(found))
+    told: Json = {"total_requests": number, "success_count": number - int(bad), "failure_count": int(bad)}
+    told.update(total_tokens=int(tokens), apis=apis)
+    for word, form in (("day", "%Y-%m-%d"), ("hour", "%H")):
+        by = f"strftime('{form}', time, 'unixepoch', 'localtime')"
+        sums = database.read(f"SELECT {by}, count(*), total({TOKENS}) {source} GROUP BY 1")
+        told[f"requests_by_{word}"] = {when: requests for when, requests, _ in sums}
+        told[f"tokens_by_{word}"] = {when: int(used) for when, _, used in sums}
+    return told
+
+
+def get_usage(desk: Desk, wish: Wish, _row: None) -> Json:
+    with desk.usage() as database:
+        if wish.path == "/usage/export":
+            exported = write_time(time.time(), utc=True)
+            return {"version": 1, "exported_at": exported, "usage": snapshot(database, EXPORTED)}
+        told = snapshot(database, DETAILS)
+        return {"usage": told, "failed_requests": told["failure_count"]}
+
+
+def imported_rows(usage: Json) -> Iterator[Row]:
+    """Yield the requests of an export as rows. Raises one of MALFORMED for what is none."""
+    for api, of_api in usage.get("apis", {}).items():
+        for model, of_model in of_api.get("models", {}).items():
+            for detail in of_model.get("details") or ():
+                yield imported_row(str(api), str(model).strip() or "unknown", detail)
+
+
+def imported_row(api: str, model: str, detail: Json) -> Row:
+    """Return a request of an export as a row."""
+    tokens = detail.get("tokens") or {}
+    names = "input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens"
+    told, from_cache, output, reasoning = (clean_count(tokens.get(name)) for name in names)
+    used = Usage(told, from_cache, 0, output, reasoning)
+    path = api.partition(" ")[2]
+    row: Json = dict.fromkeys(Row._fields, 0) | dict.fromkeys(IMPORTED_TEXTS, "")
+    row.update(
+        time=read_time(detail.get("timestamp")) or time.time(),
+        attempt=1,
+        key="" if path else api,
+        path=path,
+        model=model,
+        account=str(detail.get("source") or ""),
+        auth_index=str(detail.get("auth_index") or ""),
+        status=500 if detail.get("failed") else 200,
+        total_ms=clean_count(detail.get("latency_ms")),
+        input=max(0, told - from_cache),
+        cached=from_cache,
+        output=output,
+        reasoning=reasoning,
+        cost=cost_of(price_of(model, list_prices()), used),
+    )
+    return Row(**row)
+
+
+IMPORTED_TEXTS = (
+    "request",
+    "key",
+    "client",
+    "address",
+    "dialect",
+    "path",
+    "asked",
+    "provider",
+    "account",
+    "error",
+    "words",
+)
+
+
+def same_request(row: Row) -> tuple[Any, ...]:
+    """Return what two rows of one request have alike."""
+    return api_of(row), row.model, round(row.time, 4), *row[11:13], has_failed(row), *row[18:23]
+
+
+def import_usage(desk: Desk, wish: Wish, _row: None) -> Json:
+    """Add the requests of an export that are not there yet."""
+    try:
+        body = wish.object
+    except ProxyError as error:
+        raise complaint(400, "invalid json") from error
+    if body.get("version") not in (None, 0, 1):
+        raise complaint(400, "unsupported version")
+    try:
+        rows = list(imported_rows(body.get("usage") or {}))
+    except MALFORMED as exc:
+        raise complaint(400, "invalid json", message=str(exc)) from exc
+    with desk.usage() as database:
+        fields = ", ".join(Row._fields)
+        first = min((row.time for row in rows), default=0.0) - 1.0
+        known = database.read(f"SELECT {fields} FROM rows WHERE time >= ?", first)  # noqa: S608 -- names of ours
+        seen = {same_request(Row._make(row)) for row in known}
+        fresh = []
+        for row in rows:
+            mark = same_request(row)
+            fresh += [] if mark in seen else [row]
+            seen.add(mark)
+        database.write(fresh)
+        told = snapshot(database, 0)
+    counts = {"total_requests": told["total_requests"], "failed_requests": told["failure_count"]}
+    return {"added": len(fresh), "skipped": len(rows) - len(fresh), **counts}
+
+
+def pop_usage(desk: Desk, wish: Wish, _row: None) -> Any:
+    """Return the oldest requests that were not popped yet, and never again."""
+    word = wish.one("count") or "1"
+    if not word.isdecimal() or len(word) > 9 or not int(word):
+        raise complaint(400, "count must be a positive integer")
+    with desk.usage() as database:
+        rows = stored_rows(database, desk.popped, min(int(word), DETAILS))
+    desk.popped = rows[-1][0] if rows else desk.popped
+    return [record_of(row) for _, row in rows if row.attempt]
+
+
+def record_of(row: Row) -> Json:
+    """Return a row as a record of the queue."""
+    detail = detail_of(row)
+    tokens = {**detail["tokens"], "cache_read_tokens": row.cached, "cache_creation_tokens": row.cache_write}
+    return {
+        **detail,
+        "tokens": tokens,
+        "ttft_ms": row.first_ms,
+        "client_ip": row.address,
+        "user_agent": row.client,
+        "fail": {"status_code": row.status if has_failed(row) else 0, "body": row.words},
+        "provider": row.provider,
+        "model": row.model,
+        "alias": row.asked,
+        "endpoint": f"POST {row.path}",
+        "auth_type": "oauth" if row.account.endswith(".json") else "api_key",
+        "api_key": row.key,
+        "request_id": row.request,
+    }
+
+
+def key_usage(desk: Desk, _wish: Wish, _row: None) -> Json:
+    """Return what became of the requests of each key of the config, by provider, base URL and key."""
+    traffic = desk.traffic()
+    told: dict[str, Json] = {}
+    for account in desk.app.router.offers.accounts:
+        if account.credential or account.name in ENVIRON_NAMES:
+            continue
+        source, _, number = account.name.rpartition("[")
+        entries = desk.app.config.data.get(source)
+        entry = entries[int(number[:-1])] if entries else endpoint_of(desk.app.config, account)
+        name = source.removesuffix("-api-key")
+        rows = told.setdefault(name.lower(), {})
+        rows[f"{entry.get('base-url', '')}|{account.key}"] = traffic_of(traffic, [account.name])
+    return told
+
+
+ENVIRON_NAMES = frozenset(row.source for row in KEY_VARIABLES)  # accounts of the environment
+
+
+def endpoint_of(config: Config, account: Account) -> Json:
+    """Return the entry of an OpenAI-compatible service that an account is of."""
+    entries = config["openai-compatibility"]
+    return next((one for one in entries if one["name"].strip().lower() == account.provider.name), {})
+
+
+########################################################################################
+# 45. FILES
+########################################################################################
+# The credential files as pages see and change them: listed with what their accounts do, uploaded,
+# changed, and put in force before the answer. No name leads out of the folder, and no list holds a
+# token. Source: spec/management.md 8, 16.
+
+UPLOAD_LIMIT = 20_000_000  # bytes of a form
+
+
+class Upload(NamedTuple):
+    """A file in a form."""
+
+    name: str
+    data: bytes
+
+
+def form_files(wish: Wish) -> tuple[list[Upload], dict[str, str]]:
+    """Return the files in a form, sorted by the names of their fields, and the other fields."""
+    from email.parser import BytesParser  # noqa: PLC0415 -- slow, and seldom needed
+
+    if len(wish.body) > UPLOAD_LIMIT:
+        raise complaint(413, f"a form has {UPLOAD_LIMIT:,} bytes at most")
+    kind = wish.headers.get("content-type", "")
+    form = BytesParser().parsebytes(f"content-type: {kind}\r\n\r\n".encode("latin-1") + wish.body)
+    if not form.is_multipart():
+        raise complaint(400, "invalid multipart form: it has no parts")
+    files: list[tuple[str, Upload]] = []
+    fields: dict[str, str] = {}
+    for part in form.get_payload():
+        data = part.get_payload(decode=True)  # type: ignore[union-attr]
+        field = str(part.get_param("name", "", "content-disposition"))  # type: ignore[union-attr]
+        name = part.get_filename()  # type: ignore[union-attr]
+        if name and isinstance(data, bytes):
+            files.append((field, Upload(re.split(r"[/\\]", name)[-1], data)))
+        elif isinstance(data, bytes):
+            fields[field] = data.decode("utf-8", "replace").strip()
+    return [file for _, file in sorted(files, key=operator.itemgetter(0))], fields
+
+
+def is_form(wish: Wish) -> bool:
+    return wish.headers.get("content-type", "").lower().startswith("multipart/form-data")
+
+
+def rfc_time(when: float | None) -> str | None:
+    return write_time(when, utc=True) if when else None
+
+
+def auth_index(credential: Credential) -> str:
+    """Return what stands for a file in this API, as Account.auth_index does for its accounts."""
+    return hashlib.sha256(f"file:{credential.name}".encode("utf-8", "replace")).hexdigest()[:16]
+
+
+def accounts_in(desk: Desk, credential: Credential) -> list[Account]:
+    """Return the accounts that a file is in use for."""
+    accounts = desk.app.router.offers.accounts
+    return [one for one in accounts if one.credential and one.credential.name == credential.name]
+
+
+def state_of(desk: Desk, credential: Credential) -> Json:
+    """Return how it stands with a file: status, status_message, disabled, unavailable, next_retry_after."""
+    if credential.data.get("disabled"):
+        return {"status": "disabled", "status_message": "", "disabled": True, "unavailable": False}
+    reports = [desk.app.router.report(account) for account in accounts_in(desk, credential)]
+    if not reports:
+        why = accounts_of_file(desk.app.config, credential)[1] or "it is not used"
+        return {"status": "error", "status_message": why, "disabled": False, "unavailable": True}
+    return {"disabled": False, **state_in_use(reports, why_dead(credential.data))}
+
+
+def state_in_use(reports: list[Json], dead: str) -> Json:
+    """Return how it stands with a file whose accounts report so: it is bad if none of them can be asked."""
+    rests = [rest for report in reports for rest in report["cooling"] if rest["model"] == "*"]
+    lost = [report for report in reports if report["state"] == "needs login"]
+    bad = len(lost) == len(reports) or len(rests) >= len(reports)
+    about: Json = {"status": "error" if bad else "active", "unavailable": bad}
+    about["status_message"] = dead or "; ".join(rest["why"] for rest in rests)
+    if bad and rests:
+        about["next_retry_after"] = rfc_time(min(rest["until"] for rest in rests))
+    return about
+
+
+def codex_claims(data: Json) -> Json:
+    """Return what pages want to know of a ChatGPT account."""
+    claims = inside(jwt_claims(data.get("id_token")), OPENAI_AUTH)
+    keys = "chatgpt_account_id", "chatgpt_subscription_active_start", "chatgpt_subscription_active_until"
+    return {**{key: claims[key] for key in keys if claims.get(key)}, **filled(plan_type=plan_of(data))}
+
+
+FILE_FIELDS = (
+    "project_id",
+    "prefix",
+    "proxy_url",
+    "priority",
+    "weight",
+    "note",
+    "websockets",
+    "request_retry",
+)
+
+
+def describe(desk: Desk, credential: Credential, traffic: Mapping[str, Json]) -> Json:
+    """Return an entry of the list of files, without any secret."""
+    data, status = credential.data, credential.path.stat()
+    email = str(data.get("email") or "")
+    project = str(data.get("project_id") or "")
+    kind = "gemini-cli" if credential.type == "gemini" else credential.type
+    account = f"{email} ({project})" if credential.type == "gemini" and project else email
+    about = filled(
+        email=email,
+        account=account or str(data.get("label") or ""),
+        account_type="oauth",
+        last_refresh=rfc_time(last_refresh(data)),
+        id_token=codex_claims(data) if credential.type == "codex" else None,
+        **{key: data.get(key) for key in FILE_FIELDS if isinstance(data.get(key), (str, int))},
+    )
+    return {
+        "id": credential.name,
+        "auth_index": auth_index(credential),
+        "name": credential.name,
+        "type": kind,
+        "provider": kind,
+        "label": email or str(data.get("label") or credential.name),
+        **state_of(desk, credential),
+        **file_facts(credential.path, status),
+        **about,
+        **traffic_of(traffic, [credential.name, *(one.name for one in accounts_in(desk, credential))]),
+    }
+
+
+def file_facts(path: Path, status: os.stat_result) -> Json:
+    when = rfc_time(status.st_mtime)
+    return {
+        "runtime_only": False,
+        "source": "file",
+        "size": status.st_size,
+        "modtime": when,
+        "path": str(path),
+        "created_at": when,
+        "updated_at": when,
+    }
+
+
+def describe_damaged(desk: Desk, name: str, why: str) -> Json:
+    """Return an entry for a file that is no credential, so that a page can delete it."""
+    path = desk.app.store.folder / name
+    index = hashlib.sha256(f"file:{name}".encode("utf-8", "replace")).hexdigest()[:16]
+    return {
+        "id": name,
+        "auth_index": index,
+        "name": name,
+        "type": "unknown",
+        "provider": "unknown",
+        "label": name,
+        "status": "error",
+        "status_message": why,
+        "disabled": False,
+        "unavailable": True,
+        **file_facts(path, path.stat()),
+        **traffic_of(EMPTY, []),
+    }
+
+
+def list_files(desk: Desk, wish: Wish, _row: None) -> Json:
+    desk.app.take_over()
+    traffic, rows = desk.traffic(), []
+    for credential in desk.app.store.credentials():
+        with contextlib.suppress(OSError):  # it is gone
+            rows.append(describe(desk, credential, traffic))
+    for name, why in list(desk.app.store.problems.items()):
+        with contextlib.suppress(OSError):
+            rows.append(describe_damaged(desk, name, why))
+    for word in ("name", "auth_index"):
+        rows = [row for row in rows if wish.one(word) in {"", row[word]}]
+    return {"files": sorted(rows, key=lambda row: row["name"].lower())}
+
+
+def named_file(desk: Desk, name: str) -> Path:
+    """Return the path of a file by its name. Raises ProxyError for what is no name."""
+    try:
+        path = desk.app.store.path(name)
+    except (ProxyError, ValueError, IndexError) as exc:
+        raise complaint(400, "invalid name") from exc
+    if "\0" in name or len(name) > 200 or Path(name).stem.upper() in DEVICE_NAMES:
+        raise complaint(400, "invalid name")
+    return path
+
+
+DEVICE_NAMES = frozenset(  # of Windows: to open one opens no file
+    "CON PRN AUX NUL".split() + [f"{port}{number}" for port in ("COM", "LPT") for number in range(10)]
+)
+
+
+def save_file(desk: Desk, upload: Upload) -> None:
+    """Store an uploaded file as it is, if it is a credential. Raises ProxyError."""
+    if not upload.name.endswith(".json"):
+        raise complaint(400, "file must be .json")
+    path = named_file(desk, upload.name)
+    data = read_object(upload.data) if len(upload.data) <= LARGEST else {}
+    if not isinstance(data.get("type"), str) or not data["type"]:
+        raise complaint(400, "invalid auth file: it is no JSON object with a `type`")
+    desk.app.store.put(path.name, data, upload.data)
+
+
+def each_file(names: Sequence[str], act: Callable[[int], None], verb: str) -> Answer:
+    """Do something with several files, and tell which did and which did not; of one, its own error."""
+    done: list[str] = []
+    failed: list[Json] = []
+    for at, name in enumerate(names):
+        try:
+            act(at)
+            done.append(name)
+        except ProxyError as error:
+            if len(names) == 1:
+                raise
+            failed.append({"name": name, "error": str(error)})
+    if len(names) == 1:
+        return json_answer(200, SAVED)
+    told: Json = {"status": "partial" if failed else "ok", verb: len(done), "files": done}
+    return json_answer(207 if failed else 200, {**told, "failed": failed} if failed else told)
+
+
+def upload_files(desk: Desk, wish: Wish, _row: None) -> Answer:
+    """Take in credential files: of a form, or one as the body itself."""
+    if is_form(wish):
+        uploads = form_files(wish)[0]
+    else:
+        name = wish.one("name")
+        if not name or named_name(name) != name:
+            raise complaint(400, "invalid name")
+        if not name.endswith(".json"):
+            raise complaint(400, "name must end with .json")
+        uploads = [Upload(name, wish.body)]
+    if not uploads:
+        raise complaint(400, "no files uploaded")
+    answer = each_file(
+        [upload.name for upload in uploads], lambda at: save_file(desk, uploads[at]), "uploaded"
+    )
+    desk.app.take_over()
+    return answer
+
+
+def named_name(name: str) -> str:
+    """Return the last part of a path as any system writes it."""
+    return re.split(r"[/\\]", name)[-1]
+
+
+def names_wished(wish: Wish) -> list[str]:
+    """Return the names of files that a DELETE names: in its query, or in its body."""
+    names: Any = wish.query.get("name", [])
+    if not names and wish.body.strip():
+        body = wish.data
+        named = body.get("names", [body.get("name")]) if isinstance(body, dict) else body
+        names = texts_in(named)
+    return list(dict.fromkeys(names))
+
+
+def delete_files(desk: Desk, wish: Wish, _row: None) -> Answer:
+    store = desk.app.store
+    if wish.one("all").lower() in {"true", "1", "*"}:
+        desk.app.take_over()
+        names = [*(credential.name for credential in store.credentials()), *store.problems]
+        for name in names:
+            store.delete(name)
+        desk.app.take_over()
+        return json_answer(200, {"status": "ok", "deleted": len(names)})
+    names = names_wished(wish)
+    if not names:
+        raise complaint(400, "invalid name")
+
+    def act(at: int) -> None:
+        path = named_file(desk, names[at])
+        if not path.exists():
+            raise complaint(404, "auth file not found")
+        store.delete(path.name)
+
+    try:
+        return each_file(names, act, "deleted")
+    finally:
+        desk.app.take_over()
+
+
+def download_file(desk: Desk, wish: Wish, _row: None) -> Answer:
+    name = wish.one("name")
+    if name and not name.endswith(".json"):
+        raise complaint(400, "name must end with .json")
+    path = named_file(desk, name)
+    try:
+        data, _ = read_regular(path, LARGEST)
+    except FileNotFoundError as exc:
+        raise complaint(404, "file not found") from exc
+    except OSError as exc:
+        raise complaint(500, f"{name} cannot be read: {exc.strerror}") from exc
+    headers = {
+        "content-type": "application/json",
+        "content-disposition": f'attachment; filename="{urlquote(name)}"',
+    }
+    return whole_answer(200, {**headers, "cache-control": "no-store"}, data)
+
+
+def find_file(desk: Desk, name: object) -> Credential:
+    """Return a file by its name, its id or its index. Raises ProxyError."""
+    if not isinstance(name, str) or not name.strip():
+        raise complaint(400, "name is required")
+    found = [one for one in desk.app.store.credentials() if name.strip() in {one.name, auth_index(one)}]
+    if not found:
+        raise complaint(404, "auth file not found")
+    return found[0]
+
+
+def request_object(wish: Wish) -> Json:
+    """Return the object in the body; what is none is called otherwise here."""
+    try:
+        return wish.object
+    except ProxyError as error:
+        raise complaint(400, "invalid request body") from error
+
+
+def change_file(desk: Desk, credential: Credential, changes: Json) -> None:
+    """Write into a file what a page has changed, and take it over. Raises ProxyError."""
+    with desk.app.store.refreshing(credential.name):
+        desk.app.store.merge(credential.name, changes)
+    desk.app.take_over()
+    desk.app.wake(credential.name)
+
+
+def set_status(desk: Desk, wish: Wish, _row: None) -> Json:
+    body = request_object(wish)
+    name, disabled = body.get("name") or body.get("auth_index"), body.get("disabled")
+    if isinstance(name, str) and name.strip() and not isinstance(disabled, bool):
+        raise complaint(400, "disabled is required")
+    change_file(desk, find_file(desk, name), {"disabled": disabled})
+    return {"status": "ok", "disabled": disabled}
+
+
+UNTOUCHED = frozenset(["name", "type", *TOKEN_KEYS, "auth_index", "id"])
+
+
+def set_fields(desk: Desk, wish: Wish, _row: None) -> Json:
+    """Change what a file says of its account. `headers` are merged; an empty one is taken out, as is null."""
+    body = request_object(wish)
+    credential = find_file(desk, body.get("name"))
+    changes: Json = {}
+    for path, value in body.items():
+        name, *inner = path.replace("-", "_").split(".")
+        if name in UNTOUCHED:
+            continue
+        field = key_in(credential.data, name)
+        changes[field] = reduce(lambda nested, key: {key: nested}, reversed(inner), blanks_out(value))
+    if not changes:
+        raise complaint(400, "no fields to update")
+    said = {key.replace("_", "-"): value for key, value in changes.items() if value is not None}
+    read_section(
+        {key: value for key, value in said.items() if key in FILE_KEYS}, tuple(FILE_KEYS.values()), "", []
+    )
+    change_file(desk, credential, changes)
+    return SAVED
+
+
+def blanks_out(value: Any) -> Any:
+    """Return a value in which the empty texts of a mapping are None: that takes them out."""
+    if not isinstance(value, dict):
+        return value
+    return {key: None if one == "" else one for key, one in value.items()}
+
+
+def key_in(data: Json, name: str) -> str:
+    """Return how a file spells a field: with hyphens, or an end of its tokens by another name."""
+    same = [name.replace("_", "-"), *(EXPIRY_KEYS if name == "expired" else ())]
+    return name if name in data else next((key for key in same if key in data), name)
+
+
+def file_models(desk: Desk, wish: Wish, _row: None) -> Json:
+    name = wish.one("name")
+    if not name:
+        raise complaint(400, "name is required")
+    rows: dict[str, Json] = {}
+    for account in desk.app.router.offers.accounts:
+        if account.credential and account.credential.name == name:
+            for offer in account.offers():
+                fact = account.fact(offer.own)
+                about = filled(
+                    display_name=offer.display or fact.name, type=account.provider.name, owned_by=fact.owner
+                )
+                rows[offer.public] = {"id": offer.public, **about}
+    return {"models": list(rows.values())}
+
+
+CHANNELS = {  # what pages call a provider's models -> its row of PROVIDERS
+    **{name: name for name in "claude gemini vertex gemini-cli codex qwen iflow antigravity kimi xai".split()},
+    "aistudio": "gemini", "gemini-interactions": "gemini",
+}  # fmt: skip
+
+
+def model_definitions(_desk: Desk, wish: Wish, _row: None) -> Json:
+    channel = wish.rest.lower()
+    if channel not in CHANNELS:
+        raise complaint(400, "unknown channel", channel=wish.rest)
+    return {
+        "channel": channel,
+        "models": [definition_of(row, channel) for row in models_of(CHANNELS[channel], "").values()],
+    }
+
+
+def definition_of(row: Model, channel: str) -> Json:
+    """Describe a model to a page, with how it thinks."""
+    least, most = row.budget
+    thinking = filled(min=least, max=most, levels=list(row.levels), dynamic_allowed=row.dynamic)
+    about = {"thinking": {**thinking, "zero_allowed": row.can_stop}} if row.thinking else {}
+    return {**openai_model(row), "type": channel, **about}
+
+
+def import_vertex(desk: Desk, wish: Wish, _row: None) -> Json:
+    """Take in the key of a service account: in a form, or as the body itself."""
+    uploads, fields = form_files(wish) if is_form(wish) else ([Upload("", wish.body)], {})
+    if not uploads or not uploads[0].data.strip():
+        raise complaint(400, "file required")
+    try:
+        held = decode_json(uploads[0].data)
+    except (ValueError, RecursionError) as exc:
+        raise complaint(400, "invalid json", message=str(exc)) from exc
+    if not isinstance(held, dict):
+        raise complaint(400, "invalid json", message="it is no object")
+    key = service_account(held) or held
+    project = held.get("project_id") or key.get("project_id")
+    if not project or not isinstance(project, str):
+        raise complaint(400, "project_id missing")
+    location = fields.get("location") or wish.one("location") or "us-central1"
+    flow = Flow(LOGINS["vertex"], desk.app.config)
+    try:
+        answer = vendor_service({**held, "project_id": project, "location": location}, Path("the file"))
+    except (ProxyError, *MALFORMED) as exc:
+        raise complaint(400, "invalid service account", message=str(exc)) from exc
+    credential = keep_login(flow, answer, desk.app.store)
+    desk.app.take_over()
+    found = {"auth-file": str(credential.path), "project_id": project, "email": key.get("client_email")}
+    return {"status": "ok", **found, "location": location}
+
+
+########################################################################################
+# 46. MANAGEMENT
+########################################################################################
+# CLIProxyAPI's management API, for its official page and the GUIs that speak it: a row of ENDPOINTS a
+# method and path. Scalars, lists of texts, maps and lists of objects are four shapes over SETTINGS.
+# What is changed is in force before the answer. Source: spec/management.md.
 
 # -- settings by shape -------------------------------------------------------------------
 
@@ -19511,13 +20400,6 @@ def items_in(data: Any, kind: type) -> Any:
     if not isinstance(items, kind) or (data is not items and not items):
         raise complaint(400, "invalid body")
     return items
-
-
-def texts_in(data: Any) -> list[str]:
-    """Return the list of texts that data is. Raises ProxyError if it is none."""
-    if not isinstance(data, list) or not all(isinstance(text, str) for text in data):
-        raise complaint(400, "invalid body")
-    return data
 
 
 def put_texts(desk: Desk, wish: Wish, row: Several) -> Json:
@@ -19716,6 +20598,241 @@ def get_version(_desk: Desk, _wish: Wish, _row: None) -> Json:
     return {"latest-version": f"v{__version__}"}
 
 
+# -- errands of pages --------------------------------------------------------------------
+
+PAGE_TIME = 60.0  # seconds for a call that a page has made
+TOKEN_WORD = "$TOKEN$"  # noqa: S105 -- what stands for one
+MORE_HOSTS = {
+    "xai": ("https://management-api.x.ai",),
+    "codex": ("https://auth.openai.com",),
+}  # of the same vendors
+
+
+def account_at(desk: Desk, index: str) -> Account | None:
+    """Return the account that an index stands for, also of a file that is switched off."""
+    for account in desk.app.router.offers.accounts:
+        if account.auth_index == index:
+            return account
+    for credential in desk.app.store.credentials():
+        if auth_index(credential) == index:
+            idle = credential._replace(data={**credential.data, "disabled": False})
+            return next(iter(accounts_of_file(desk.app.config, idle)[0]), None)
+    return None
+
+
+def homes_of(account: Account, config: Config) -> set[Origin]:
+    """Return the places that a token of an account may be sent to: its provider's own."""
+    urls = [account.base, account.provider.base, *account.provider.others]
+    kind = account.credential.type if account.credential else ""
+    if account.credential and kind in LOGINS:
+        row = Flow(LOGINS[kind], config, account.credential.data).row
+        urls += [str(value) for name, value in zip(row._fields, row) if name.endswith("_url")]
+        urls += MORE_HOSTS.get(kind, ())
+    return {split_url(url)[0]._replace(proxy="") for url in urls if url}
+
+
+def token_for(desk: Desk, account: Account, url: str) -> str:
+    """Return the token of an account, for this address. Raises ProxyError if it may not go there."""
+    origin = split_url(url)[0]._replace(proxy="")
+    if origin not in homes_of(account, desk.app.config) or not (
+        origin.scheme == "https" or is_loopback(origin.host)
+    ):
+        raise complaint(
+            400, f"the token of {account.name} is not sent to {origin.host}: that is not its provider"
+        )
+    if account.renewable and account.expired(time.time()):
+        try:
+            desk.app.renew(account, account.token)
+        except ProxyError as error:
+            raise complaint(400, "auth token refresh failed", message=str(error)) from error
+    if not account.token:
+        raise complaint(400, "auth token not found")
+    return account.token
+
+
+class PageCall(NamedTuple):
+    """A call that a page wants to have made."""
+
+    account: str  # the index of the one whose token it carries
+    method: str
+    url: str
+    headers: dict[str, str]
+    data: str
+    proxy: str
+
+
+def page_call(body: Json) -> PageCall:
+    """Read what a page wants. Raises ProxyError."""
+    index = next((body[key] for key in ("auth_index", "authIndex", "AuthIndex") if body.get(key)), "")
+    method, url = (str(body.get(key) or "").strip() for key in ("method", "url"))
+    headers = body.get("header") or {}
+    if not isinstance(headers, dict) or not all(isinstance(value, str) for value in headers.values()):
+        raise complaint(400, "invalid body")
+    wrong = {
+        "missing method": not method,
+        "missing url": not url,
+        "invalid method": not re.fullmatch(r"[A-Za-z]{1,20}", method),
+        "invalid url": not is_url(url, "http", "https"),
+    }
+    for why, is_so in wrong.items():
+        if is_so:
+            raise complaint(400, why)
+    data = str(body.get("data") or "")
+    return PageCall(str(index), method.upper(), url, headers, data, proxy_wished(body.get("proxy_url")))
+
+
+def call_api(desk: Desk, wish: Wish, _row: None) -> Json:
+    """Make a call for a page, with a token that the page does not get to see."""
+    wanted = page_call(wish.object)
+    account, headers = account_at(desk, wanted.account), wanted.headers
+    if account and any(TOKEN_WORD in value for value in headers.values()):
+        token = token_for(desk, account, wanted.url)
+        headers = {name: value.replace(TOKEN_WORD, token) for name, value in headers.items()}
+    sent = {name.lower(): value for name, value in headers.items() if name.lower() not in FRAMING - {"host"}}
+    proxy = wanted.proxy or (account.proxy if account else "") or desk.app.config["proxy-url"]
+    data = wanted.data.encode("utf-8", "replace")
+    try:
+        reply = fetch(wanted.method, wanted.url, sent, data, proxy=proxy, timeout=PAGE_TIME)
+    except ProxyError as error:
+        raise complaint(502, "request failed", message=str(desk.app.make_discreet(error))) from error
+    shown = {name.title(): [value] for name, value in reply.headers.items()}
+    return {"status_code": reply.status, "header": shown, "body": reply.body.decode("utf-8", "replace")}
+
+
+def proxy_wished(value: object) -> str:
+    try:
+        return clean_proxy(str(value or ""))
+    except ValueError as exc:
+        raise complaint(400, "invalid proxy_url") from exc
+
+
+def reset_quota(desk: Desk, wish: Wish, _row: None) -> Json:
+    index = request_object(wish).get("auth_index")
+    if not isinstance(index, str) or not index.strip():
+        raise complaint(400, "auth_index is required")
+    accounts = [one for one in desk.app.router.offers.accounts if one.auth_index == index.strip()]
+    if not accounts:
+        raise complaint(404, "auth not found")
+    models = [rest["model"] for one in accounts for rest in desk.app.router.report(one)["cooling"]]
+    for account in accounts:
+        desk.app.wake(account.name)
+    return {"status": "ok", "auth_index": index.strip(), "models": models}
+
+
+# -- logins ------------------------------------------------------------------------------
+
+AUTH_URLS = {  # path -> login
+    "/anthropic-auth-url": "claude", "/codex-auth-url": "codex", "/antigravity-auth-url": "antigravity", "/kimi-auth-url": "kimi",
+    "/xai-auth-url": "xai", "/gemini-cli-auth-url": "gemini", "/qwen-auth-url": "qwen", "/iflow-auth-url": "iflow",
+}  # fmt: skip
+TRUE_WORDS = frozenset(["true", "1", "yes", "on"])
+
+
+def begin_login(desk: Desk, wish: Wish, row: str) -> Json:
+    """Begin a login; with `is_webui` the browser comes back to the provider's usual port of this machine."""
+    door = wish.one("is_webui").lower() in TRUE_WORDS
+    options = Options(browser=False, page=True, door=door, project=wish.one("project_id"))
+    try:
+        return {"status": "ok", **desk.sessions.begin(row, options)}
+    except ProxyError as error:
+        text = str(desk.app.make_discreet(error))
+        raise complaint(500, "failed to generate authorization url", message=text) from error
+
+
+def failed_login(status: int, text: str) -> ProxyError:
+    error = complaint(status, text)
+    error.body = dumps({"status": "error", "error": text}).encode("ascii")
+    return error
+
+
+def login_status(desk: Desk, wish: Wish, _row: None) -> Json:
+    state = wish.one("state").strip()
+    if not state:
+        return SAVED
+    if not STATE.fullmatch(state):
+        raise failed_login(400, "invalid state")
+    session = desk.sessions.find(state)
+    if session is None:
+        return {"status": "error", "error": "unknown or expired state"}
+    return {"status": session.status, **filled(error=session.error)}
+
+
+def finish_login(desk: Desk, wish: Wish, _row: None) -> Json:
+    """Hand a login what its browser came back with: an address, or what stands in it."""
+    try:
+        body = wish.object
+    except ProxyError as error:
+        raise failed_login(400, "invalid body") from error
+    words = "provider", "redirect_url", "code", "state", "error"
+    given = {key: str(body.get(key) or "").strip() for key in words}
+    if given["redirect_url"]:
+        given.update(fields_of(given["redirect_url"]))
+    session = waiting_session(desk, given)
+    provider = given["provider"].lower()
+    if provider and provider not in SESSION_NAMES:
+        raise failed_login(400, "unsupported provider")
+    if provider and SESSION_NAMES[provider] != session.provider:
+        raise failed_login(400, "provider does not match state")
+    query = urlencode({key: given[key] for key in ("code", "state", "error") if given[key]})
+    desk.sessions.deliver(given["state"], f"?{query}")
+    return SAVED
+
+
+def waiting_session(desk: Desk, given: Mapping[str, str]) -> Session:
+    """Return the login that waits for what was given. Raises ProxyError if none does."""
+    state = given["state"]
+    if not state:
+        raise failed_login(400, "state is required")
+    if not STATE.fullmatch(state):
+        raise failed_login(400, "invalid state")
+    if not given["code"] and not given["error"]:
+        raise failed_login(400, "code or error is required")
+    session = desk.sessions.find(state)
+    if session is None:
+        raise failed_login(404, "unknown or expired state")
+    if session.status != "wait":
+        raise failed_login(409, session.error or "oauth flow is already completed")
+    return session
+
+
+def fields_of(url: str) -> dict[str, str]:
+    """Return code, state and error of the address at which a browser ended. Raises ProxyError."""
+    try:
+        parts = urlsplit(url)
+    except ValueError as exc:
+        raise failed_login(400, "invalid redirect_url") from exc
+    query = parts.query or parts.fragment
+    if not query:
+        raise failed_login(400, "invalid redirect_url")
+    fields = dict(parse_qsl(query))
+    error = fields.get("error") or fields.get("error_description") or ""
+    return {"code": fields.get("code", ""), "state": fields.get("state", ""), "error": error}
+
+
+def cancel_login(desk: Desk, wish: Wish, _row: None) -> Json:
+    session = desk.sessions.find(wish.one("state").strip())
+    waits = session is not None and session.status == "wait"
+    if session and waits:
+        session.cancel()
+    return {"status": "ok", "cancelled": waits}
+
+
+# -- the page ----------------------------------------------------------------------------
+
+PANEL = "management.html"
+PANEL_LIMIT = 50_000_000  # bytes
+
+
+def control_panel(app: App) -> bytes:
+    """Return the page of this API: the official one, if its owner has put it there. Raises ProxyError."""
+    own = app.environ.get("MANAGEMENT_STATIC_PATH", "").strip()
+    places = [Path(own).expanduser(), Path(own).expanduser() / PANEL] if own else []
+    for place in (*places, app.store.folder / ".cliproxy" / PANEL):
+        with contextlib.suppress(OSError):
+            return read_regular(place, PANEL_LIMIT)[0]
+    raise ProxyError("not_found", f"put the official {PANEL} into {app.store.folder / '.cliproxy'}")
+
+
 # -- the endpoints -----------------------------------------------------------------------
 
 
@@ -19785,6 +20902,26 @@ ENDPOINT_ROWS = (
     Endpoint("PUT",    "/config.yaml",    put_text),
     Endpoint("GET",    "/latest-version", get_version),
     Endpoint("GET",    "/ampcode",        get_amp),
+    Endpoint("GET",    "/auth-files",             list_files),
+    Endpoint("POST",   "/auth-files",             upload_files),
+    Endpoint("DELETE", "/auth-files",             delete_files),
+    Endpoint("GET",    "/auth-files/download",    download_file),
+    Endpoint("GET",    "/auth-files/models",      file_models),
+    Endpoint("PATCH",  "/auth-files/status",      set_status),
+    Endpoint("PATCH",  "/auth-files/fields",      set_fields),
+    Endpoint("GET",    "/model-definitions/*",    model_definitions),
+    Endpoint("POST",   "/vertex/import",          import_vertex),
+    Endpoint("POST",   "/api-call",               call_api),
+    Endpoint("POST",   "/reset-quota",            reset_quota),
+    *(Endpoint("GET",  path, begin_login, provider) for path, provider in AUTH_URLS.items()),
+    Endpoint("GET",    "/get-auth-status",        login_status),
+    Endpoint("POST",   "/oauth-callback",         finish_login),
+    Endpoint("DELETE", "/oauth-session",          cancel_login),
+    Endpoint("GET",    "/usage",                  get_usage),
+    Endpoint("GET",    "/usage/export",           get_usage),
+    Endpoint("POST",   "/usage/import",           import_usage),
+    Endpoint("GET",    "/usage-queue",            pop_usage),
+    Endpoint("GET",    "/api-key-usage",          key_usage),
     *(Endpoint(verb, row.path, answer, row) for rows, verb, answer in VERBS for row in rows),
 )
 # fmt: on
@@ -19803,8 +20940,15 @@ def find_endpoint(method: str, path: str) -> tuple[Endpoint, str]:
     raise complaint(404, f"there is no {method} {path} in the management API")
 
 
+def manage(desk: Desk, wish: Wish) -> Answer:
+    """Do what is wished. Raises ProxyError."""
+    endpoint, rest = find_endpoint(wish.method, wish.path)
+    given = endpoint.answer(desk, wish._replace(rest=rest), endpoint.row)
+    return given if isinstance(given, Answer) else json_answer(200, given)
+
+
 ########################################################################################
-# 41. SERVER
+# 47. SERVER
 ########################################################################################
 # A ThreadingHTTPServer whose Handler has a Visit a request, read with NETWORK's strict parser. A thread
 # serves one client connection and is the only one that writes its socket. Here, and nowhere else, an
@@ -20587,10 +21731,32 @@ class Visit(Watcher):
             desk.guard.check(given_key(self.headers), self.address, foreign=self.foreign)
             query = parse_qs(self.raw_query, keep_blank_values=True)
             body = bytes(self.read_body())
-            answer = desk.answer(Wish(self.method, self.argument, query, self.headers, body))
+            answer = manage(desk, Wish(self.method, self.argument, query, self.headers, body))
         except ProxyError as error:
             answer = complaint_answer(self.server.app.make_discreet(error))
         return self.send(answer.status, {**headers, **answer.headers}, b"".join(answer.pieces))
+
+    def finish_login(self, route: Route) -> None:
+        """Hand on what a browser came back with, that was sent to log in by a page of the management API."""
+        ours = self.server.desk.sessions.deliver(self.query.get("state", ""), f"?{self.raw_query}")
+        text = "You can close this window." if ours else "No login waits for this: begin it again."
+        body = f"<!doctype html><meta charset=utf-8><title>cliproxy</title><h1>{text}</h1>\n".encode()
+        self.send(200, {**PAGE_HEADERS, "cache-control": "no-store"}, body)
+
+    def keep_alive_asked(self, route: Route) -> None:
+        """Live on for the program that started us with a password."""
+        desk = self.server.desk
+        if not desk.guard.password:
+            raise no_route(self.method, self.path, self.path)
+        key = given_key(self.headers) or self.headers.get("x-local-password", "")
+        right = desk.keep_alive(key)
+        self.send_json(200 if right else 401, SAVED if right else {"error": "invalid password"})
+
+    def show_panel(self, route: Route) -> None:
+        """Serve the page of the management API; its calls need the key."""
+        if self.server.app.config["remote-management.disable-control-panel"]:
+            raise no_route(self.method, self.path, self.path)
+        self.send(200, {**PAGE_HEADERS, "cache-control": "no-cache"}, control_panel(self.server.app))
 
     def serve_stored(self, route: Route) -> None:
         """Show, forget or cancel an answer that is kept."""
@@ -20620,6 +21786,13 @@ def host_of(place: str) -> str:
 def is_page(origin: str) -> bool:
     """Tell whether an Origin is that of a web page; editors have others."""
     return origin.startswith(("http://", "https://"))
+
+
+CALLBACKS = tuple(f"/{name}/callback" for name in ("anthropic", "codex", "google", "iflow", "antigravity"))
+PAGE_HEADERS = {
+    "content-type": "text/html; charset=utf-8", "x-frame-options": "DENY", "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+}  # fmt: skip
 
 
 class Route(NamedTuple):
@@ -20675,6 +21848,9 @@ ROUTE_ROWS = (
     Route("GET",  "/healthz",                   Visit.show_health,    admit=False),
     Route("GET",  "/metrics",                   Visit.show_metrics,   admit=False),
     Route("GET",  "/",                          Visit.show_root,      admit=False),
+    Route("GET",  "/keep-alive",                Visit.keep_alive_asked, admit=False),
+    Route("GET",  "/management.html",           Visit.show_panel,     admit=False),
+    *(Route("GET", path,                        Visit.finish_login,   admit=False) for path in CALLBACKS),
 )
 # fmt: on
 ROUTES = {(row.method, row.path): row for row in ROUTE_ROWS}
@@ -20683,6 +21859,8 @@ OPTIONS = Route("OPTIONS", "*", Visit.show_options, admit=False)
 MANAGE = Route("*", "*", Visit.manage, admit=False)
 FOR_ALL_PAGES = (
     MANAGEMENT_PATH,
+    "/management.html",
+    *CALLBACKS,
 )  # what pages of other origins may ask for: what protects it is not theirs to give
 AMP_ROUTES = {kind: Route("*", "*", Visit.pass_on, action=kind, admit=False) for kind in ("call", "page")}
 
@@ -20966,7 +22144,7 @@ def link_of(file: Path) -> str:
 
 
 ########################################################################################
-# 42. OUTPUT
+# 48. OUTPUT
 ########################################################################################
 # What people see of the commands: lines, tables that fit into their terminal, colours for states
 # where there is one, and this program by the name under which they started it: texts say `cliproxy`.
@@ -21069,7 +22247,7 @@ def table_lines(columns: Sequence[Column], rows: Sequence[Any]) -> Iterator[str]
 
 
 ########################################################################################
-# 43. EDITS
+# 49. EDITS
 ########################################################################################
 # The settings of other programs, as far as they are ours to write. A file's kind reads it as a
 # document and writes another one into it, keeping the rest. What we wrote, and what was there
@@ -21473,7 +22651,7 @@ class Setups:
 
 
 ########################################################################################
-# 44. CLIENTS
+# 50. CLIENTS
 ########################################################################################
 # The programs that people use. A row says where a client keeps its settings and how to ask whether
 # it works, functions beside it what must stand there, and how it is started on the proxy for once
@@ -22309,7 +23487,7 @@ def start_client(row: Client, start: Start, folder: Path, machine: Machine) -> i
 
 
 ########################################################################################
-# 45. SERVICE
+# 51. SERVICE
 ########################################################################################
 # Keeping the proxy running: one row for each kind of system says where its file lies, what stands
 # in it, and which commands carry out an act. Nothing is run by a shell, and every command has a
@@ -22692,7 +23870,7 @@ def completion(shell: str, words: Mapping[str, Sequence[str]]) -> str:
 
 
 ########################################################################################
-# 46. REPORTS
+# 52. REPORTS
 ########################################################################################
 # What `usage` and `status` show, from what the statistics keep and what servers leave beside it. All
 # of it works while a server runs, and while none does.
@@ -22949,7 +24127,7 @@ def show_failures(rows: list[Json]) -> None:
 
 
 ########################################################################################
-# 47. CONFIGTEXT
+# 53. CONFIGTEXT
 ########################################################################################
 # The settings file as its owner handles it: shown with where each value comes from, a value changed
 # in the text around which everything stays, the whole text edited and checked before it counts.
@@ -23167,7 +24345,7 @@ def edit_by_hand(path: Path, ask: Callable[[str], str]) -> Config:
 
 
 ########################################################################################
-# 48. TRIAL
+# 54. TRIAL
 ########################################################################################
 # One question, asked as a client asks: of the server that runs, else of one that runs for so long.
 
@@ -23232,7 +24410,7 @@ def ask_streamed(url: str, key: str, body: Json, tell: Callable[[str, str], None
 
 
 ########################################################################################
-# 49. COMMANDS
+# 55. COMMANDS
 ########################################################################################
 # argparse rows. Whatever goes wrong is one sentence on stderr and exit status 1; usage errors are 2.
 
@@ -23306,6 +24484,9 @@ def poll_until_asked(server: Server, app: App, asked: SimpleQueue[int]) -> None:
             server.desk.poll()
         except Exception:  # a thread's top
             log.exception("what changed on disk could not be taken over")
+        if server.desk.abandoned:
+            log.warning("nobody has called /keep-alive for %.0f s", HEARTBEAT)
+            return
         with contextlib.suppress(Empty):
             number = asked.get(timeout=1.0)
 
@@ -23329,7 +24510,7 @@ def cmd_serve(options: argparse.Namespace) -> int:
     app = make_app(options)
     for remark in remarks(app.config):
         log.warning("%s", remark)
-    server = make_server(app)
+    server = make_server(app, options.password)
     stop = threading.Event()
     asked: SimpleQueue[int] = SimpleQueue()  # a signal that sets an Event can wait for itself
     listen_for_signals(asked, stop)
@@ -24051,6 +25232,10 @@ def read_port(text: str) -> int:
 SERVE_OPTIONS: tuple[tuple[str, Json], ...] = (
     ("--host", {"help": "address to bind, default 127.0.0.1"}),
     ("--port", {"type": read_port, "help": "port to bind, default 8317"}),
+    (
+        "--password",
+        {"default": "", "help": "ends the server when the one who knows it stops to call /keep-alive"},
+    ),
 )
 LOGIN_OPTIONS: tuple[tuple[str, Json], ...] = (
     ("--no-browser", {"action": "store_true", "help": "print the address only"}),

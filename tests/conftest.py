@@ -17,6 +17,7 @@ import cliproxy as cp
 from support.accounts import House
 from support.codex import add_codex
 from support.home import Home
+from support.office import YAML, Office, OfficeMaker
 from support.paths import SHARED
 from support.proxy import Proxy, ProxyMaker
 from support.upstream import Clock, Upstream
@@ -64,6 +65,27 @@ def make_proxy(tmp_path: Path, upstream: Upstream) -> Iterator[ProxyMaker]:
 @pytest.fixture
 def proxy(make_proxy: ProxyMaker) -> Proxy:
     return make_proxy()
+
+
+@pytest.fixture
+def make_office(tmp_path: Path) -> Iterator[OfficeMaker]:
+    """Start proxies with a management API whose settings file has the text that a test wants."""
+    running: list[Office] = []
+
+    def make(text: str = YAML, name: str = "config.yaml", **more: Any) -> Office:
+        folder = tmp_path / f"office{len(running)}"
+        folder.mkdir()
+        running.append(Office(folder, text, name, **more))
+        return running[-1]
+
+    yield make
+    for office in running:
+        office.close()
+
+
+@pytest.fixture
+def office(make_office: OfficeMaker) -> Office:
+    return make_office()
 
 
 @pytest.fixture

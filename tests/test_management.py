@@ -6,8 +6,6 @@ import json
 import logging
 import stat
 import threading
-from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,74 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import cliproxy as cp
-from support.office import API, KEY, Office
-from support.proxy import Got
+from support.office import API, KEY, SECRET, YAML, Office, OfficeMaker, error_of
 
 Json = cp.Json
-OfficeMaker = Callable[..., Office]
 OK = {"status": "ok"}
-SECRET = f"remote-management:\n  secret-key: {KEY} # the boss's\n"
-YAML = f"""\
-# the owner's own words
-{SECRET}debug: false  # quiet
-api-keys: # of clients
-  - one # Ann
-  - two
-request-retry: 3
-gemini-api-key:
-  - api-key: g1 # first
-    x-mine: kept
-  - api-key: g2
-    base-url: "https://example.org"
-claude-api-key:
-  - api-key: c1
-  - api-key: c1
-    base-url: https://example.org
-codex-api-key:
-  - api-key: x1
-    base-url: https://example.org/v1
-vertex-api-key:
-  - api-key: v1
-    base-url: https://example.org
-openai-compatibility:
-  - name: up
-    base-url: https://example.org/v1
-    api-key-entries:
-      - api-key: k1
-oauth-excluded-models:
-  claude: [ a*, b ]
-oauth-model-alias:
-  codex:
-    - {{ name: gpt-5, alias: five }}
-x-unknown: [ 1, 2 ]
-"""
-
-
-@pytest.fixture
-def make_office(tmp_path: Path) -> Iterator[OfficeMaker]:
-    running: list[Office] = []
-
-    def make(text: str = YAML, name: str = "config.yaml", **more: Any) -> Office:
-        folder = tmp_path / str(len(running))
-        folder.mkdir()
-        running.append(Office(folder, text, name, **more))
-        return running[-1]
-
-    yield make
-    for office in running:
-        office.close()
-
-
-@pytest.fixture
-def office(make_office: OfficeMaker) -> Office:
-    return make_office()
-
-
 # -- the key ------------------------------------------------------------------------------
-
-
-def error_of(got: Got) -> tuple[int, str]:
-    return got.status, got.json()["error"]
 
 
 def test_without_a_key_there_is_no_api(make_office: OfficeMaker) -> None:

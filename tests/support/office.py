@@ -5,7 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,41 @@ from support.upstream import DEADLINE
 
 KEY = "boss"  # the management key
 API = "/v0/management"
+SECRET = f"remote-management:\n  secret-key: {KEY} # the boss's\n"
+YAML = f"""\
+# the owner's own words
+{SECRET}debug: false  # quiet
+api-keys: # of clients
+  - one # Ann
+  - two
+request-retry: 3
+gemini-api-key:
+  - api-key: g1 # first
+    x-mine: kept
+  - api-key: g2
+    base-url: "https://example.org"
+claude-api-key:
+  - api-key: c1
+  - api-key: c1
+    base-url: https://example.org
+codex-api-key:
+  - api-key: x1
+    base-url: https://example.org/v1
+vertex-api-key:
+  - api-key: v1
+    base-url: https://example.org
+openai-compatibility:
+  - name: up
+    base-url: https://example.org/v1
+    api-key-entries:
+      - api-key: k1
+oauth-excluded-models:
+  claude: [ a*, b ]
+oauth-model-alias:
+  codex:
+    - {{ name: gpt-5, alias: five }}
+x-unknown: [ 1, 2 ]
+"""
 
 
 class Office:
@@ -43,6 +78,7 @@ class Office:
         self.server.stop(grace=0.0)
         self._thread.join(DEADLINE)
         self.app.pool.prune(0.0)
+        self.app.scribe.close()
 
     def send(
         self, method: str, path: str, body: Any = None, headers: Mapping[str, str] = cp.EMPTY, host: str = "127.0.0.1"
@@ -66,3 +102,10 @@ class Office:
         got = self.call("GET", path)
         assert got.status == 200, got
         return got.json()
+
+
+OfficeMaker = Callable[..., Office]
+
+
+def error_of(got: Got) -> tuple[int, str]:
+    return got.status, got.json()["error"]
