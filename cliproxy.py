@@ -9807,10 +9807,11 @@ SETTINGS = (
     Setting("remote-management.secret-key", str, "", "key of the management API, kept as its bcrypt hash; empty: no such API", clean=str.strip),
     Setting("remote-management.disable-control-panel", bool, False, "do not serve management.html"),
     Setting("remote-management.allow-origins", Items(str), [], "web pages that may use the management API; none named: all", clean=clean_origins, status="new"),
-    Setting("logging-to-file", bool, False, "log to main.log instead of standard output", status="later"),
-    Setting("logs-max-total-size-mb", int, 0, "oldest logs are deleted beyond it; 0: never", clean=clean_positive, status="later"),
-    Setting("error-logs-max-files", int, 10, "newest error logs that are kept; 0: all", clean=clean_kept, status="later"),
-    Setting("request-log", bool, False, "one log file per request", status="later"),
+    Setting("logging-to-file", bool, False, "log to main.log instead of standard output"),
+    Setting("logs-max-total-size-mb", int, 0, "oldest logs are deleted beyond it; 0: never", clean=clean_positive),
+    Setting("error-logs-max-files", int, 10, "newest error logs that are kept; 0: all", clean=clean_kept),
+    Setting("request-log", bool, False, "one log file per request; failed ones have one anyway"),
+    Setting("request-log-body-kb", int, 1024, "what of a body goes into such a file", clean=clean_positive, status="new"),
     Setting("usage-statistics-enabled", bool, True, "keep what was asked, of whom, and what it cost, in AUTH-DIR/.cliproxy/usage.db"),
     Setting("usage.keep-days", int, 90, "days that single requests are kept; their sums stay; 0: for ever", clean=clean_positive, status="new"),
     Setting("prices", Named(PRICE), {}, "by model: list prices in USD per million tokens, to add or correct some", status="new"),
@@ -11247,6 +11248,7 @@ class Exchange:
         self._origin = origin
         self._wire = wire
         self.watcher = watcher
+        self.tell: Callable[[bytes], object] | None = None  # hears the body as it comes
         self._body: Chunks | Plain = Plain(None)
         self._keep = True  # may the connection be used again?
         self._closed = False
@@ -11322,6 +11324,8 @@ class Exchange:
             except (OSError, ValueError) as exc:
                 message = f"{self._origin.host} broke off its answer: {exc}"
                 raise ProxyError("upstream_failed", message) from exc
+        if self.tell:
+            self.tell(payload)
         return payload
 
     def pieces(self) -> Generator[bytes, None, None]:
@@ -15994,6 +15998,302 @@ def visit_words(visit: Visited, row: Row | None) -> str:
     return line
 
 
+def file_line(visit: Visited, row: Row | None) -> str:
+    """Return the line of a request in main.log, which programs read. Source: spec/config.md 9."""
+    rid = visit.about[0] if visit.about else ""
+    level = next(word for limit, word in ACCESS_LEVELS if visit.status >= limit)
+    query = f"?{masked_query(visit.query)}" if visit.query else ""
+    taken = f"{visit.seconds:.3f}s"
+    line = f'{visit.status} | {taken:>13} | {visit.address:>15} | {visit.method:<7} "{escaped(visit.path + query)}"'
+    if visit.about:
+        _, model, account = visit.about
+        line += f" | model={escaped(model)} account={escaped(account) or '-'}"
+    if row:
+        line += f" in={row.input + row.cached + row.cache_write} out={row.output}"
+    return main_line(visit.time, rid, level, "cliproxy.py:0", line)
+
+
+ACCESS_LEVELS = ((500, "error"), (400, "warn"), (0, "info"))  # from which status on
+
+
+def main_line(when: float, rid: str, level: str, place: str, text: str) -> str:
+    stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(when))
+    return f"[{stamp}] [{rid or '-' * 8}] [{level:<5}] [{place}] {text}\n"
+
+
+RID = re.compile(r"rid=([0-9a-f]{8}) ")
+LEVELS = {"WARNING": "warn", "CRITICAL": "error"}  # what main.log calls them
+
+
+def record_line(record: logging.LogRecord) -> str:
+    """Return a log record as a line of main.log; a traceback goes into the same line."""
+    text = record.getMessage()
+    if record.exc_text or record.exc_info:
+        text += "\n" + (record.exc_text or logging.Formatter().formatException(record.exc_info))  # type: ignore[arg-type]
+    rid = RID.match(text)
+    level = LEVELS.get(record.levelname, record.levelname.lower())
+    text = text[rid.end() :] if rid else text
+    return main_line(
+        record.created, rid[1] if rid else "", level, f"{record.filename}:{record.lineno}", one_line(text)
+    )
+
+
+HIDDEN_NAMES = re.compile(r"authorization|api-?key|apikey|token|secret|cookie|^key$", re.IGNORECASE)
+
+
+def masked_header(name: str, value: str) -> str:
+    """Return what may be told of a header's value, or of a query's; the word in front of a key stays."""
+    if not HIDDEN_NAMES.search(name):
+        return value
+    scheme, blank, key = value.partition(" ")
+    return f"{scheme} {masked(key)}" if blank else masked(value)
+
+
+def masked_query(query: str) -> str:
+    pairs = (part.partition("=") for part in query.split("&"))
+    return "&".join(f"{name}{mark}{masked_header(name, value)}" for name, mark, value in pairs)
+
+
+# -- files -------------------------------------------------------------------------------
+
+MAIN_LIMIT = 10 * 2**20  # bytes of main.log, then it is put aside
+CLEAN_LOGS = 60.0  # seconds between two looks for logs that are too many
+
+
+def log_folder(config: Config, environ: Mapping[str, str]) -> Path:
+    """Return where the logs are. Source: spec/config.md 9."""
+    if environ.get("WRITABLE_PATH"):
+        return Path(environ["WRITABLE_PATH"]) / "logs"
+    here = Path("logs")
+    if here.is_dir() and os.access(here, os.W_OK):
+        return here.resolve()
+    return Path(config["auth-dir"]) / "logs"
+
+
+def main_logs(folder: Path) -> list[Path]:
+    """Return main.log and those that were put aside, oldest first."""
+    aside = sorted(folder.glob("main-*.log"))
+    return [*aside, *(path for path in (folder / "main.log",) if path.is_file())]
+
+
+def error_logs(folder: Path) -> list[Path]:
+    """Return the logs of failed requests, oldest first."""
+    return sorted(folder.glob("error-*.log"), key=lambda path: path.stem[-28:])
+
+
+def request_log(folder: Path, id: str) -> Path | None:
+    """Return the newest log of the request with this id, if there is one."""
+    found = folder.glob(f"*-{id}.log") if re.fullmatch("[0-9a-f]{8}", id) else ()
+    return max(found, key=lambda path: path.stat().st_mtime, default=None)
+
+
+class LogFiles:
+    """The folder of the logs, for one thread: main.log, and the logs of single requests."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._clean = -math.inf  # time.monotonic() when there may be too many
+        self._complained = False
+
+    def add(self, text: str) -> None:
+        """Add lines to main.log, or write them to the terminal if that cannot be."""
+        path = self.folder / "main.log"
+        try:
+            self._open_folder()
+            with contextlib.suppress(FileNotFoundError):
+                if path.stat().st_size + len(text) > MAIN_LIMIT:
+                    now = time.time()
+                    stamp = time.strftime("%Y-%m-%dT%H-%M-%S", time.localtime(now))
+                    path.replace(self.folder / f"main-{stamp}.{int(now % 1 * 1000):03}.log")
+            with open(os.open(path, LOG_FLAGS, 0o600), "a", encoding="utf-8") as file:  # noqa: PTH123 -- a descriptor
+                file.write(text)
+        except OSError as exc:
+            self._complain(path, exc)
+            write_terminal(text)
+
+    def put(self, name: str, data: bytes) -> None:
+        """Write the log of one request."""
+        try:
+            self._open_folder()
+            with open(os.open(self.folder / name, LOG_FLAGS, 0o600), "ab") as file:  # noqa: PTH123 -- a descriptor
+                file.write(data)
+        except OSError as exc:
+            self._complain(self.folder / name, exc)
+
+    def clean(self, megabytes: int, errors: int) -> None:
+        """Delete the oldest logs beyond a size, and the oldest of failed requests; 0: none."""
+        if time.monotonic() < self._clean:
+            return
+        self._clean = time.monotonic() + CLEAN_LOGS
+        with contextlib.suppress(OSError):
+            for path in error_logs(self.folder)[:-errors] if errors else ():
+                path.unlink()
+            sizes = [(path.stat().st_mtime, path.stat().st_size, path) for path in self.folder.glob("*.log")]
+            total = sum(size for _, size, _ in sizes)
+            for _, size, path in sorted(sizes):
+                if not megabytes or total <= megabytes * 2**20:
+                    break
+                if path.name != "main.log":
+                    path.unlink()
+                    total -= size
+
+    def clean_soon(self) -> None:
+        self._clean = -math.inf
+
+    def _open_folder(self) -> None:
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def _complain(self, path: Path, exc: OSError) -> None:
+        """Once is enough to say it."""
+        if not self._complained:
+            write_terminal(
+                f"cliproxy: {path} cannot be written: {exc.strerror}; the log goes to the terminal\n"
+            )
+        self._complained = True
+
+
+LOG_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+
+
+# -- logs of single requests -------------------------------------------------------------
+
+
+class Body:
+    """A body as far as it is kept."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._pieces: list[Bytes] = []
+        self._size = 0
+
+    def add(self, piece: Bytes) -> None:
+        if self._size < self._limit:
+            self._pieces.append(bytes(piece[: self._limit - self._size]))
+        self._size += len(piece)
+
+    def text(self, encoding: str = "") -> bytes:
+        """Return what is kept, unpacked if it is whole, and say what is missing."""
+        data = b"".join(self._pieces)
+        if encoding and self._size <= self._limit:
+            with contextlib.suppress(ValueError):
+                data = unpack(data, encoding)
+        missing = self._size - self._limit
+        return data + (b"\n... and %d bytes more" % missing if missing > 0 else b"")
+
+
+class Call(NamedTuple):
+    """A request to an upstream, and its answer as far as it has come."""
+
+    when: float
+    url: str
+    auth: str  # who asks, without its secret
+    headers: Mapping[str, str]
+    body: Body
+    status: list[int]  # its status, when it is there
+    answered: dict[str, str]  # its headers
+    answer: Body
+
+
+class Recording:
+    """All that is written of one request: what came and went on either side."""
+
+    def __init__(self, limit: int, *, whole: bool) -> None:
+        self.limit = limit
+        self.whole = whole  # was it asked for, or is it the log of a failure?
+        self.begun = time.time()
+        self.id = ""
+        self.method = ""
+        self.target = ""  # path and query
+        self.headers: Mapping[str, str] = {}
+        self.body = Body(limit)
+        self.calls: list[Call] = []
+        self.status = 0
+        self.answered: Mapping[str, str] = {}
+        self.answer = Body(limit)
+        self.failure = b""  # what the upstream said, if that was all
+
+    def call(self, url: str, auth: str, headers: Mapping[str, str], body: Iterable[Bytes]) -> Call:
+        """Begin to record what is asked of an upstream."""
+        made = Call(time.time(), url, auth, headers, Body(self.limit), [], {}, Body(self.limit))
+        for piece in body:
+            made.body.add(piece)
+        self.calls.append(made)
+        return made
+
+    @property
+    def name(self) -> str:
+        """The name of its file. Source: spec/config.md 9."""
+        path = re.sub(r'[/:<>"|?*\s\\]+', "-", self.target.partition("?")[0]).strip("-")[:120] or "root"
+        stamp = time.strftime("%Y-%m-%dT%H%M%S", time.localtime(self.begun))
+        return f"{'' if self.whole else 'error-'}{path}-{stamp}-{self.id}.log"
+
+    def text(self) -> bytes:
+        """Return the whole file."""
+        path, mark, query = self.target.partition("?")
+        url = path + mark + masked_query(query)
+        head = [
+            f"Version: {__version__}",
+            f"URL: {url}",
+            f"Method: {self.method}",
+            f"Timestamp: {nano_time(self.begun)}",
+        ]
+        parts = [log_section("REQUEST INFO", head), log_section("HEADERS", header_lines(self.headers))]
+        parts.append(
+            log_section("REQUEST BODY", [], self.body.text(self.headers.get("content-encoding", "")))
+        )
+        for number, made in enumerate(self.calls, 1):
+            parts += call_sections(number, made)
+        if self.failure and not self.calls:
+            parts.append(log_section("API RESPONSE", [], self.failure))
+        if self.status >= 400:
+            parts.append(log_section("API ERROR RESPONSE", [f"HTTP Status: {self.status}"], self.failure))
+        lines = [f"Status: {self.status}", *header_lines(self.answered), ""]
+        parts.append(
+            log_section("RESPONSE", lines, self.answer.text(self.answered.get("content-encoding", "")))
+        )
+        return b"\n".join(parts)
+
+
+def call_sections(number: int, made: Call) -> list[bytes]:
+    """Return what is written of one request to an upstream."""
+    asked = [
+        f"Timestamp: {nano_time(made.when)}",
+        f"Upstream URL: {made.url}",
+        "HTTP Method: POST",
+        f"Auth: {made.auth}",
+    ]
+    told = [f"Status: {status}" for status in made.status]
+    body = made.body.text(made.headers.get("content-encoding", ""))
+    answer = made.answer.text(made.answered.get("content-encoding", ""))
+    return [
+        log_section(
+            f"API REQUEST {number}", [*asked, "", "Headers:", *header_lines(made.headers), "", "Body:"], body
+        ),
+        log_section(
+            f"API RESPONSE {number}",
+            [*told, "", "Headers:", *header_lines(made.answered), "", "Body:"],
+            answer,
+        ),
+    ]
+
+
+def log_section(title: str, lines: Iterable[str], body: bytes = b"") -> bytes:
+    text = "".join(f"{line}\n" for line in (f"=== {title} ===", *lines))
+    return text.encode("utf-8", "replace") + (body + b"\n" if body else b"")
+
+
+def header_lines(headers: Mapping[str, str]) -> list[str]:
+    return [one_line(f"{name}: {masked_header(name, value)}") for name, value in headers.items()]
+
+
+def nano_time(when: float) -> str:
+    """Return a time as RFC 3339 has it, with nine digits of the second."""
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(when)) + f".{int(when % 1 * 1e9):09}Z"
+
+
+# -- the thread --------------------------------------------------------------------------
+
+
 def terminal_line(visit: Visited, row: Row | None) -> str:
     stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(visit.time))
     return f"{stamp},{int(visit.time % 1 * 1000):03} INFO {visit_words(visit, row)}\n"
@@ -16023,23 +16323,35 @@ class Scribe:
         self.stats = stats
         self.sink: Callable[[str], object] = write_terminal
         self.form = logging.Formatter()
-        self._queue: SimpleQueue[Visited | Tried | logging.LogRecord | None] = SimpleQueue()
+        self.files = LogFiles(stats.path.parent.parent / "logs")
+        self._to_file = False
+        self._limits = (0, 10)  # megabytes of logs, logs of failures
+        self._queue: SimpleQueue[Visited | Tried | logging.LogRecord | Recording | None] = SimpleQueue()
         self._turn = threading.Lock()  # held while what is in the queue is written
         self._written = -math.inf  # time.monotonic() when the statistics were, last
         self.put = self._queue.put
 
+    def configure(self, config: Config, environ: Mapping[str, str]) -> None:
+        """Take over the settings."""
+        folder = log_folder(config, environ)
+        if folder != self.files.folder:
+            self.files = LogFiles(folder)
+        self._to_file = config["logging-to-file"]
+        self._limits = config["logs-max-total-size-mb"], config["error-logs-max-files"]
+
     def run(self) -> None:
         """Write what comes until `stop`."""
         never = threading.Event()
-        while True:
-            wait = FLUSH if self.stats.waiting else None
-            with contextlib.suppress(Empty):
-                first = self._queue.get(timeout=wait)
-                never.wait(GATHER)
-                self.write(first)
-                if first is None:
-                    return
-            self.keep()
+        first: Any = ...
+        while first is not None:
+            try:
+                with contextlib.suppress(Empty):
+                    first = self._queue.get(timeout=FLUSH if self.stats.waiting else None)
+                    never.wait(GATHER)
+                    self.write(first)
+                self.keep()
+            except Exception:  # a thread's top
+                log.exception("bug: the log could not be written")
 
     def stop(self) -> None:
         """End the thread when all is written that has been said until now."""
@@ -16059,13 +16371,23 @@ class Scribe:
             rows = dict(zip(map(id, tries), self.stats.add(tries)))
             lines = (self.line(one, rows.get(id(tried_of(one)))) for one in said)
             text = "".join(filter(None, lines))
-            self.sink(text)
+            if text and self._to_file:
+                self.files.add(text)
+            elif text:
+                self.sink(text)
+            for recording in (one for one in said if isinstance(one, Recording)):
+                self.files.put(recording.name, recording.text())
+                if not recording.whole:
+                    self.files.clean_soon()
+            self.files.clean(*self._limits)
 
     def line(self, said: Any, row: Row | None) -> str:
         """Return the line for one thing that was said; empty: it is only counted."""
-        if isinstance(said, Visited):
-            return terminal_line(said, row) if log.isEnabledFor(logging.INFO) else ""
-        return self.form.format(said) + "\n" if isinstance(said, logging.LogRecord) else ""
+        if isinstance(said, Visited) and log.isEnabledFor(logging.INFO):
+            return (file_line if self._to_file else terminal_line)(said, row)
+        if isinstance(said, logging.LogRecord):
+            return record_line(said) if self._to_file else self.form.format(said) + "\n"
+        return ""
 
     def close(self) -> None:
         """Write all that is left."""
@@ -16120,6 +16442,7 @@ class Errand:
     query: Mapping[str, str] = EMPTY
     address = ""  # the client's
     path = ""
+    recording: Recording | None = None  # of all that comes and goes
     candidate: Candidate | None = None  # who is asked, or was last
     number = 0  # of the attempt
     told = False  # has it been left to the statistics?
@@ -18072,6 +18395,7 @@ class App:
         self.router.configure(accounts, self.config)
         self.stats.configure(self.config)
         self.stored.configure(self.config)
+        self.scribe.configure(self.config, self.environ)
 
     def _tell_once(self, message: str) -> None:
         if message not in self._told:
@@ -18278,6 +18602,8 @@ def ask_each(errand: Errand, app: App) -> Answer:
     if config["routing.session-affinity"]:
         session = session_of(errand.headers, errand.json)
     candidates = who_can(errand, app.router.candidates(model, session, errand.client, errand.action))
+    if log.isEnabledFor(logging.DEBUG):
+        log.debug("rid=%s %s: %s", errand.id[:8], model, considered(app.router, model, candidates))
     failure: ProxyError | None = None
     for candidate in candidates[: config["max-retry-credentials"] or None]:
         if failure and app.router.rests(candidate):
@@ -18304,6 +18630,14 @@ def ask_each(errand: Errand, app: App) -> Answer:
 def name_in_header(model: str) -> str:
     """Return the name of a model as the value of a header."""
     return urlquote(model, safe="/:@()+,=")
+
+
+def considered(router: Router, model: str, candidates: list[Candidate]) -> str:
+    """Say who is asked for a model, in order, and who is not, and why."""
+    asked = list(dict.fromkeys(candidate.account.name for candidate in candidates))
+    others = {c.account.name: c.account for c in router.offers.of(model) if c.account.name not in asked}
+    words = [f"{name} ({router.report(account)['state']})" for name, account in others.items()]
+    return f"asking {', '.join(asked)}; not {', '.join(words) or 'anybody else'}"
 
 
 class Attempt:
@@ -18485,6 +18819,35 @@ class Attempt:
         case = PayloadCase(names, upstream[0], PROTOCOLS[errand.dialect.name][1], errand.headers, root)
         return apply_payload(rules, fitted, {root: body} if root else body, case)
 
+    def record(self, origin: Origin, path: str, headers: Mapping[str, str], body: list[Bytes]) -> Call | None:
+        """Write down what is asked of an account, where the owner wants to know."""
+        errand, account = self.errand, self.account
+        if not errand.recording and not log.isEnabledFor(logging.DEBUG):
+            return None
+        url = f"{origin.scheme}://{origin.place}{path}"
+        if log.isEnabledFor(logging.DEBUG):
+            told = ", ".join(header_lines(headers))
+            change = changed_words(errand, body, self.upstream)
+            log.debug("rid=%s %s: POST %s; %s; headers: %s", errand.id[:8], account.name, url, change, told)
+        if not errand.recording:
+            return None
+        kind = "oauth" if account.credential else f"api_key value={masked(account.token)}"
+        auth = f"provider={account.provider.name}, auth_id={account.auth_index}, label={account.name}, type={kind}"
+        return errand.recording.call(url, auth, headers, body)
+
+    def record_answer(self, exchange: Exchange, made: Call | None) -> None:
+        """Write down what an account answers, as it comes, where the owner wants to know."""
+        if log.isEnabledFor(logging.DEBUG):
+            errand, told = self.errand, ", ".join(header_lines(exchange.headers))
+            seconds = time.monotonic() - errand.begun
+            log.debug(
+                "rid=%s status %d after %.3f s; headers: %s", errand.id[:8], exchange.status, seconds, told
+            )
+        if made:
+            made.status.append(exchange.status)
+            made.answered.update(exchange.headers)
+            exchange.tell = made.answer.add
+
     def open(self, path: str, body: list[Bytes]) -> Exchange:
         """Send a body to the account. Raises ProxyError for a refusal, with the upstream's own words."""
         headers = upstream_headers(self.errand, self.account, self.provider, self.same)
@@ -18494,7 +18857,9 @@ class Attempt:
         for origin, base in self.account.places:
             head = request_head("POST", base + path, origin, headers, length)
             self.sent = True
+            made = self.record(origin, base + path, headers, body)
             exchange = self.app.pool.open(origin, head, body, self.errand.watcher)
+            self.record_answer(exchange, made)
             self.app.router.learn(self.account, exchange.headers)
             if 200 <= exchange.status < 300:
                 return exchange
@@ -18663,6 +19028,17 @@ CACHE_KEYED = frozenset(
 )  # they find what they cached sooner if the conversation has a name
 LATE_BETA = "mid-conversation-system-2026-04-07"  # without it nobody takes such messages
 LATE_SYSTEM = re.compile(rb'"role"\s*:\s*"system"')
+
+
+def changed_words(errand: Errand, body: list[Bytes], upstream: Dialect) -> str:
+    """Say in which fields what is sent differs from what the client sent."""
+    if len(body) == 1 and body[0] is errand.body:
+        return "the body as it came"
+    if upstream is not errand.dialect:
+        return f"the body translated from {errand.dialect.name} to {upstream.name}"
+    came, sent = read_object(bytes(errand.body)), read_object(b"".join(body))
+    fields = [name for name in {**came, **sent} if came.get(name, MISSING) != sent.get(name, MISSING)]
+    return f"changed in the body: {', '.join(fields) or 'nothing but its spelling'}"
 
 
 def path_of(errand: Errand, provider: Provider) -> str:
@@ -21035,11 +21411,14 @@ class Visit(Watcher):
     argument = ""  # what the `*` of the route's path stands for
     errand: Errand | None = None
     route: Route | None = None
+    recording: Recording | None = None
     error: ProxyError | None = None  # that the request ended in
     # of the answer
     dialect = DIALECTS["chat"]  # in which errors are told
     stage = Stage.SILENT
     status = 0
+    told: Mapping[str, str] = EMPTY  # its headers
+    said = b""  # its body, if it was whole at once
     head = b""  # the head, until it is sent with the first frame
     between = False  # has a whole event of a stream been sent, and nothing of the next?
     early = False  # has the head of a stream gone out before there was an answer?
@@ -21139,6 +21518,8 @@ class Visit(Watcher):
         except ValueError as exc:
             raise ProxyError("invalid_request", f"malformed request: {exc}") from exc
         self.dialect = dialect_of(self.path, self.headers)
+        if self.server.app.config["request-log"] and self.is_recorded:
+            self.recording = Recording(self.server.app.config["request-log-body-kb"] * 1024, whole=True)
         self.check_host()
         if not self.path.startswith(FOR_ALL_PAGES):
             self.check_origin()
@@ -21282,12 +21663,14 @@ class Visit(Watcher):
     def send(self, status: int, headers: Headers, body: bytes) -> None:
         """Send a whole answer."""
         self.begin(status, headers, len(body))
+        self.said = body
         self.out = [] if self.method == "HEAD" else [body]
         self.flush(last=True)
 
     def begin(self, status: int, headers: Headers, length: int | None) -> None:
         """Hold a head ready, to go out with the first piece of its body."""
         self.status = status
+        self.told = headers
         self.stage = Stage.PLAIN
         framing = f"content-length: {length}\r\n"
         if status == 204:  # RFC 9110 8.6
@@ -21360,6 +21743,8 @@ class Visit(Watcher):
             return
         data = b"".join(self.out)
         self.out.clear()
+        if self.recording:
+            self.recording.answer.add(data)
         self.between = data.endswith((b"\n\n", b"\r\n\r\n"))
         if self.stage is not Stage.PLAIN:
             data = b"%x\r\n%b\r\n" % (len(data), data) if data else b""
@@ -21427,6 +21812,34 @@ class Visit(Watcher):
         self.out.append(b"\n")
         self.flush()
 
+    @property
+    def is_recorded(self) -> bool:
+        """Tell whether a request of its kind may have a log of its own. Source: spec/config.md 9."""
+        managing = self.path.startswith(("/v0/management", "/management"))
+        passing = self.path.startswith("/api/") and not amp_provider(self.path)
+        return self.method not in {"GET", "OPTIONS"} and not managing and not passing
+
+    def leave_recording(self) -> None:
+        """Leave the log of this request to the thread that writes, or that of its failure."""
+        made, errand = self.recording, self.errand
+        config = self.server.app.config
+        failed = self.error is not None or (errand is not None and errand.failure is not None)
+        if not made and failed and self.is_recorded:
+            made = Recording(config["request-log-body-kb"] * 1024, whole=False)
+            made.answer.add(self.said)
+        if not made:
+            return
+        error = self.error or (errand.failure if errand else None)
+        made.id = errand.id[:8] if errand else new_id()[:8]
+        made.method = self.method
+        made.headers = self.headers
+        made.target = self.path + (f"?{self.raw_query}" if self.raw_query else "")
+        made.status = self.status
+        made.answered = self.told
+        made.failure = (error.body or str(error).encode("utf-8", "replace")) if error else b""
+        made.body.add(errand.body if errand else b"")
+        self.server.app.scribe.put(made)
+
     def log_request(self, begun: float) -> None:
         """Leave a line for the log and the attempt that ended for the statistics: another thread writes them."""
         errand, error = self.errand, self.error
@@ -21437,6 +21850,8 @@ class Visit(Watcher):
             tried = errand.tried(status, error, hung_up=status == 499)
         seconds = time.monotonic() - begun
         about = errand.summary() if errand else None
+        if self.recording or error or (errand and errand.failure):
+            self.leave_recording()
         self.server.app.scribe.put(
             Visited(
                 time.time(),
@@ -21458,6 +21873,7 @@ class Visit(Watcher):
         errand.address = self.address
         errand.path = self.path
         errand.owner = self.owner
+        errand.recording = self.recording
 
     # What the rows of ROUTES do.
 
@@ -21606,8 +22022,8 @@ class Visit(Watcher):
     def show_metrics(self, route: Route) -> None:
         """Tell Prometheus, if it is on this machine or has a key."""
         app = self.server.app
-        if not is_loopback(self.address.removeprefix("::ffff:")) and not self.has_management_key():
-            self.admit()
+        if not is_loopback(self.address.removeprefix("::ffff:")):
+            self.admit_watcher()
         app.scribe.write()
         told = app.stats.counters()
         told["accounts"] = {(state,): number for state, number in account_states(app.router).items()}
@@ -21620,11 +22036,15 @@ class Visit(Watcher):
         told["uptime"] = {(): time.time() - app.stats.since}
         self.send(200, {"content-type": METRICS_TYPE}, metrics_text(told).encode())
 
-    def has_management_key(self) -> bool:
-        """Tell whether the request has the management key, as far as that is no hash."""
-        ours = self.server.app.config["remote-management.secret-key"].encode()
-        given = (key.encode("utf-8", "replace") for key in self.given_keys())
-        return bool(ours) and any(hmac.compare_digest(key, ours) for key in given)
+    def admit_watcher(self) -> None:
+        """Check that the request has a client's key, or that of the management API."""
+        try:
+            self.admit()
+        except ProxyError:
+            given = self.given_keys()
+            if not given or not self.server.desk.guard.exists:
+                raise
+            self.server.desk.guard.check(given[0], self.address, foreign=False)
 
     def show_root(self, route: Route) -> None:
         endpoints = sorted({f"{row.method} {row.path}" for row in ROUTE_ROWS if row.admit})
@@ -24032,6 +24452,59 @@ def live_line(row: Row) -> str:
     return one_line("  ".join(words).rstrip())
 
 
+class LogQuery(NamedTuple):
+    """What of the log is wanted."""
+
+    lines: int = 50
+    errors: bool = False
+    request: str = ""
+
+
+def log_lines(folder: Path, query: LogQuery) -> list[str]:
+    """Return the last lines of main.log, and of those before it, that are wanted."""
+    kept: collections.deque[str] = collections.deque(maxlen=query.lines)
+    for path in main_logs(folder):
+        with contextlib.suppress(OSError), path.open(encoding="utf-8", errors="replace") as file:
+            kept.extend(line.rstrip("\n") for line in file if is_wanted(line, query))
+    return list(kept)
+
+
+def is_wanted(line: str, query: LogQuery) -> bool:
+    loud = re.match(r"\[[^]]*\] \[[^]]*\] \[(warn |error)\]", line)
+    return query.request in line and (not query.errors or loud is not None)
+
+
+def row_lines(stats: Stats, query: LogQuery) -> list[str]:
+    """Return the last attempts that are wanted, from the statistics, which are there without any log."""
+    with open_stats(stats) as database:
+        last = newest_row(database) if database else 0
+        found = stored_rows(database, max(0, last - ROWS_SEARCHED), ROWS_SEARCHED) if database else []
+    rows = [row for _, row in found if query.request in row.request and (not query.errors or has_failed(row))]
+    return list(map(live_line, rows[-query.lines :]))
+
+
+ROWS_SEARCHED = 100_000
+
+
+def follow_file(path: Path, stop: threading.Event) -> Iterator[str]:
+    """Yield lines as they are added to a file, also when another takes its place."""
+    stamp = file_stamp(path)
+    at = stamp[1] if stamp else 0
+    inode = stamp[2] if stamp else 0
+    while not stop.wait(LIVE_TICK):
+        stamp = file_stamp(path)
+        if stamp is None:
+            continue
+        if stamp[2] != inode or stamp[1] < at:
+            at = 0
+            inode = stamp[2]
+        with contextlib.suppress(OSError), path.open("rb") as file:
+            file.seek(at)
+            whole = file.read().rpartition(b"\n")
+            at += len(whole[0]) + len(whole[1])
+            yield from whole[0].decode("utf-8", "replace").splitlines()
+
+
 class Running(NamedTuple):
     """A server that runs, or did: as its file says."""
 
@@ -24546,6 +25019,8 @@ def greet(server: Server, app: App) -> None:
     say(f"cliproxy {__version__} listens on {url}{every}")
     say(f"config: {app.config.path or 'none, all are defaults; looked for ' + looked_for()}")
     accounts = app.router.offers.accounts
+    if app.config["logging-to-file"] or app.config["request-log"]:
+        say(f"logs: {app.scribe.files.folder}")
     say(f"credentials: {app.store.folder}" + ("; picked up:" if accounts else ""))
     for account in accounts:
         state = app.router.report(account)["state"]
@@ -24807,6 +25282,31 @@ def cmd_usage(options: argparse.Namespace) -> int:
         show_usage(report, fetched_prices(stats.path.parent)[1])
     if not config["usage-statistics-enabled"]:
         log.warning("usage-statistics-enabled is false: nothing is recorded any more")
+    return 0
+
+
+def cmd_logs(options: argparse.Namespace) -> int:
+    """Show the log: main.log, or without it what the statistics know; and all of one request."""
+    config = settings_of(options)
+    stats = Stats(Path(config["auth-dir"]) / ".cliproxy" / "usage.db")
+    folder = log_folder(config, os.environ)
+    query = LogQuery(max(1, options.n), options.errors, options.request[:8])
+    from_file = (folder / "main.log").is_file()
+    for line in log_lines(folder, query) if from_file else row_lines(stats, query):
+        say(line)
+    whole = request_log(folder, query.request) if query.request else None
+    if whole:
+        say(f"{whole}:")
+        say(whole.read_text(encoding="utf-8", errors="replace"))
+    never = threading.Event()
+    if options.f and config["logging-to-file"]:
+        for line in follow_file(folder / "main.log", never):
+            if is_wanted(line, query):
+                say(line)
+    elif options.f:
+        for row in live_rows(stats, Query(), never):
+            if not query.errors or has_failed(row):
+                say(live_line(row))
     return 0
 
 
@@ -25310,6 +25810,12 @@ COMMANDS = (
         ("--csv", {"action": "store_true", "help": "for spreadsheets"}),
         ("--live", {"action": "store_true", "help": "follow requests as they end"}),
         ("--refresh-prices", {"nargs": "?", "const": PRICES_URL, "default": "", "metavar": "URL", "help": "fetch models.dev's list of prices"}),
+    )),
+    Command("logs", cmd_logs, "show the log, or all that is known of one request", (
+        ("request", {"nargs": "?", "default": "", "metavar": "REQUEST_ID", "help": "as x-cliproxy-request-id and the log tell it"}),
+        ("-f", {"action": "store_true", "help": "go on as it grows"}),
+        ("-n", {"type": int, "default": 50, "metavar": "N", "help": "how many lines, default 50"}),
+        ("--errors", {"action": "store_true", "help": "only what went wrong"}),
     )),
     Command("status", cmd_status, "tell whether a server runs, how the accounts are, and what failed last; exit 1 if none can serve", (
         ("--json", {"action": "store_true", "help": "for programs"}),

@@ -395,7 +395,11 @@ CHECKS = [
         id="bad JSON",
     ),
     pytest.param(
-        {"request-log": True, "ws-auth": True}, [], 0, "config.json: 2 warnings", id="what does nothing"
+        {"remote-management": {"disable-control-panel": True}, "ws-auth": True},
+        [],
+        0,
+        "config.json: 2 warnings",
+        id="what does nothing",
     ),
 ]
 

@@ -648,13 +648,13 @@ def test_what_an_owner_should_know_of_settings_that_are_in_order() -> None:
             {"name": "a", "base-url": "http://h:1/v1"},
             {"name": "b", "base-url": "http://h:1/v1", "api-key-entries": [{"api-key": "k"}]},
         ],
-        "request-log": True, "error-logs-max-files": 10, "ws-auth": True, "commercial-mode": False,
+        "remote-management": {"disable-control-panel": True}, "error-logs-max-files": 10, "ws-auth": True, "commercial-mode": False,
     })  # fmt: skip
     assert config.warnings == ()
     assert cp.remarks(config) == [
         "claude-api-key[0] sends a key to h unencrypted",
         "openai-compatibility[1] sends a key to h unencrypted",
-        "not supported yet, and without effect: request-log",
+        "not supported yet, and without effect: remote-management.disable-control-panel",
         "without any effect here: ws-auth",
     ]
 
