@@ -22167,7 +22167,7 @@ class Visit(Watcher):
         """Live on for the program that started us with a password."""
         desk = self.server.desk
         if not desk.guard.password:
-            raise no_route(self.method, self.path, self.path)
+            raise ProxyError("not_found", "there is no /keep-alive without the flag -password")
         key = given_key(self.headers) or self.headers.get("x-local-password", "")
         right = desk.keep_alive(key)
         self.send_json(200 if right else 401, SAVED if right else {"error": "invalid password"})
@@ -22175,7 +22175,7 @@ class Visit(Watcher):
     def show_panel(self, route: Route) -> None:
         """Serve the page of the management API; its calls need the key."""
         if self.server.app.config["remote-management.disable-control-panel"]:
-            raise no_route(self.method, self.path, self.path)
+            raise ProxyError("not_found", "remote-management.disable-control-panel keeps this page back")
         self.send(200, {**PAGE_HEADERS, "cache-control": "no-cache"}, control_panel(self.server.app))
 
     def serve_stored(self, route: Route) -> None:
@@ -25091,6 +25091,11 @@ def cmd_login(options: argparse.Namespace) -> int:
 
 def cmd_flags(options: argparse.Namespace) -> int:
     """Do what the flags say: log in, or serve."""
+    if options.tui:
+        advice = (
+            "`cliproxy status` and `cliproxy accounts` show what is; /management.html of a server changes it"
+        )
+        raise ProxyError("invalid_request", f"there is no interface in the terminal: {advice}")
     for flag, provider, device in LOGIN_FLAGS:
         given = getattr(options, flag.replace("-", "_"))
         if given:
@@ -25920,6 +25925,7 @@ def make_flag_parser() -> argparse.ArgumentParser:
     parser = Parser(prog=started_as(), allow_abbrev=False)
     logins = [(name, flag_settings(name, provider)) for name, provider, _ in LOGIN_FLAGS]
     others = [("config", {"help": "config file"}), ("debug", {"action": "store_true", "help": "log more"})]
+    others.append(("tui", {"action": "store_true", "help": "tells what to use instead"}))
     for flag, settings in [*others, *SERVE_OPTIONS, *logins, *LOGIN_OPTIONS]:
         name = flag.lstrip("-")
         parser.add_argument(f"--{name}", f"-{name}", **settings)
