@@ -19,49 +19,50 @@ Contents (each room uses only rooms above it; [pure] ones touch no clock, socket
    10. GEMINI        Google generateContent                              [pure]
    11. THINKING      how much a model is asked to think                  [pure]
    12. NAMES         names and ids of tools, and proofs in transit       [pure]
-   13. DIALECTS      the dialects as rows; fitting a request to a target [pure]
-   14. YAML          texts of settings, with places; edits in place      [pure]
-   15. FOREIGN       configurations of LiteLLM and claude-code-router    [pure]
-   16. TOML          texts of other programs' settings; edits in place   [pure]
-   17. CONFIG        the settings file: load, check, watch
-   18. NETWORK       HTTP/1.1 over sockets, both sides
-   19. STORE         credential files
-   20. TERMINAL      prompts, the browser's way back, QR codes
-   21. TOKENS        what is in tokens, and how they are signed          [pure]
-   22. BCRYPT        hashes of the management key, without a dependency  [pure]
-   23. LOGINS        each provider's login as a row
-   24. RENEWAL       new tokens for old ones
-   25. IMPORT        logins that other programs hold
-   26. LOGIN         the way through a login, and out
-   27. ACCOUNTS      credentials as accounts, and the models they offer
-   28. REFUSALS      what a refusal means                                [pure]
-   29. ROUTING       which account serves which model, and which rests
-   30. USAGE         what was asked, of whom, and what it cost
-   31. LOGS          what happened, for people
-   32. ERRANDS       what a client sent us out for
-   33. PROVIDERS     the headers and bodies that each provider wants
-   34. CATALOG       the models that upstreams list, and as clients read them
-   35. ANSWERS       what goes back to the client, passed on or edited as bytes
-   36. STORED        answers that clients refer to later
-   37. UPSTREAM      asking a provider
-   38. AMP           what Amp asks its own server for
-   39. WEBSOCKET     RFC 6455, and the conversation that a connection remembers
-   40. GUARD         who may use the management API
-   41. PEN           the settings file, edited in its owner's words
-   42. SESSIONS      logins that are begun from a page
-   43. DESK          what the management API works with
-   44. TRAFFIC       what was used, as pages read it
-   45. FILES         credential files as pages see them
-   46. MANAGEMENT    the endpoints of CLIProxyAPI's management API
-   47. SERVER        the listening side
-   48. OUTPUT        lines, tables and colours as people see them
-   49. EDITS         what we write into files of other programs, and back
-   50. CLIENTS       setup and run: the programs that come to us
-   51. SERVICE       units, agents and tasks that keep it running; completion
-   52. REPORTS       what was used, as pages read it
-   53. CONFIGTEXT    the settings file as its owner shows and edits it
-   54. TRIAL         one question, asked as a client asks
-   55. COMMANDS      the command line
+   13. HOSTED        what upstreams' own tools did                       [pure]
+   14. DIALECTS      the dialects as rows; fitting a request to a target [pure]
+   15. YAML          texts of settings, with places; edits in place      [pure]
+   16. FOREIGN       configurations of LiteLLM and claude-code-router    [pure]
+   17. TOML          texts of other programs' settings; edits in place   [pure]
+   18. CONFIG        the settings file: load, check, watch
+   19. NETWORK       HTTP/1.1 over sockets, both sides
+   20. STORE         credential files
+   21. TERMINAL      prompts, the browser's way back, QR codes
+   22. TOKENS        what is in tokens, and how they are signed          [pure]
+   23. BCRYPT        hashes of the management key, without a dependency  [pure]
+   24. LOGINS        each provider's login as a row
+   25. RENEWAL       new tokens for old ones
+   26. IMPORT        logins that other programs hold
+   27. LOGIN         the way through a login, and out
+   28. ACCOUNTS      credentials as accounts, and the models they offer
+   29. REFUSALS      what a refusal means                                [pure]
+   30. ROUTING       which account serves which model, and which rests
+   31. USAGE         what was asked, of whom, and what it cost
+   32. LOGS          what happened, for people
+   33. ERRANDS       what a client sent us out for
+   34. PROVIDERS     the headers and bodies that each provider wants
+   35. CATALOG       the models that upstreams list, and as clients read them
+   36. ANSWERS       what goes back to the client, passed on or edited as bytes
+   37. STORED        answers that clients refer to later
+   38. UPSTREAM      asking a provider
+   39. AMP           what Amp asks its own server for
+   40. WEBSOCKET     RFC 6455, and the conversation that a connection remembers
+   41. GUARD         who may use the management API
+   42. PEN           the settings file, edited in its owner's words
+   43. SESSIONS      logins that are begun from a page
+   44. DESK          what the management API works with
+   45. TRAFFIC       what was used, as pages read it
+   46. FILES         credential files as pages see them
+   47. MANAGEMENT    the endpoints of CLIProxyAPI's management API
+   48. SERVER        the listening side
+   49. OUTPUT        lines, tables and colours as people see them
+   50. EDITS         what we write into files of other programs, and back
+   51. CLIENTS       setup and run: the programs that come to us
+   52. SERVICE       units, agents and tasks that keep it running; completion
+   53. REPORTS       what was used, as pages read it
+   54. CONFIGTEXT    the settings file as its owner shows and edits it
+   55. TRIAL         one question, asked as a client asks
+   56. COMMANDS      the command line
 """
 
 from __future__ import annotations
@@ -4948,11 +4949,21 @@ def responses_read_request(body: Json) -> Request:
 # -- requests, written -----------------------------------------------------------------
 
 
+def responses_hosted_tool(tool: Tool) -> Json:
+    """Return a tool that this service runs, too, in place of another's; empty if there is none."""
+    found = RESPONSES_HOSTED_TOOLS.get(tool.name, EMPTY)
+    theirs = next(iter(tool.extra.values()), EMPTY)
+    if tool.name != "web_search":
+        return {**found}
+    filters = filled(allowed_domains=theirs.get("allowed_domains"))
+    return {**found, **filled(filters=filters, user_location=theirs.get("user_location"))}
+
+
 def responses_write_tool(tool: Tool) -> Json:
     """Tool -> tool definition; empty for a hosted tool that only another dialect knows."""
     own = responses_own(tool)
     if tool.kind == "hosted":
-        return restored({} if own else RESPONSES_HOSTED_TOOLS.get(tool.name, {}), own)
+        return restored({} if own else responses_hosted_tool(tool), own)
     written: Json = {"type": tool.kind, "name": tool.name, "description": tool.description}
     if tool.kind == "custom":
         grammar = tool.grammar
@@ -6525,7 +6536,7 @@ def gemini_write_citation(cited: Citation, part: Part, base: int, at: int) -> Js
     return {"segment": segment, "groundingChunkIndices": [at]}
 
 
-def gemini_write_citations(parts: Iterable[Part]) -> Json:
+def gemini_write_citations(parts: Collection[Part]) -> Json:
     """Write groundingMetadata: the sources, each once, and where the texts use them."""
     sources: dict[tuple[str, str], int] = {}
     supports: list[Json] = []
@@ -6536,7 +6547,13 @@ def gemini_write_citations(parts: Iterable[Part]) -> Json:
             supports.append(gemini_write_citation(cited, part, base, at))
         base += gemini_size(part.text) if part.kind in {"text", "refusal"} else 0
     chunks = [{"web": {"uri": url, "title": title}} for url, title in sources]
-    return {"groundingChunks": chunks, "groundingSupports": supports}
+    searches = (json_of(part.text) for part in parts if gemini_is_search(part))
+    queries = [asked["query"] for asked in searches if isinstance(asked, dict) and asked.get("query")]
+    return {**filled(webSearchQueries=queries), "groundingChunks": chunks, "groundingSupports": supports}
+
+
+def gemini_is_search(part: Part) -> bool:
+    return part.kind == "hosted" and part.name == "web_search" and not gemini_own(part)
 
 
 def gemini_write_token(data: Json) -> Json:
@@ -6556,7 +6573,7 @@ def gemini_write_candidate(choice: Choice, parts: list[Json]) -> Json:
     word = end.raw if same and end.raw.isupper() else GEMINI_FINISH_WRITE[end.finish]
     content = {"parts": parts, "role": "model"}
     candidate: Json = {"content": content, "finishReason": word, "index": end.choice}
-    if any(part.citations for part in choice.parts):
+    if any(part.citations or gemini_is_search(part) for part in choice.parts):
         candidate["groundingMetadata"] = gemini_write_citations(choice.parts)
     if choice.logprobs:
         candidate["logprobsResult"] = gemini_write_logprobs(choice.logprobs)
@@ -6632,7 +6649,7 @@ class GeminiOut:
     def close(self) -> Iterator[str]:
         """End the part: calls, media and the like are written now, in one piece."""
         part = self.part._replace(text="".join(self.texts))
-        if self.head:
+        if self.head or gemini_is_search(part):
             self.said.append(part)
             return
         if self.proof and part.proof:
@@ -7091,7 +7108,236 @@ def unseal(proof: str) -> Proof:
 
 
 ########################################################################################
-# 13. DIALECTS                                                                    [pure]
+# 13. HOSTED                                                                      [pure]
+########################################################################################
+# What the upstream's own tools did, told to a client of another dialect. One that wants it knows the
+# search, and what it found, before the text that uses it; code is told with what it gave.
+#
+# How it works: Tools takes the events of an answer. Parts of such tools are taken out and noted as Ran;
+# a row of TELLERS makes of each what the client's own service would have said. Sources come late: with
+# the citations of a text, or in Gemini's groundingMetadata. So a text waits for its search to be told.
+
+TOLD = "srvtoolu_cliproxy"  # how the ids of what we tell begin
+
+
+class Ran(NamedTuple):
+    """What an upstream's own tool was asked, and what it gave."""
+
+    name: str  # web_search or code_execution
+    input: str  # the query, or the code
+    output: str = ""
+    failed: bool = False
+    sources: tuple[tuple[str, str], ...] = ()  # URLs and titles
+
+
+def claude_told(ran: Ran, id: str, provider: str) -> Iterator[Part]:
+    """Yield what Claude would say of its own tool. The seal makes us look at what comes back."""
+    asked = {"query": ran.input} if ran.name == "web_search" else {"code": ran.input}
+    call = {"type": "server_tool_use", "id": id, "name": ran.name, "input": asked}
+    yield Part("hosted", dumps_text(asked), id, ran.name, extra={"claude": call})
+    found: Any = [
+        {"type": "web_search_result", "url": url, "title": title, "encrypted_content": seal("", provider), "page_age": None}
+        for url, title in ran.sources
+    ]  # fmt: skip
+    if ran.name == "code_execution":
+        found = {"type": "code_execution_result", "stdout": ran.output, "stderr": "", "return_code": int(ran.failed), "content": []}  # fmt: skip
+    result = {"type": f"{ran.name}_tool_result", "tool_use_id": id, "content": found}
+    yield Part("hosted_result", id=id, name=ran.name, extra={"claude": result})
+
+
+def responses_told(ran: Ran, id: str, _provider: str) -> Iterator[Part]:
+    item: Json = {"type": "web_search_call", "id": f"ws_{id}", "status": "completed"}
+    item["action"] = {"type": "search", "query": ran.input, **filled(sources=[{"type": "url", "url": url} for url, _ in ran.sources])}  # fmt: skip
+    if ran.name == "code_execution":
+        logs = [{"type": "logs", "logs": ran.output}] if ran.output else []
+        item = {"type": "code_interpreter_call", "id": f"ci_{id}", "status": "completed",
+                "code": ran.input, "container_id": f"cntr_{id}", "outputs": logs}  # fmt: skip
+    yield Part("hosted", id=item["id"], name=ran.name, extra={"responses": item})
+
+
+def gemini_told(ran: Ran, id: str, _provider: str) -> Iterator[Part]:
+    if ran.name == "web_search":  # it is told with the sources at the end
+        yield Part("hosted", dumps_text({"query": ran.input}), id, ran.name)
+        return
+    code = {"executableCode": {"language": "PYTHON", "code": ran.input}}
+    outcome = "OUTCOME_FAILED" if ran.failed else "OUTCOME_OK"
+    result = {"codeExecutionResult": {"outcome": outcome, "output": ran.output}}
+    yield Part("hosted", id=id, name=ran.name, extra={"gemini": code})
+    yield Part("hosted_result", id=id, name=ran.name, extra={"gemini": result})
+
+
+TELLERS = {"claude": claude_told, "responses": responses_told, "gemini": gemini_told}
+
+
+def output_of(part: Part) -> tuple[str, bool]:
+    """Return what code gave, as any dialect says it, and whether it failed."""
+    own = next(iter(part.extra.values()), EMPTY)
+    content, result = object_or_none(own.get("content")), object_or_none(own.get("codeExecutionResult"))
+    logs = (row.get("logs") for row in objects_in(own.get("outputs")))
+    output = [content.get("stdout"), content.get("stderr"), result.get("output"), *logs]
+    bad = content.get("return_code") or result.get("outcome", "OUTCOME_OK") != "OUTCOME_OK"
+    return "".join(str(text) for text in output if text), bool(bad)
+
+
+def sources_of(part: Part) -> Iterator[tuple[str, str]]:
+    """Yield the URLs and titles that a search tells of: Responses' `sources`, or Claude's results."""
+    own = next(iter(part.extra.values()), EMPTY)
+    told = object_or_none(own.get("action")).get("sources") or own.get("content")
+    yield from (source_of(row, "url") for row in objects_in(told) if row.get("url"))
+
+
+def source_of(row: Json, key: str) -> tuple[str, str]:
+    return str(row[key]), str(row.get("title") or "")
+
+
+def object_or_none(value: Any) -> Json:
+    """Return an object as it is, an empty one in place of anything else."""
+    return value if isinstance(value, dict) else EMPTY
+
+
+def objects_in(value: Any) -> list[Json]:
+    """Return the objects in a list; none, if it is no list."""
+    return [row for row in value if isinstance(row, dict)] if isinstance(value, list) else []
+
+
+class Tools:
+    """What the upstream's own tools did in an answer, until it is told.
+
+    A search is told when its sources are known: they come with the text that cites them, which waits.
+    Gemini says at its end that it has searched; if the client has asked for no more than that, all waits.
+    """
+
+    def __init__(self, request: Request, dialect: str, provider: str) -> None:
+        self.tell = TELLERS[request.dialect]
+        self.provider = provider
+        self.seed = request.id
+        self.client = request.dialect
+        names = (request.choice or ToolChoice("auto")).names
+        self.waits = dialect == "gemini" and "web_search" in names
+        self.open: dict[int, Part] = {}  # number -> a part of a tool, with what was said of it
+        self.texts: dict[int, str] = {}
+        self.ran: list[Ran] = []  # not yet told
+        self.sources: dict[str, str] = {}  # URL -> title
+        self.held: list[Event] = []
+        self.counts: collections.Counter[str] = collections.Counter()
+        self.usage: Usage | None = None
+        self.numbers: dict[int, int] = {}  # of the parts, as they came -> as they go
+        self.total = count()
+
+    def take(self, event: Event) -> Iterator[Event]:
+        if isinstance(event, (PartStart, PartDelta, PartEnd)):
+            yield from self.take_piece(event)
+        elif isinstance(event, Usage):
+            self.usage = event
+            yield self.counted(event)
+        elif isinstance(event, MessageEnd):
+            self.note_grounding(object_or_none(event.extra.get("gemini", EMPTY).get("groundingMetadata")))
+            told = bool(self.ran)
+            yield from self.flush()
+            if told and self.usage:
+                yield self.counted(self.usage)
+            yield event
+        else:
+            yield event
+
+    def take_piece(self, event: PartStart | PartDelta | PartEnd) -> Iterator[Event]:
+        if (
+            isinstance(event, PartStart)
+            and event.part.kind in {"hosted", "hosted_result"}
+            and event.part.name in TOOLS
+        ):
+            if event.part.kind == "hosted" and event.part.name == "web_search":
+                yield from self.flush()
+            self.open[event.at], self.texts[event.at] = event.part, ""
+        elif event.at in self.open:
+            yield from self.take_tool(event)
+        elif self.ran or self.waits:
+            if isinstance(event, PartDelta) and event.field == "citation" and event.value.url:
+                self.sources.setdefault(event.value.url, event.value.title)
+            self.held.append(event)
+        else:
+            yield self.numbered(event)
+
+    def take_tool(self, event: PartStart | PartDelta | PartEnd) -> Iterator[Event]:
+        part = self.open[event.at]
+        if isinstance(event, PartDelta) and event.field == "text":
+            self.texts[event.at] += event.value
+        elif isinstance(event, PartDelta):
+            self.open[event.at] = part_with(part, event)
+        elif isinstance(event, PartEnd):
+            self.finish(self.open.pop(event.at), self.texts[event.at])
+            if part.name == "code_execution" and (part.kind == "hosted_result" or self.ran[-1].output):
+                yield from self.flush()
+
+    def finish(self, part: Part, text: str) -> None:
+        """Note what a tool was asked, or gave."""
+        output, failed = output_of(part)
+        self.sources.update(sources_of(part))
+        if part.kind == "hosted":
+            asked = json_of(text)
+            asked = asked if isinstance(asked, dict) else {}
+            self.ran.append(Ran(part.name, str(first_said(asked, "query", "code", "url")), output, failed))
+        elif self.ran:
+            self.ran[-1] = self.ran[-1]._replace(output=output, failed=failed)
+
+    def note_grounding(self, grounding: Json) -> None:
+        """Note what Gemini tells at its end."""
+        webs = (object_or_none(chunk.get("web")) for chunk in objects_in(grounding.get("groundingChunks")))
+        for url, title in (source_of(web, "uri") for web in webs if web.get("uri")):
+            self.sources.setdefault(url, title)
+        queries = grounding.get("webSearchQueries")
+        self.ran += [
+            Ran("web_search", str(query)) for query in (queries if isinstance(queries, list) else ())
+        ]
+
+    def flush(self) -> Iterator[Event]:
+        """Tell what was done, the sources with the last search, and then what had to wait."""
+        ran, self.ran = self.ran, []
+        if ran and ran[-1].name == "web_search":
+            ran[-1] = ran[-1]._replace(sources=tuple(self.sources.items()))
+            self.sources = {}
+        for one in ran:
+            self.counts[one.name] += 1
+            id = f"{TOLD}_{digest(self.seed, one.name, sum(self.counts.values()))}"
+            for part in self.tell(one, id, self.provider):
+                yield from part_events(next(self.total), part)
+        held, self.held = self.held, []
+        for event in held:
+            yield self.numbered(event)
+
+    def numbered(self, event: Any) -> Event:
+        if isinstance(event, PartStart):
+            self.numbers[event.at] = next(self.total)
+        renumbered: Event = event._replace(at=self.numbers[event.at])
+        return renumbered
+
+    def counted(self, usage: Usage) -> Usage:
+        """Return usage with how often Claude's clients are told that it has searched."""
+        searches = self.counts["web_search"]
+        if not searches or self.client != "claude":
+            return usage
+        own = {**usage.extra.get("claude", EMPTY), "server_tool_use": {"web_search_requests": searches, "web_fetch_requests": 0}}  # fmt: skip
+        return usage._replace(extra={**usage.extra, "claude": own})
+
+
+TOOLS = frozenset({"web_search", "code_execution"})
+
+
+def tell_tools(events: Iterable[Event], request: Request, dialect: str, provider: str) -> Events:
+    """Tell a client what the tools of another dialect's service did, as those of its own would be."""
+    tools = Tools(request, dialect, provider)
+    for event in events:
+        yield from tools.take(event)
+
+
+def tells_tools(request: Request) -> bool:
+    """Tell whether a client knows what services' own tools are: it has asked for one."""
+    asked = {tool.name for tool in request.tools if tool.kind == "hosted"}
+    return request.dialect in TELLERS and not TOOLS.isdisjoint(asked)
+
+
+########################################################################################
+# 14. DIALECTS                                                                    [pure]
 ########################################################################################
 # The dialects as rows, and every decision that depends on the target. Source: spec/dialects.md.
 #
@@ -7129,6 +7375,8 @@ ABILITIES = (  # what a dialect has room for
     Words("hosted",              "web_search web_fetch code_execution", "",  "web_search code_execution",
           "web_search web_fetch code_execution"),
     Words("forced",              "web_search web_fetch code_execution", "",  "web_search code_execution", ""),  # of these
+    Words("alone",               "",                 "",                     "",                 # and by leaving nothing else
+          "web_search web_fetch code_execution"),
     Words("subset",              "",                 "auto required",        "auto required",    "required"),  # choices of some
     Words("tools",               "function",         "function custom",      "function custom",  "function"),
     Words("late",                "",                 "system",               "system",           ""),  # in mid-conversation
@@ -7212,7 +7460,8 @@ def find_forced(request: Request, case: Case) -> str:
     names = names or tuple(tool.name for tool in request.tools)
     hosted = {tool.name for tool in request.tools if tool.kind == "hosted"}
     hosted -= {tool.name for tool in request.tools if tool.kind != "hosted"}
-    able = set(names).intersection(case.takes["forced"]) or not hosted.issuperset(names)
+    forced = {*case.takes["forced"], *case.takes["alone"]}
+    able = forced.intersection(names) or not hosted.issuperset(names)
     return "" if able or mode != "required" else ", ".join(names)
 
 
@@ -7339,6 +7588,9 @@ def words_of(part: Part, case: Case) -> str:
 
 
 def fit_hosted(part: Part, case: Case) -> Iterable[Part]:
+    """Leave what the target's own tools did; what was told of another's it would refuse."""
+    if part.kind != "opaque" and part.id.startswith(TOLD):
+        return ()
     refuse("opaque", part, case)
     known = (case.dialect, part.kind, part.name) == ("responses", "hosted", "web_search")
     if known or case.dialect in part.extra:
@@ -7587,6 +7839,8 @@ def mark_cache(request: Request, lasting: str) -> Request:
     where the mark of the request before stood.
     """
     ends = ends_of_turns(request.messages)[-2:]
+    if len(ends) < 2 and not (request.tools or request.system):
+        return request  # a single question
     return request._replace(
         tools=(*request.tools[:-1], *(tool._replace(cache=lasting) for tool in request.tools[-1:])),
         system=with_mark(request.system, lasting),
@@ -7636,7 +7890,8 @@ def fit_tools(request: Request, case: Case) -> Request:
     """Leave the tools and the choice of them that the target knows. Source: 2.4, 2.5."""
     if case.own or not (request.tools or request.choice or request.params):
         return request
-    choice, only = fit_choice(request, case)
+    alone = left_alone(request, case)
+    choice, only = (None, alone) if alone else fit_choice(request, case)
     able = [t for t in request.tools if t.kind != "hosted" or t.name in case.takes["hosted"]]
     tools = {(t.namespace, t.name): t for t in able if not only or t.name in only}
     if tools:
@@ -7644,6 +7899,15 @@ def fit_tools(request: Request, case: Case) -> Request:
         return request._replace(tools=fitted, choice=choice)
     params = without(request.params, frozenset({"parallel"}))
     return request._replace(tools=(), choice=None, params=params)
+
+
+def left_alone(request: Request, case: Case) -> tuple[str, ...]:
+    """Return the upstream's own tools that must be called, if nothing else being there is how to say so."""
+    mode, names = request.choice or ToolChoice("auto")
+    hosted = {tool.name for tool in request.tools if tool.kind == "hosted"}
+    if mode != "required" or not hosted.intersection(names or hosted, case.takes["alone"]):
+        return ()
+    return names or tuple(hosted)
 
 
 def fit_choice(request: Request, case: Case) -> tuple[ToolChoice | None, tuple[str, ...]]:
@@ -8029,6 +8293,8 @@ def fit_events(
     special = returning.special
     if returning.foreign and fitted.dialect == "gemini":
         events = move_proofs(events, request.dialect)
+    if returning.foreign and tells_tools(request):
+        events = tell_tools(events, request, fitted.dialect, target.provider)
     with contextlib.closing(source):  # at once, also where an answer is refused here
         for event in events:
             if (
@@ -8199,7 +8465,7 @@ PASSING = {"chat": Passing(chat_odd, chat_fitted), "gemini": Passing(gemini_odd,
 
 
 ########################################################################################
-# 14. YAML                                                                        [pure]
+# 15. YAML                                                                        [pure]
 ########################################################################################
 # Texts of settings: the plain subset of YAML, JSON, and JSON with comments. Each is read with the
 # place of every value, so that a change rewrites the values that differ, and no other byte: what
@@ -8761,7 +9027,7 @@ def edit_text(text: str, wanted: Any, *, yaml: bool) -> str:
 
 
 ########################################################################################
-# 15. FOREIGN                                                                     [pure]
+# 16. FOREIGN                                                                     [pure]
 ########################################################################################
 # The configurations of LiteLLM and claude-code-router, read as ours. Each is gone through key by
 # key: what has a counterpart becomes one, and what has none is told, once for each kind. Source:
@@ -9184,7 +9450,7 @@ def foreign_kind(data: Any) -> str:
 
 
 ########################################################################################
-# 16. TOML                                                                        [pure]
+# 17. TOML                                                                        [pure]
 ########################################################################################
 # Settings of other programs: TOML, lines of `NAME=VALUE`, and a block of ours between two marks. A
 # text is read as a document whose values are pieces of it, as they stand there; another document is
@@ -9448,7 +9714,7 @@ def write_marked(text: str, wanted: Json) -> str:
 
 
 ########################################################################################
-# 17. CONFIG
+# 18. CONFIG
 ########################################################################################
 # The settings file, as CLIProxyAPI writes it: every key is a row, a file is read against the rows
 # into a complete snapshot, and a snapshot is replaced whole. Old spellings are moved in memory.
@@ -10432,7 +10698,7 @@ def example_config() -> str:
 
 
 ########################################################################################
-# 18. NETWORK
+# 19. NETWORK
 ########################################################################################
 # Bytes on sockets, the same way on both sides: strict heads, bodies, a pool of idle upstream
 # connections, proxies, TLS. http.client and email would cost five times the CPU a request
@@ -11500,7 +11766,7 @@ def fetch(
 
 
 ########################################################################################
-# 19. STORE
+# 20. STORE
 ########################################################################################
 # The credential files, as CLIProxyAPI lays them out: one JSON object a file, `type` says whose.
 # Other programs write them too, so each write begins with reading. Two locks keep processes apart,
@@ -11961,7 +12227,7 @@ class Store:
 
 
 ########################################################################################
-# 20. TERMINAL
+# 21. TERMINAL
 ########################################################################################
 # What a login needs of the machine: the lines that its user types, a door for the browser that comes
 # back, and QR codes. Whatever comes back arrives in one queue, so that it does not matter which way
@@ -12271,7 +12537,7 @@ def qr_lines(text: str) -> list[str]:
 
 
 ########################################################################################
-# 21. TOKENS                                                                      [pure]
+# 22. TOKENS                                                                      [pure]
 ########################################################################################
 # What is in tokens and keys, and how they are encoded and signed. Source: RFC 7515, 7519, 7636, 8017.
 
@@ -12359,7 +12625,7 @@ def rs256(text: str, pem: str) -> str:
 
 
 ########################################################################################
-# 22. BCRYPT                                                                      [pure]
+# 23. BCRYPT                                                                      [pure]
 ########################################################################################
 # Hashes of the management key, where neither the system nor a package can make them: slow, so that
 # each is made with little cost. The tables are digits of pi. Source: Provos, Mazieres, "A Future-
@@ -12453,7 +12719,7 @@ def bcrypt(key: bytes, setting: bytes) -> bytes:
 
 
 ########################################################################################
-# 23. LOGINS
+# 24. LOGINS
 ########################################################################################
 # How each provider hands out tokens, renews and revokes them: one row of LOGINS each. The program
 # says who it is. Source: spec/providers.md 1 to 9, 16.
@@ -13156,7 +13422,7 @@ LOGINS = {row.provider: row for row in (
 
 
 ########################################################################################
-# 24. RENEWAL
+# 25. RENEWAL
 ########################################################################################
 # New tokens for old ones, once, however many want them; and what a provider says of a login's limits.
 
@@ -13303,7 +13569,7 @@ def usage_of(credential: Credential, config: Config) -> list[Window]:
 
 
 ########################################################################################
-# 25. IMPORT
+# 26. IMPORT
 ########################################################################################
 # What the programs of the providers themselves hold, taken over. Source: spec/providers.md 16.
 
@@ -13422,7 +13688,7 @@ SHARED = (
 
 
 ########################################################################################
-# 26. LOGIN
+# 27. LOGIN
 ########################################################################################
 # The way through a login: with a browser here or elsewhere, by a short code, or by taking one over; and
 # the way out.
@@ -13685,7 +13951,7 @@ def logout(credential: Credential, store: Store, config: Config) -> str:
 
 
 ########################################################################################
-# 27. ACCOUNTS
+# 28. ACCOUNTS
 ########################################################################################
 # An account is one credential and where it may be used: of the config, of the environment, or of a
 # file in the auth dir. It knows which models it offers, under which names.
@@ -14147,7 +14413,7 @@ def endpoint_quirks(entry: Json, provider: Provider) -> list[str]:
 
 
 ########################################################################################
-# 28. REFUSALS                                                                    [pure]
+# 29. REFUSALS                                                                    [pure]
 ########################################################################################
 # What an upstream's refusal means for the account that was asked, and what its headers tell of limits.
 
@@ -14356,7 +14622,7 @@ TELLS_LIMITS = frozenset(["x-codex-primary-used-percent", "anthropic-ratelimit-u
 
 
 ########################################################################################
-# 29. ROUTING
+# 30. ROUTING
 ########################################################################################
 # The router knows who offers which model, who is next, and who must rest. Its lock is never held
 # across I/O.
@@ -15083,7 +15349,7 @@ STRATEGY_ORDERS: dict[str, Callable[[list[Candidate], int, dict[str, int]], list
 
 
 ########################################################################################
-# 30. USAGE
+# 31. USAGE
 ########################################################################################
 # What was asked, of whom, and what it cost. A request leaves a Tried for each account that it asked,
 # as it is; one thread makes Rows of them, adds these to the counters of /metrics, and writes them into
@@ -15952,7 +16218,7 @@ def stored_rows(database: Database, after: int, most: int = 10_000) -> list[tupl
 
 
 ########################################################################################
-# 31. LOGS
+# 32. LOGS
 ########################################################################################
 # What happened, for people. Whoever has something to say puts it into a queue: a request its Visited
 # and its Trieds, all others log records. One thread takes them out in their order, a moment later and
@@ -16410,7 +16676,7 @@ def drained(queue: SimpleQueue[Any]) -> Iterator[Any]:
 
 
 ########################################################################################
-# 32. ERRANDS
+# 33. ERRANDS
 ########################################################################################
 # What a client wants, on its way through. A body that only needs another name is edited as bytes:
 # what was signed, or written with care, stays as it is.
@@ -16689,7 +16955,7 @@ def chat_of_completion(body: Json) -> Json:
 
 
 ########################################################################################
-# 33. PROVIDERS
+# 34. PROVIDERS
 ########################################################################################
 # What a row of PROVIDERS cannot say: a function for the headers of a provider, and one for bodies.
 
@@ -17041,7 +17307,7 @@ def apply_payload(rules: Json, body: Json, original: Json, case: PayloadCase) ->
 
 
 ########################################################################################
-# 34. CATALOG
+# 35. CATALOG
 ########################################################################################
 # The models that each account's upstream says it has, for lists and limits. Kept on disk for a day.
 
@@ -17241,7 +17507,7 @@ MODEL_SHAPES: dict[str, tuple[Callable[[Model], Json], Callable[[list[Json]], Js
 
 
 ########################################################################################
-# 35. ANSWERS
+# 36. ANSWERS
 ########################################################################################
 # What goes back to the client. An answer that passes is watched for usage, errors and its end; what
 # needs another name, or no envelope, is edited as bytes: the rest stays as the upstream wrote it.
@@ -17854,7 +18120,7 @@ def completion_text(text: bytes) -> bytes:
 
 
 ########################################################################################
-# 36. STORED
+# 37. STORED
 ########################################################################################
 # Answers of /v1/responses that clients refer to later, by their ids or by those of their items. Each
 # is kept with what was new in its request, so that a conversation costs what was said in it, once.
@@ -18321,7 +18587,7 @@ STORED_ACTS: dict[tuple[str, str], Callable[[Stored, Errand, Kept, Mapping[str, 
 
 
 ########################################################################################
-# 37. UPSTREAM
+# 38. UPSTREAM
 ########################################################################################
 # One request of a client, asked of one account after the other until one begins to answer. Two
 # lanes: the bytes pass through when both sides speak one dialect, else they are translated by
@@ -19166,7 +19432,7 @@ def estimated(errand: Errand) -> Answer:
 
 
 ########################################################################################
-# 38. AMP
+# 39. AMP
 ########################################################################################
 # What Amp's command line asks its own server for, beside models, is passed on to that server, with the
 # owner's key in place of the client's. Its pages are for browsers, which are sent there. Source:
@@ -19236,7 +19502,7 @@ def ask_amp(errand: Errand, method: str, target: str, given: Collection[str], ap
 
 
 ########################################################################################
-# 39. WEBSOCKET
+# 40. WEBSOCKET
 ########################################################################################
 # The server's side of RFC 6455 for /v1/responses: a text message is a request, a text message each
 # event of its answer. Its answers are remembered, so that a client need only send what is new.
@@ -19384,7 +19650,7 @@ def error_message(error: ProxyError) -> Json:
 
 
 ########################################################################################
-# 40. GUARD
+# 41. GUARD
 ########################################################################################
 # Who may use the management API, and the form in which it refuses. A key is compared with passwords
 # first, then with what was right before, and only then hashed: one at a time, and not for who has
@@ -19553,7 +19819,7 @@ def given_key(headers: Headers) -> str:
 
 
 ########################################################################################
-# 41. PEN
+# 42. PEN
 ########################################################################################
 # The settings file, shown and written as its owner wrote it. A change is made in the text of the file,
 # which is read again for that: what is PUT is laid over what is in force, each value in the file's own
@@ -19776,7 +20042,7 @@ def seal_key(app: App, pen: Pen) -> None:
 
 
 ########################################################################################
-# 42. SESSIONS
+# 43. SESSIONS
 ########################################################################################
 # Logins that are begun from a page. Each runs LOGIN's own way through a login on a thread; the page is
 # its terminal: it shows the address, and whatever comes back, by which way ever, is put into its inbox.
@@ -19896,7 +20162,7 @@ class Sessions:
 
 
 ########################################################################################
-# 43. DESK
+# 44. DESK
 ########################################################################################
 # What the functions of the management API get: a Wish is one call, its key checked; the Desk is what
 # they work with. What they return is sent as JSON, unless it is an Answer.
@@ -20054,7 +20320,7 @@ def texts_in(data: Any) -> list[str]:
 
 
 ########################################################################################
-# 44. TRAFFIC
+# 45. TRAFFIC
 ########################################################################################
 # What was used, as pages and collectors of both generations read it: sums and single requests of the
 # database of USAGE, in CLIProxyAPI's words. Source: spec/management.md 10, 12, 16.
@@ -20265,7 +20531,7 @@ def endpoint_of(config: Config, account: Account) -> Json:
 
 
 ########################################################################################
-# 45. FILES
+# 46. FILES
 ########################################################################################
 # The credential files as pages see and change them: listed with what their accounts do, uploaded,
 # changed, and put in force before the answer. No name leads out of the folder, and no list holds a
@@ -20704,7 +20970,7 @@ def import_vertex(desk: Desk, wish: Wish, _row: None) -> Json:
 
 
 ########################################################################################
-# 46. MANAGEMENT
+# 47. MANAGEMENT
 ########################################################################################
 # CLIProxyAPI's management API, for its official page and the GUIs that speak it: a row of ENDPOINTS a
 # method and path. Scalars, lists of texts, maps and lists of objects are four shapes over SETTINGS.
@@ -21324,7 +21590,7 @@ def manage(desk: Desk, wish: Wish) -> Answer:
 
 
 ########################################################################################
-# 47. SERVER
+# 48. SERVER
 ########################################################################################
 # A ThreadingHTTPServer whose Handler has a Visit a request, read with NETWORK's strict parser. A thread
 # serves one client connection and is the only one that writes its socket. Here, and nowhere else, an
@@ -22564,7 +22830,7 @@ def link_of(file: Path) -> str:
 
 
 ########################################################################################
-# 48. OUTPUT
+# 49. OUTPUT
 ########################################################################################
 # What people see of the commands: lines, tables that fit into their terminal, colours for states
 # where there is one, and this program by the name under which they started it: texts say `cliproxy`.
@@ -22667,7 +22933,7 @@ def table_lines(columns: Sequence[Column], rows: Sequence[Any]) -> Iterator[str]
 
 
 ########################################################################################
-# 49. EDITS
+# 50. EDITS
 ########################################################################################
 # The settings of other programs, as far as they are ours to write. A file's kind reads it as a
 # document and writes another one into it, keeping the rest. What we wrote, and what was there
@@ -23071,7 +23337,7 @@ class Setups:
 
 
 ########################################################################################
-# 50. CLIENTS
+# 51. CLIENTS
 ########################################################################################
 # The programs that people use. A row says where a client keeps its settings and how to ask whether
 # it works, functions beside it what must stand there, and how it is started on the proxy for once
@@ -23907,7 +24173,7 @@ def start_client(row: Client, start: Start, folder: Path, machine: Machine) -> i
 
 
 ########################################################################################
-# 51. SERVICE
+# 52. SERVICE
 ########################################################################################
 # Keeping the proxy running: one row for each kind of system says where its file lies, what stands
 # in it, and which commands carry out an act. Nothing is run by a shell, and every command has a
@@ -24290,7 +24556,7 @@ def completion(shell: str, words: Mapping[str, Sequence[str]]) -> str:
 
 
 ########################################################################################
-# 52. REPORTS
+# 53. REPORTS
 ########################################################################################
 # What `usage` and `status` show, from what the statistics keep and what servers leave beside it. All
 # of it works while a server runs, and while none does.
@@ -24600,7 +24866,7 @@ def show_failures(rows: list[Json]) -> None:
 
 
 ########################################################################################
-# 53. CONFIGTEXT
+# 54. CONFIGTEXT
 ########################################################################################
 # The settings file as its owner handles it: shown with where each value comes from, a value changed
 # in the text around which everything stays, the whole text edited and checked before it counts.
@@ -24818,7 +25084,7 @@ def edit_by_hand(path: Path, ask: Callable[[str], str]) -> Config:
 
 
 ########################################################################################
-# 54. TRIAL
+# 55. TRIAL
 ########################################################################################
 # One question, asked as a client asks: of the server that runs, else of one that runs for so long.
 
@@ -24883,7 +25149,7 @@ def ask_streamed(url: str, key: str, body: Json, tell: Callable[[str, str], None
 
 
 ########################################################################################
-# 55. COMMANDS
+# 56. COMMANDS
 ########################################################################################
 # argparse rows. Whatever goes wrong is one sentence on stderr and exit status 1; usage errors are 2.
 
