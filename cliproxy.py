@@ -62,7 +62,8 @@ Contents (each room uses only rooms above it; [pure] ones touch no clock, socket
    53. REPORTS       what was used, as pages read it
    54. CONFIGTEXT    the settings file as its owner shows and edits it
    55. TRIAL         one question, asked as a client asks
-   56. COMMANDS      the command line
+   56. DOCTOR        why it does not work: checks, each with what mends it
+   57. COMMANDS      the command line
 """
 
 from __future__ import annotations
@@ -21944,6 +21945,8 @@ class Visit(Watcher):
         elif length is None and self.protocol == "HTTP/1.1":
             self.stage = Stage.CHUNKED
             framing = "transfer-encoding: chunked\r\n"
+            if is_stream(headers):
+                framing += "x-accel-buffering: no\r\n"  # nginx would hold it back
         elif length is None:  # it ends with the connection
             self.keep = False
             framing = ""
@@ -25107,7 +25110,13 @@ def server_at_hand(running: Config, make: Callable[[], App]) -> Generator[str, N
     if (greeting_at(url) or {}).get("message") == "cliproxy":
         yield url
         return
-    app = make()
+    with own_server(make()) as url:
+        yield url
+
+
+@contextlib.contextmanager
+def own_server(app: App) -> Generator[str, None, None]:
+    """Yield the address of a server on a port of its own, for so long. Its connections speak no TLS."""
     app.config.data["tls"]["enable"] = False
     server = make_server(app)
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
@@ -25149,7 +25158,770 @@ def ask_streamed(url: str, key: str, body: Json, tell: Callable[[str, str], None
 
 
 ########################################################################################
-# 56. COMMANDS
+# 56. DOCTOR
+########################################################################################
+# Why it does not work. A check is a row: it looks, and yields what is wrong, each with the command
+# that mends it; nothing yielded is good. Nothing is changed, nothing asked but what a server tells
+# anybody, and no secret is shown. Source: spec/setup.md 3.
+
+
+class Finding(NamedTuple):
+    """What a check found. `status` is ok, warn, fail or skip."""
+
+    status: str
+    message: str
+    fix: str = ""  # a command, or what to do
+
+
+Findings = Iterator[Finding]
+
+
+class Patient(NamedTuple):
+    """What the checks look at."""
+
+    config: Config
+    problem: str  # of the settings file: then all settings are the defaults
+    credentials: Sequence[Credential]
+    damaged: Sequence[str]
+    offers: Offers
+    machine: Machine
+    url: str
+    greeting: Json | None  # of whoever listens there
+    client: str = ""  # the only one to look at
+    offline: bool = False
+    live: bool = False
+    mend: bool = False
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.config["auth-dir"])
+
+    @property
+    def serves(self) -> bool:
+        return (
+            bool(self.greeting) and self.greeting is not None and self.greeting.get("message") == "cliproxy"
+        )
+
+    @property
+    def key(self) -> str:
+        return "".join(self.config["api-keys"][:1])
+
+
+def read_credentials(folder: Path) -> tuple[list[Credential], list[str]]:
+    """Return the credential files, and what is wrong with others, without making or mending anything."""
+    found: list[Credential] = []
+    damaged = []
+    for path in sorted(folder.glob("*.json")):
+        if path.name[0] == "." or path.name in NOT_CREDENTIALS:
+            continue
+        try:
+            found.append(read_credential(path)[0])
+        except ProxyError as error:
+            damaged.append(str(error))
+    return found, damaged
+
+
+# -- the server and its settings ---------------------------------------------------------
+
+
+def check_server(patient: Patient) -> Findings:
+    port = patient.config["port"]
+    if patient.greeting is None:
+        fix = "`cliproxy serve`, or `cliproxy service install` to have it run always"
+        yield Finding("fail", f"nothing listens on {patient.url}", fix)
+    elif not patient.serves:
+        holder = process_at(port) or "another program"
+        hint = "CLIProxyAPI uses the same port and folder: " if "cli-proxy" in holder.lower() else ""
+        fix = f"{hint}stop it, or `cliproxy config set port {port + 1}` and `cliproxy setup --all`"
+        yield Finding("fail", f"port {port} is held by {holder}, which is not cliproxy", fix)
+
+
+def check_version(patient: Patient) -> Findings:
+    if not patient.serves:
+        return
+    running = str((patient.greeting or EMPTY).get("version"))
+    fix = "stop it and start it again, or `cliproxy service restart`"
+    if running != __version__:
+        yield Finding("warn", f"the server that runs is {running}, this file is {__version__}", fix)
+        return
+    number = process_at(patient.config["port"]).rpartition(" ")[2]
+    with contextlib.suppress(OSError):
+        if Path(f"/proc/{int(number or 0)}").stat().st_mtime < Path(__file__).stat().st_mtime:
+            yield Finding("warn", "the server was started before this file was changed", fix)
+
+
+def check_config(patient: Patient) -> Findings:
+    if patient.problem:
+        yield Finding("fail", patient.problem, "`cliproxy config edit`")
+    for warning in (*patient.config.warnings, *remarks(patient.config)):
+        yield Finding("warn", warning, "`cliproxy config edit`")
+    used = patient.config.path
+    others = {source.path.resolve(): source.path for source in likely_sources() if source.path}
+    for real, path in others.items():
+        if used and is_there(path) and real != used.resolve():
+            yield Finding("warn", f"{path} is not read: {used} counts", "remove one of them, or use --config")
+
+
+def check_modes(patient: Patient) -> Findings:
+    """Look who else may read: others may neither look into the folder nor read what is in it, and all of it is the owner's."""
+    if os.name != "posix" or not patient.folder.is_dir():
+        return
+    files = [path for path in patient.folder.rglob("*") if not path.is_symlink()]
+    config = [patient.config.path] if patient.config.path and patient.key else []
+    for path in [patient.folder, *files, *config]:
+        status = path.stat()
+        wanted = 0o700 if path.is_dir() else 0o600
+        if status.st_uid != os.getuid():
+            yield Finding(
+                "fail", f"{path} is somebody else's", f"sudo chown -R {os.getuid()} {patient.folder}"
+            )
+        elif status.st_mode & 0o077 and patient.mend:
+            path.chmod(wanted)
+            yield Finding("ok", f"{path}: others could read it, and no longer can")
+        elif status.st_mode & 0o077:
+            yield Finding(
+                "warn", f"others can read {path}", f"chmod {wanted:o} {path}, or `cliproxy doctor --fix`"
+            )
+
+
+def check_exposure_of(patient: Patient) -> Findings:
+    config = patient.config
+    weak = [key for key in config["api-keys"] if len(key) < SHORTEST_KEY]
+    for key in weak:
+        yield Finding("warn", f"the client key {masked(key)} is easily guessed", "`cliproxy key new`")
+    if is_loopback(config["host"]):
+        return
+    try:
+        check_exposure(config)
+    except ProxyError as error:
+        yield Finding("fail", str(error), "`cliproxy key new`, or `cliproxy config set host 127.0.0.1`")
+    if not config["tls.enable"]:
+        message = (
+            f"other machines reach it at {config['host'] or 'every address'}:{config['port']} without TLS"
+        )
+        yield Finding("warn", message, "set tls.enable, or let a reverse proxy speak TLS")
+
+
+SHORTEST_KEY = 16  # characters of a client key that is not easily guessed
+
+
+# -- accounts ----------------------------------------------------------------------------
+
+
+def check_accounts(patient: Patient) -> Findings:
+    now = time.time()
+    for problem in patient.damaged:
+        yield Finding("fail", problem, "log in again, or remove the file")
+    if not patient.offers.accounts:
+        yield Finding(
+            "warn",
+            "no account: only the model 'echo' can answer",
+            "`cliproxy login codex`, or another provider",
+        )
+    for account in patient.offers.accounts:
+        kind = account.credential.type if account.credential else account.provider.name
+        if account.lost(now):
+            why = account.dead or "its token has expired, and there is none to renew it with"
+            yield Finding("fail", f"{account.name} needs a new login: {why}", f"`cliproxy login {kind}`")
+    yield from rests_told(patient, now)
+    yield from shared_logins(patient)
+
+
+def rests_told(patient: Patient, now: float) -> Findings:
+    """Yield the accounts that rest, as the last server left it: 429 and its like."""
+    known = {account.name for account in patient.offers.accounts}
+    for rest in read_object_file(state_file(patient.folder)).get("cooldowns") or ():
+        if rest.get("account") in known and float(rest.get("end") or 0) > now:
+            what = f" for {rest['model']}" if rest.get("model") else ""
+            until = time.strftime("%H:%M", time.localtime(float(rest["end"])))
+            message = f"{rest['account']} rests{what} until {until}: {rest.get('status')} {rest.get('why')}"
+            yield Finding("warn", message, f"`cliproxy accounts wake {rest['account']}`")
+
+
+def shared_logins(patient: Patient) -> Findings:
+    """Yield logins whose refresh token somebody else renews as well, and accounts that are there twice."""
+    holders: dict[str, str] = {}
+    people: dict[tuple[str, str], str] = {}
+    for credential in patient.credentials:
+        token = str(field_of(credential.data, "refresh_token") or "")
+        who = (credential.type, str(credential.data.get("email") or ""))
+        fix = f"`cliproxy login {credential.type}` gives it a login of its own"
+        if token and token in holders:
+            yield Finding("fail", f"{credential.name} and {holders[token]} share one login", fix)
+        if all(who) and who in people and credential.type not in {"gemini", "codex"}:  # projects, plans
+            message = f"{credential.name} and {people[who]} are the same account, {who[1]}"
+            yield Finding("warn", message, "remove one of them")
+        holders.setdefault(token, credential.name)
+        people.setdefault(who, credential.name)
+    for kind, vendor in ((kind, vendor) for kind, vendors in VENDOR_FILES.items() for vendor in vendors):
+        path = vendor_file(vendor, patient.machine)
+        token = vendor_token(vendor, path)
+        if token and token in holders:
+            message = (
+                f"{holders[token]} and {path} of {vendor.program} share one login: each logs the other out"
+            )
+            yield Finding("warn", message, f"`cliproxy login {kind}` gives it a login of its own")
+
+
+def vendor_file(vendor: Vendor, machine: Machine) -> Path:
+    return Path(machine.environ.get(vendor.variable) or machine.home / vendor.folder) / vendor.file
+
+
+def vendor_token(vendor: Vendor, path: Path) -> str:
+    """Return the refresh token that a vendor's own program holds; empty if it holds none."""
+    with contextlib.suppress(*MALFORMED, ProxyError):
+        return str(vendor.read(read_object_file(path), path).get("refresh_token") or "")
+    return ""
+
+
+def check_models(patient: Patient) -> Findings:
+    """Look whether what the owner's own settings name is served."""
+    served = {name.lower() for name in patient.offers.names()} | {ECHO}
+    for asked, models in patient.config["model-fallbacks"].items():
+        for model in models:
+            if split_suffix(model)[0].lower() not in served:
+                meant = slip(model, patient.offers.names())
+                yield Finding(
+                    "warn", f"model-fallbacks of {asked}: nobody serves {model}{meant}", "`cliproxy models`"
+                )
+
+
+def check_env_keys(patient: Patient) -> Findings:
+    """Look for keys that a shell exports: a service does not see them."""
+    environ = patient.machine.environ
+    held = [row.source for row in KEY_VARIABLES if environ.get(row.source)]
+    manager = MANAGERS.get(sys.platform)
+    if not held or manager is None or not manager.path(here_plan(patient)).exists():
+        return
+    file = patient.machine.home / ".config" / "cliproxy" / "env"
+    known = file.read_text(encoding="utf-8") if file.exists() else ""
+    for name in held:
+        if name not in known:
+            message = f"{name} is set in this shell; the service does not see it"
+            yield Finding("warn", message, "`cliproxy key add-account`, or write it into " + str(file))
+
+
+def here_plan(patient: Patient) -> Plan:
+    return Plan((sys.executable, __file__), patient.machine.home, "")
+
+
+def check_loop(patient: Patient) -> Findings:
+    """Look whether the proxy asks itself."""
+    port = patient.config["port"]
+    for account in patient.offers.accounts:
+        if is_loopback(account.origin.host) and account.origin.port == port:
+            yield Finding(
+                "fail", f"{account.name} asks this proxy itself", "set its base-url to the provider's"
+            )
+    for name in (*PROXY_VARIABLES, "proxy-url"):
+        way = patient.config["proxy-url"] if name == "proxy-url" else patient.machine.environ.get(name, "")
+        with contextlib.suppress(ValueError):
+            parts = urlsplit(way if "://" in way else f"http://{way}")
+            if way and is_loopback(parts.hostname or "") and parts.port == port:
+                yield Finding("fail", f"{name} leads to this proxy itself", f"unset {name}")
+
+
+# -- the machine -------------------------------------------------------------------------
+
+
+class Variable(NamedTuple):
+    """A variable of the shell that leads a client elsewhere. `ours`: it may hold our address."""
+
+    name: str
+    effect: str
+    ours: bool = False
+
+
+VARIABLES = (
+    Variable("CLAUDE_CODE_USE_BEDROCK", "Claude Code goes to AWS, whatever the address"),
+    Variable("CLAUDE_CODE_USE_VERTEX", "Claude Code goes to Google's cloud, whatever the address"),
+    Variable("CLAUDE_CODE_USE_FOUNDRY", "Claude Code goes to Azure, whatever the address"),
+    Variable(
+        "ANTHROPIC_BASE_URL", "Claude Code without settings of its own, qwen and SDKs go there", ours=True
+    ),
+    Variable("ANTHROPIC_MODEL", "it beats `model` of Claude Code's settings"),
+    Variable("ANTHROPIC_SMALL_FAST_MODEL", "an old name that still picks Claude Code's small model"),
+    Variable("OPENAI_BASE_URL", "qwen, aider and SDKs go there; Codex takes no notice", ours=True),
+    Variable("OPENAI_API_BASE", "aider and older SDKs go there", ours=True),
+    Variable("GOOGLE_GEMINI_BASE_URL", "it beats ~/.gemini/.env", ours=True),
+    Variable("CODE_ASSIST_ENDPOINT", "gemini-cli goes there", ours=True),
+    Variable("COPILOT_PROVIDER_BASE_URL", "the Copilot CLI goes there", ours=True),
+    Variable("AMP_URL", "Amp goes there", ours=True),
+    Variable("NODE_TLS_REJECT_UNAUTHORIZED", "clients of Node check no certificate"),
+)
+RC_FILES = (
+    ".bashrc",
+    ".bash_profile",
+    ".profile",
+    ".zshrc",
+    ".zprofile",
+    ".zshenv",
+    ".config/fish/config.fish",
+)
+
+
+def where_set(name: str, home: Path) -> str:
+    """Return the file and line of the shell's that sets a variable; empty if none is found."""
+    for file in RC_FILES:
+        lines = lines_of(home / file)
+        found = (number for number, line in enumerate(lines, 1) if re.search(rf"^[^#]*\b{name}\b", line))
+        number = next(found, 0)
+        if number:
+            return f"~/{file} line {number}"
+    return ""
+
+
+def lines_of(path: Path) -> list[str]:
+    """Return the lines of a file, none if it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return []
+
+
+def check_shell(patient: Patient) -> Findings:
+    """Look for variables of this shell that lead clients past the proxy."""
+    environ = patient.machine.environ
+    for row in VARIABLES:
+        value = environ.get(row.name, "")
+        if value in {"", "0"} or (row.ours and value.rstrip("/").startswith(patient.url)):
+            continue
+        place = where_set(row.name, patient.machine.home)
+        fix = f"unset {row.name}" + (f", and remove it from {place}" if place else "")
+        shown = f"={without_secrets(value, 'url')}" if row.ours else ""
+        yield Finding("warn", f"{row.name}{shown} is set here: {row.effect}", fix)
+    direct = environ.get("NO_PROXY", environ.get("no_proxy", ""))
+    named = [name for name in PROXY_VARIABLES if environ.get(name)]
+    if named and not ({"127.0.0.1", "*"} & set(map(str.strip, direct.split(",")))):
+        message = (
+            f"{named[0]} is set, and NO_PROXY lacks 127.0.0.1: clients look for the proxy at the other one"
+        )
+        yield Finding("warn", message, "export NO_PROXY=127.0.0.1,localhost")
+
+
+def check_python(patient: Patient) -> Findings:
+    if sys.version_info < (3, 10):
+        yield Finding(
+            "warn", f"Python {sys.version.split()[0]} gets no fixes any more", "run it with a newer Python"
+        )
+    try:
+        import ssl  # noqa: PLC0415 -- slow
+    except ImportError:
+        yield Finding("fail", "this Python has no TLS (its module ssl is missing)", "install another Python")
+    else:
+        if "LibreSSL" in ssl.OPENSSL_VERSION or ssl.OPENSSL_VERSION_INFO < (1, 1, 1):
+            yield Finding("warn", f"{ssl.OPENSSL_VERSION} is old: no TLS 1.3", "run it with a newer Python")
+    folder = Path(__file__).resolve().parent
+    names: Collection[str] = getattr(sys, "stdlib_module_names", ())
+    for path in folder.glob("*.py"):
+        if path.stem in names:
+            yield Finding(
+                "fail", f"{path} hides Python's own module {path.stem}", "rename it, or move cliproxy.py"
+            )
+
+
+def check_limits(patient: Patient) -> Findings:
+    import shutil  # noqa: PLC0415 -- only here
+
+    with contextlib.suppress(ImportError):
+        import resource  # noqa: PLC0415 -- POSIX only
+
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if 0 <= soft < LEAST_FILES:
+            yield Finding("warn", f"only {soft} files may be open, and a stream takes two", "ulimit -n 4096")
+    if patient.folder.is_dir() and shutil.disk_usage(patient.folder).free < LEAST_DISK:
+        yield Finding(
+            "warn", f"less than 100 MB are free for {patient.folder}", "make room: new tokens must be written"
+        )
+
+
+LEAST_FILES = 1_024
+LEAST_DISK = 100_000_000  # bytes
+
+
+def check_service(patient: Patient) -> Findings:
+    """Look at the service that keeps it running, where one is installed."""
+    manager = MANAGERS.get(sys.platform)
+    plan = here_plan(patient)
+    if manager is None or not manager.path(plan).exists():
+        yield Finding("skip", "no service is installed")
+        return
+    text = manager.path(plan).read_bytes().decode("utf-8", "replace")
+    for word in re.findall(r"(?<![\w.-])/[^\s\"'<>]*(?:python[\d.]*|cliproxy\.py)(?=[\s\"'<])", text):
+        if not Path(word).exists():
+            yield Finding("fail", f"the service starts {word}, which is gone", "`cliproxy service install`")
+    if sys.platform == "linux" and not patient.serves:
+        yield Finding("fail", "the service is installed, and does not run", "`cliproxy service logs`")
+    linger = Path("/var/lib/systemd/linger") / patient.machine.environ.get("USER", "-")
+    if sys.platform == "linux" and patient.machine.environ.get("SSH_CONNECTION") and not linger.exists():
+        yield Finding("warn", "the service ends when you log out of this machine", "loginctl enable-linger")
+
+
+def check_terms(patient: Patient) -> Findings:
+    logins = {
+        account.credential.type for account in patient.offers.accounts if account.credential and account.ends
+    }
+    if logins:
+        yield Finding(
+            "ok", f"logins in use: {', '.join(sorted(logins))}; whose terms allow what: see the README"
+        )
+
+
+# -- what is beyond this machine ---------------------------------------------------------
+
+
+class Reached(NamedTuple):
+    """What came of asking an upstream for anything at all."""
+
+    problem: str
+    skew: float  # seconds that its clock is ahead of ours
+
+
+def knock(account: Account) -> Reached:
+    """Ask for the root of an upstream, as the server would, without any key. Any status will do."""
+    url = f"{account.origin.scheme}://{account.origin.place}/"
+    try:
+        reply = fetch("GET", url, {}, proxy=account.proxy, timeout=10.0)
+    except ProxyError as error:
+        return Reached(str(error), 0.0)
+    with contextlib.suppress(TypeError, ValueError):
+        return Reached("", parsedate_to_datetime(reply.headers["date"]).timestamp() - time.time())
+    return Reached("", 0.0)
+
+
+NETWORK_FIXES = (  # what is in the message -> what mends it
+    (
+        "certificate",
+        "a company's proxy signs anew what passes: SSL_CERT_FILE=its.pem, or `pip install certifi`",
+    ),
+    ("name", "is this machine online? Else set proxy-url"),
+    ("", "is there a way out? A company's proxy goes into proxy-url"),
+)
+
+
+def check_network(patient: Patient) -> Findings:
+    """Ask each upstream in use, all at once; look at its clock too: tokens depend on it."""
+    from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415 -- only here
+
+    accounts = {(account.origin, account.proxy): account for account in patient.offers.accounts}
+    if patient.offline or not accounts:
+        yield Finding("skip", "nobody was asked" if patient.offline else "there is nobody to ask")
+        return
+    with ThreadPoolExecutor(min(16, len(accounts))) as pool:
+        found = dict(zip(accounts, pool.map(knock, accounts.values())))
+    for (origin, _), reached in found.items():
+        if reached.problem:
+            fix = next(fix for word, fix in NETWORK_FIXES if word in reached.problem.lower())
+            yield Finding("fail", f"{origin.host} cannot be reached: {reached.problem}", fix)
+    skew = max((reached.skew for reached in found.values()), key=abs)
+    if abs(skew) > 60:
+        word = "slow" if skew > 0 else "fast"
+        status = "fail" if abs(skew) > 300 else "warn"
+        yield Finding(
+            status, f"this machine's clock is {abs(skew) / 60:.0f} min {word}", "timedatectl set-ntp true"
+        )
+
+
+ECHOES: Mapping[str, tuple[str, Json]] = {  # dialect -> path and body of a question to the echo
+    "claude": ("/v1/messages", {"max_tokens": 9, "messages": [{"role": "user", "content": "hi"}]}),
+    "chat": ("/v1/chat/completions", {"messages": [{"role": "user", "content": "hi"}]}),
+    "responses": ("/v1/responses", {"input": "hi"}),
+    "gemini": (
+        f"/v1beta/models/{ECHO}:streamGenerateContent?alt=sse",
+        {"contents": [{"role": "user", "parts": [{"text": "hi"}]}]},
+    ),
+}
+
+
+def check_echo(patient: Patient) -> Findings:
+    """Ask the model that needs no account, in all dialects, through the running server."""
+    if not patient.serves:
+        yield Finding("skip", "no server of ours runs")
+        return
+    for dialect, (path, body) in ECHOES.items():
+        asked = body if dialect == "gemini" else {**body, "model": ECHO, "stream": True}
+        headers = {"content-type": "application/json"}
+        headers.update({"authorization": f"Bearer {patient.key}"} if patient.key else {})
+        try:
+            reply = fetch(
+                "POST", f"{patient.url}{path}", headers, dumps(asked).encode("ascii"), proxy="direct"
+            )
+        except ProxyError as error:
+            yield Finding("fail", f"{dialect}: {error}", "look into the server's log")
+            continue
+        if reply.status == 401:
+            yield Finding("fail", f"the server that runs does not take the first of api-keys ({masked(patient.key)})",
+                          "it runs with another config: stop it, or name that with --config")  # fmt: skip
+            return
+        if reply.status != 200 or not list(sse_read([reply.body])):
+            told = DIALECTS[dialect].read_error(reply.status, reply.body)
+            yield Finding("fail", f"{path}: status {reply.status}: {told}", "look into the server's log")
+
+
+def check_live(patient: Patient) -> Findings:
+    """Ask each account, by itself, one small question."""
+    if not patient.live:
+        yield Finding("skip", "no account was asked anything: `cliproxy doctor --live` does")
+        return
+    store = Store(patient.folder)
+    store.scan()
+    app = App(
+        ConfigFile(patient.config.path, {"host": "127.0.0.1", "port": 0}), store, patient.machine.environ
+    )
+    body = {"max_tokens": 16, "messages": [{"role": "user", "content": "Say hi."}], "stream": True}
+    with own_server(app) as url:
+        for account in patient.offers.accounts:
+            app.router.configure([account], app.config)
+            models = app.router.offers.names()
+            why = why_silent(url, patient.key, {**body, "model": models[0]}) if models else ""
+            if why:
+                yield Finding("fail", f"{account.name}: {models[0]}: {why}", "`cliproxy accounts --limits`")
+
+
+def why_silent(url: str, key: str, body: Json) -> str:
+    """Return why a question is not answered; empty if it is."""
+    try:
+        ask_streamed(url, key, body, lambda *_: None)
+    except ProxyError as error:
+        return str(error)
+    return ""
+
+
+# -- clients -----------------------------------------------------------------------------
+
+OWN_MODEL = "model-of-the-doctor"  # stands for whatever a client's file names
+LOCAL_URL = re.compile(r"https?://(?:127\.0\.0\.1|localhost|\[::1\])(?::\d+)?[^\s\"',;)}\]]*")
+
+
+def gateway_of(patient: Patient) -> Gateway:
+    """Return what `setup` would tell clients, but for the model."""
+    models = (*map(Model, patient.offers.names()), Model(ECHO))
+    key = patient.key or NO_KEY
+    return Gateway(patient.url, key, OWN_MODEL, models, patient.machine, bool(patient.key))
+
+
+def check_client_files(patient: Patient) -> Findings:
+    """Look at what the files of the clients say, against what they should."""
+    named = [row for row in CLIENTS.values() if row.name == patient.client]
+    rows = named if patient.client else clients_here(patient.machine)
+    gateway = gateway_of(patient)
+    records = Setups(patient.folder)
+    run = SetupRun(SetupOptions(), records, Terminal(lambda _: None), patient.machine)
+    for row in rows:
+        try:
+            found = list(client_findings(row, gateway, patient, run))
+        except (ProxyError, OSError, ValueError) as exc:
+            found = [Finding("warn", f"{row.name}: {exc}", f"`cliproxy setup {row.name}`")]
+        yield from found
+        yield from installs_told(row, patient.machine)
+
+
+def client_findings(row: Client, gateway: Gateway, patient: Patient, run: SetupRun) -> Findings:
+    """Compare one client's files with what `setup` would write. One that goes elsewhere is left alone."""
+    found: list[tuple[Path, dict[Steps, tuple[Any, Any]]]] = []  # what each says, and should say
+    for edit in row.files(gateway):
+        file = run.file_of(row, edit)
+        try:
+            document = read_client_file(edit, file)
+        except ValueError as exc:
+            yield Finding("fail", f"{row.name}: {file} is not read: {exc}", "correct it by hand")
+            continue
+        yield from litter_told(row, file)
+        wanted = edit.entries(document)
+        found.append((file, {steps: (entry_at(document, steps)[0], wanted[steps]) for steps in wanted}))
+    every = [pair for _, pairs in found for pair in pairs.values()]
+    texts = [str(said) for said, _ in every if said is not MISSING]
+    fix = f"`cliproxy setup {row.name}`"
+    if not any(map(LOCAL_URL.search, texts)):
+        status = "warn" if patient.client or run.setups.of(row.name) else "skip"
+        yield Finding(status, f"{row.name} does not come to the proxy", fix)
+        return
+    for file, pairs in found:
+        yield from entries_told(row, file, pairs, patient)
+    if patient.key and not shows_key(every, gateway.key, patient.config["api-keys"]):
+        yield Finding("fail", f"{row.name} shows none of the api-keys: it would get 401", fix)
+
+
+def shows_key(pairs: Iterable[tuple[Any, Any]], wanted_key: str, keys: Iterable[str]) -> bool:
+    """Tell whether one of the keys is in what a client's files say, or belongs into none of them."""
+    places = [said for said, wanted in pairs if wanted_key in str(wanted)]
+    return not places or any(key in str(said) for said in places for key in keys)
+
+
+def read_client_file(edit: Edit, file: Path) -> Any:
+    """Return what a file of a client says, MISSING if there is none. Raises ValueError."""
+    data = read_bytes(file)
+    return MISSING if data is None else FILE_KINDS[edit.kind].read(data.decode("utf-8-sig"))
+
+
+PICKY = {
+    "droid": "a comma too many, or a byte order mark",
+    "gemini-cli": "a comma too many",
+}  # who reads nothing then
+
+
+def litter_told(row: Client, file: Path) -> Findings:
+    """Yield what keeps some clients from reading a file in which others see nothing wrong."""
+    if row.name not in PICKY or file.suffix != ".json" or not file.exists():
+        return
+    text = file.read_text(encoding="utf-8")
+    try:
+        read_json_text(text.removeprefix("\ufeff"), "comment")
+        bad = row.name == "droid" and text.startswith("\ufeff")
+    except ValueError:
+        bad = True
+    if bad:
+        message = f"{file} has {PICKY[row.name]}: {row.name} reads nothing of it"
+        yield Finding("fail", message, f"`cliproxy setup {row.name}`")
+
+
+def entries_told(
+    row: Client, file: Path, pairs: Mapping[Steps, tuple[Any, Any]], patient: Patient
+) -> Findings:
+    """Yield what a file of a client says otherwise than it should: address and model."""
+    fix = f"`cliproxy setup {row.name}`"
+    for value, wanted in pairs.values():
+        said = str(value)
+        should = str(wanted)
+        if value is MISSING or says_same(said, should) or row.variables:
+            continue
+        if patient.url in should:
+            message = f"{row.name}: {file} has the address {address_problem(said, should, patient)}"
+            yield Finding("fail", message, fix)
+        model = model_said(said, should)
+        if model and model != ECHO and not patient.offers.of(model):
+            meant = slip(model, patient.offers.names())
+            message = f"{row.name}: {file} names {model}, which nobody serves{meant}"
+            yield Finding("fail", message, f"{fix} --model MODEL")
+
+
+def says_same(said: str, should: str) -> bool:
+    """Tell whether a value is as it should be; of a longer text the address counts alone."""
+    right = local_url(should)
+    return said == should or (right != should and " " in should and right in said)
+
+
+def model_said(said: str, should: str) -> str:
+    """Return the model that a client's file names where OWN_MODEL should stand; empty if that is elsewhere."""
+    match = re.fullmatch(re.escape(should).replace(re.escape(OWN_MODEL), "(.+)"), said)
+    model = match[1] if match and OWN_MODEL in should and " " not in should else ""
+    return re.sub(r"\[1m\]$", "", split_suffix(model)[0])
+
+
+def local_url(text: str) -> str:
+    """Return the address in a text, or all of it, without a password."""
+    found = LOCAL_URL.search(text)
+    return re.sub(r"//[^/@\s]+@", "//...@", found[0] if found else text)
+
+
+def address_problem(is_now: str, should: str, patient: Patient) -> str:
+    """Say what is wrong with an address, as people get it wrong."""
+    shown = local_url(is_now)
+    right = local_url(should)
+    reasons = (
+        ("/v1/v1" in shown, "twice /v1"),
+        (shown.partition(":")[0] != right.partition(":")[0], "TLS or none"),
+        ("localhost" in shown, "some clients take localhost for ::1, where nobody listens"),
+        (shown.rstrip("/") == right, "a slash at its end"),
+        (f"{shown.rstrip('/')}/v1" == right, "it lacks /v1"),
+        (shown.rstrip("/") == f"{right}/v1", "this client adds /v1 itself"),
+        (f":{patient.config['port']}" not in shown, "another port or host"),
+    )
+    why = next((f": {words}" for holds, words in reasons if holds), "")
+    return f"{shown}, and not {right}{why}"
+
+
+def installs_told(row: Client, machine: Machine) -> Findings:
+    """Yield the client that is installed more than once: which one runs depends on the shell."""
+    folders = dict.fromkeys((machine.environ.get("PATH") or "").split(os.pathsep))
+    there = {os.path.realpath(Path(folder) / row.program) for folder in folders
+             if row.program and os.access(Path(folder) / row.program, os.X_OK)}  # fmt: skip
+    if len(there) > 1:
+        yield Finding(
+            "warn",
+            f"{row.program} is installed {len(there)} times: {', '.join(sorted(there))}",
+            "remove all but one",
+        )
+
+
+LEGACY_FILES = (  # a file that is read beside the one that counts, or in its place, and what becomes of it
+    ("droid", ".factory/config.json", "its models are listed as well"),
+    ("continue", ".continue/config.json", "it is read if there is no config.yaml"),
+    ("opencode", ".config/opencode/config.json", "it is read as well"),
+)
+
+
+def check_leftovers(patient: Patient) -> Findings:
+    """Look for files of older versions of clients, and of projects, that count beside ours."""
+    for client, file, effect in LEGACY_FILES:
+        if patient.client in {"", client} and (patient.machine.home / file).exists():
+            yield Finding("warn", f"~/{file} is left over: {effect}", "remove it if it is old")
+    dotenv = patient.machine.here / ".env"
+    if (
+        patient.client in {"", "gemini-cli"}
+        and dotenv.exists()
+        and (patient.machine.home / ".gemini").is_dir()
+    ):
+        yield Finding(
+            "warn",
+            f"{dotenv} hides ~/.gemini/.env as a whole from gemini-cli",
+            "`cliproxy run gemini-cli` in this folder",
+        )
+    project = patient.machine.here / ".claude" / "settings.json"
+    if patient.client in {"", "claude-code"} and "ANTHROPIC_" in str(read_object_file(project).get("env")):
+        yield Finding(
+            "warn", f"{project} beats your own settings of Claude Code", "remove its ANTHROPIC_ variables"
+        )
+
+
+class Check(NamedTuple):
+    """One thing that is looked at; `what` is said of it when it is in order."""
+
+    id: str
+    what: str
+    run: Callable[[Patient], Findings]
+
+
+CHECKS = (
+    Check("server", "the server runs", check_server),
+    Check("version", "it is of this version", check_version),
+    Check("config", "the settings are in order", check_config),
+    Check("modes", "credentials are yours alone", check_modes),
+    Check("exposure", "nobody else can use it", check_exposure_of),
+    Check("accounts", "the accounts are in order", check_accounts),
+    Check("models", "the settings name models that are served", check_models),
+    Check("env-keys", "the service sees the keys of this shell", check_env_keys),
+    Check("loop", "the proxy does not ask itself", check_loop),
+    Check("shell", "no variable leads clients elsewhere", check_shell),
+    Check("clients", "the clients' files are in order", check_client_files),
+    Check("leftovers", "no other file counts beside them", check_leftovers),
+    Check("network", "the upstreams can be reached, and the clock is right", check_network),
+    Check("python", "Python is in order", check_python),
+    Check("limits", "there is room for files and streams", check_limits),
+    Check("service", "the service is in order", check_service),
+    Check("terms", "no subscription login is in use", check_terms),
+    Check("echo", "the echo answers in all dialects", check_echo),
+    Check("live", "every account answers", check_live),
+)
+
+
+def examine(patient: Patient) -> Iterator[tuple[str, Finding]]:
+    """Run all checks; yield the id of each with what it found, or that it is good."""
+    for check in CHECKS:
+        found = 0
+        try:
+            for finding in check.run(patient):
+                found += 1
+                yield check.id, finding
+        except (ProxyError, OSError, ValueError) as exc:
+            yield check.id, Finding("warn", f"this could not be looked at: {exc}")
+        else:
+            if not found:
+                yield check.id, Finding("ok", check.what)
+
+
+########################################################################################
+# 57. COMMANDS
 ########################################################################################
 # argparse rows. Whatever goes wrong is one sentence on stderr and exit status 1; usage errors are 2.
 
@@ -25737,6 +26509,61 @@ CONFIG_ACTS: dict[str, Callable[[argparse.Namespace], int]] = {
 }
 
 
+def cmd_doctor(options: argparse.Namespace) -> int:
+    """Look at everything that can be wrong; problems first, 1 if something fails."""
+    if options.client:
+        check_clients([options.client])
+    found = list(examine(make_patient(options)))
+    if options.json:
+        rows = [{"id": id, **finding._asdict(), "fix": in_their_words(finding.fix)} for id, finding in found]
+        say(json.dumps(rows, indent=2, ensure_ascii=False))
+    else:
+        show_findings(found)
+    return 1 if any(finding.status == "fail" for _, finding in found) else 0
+
+
+def make_patient(options: argparse.Namespace) -> Patient:
+    """Read what the doctor looks at, and make nothing that is not there."""
+    problem = ""
+    try:
+        config = settings_of(options)
+    except ProxyError as error:
+        problem = str(error)
+        config = load_config(None)
+    credentials, damaged = read_credentials(Path(config["auth-dir"]))
+    listed = Catalog(Path(config["auth-dir"]) / ".cliproxy" / "models").listed
+    accounts = find_accounts(config, credentials, os.environ, listed, damaged.append)
+    url = server_url(config["host"], config["port"], config)
+    return Patient(
+        config=config,
+        problem=problem,
+        credentials=credentials,
+        damaged=damaged,
+        offers=Offers(accounts, config),
+        machine=this_machine(),
+        url=url,
+        greeting=greeting_at(url),
+        client=options.client,
+        offline=options.offline,
+        live=options.live,
+        mend=options.fix,
+    )
+
+
+FINDING_MARKS = {"fail": ("x", "bad"), "warn": ("!", "warn"), "ok": ("+", "good"), "skip": ("-", "faint")}
+
+
+def show_findings(found: list[tuple[str, Finding]]) -> None:
+    """Print what was found, problems first, each with what mends it."""
+    for status, (mark, colour) in FINDING_MARKS.items():
+        for id, finding in found:
+            if finding.status == status:
+                fix = f" -> {finding.fix}" if finding.fix else ""
+                say(f"{paint(mark, colour)} {id}: {one_line(finding.message)}{fix}")
+    problems = len([finding for _, finding in found if finding.status in {"fail", "warn"}])
+    say(f"{problems} problem{'' if problems == 1 else 's'}" if problems else "all is well")
+
+
 def cmd_try(options: argparse.Namespace) -> int:
     """Stream one answer, and say who gave it, how fast, of how many tokens."""
     app = make_app(options)
@@ -26090,6 +26917,13 @@ COMMANDS = (
     )),
     Command("status", cmd_status, "tell whether a server runs, how the accounts are, and what failed last; exit 1 if none can serve", (
         ("--json", {"action": "store_true", "help": "for programs"}),
+    )),
+    Command("doctor", cmd_doctor, "look for what is wrong, and say what mends it", (
+        ("client", {"nargs": "?", "default": "", "help": "this client only, by its name in `setup`"}),
+        ("--offline", {"action": "store_true", "help": "ask no upstream"}),
+        ("--live", {"action": "store_true", "help": "ask each account one small question"}),
+        ("--json", {"action": "store_true", "help": "for programs"}),
+        ("--fix", {"action": "store_true", "help": "take away the rights of others to read credentials; nothing else is changed"}),
     )),
     Command("try", cmd_try, "ask one question, of the running server or of one for so long", (
         ("model", {"nargs": "?", "default": "", "help": "whom; none: the newest that there is"}),
