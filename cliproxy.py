@@ -335,6 +335,8 @@ def hide(text: str, words: Iterable[str]) -> str:
 
 def one_line(text: str) -> str:
     """Return a text without control characters, written as in JSON."""
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() else quote(c)[1:-1] for c in text)
 
 
@@ -16048,17 +16050,24 @@ def usage_report(database: Database, query: Query) -> Json:
             where.append(f"{column} GLOB ?")
             values.append(glob_of(pattern))
     numbers = ", ".join(f"sum({number})" for number in NUMBERS)
-    source = f"FROM sums WHERE {' AND '.join(where)}"
-    found = database.read(f"SELECT {USAGE_BY[query.by]}, {numbers} {source} GROUP BY 1 ORDER BY 1", *values)
-    (total,) = database.read(f"SELECT {numbers} {source}", *values)
-    unpriced = database.read(f"SELECT DISTINCT model {source} AND unpriced ORDER BY 1", *values)
+    query_text = (
+        f"SELECT {USAGE_BY[query.by]}, model, {numbers} FROM sums WHERE {' AND '.join(where)} GROUP BY 1, 2"  # noqa: S608 -- words of ours
+    )
+    total = [0] * len(NUMBERS)
+    groups: dict[str, list[Any]] = {}
+    unpriced: set[str] = set()
+    for name, model, *told in database.read(query_text, *values):
+        counts = [number or 0 for number in told]
+        groups[name] = list(map(operator.add, groups.get(name, [0] * len(NUMBERS)), counts))
+        total = list(map(operator.add, total, counts))
+        unpriced.update([model] if counts[-1] else ())
     return {
         "since": iso_time(query.since) if query.since else None,
         "until": iso_time(query.until) if query.until < 1e11 else None,
         "by": query.by,
-        "rows": [{query.by: name, **usage_numbers(counts)} for name, *counts in found],
+        "rows": [{query.by: name, **usage_numbers(counts)} for name, counts in sorted(groups.items())],
         "total": usage_numbers(total),
-        "unpriced": [model for (model,) in unpriced],
+        "unpriced": sorted(unpriced),
     }
 
 

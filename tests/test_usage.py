@@ -8,6 +8,7 @@ import json
 import logging
 import re
 import sqlite3
+import subprocess
 import sys
 import threading
 import time
@@ -21,7 +22,7 @@ from hypothesis import strategies as st
 import cliproxy as cp
 from support.dialogue import NAMES
 from support.models import ask_for
-from support.paths import SHARED
+from support.paths import ROOT, SHARED
 from support.proxy import Proxy, ProxyMaker
 from support.upstream import CLOSE, SILENCE, Upstream, wait_for
 from support.usage import EXPECTED, SSE, Told, answer, events, payloads_of, reply, reply_of, said
@@ -516,3 +517,67 @@ def test_the_thread_writes_by_itself(proxy: Proxy, upstream: Upstream) -> None:
     proxy.app.scribe.stop()
     thread.join()
     assert report(proxy)["total"]["requests"] == 1
+
+
+# -- several processes, and full disks ---------------------------------------------------
+
+MANY = """
+import sys, cliproxy as cp
+from pathlib import Path
+stats = cp.Stats(Path(sys.argv[1]))
+stats.configure(cp.load_config(None))
+errand = cp.Errand(cp.DIALECTS["claude"], "generate", b"{}")
+for number in range(200):
+    stats.add([errand.tried(200)])
+    if number % 20 == 19:
+        stats.flush()
+stats._again = 0.0
+stats.flush()
+stats.close()
+assert not stats.waiting
+"""
+
+
+@pytest.mark.slow
+def test_twenty_processes_lose_no_row(tmp_path: Path) -> None:
+    path = tmp_path / "usage.db"
+    command = [sys.executable, "-c", MANY, str(path)]
+    running = [subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE) for _ in range(20)]
+    for process in running:
+        assert process.communicate(timeout=100)[1] == b""
+        assert process.returncode == 0
+    with contextlib.closing(cp.Database(path)) as base:
+        assert cp.usage_report(base, cp.Query())["total"]["requests"] == 4_000
+        assert len(cp.stored_rows(base, 0)) == 4_000
+
+
+FULL_DISK = """
+import logging, resource, sys, cliproxy as cp
+from pathlib import Path
+logging.basicConfig(format="%(message)s")
+stats = cp.Stats(Path(sys.argv[1]))
+stats.configure(cp.load_config(None))
+errand = cp.Errand(cp.DIALECTS["claude"], "generate", b"{}")
+stats.add([errand.tried(200)])
+stats.flush()
+resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+for _ in range(3):
+    stats.add([errand.tried(200)])
+    stats._again = 0.0
+    stats.flush()
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+stats.close()
+print(stats.waiting)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX has such limits")
+def test_a_full_disk_costs_one_warning_and_no_row(tmp_path: Path) -> None:
+    path = tmp_path / "usage.db"
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, str(path)], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert (done.stdout, done.stderr.count("usage is not recorded")) == ("False\n", 1)
+    with contextlib.closing(cp.Database(path)) as base:
+        assert cp.usage_report(base, cp.Query())["total"]["requests"] == 4
