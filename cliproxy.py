@@ -51,7 +51,7 @@ Contents (each room uses only rooms above it; [pure] ones touch no clock, socket
    42. PEN           the settings file, edited in its owner's words
    43. SESSIONS      logins that are begun from a page
    44. DESK          what the management API works with
-   45. TRAFFIC       what was used, as pages read it
+   45. TRAFFIC       what was used and said, as pages read it
    46. FILES         credential files as pages see them
    47. MANAGEMENT    the endpoints of CLIProxyAPI's management API
    48. SERVER        the listening side
@@ -20027,6 +20027,10 @@ class Pen:
         fresh = parse_config(file.path, data.decode("utf-8").removeprefix("\ufeff"))
         fresh.data["host"] = self._app.config["host"]
         check_exposure(fresh)
+        if not fresh["remote-management.secret-key"] and not self._app.environ.get("MANAGEMENT_PASSWORD"):
+            raise ProxyError(
+                "invalid_request", "remote-management.secret-key would be gone, and who asks locked out"
+            )
         write_atomic(file.path.with_name(f"{file.path.name}.bak"), file.data)
         write_atomic(file.path, data, stat.S_IMODE(file.path.stat().st_mode))
         self._app.take_over()
@@ -20332,8 +20336,8 @@ def texts_in(data: Any) -> list[str]:
 ########################################################################################
 # 45. TRAFFIC
 ########################################################################################
-# What was used, as pages and collectors of both generations read it: sums and single requests of the
-# database of USAGE, in CLIProxyAPI's words. Source: spec/management.md 10, 12, 16.
+# What was used and said, as pages and collectors of both generations read it: sums and single requests
+# of the database of USAGE, and the files of LOGS, in CLIProxyAPI's words. Source: spec/management.md 10, 12, 16.
 
 DETAILS, EXPORTED = 10_000, 200_000  # single requests that are told of: the latest
 TOKENS = "input + cached + cache_write + output"  # of a row
@@ -20538,6 +20542,120 @@ def endpoint_of(config: Config, account: Account) -> Json:
     """Return the entry of an OpenAI-compatible service that an account is of."""
     entries = config["openai-compatibility"]
     return next((one for one in entries if one["name"].strip().lower() == account.provider.name), {})
+
+
+# -- logs --------------------------------------------------------------------------------
+
+MOST_LINES = 50_000
+LINE_TIME = re.compile(r"\[(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d)\]")
+
+
+@functools.lru_cache(maxsize=64)
+def time_of_line(stamp: str) -> int:
+    """Return the Unix time of a line, whose stamp is local time."""
+    with contextlib.suppress(ValueError, OverflowError):
+        return int(time.mktime(time.strptime(stamp, "%Y-%m-%d %H:%M:%S")))
+    return 0
+
+
+def logs_in(desk: Desk) -> Path:
+    """Return the folder of the logs, all that was said being there. Raises ProxyError if none is kept."""
+    if not desk.app.config["logging-to-file"]:
+        raise complaint(400, "logging to file disabled")
+    desk.app.scribe.write()
+    return log_folder(desk.app.config, desk.app.environ)
+
+
+def lines_wished(word: str) -> int:
+    """Return how many lines are wanted. Raises ProxyError."""
+    if not word:
+        return MOST_LINES
+    if not re.fullmatch(r"-?\d{1,9}", word):
+        raise complaint(400, "invalid limit: must be a positive integer")
+    if int(word) <= 0:
+        raise complaint(400, "invalid limit: must be greater than zero")
+    return min(int(word), MOST_LINES)
+
+
+def stamped_lines(folder: Path) -> Iterator[tuple[int, str]]:
+    """Yield the lines of the logs with their times, oldest first; one without a time has that before it."""
+    when = 0
+    for path in main_logs(folder):
+        with contextlib.suppress(OSError), path.open(encoding="utf-8", errors="replace") as file:
+            for line in file:
+                found = LINE_TIME.match(line)
+                when = time_of_line(found[1]) if found else when
+                yield when, line.rstrip("\r\n")
+
+
+def get_logs(desk: Desk, wish: Wish, _row: None) -> Json:
+    """Return the last lines, those that came after a time."""
+    folder, word = logs_in(desk), wish.one("after")
+    after = int(word) if re.fullmatch(r"\d{1,12}", word) else 0
+    kept: collections.deque[str] = collections.deque(maxlen=lines_wished(wish.one("limit")))
+    latest = after
+    for when, line in stamped_lines(folder):
+        latest = max(latest, when)
+        if when > after:
+            kept.append(line)
+    return {"lines": list(kept), "line-count": len(kept), "latest-timestamp": latest}
+
+
+def clear_logs(desk: Desk, _wish: Wish, _row: None) -> Json:
+    """Empty main.log, and delete those that were put aside."""
+    removed = 0
+    for path in main_logs(logs_in(desk)):
+        try:
+            if path.name == "main.log":
+                os.truncate(path, 0)
+            else:
+                path.unlink()
+                removed += 1
+        except OSError as exc:
+            raise complaint(500, f"{path.name} cannot be cleared: {exc.strerror}") from exc
+    return {"success": True, "message": "Logs cleared successfully", "removed": removed}
+
+
+def list_error_logs(desk: Desk, _wish: Wish, _row: None) -> Json:
+    """List the logs of failed requests, the newest first; while all requests have one, none."""
+    rows: list[Json] = []
+    desk.app.scribe.write()
+    if not desk.app.config["request-log"]:
+        for path in error_logs(log_folder(desk.app.config, desk.app.environ)):
+            with contextlib.suppress(OSError):
+                status = path.stat()
+                rows.append({"name": path.name, "size": status.st_size, "modified": int(status.st_mtime)})
+    return {"files": sorted(rows, key=operator.itemgetter("modified"), reverse=True)}
+
+
+def get_error_log(desk: Desk, wish: Wish, _row: None) -> Answer:
+    name = wish.rest
+    if not name or re.search(r"[/\\\0]", name) or name.startswith("."):
+        raise complaint(400, "invalid log file name")
+    if not (name.startswith("error-") and name.endswith(".log")):
+        raise complaint(404, "log file not found")
+    return log_answer(log_folder(desk.app.config, desk.app.environ) / name, "log file not found")
+
+
+def get_request_log(desk: Desk, wish: Wish, _row: None) -> Answer:
+    if not re.fullmatch(r"[\w-]{1,64}", wish.rest, re.ASCII):
+        raise complaint(400, "invalid request ID")
+    desk.app.scribe.write()
+    path = request_log(log_folder(desk.app.config, desk.app.environ), wish.rest)
+    missing = "log file not found for the given request ID"
+    if path is None:
+        raise complaint(404, missing)
+    return log_answer(path, missing)
+
+
+def log_answer(path: Path, missing: str) -> Answer:
+    """Return a log as a file to keep. Raises ProxyError."""
+    try:
+        data, _ = read_regular(path, BODY_LIMIT)
+    except OSError as exc:
+        raise complaint(404, missing) from exc
+    headers = {"content-type": "text/plain; charset=utf-8", "cache-control": "no-store"}
+    return whole_answer(200, {**headers, "content-disposition": f'attachment; filename="{path.name}"'}, data)
 
 
 ########################################################################################
@@ -21574,6 +21692,11 @@ ENDPOINT_ROWS = (
     Endpoint("POST",   "/usage/import",           import_usage),
     Endpoint("GET",    "/usage-queue",            pop_usage),
     Endpoint("GET",    "/api-key-usage",          key_usage),
+    Endpoint("GET",    "/logs",                   get_logs),
+    Endpoint("DELETE", "/logs",                   clear_logs),
+    Endpoint("GET",    "/request-error-logs",     list_error_logs),
+    Endpoint("GET",    "/request-error-logs/*",   get_error_log),
+    Endpoint("GET",    "/request-log-by-id/*",    get_request_log),
     *(Endpoint(verb, row.path, answer, row) for rows, verb, answer in VERBS for row in rows),
 )
 # fmt: on
