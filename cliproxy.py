@@ -10032,6 +10032,7 @@ SETTINGS = (
     Setting("tls.key", str, "", "PEM file of the private key", clean=str.strip),
     Setting("auth-dir", str, AUTH_DIR, "folder of the credential files", clean=clean_folder),
     Setting("api-keys", Items(str), [], "keys that clients must show; none: every local program may ask", clean=clean_keys),
+    Setting("client-login", bool, None, "send Claude Code's or Codex's own login on to its vendor; absent: if only this machine can ask", status="new"),
     Setting("allow-origins", Items(str), [], "web pages that may ask, as http://localhost:3000; none: only those from here", clean=clean_origins, status="new"),
     Setting("debug", bool, False, "log more"),
     Setting("proxy-url", str, "", "way out: http, https, socks5 or socks5h URL, or direct; empty: as the environment says", clean=clean_proxy),
@@ -14027,7 +14028,7 @@ def tidy_base(base: str, path: str) -> str:
 
 FRAMING = frozenset({"host", "content-length", "transfer-encoding", "connection", "upgrade", "expect"})
 CREDENTIAL_HEADERS = frozenset(
-    {"authorization", "proxy-authorization", "x-api-key", "x-goog-api-key", "cookie"}
+    {"authorization", "proxy-authorization", "x-api-key", "x-goog-api-key", "x-cliproxy-key", "cookie"}
 )
 
 
@@ -14064,6 +14065,7 @@ class Account:
         self.aliases: Sequence[Json] = told.get("model-aliases", ())
         self.rules: Sequence[Json] = told.get("request-scoped-errors", ())
         self.quirks = provider.quirks | frozenset(told.get("quirks", ()))
+        self.guest = bool(told.get("guest"))  # is it a client's own login, for one request?
         self.lessons: dict[str, frozenset[str]] = {}  # quirks that its models' refusals have told of
         plan = plan_of(credential.data).lower() if credential else ""
         self.facts: Mapping[str, Model] = models_of(provider.name, plan)
@@ -14405,6 +14407,46 @@ def accounts_of_environ(config: Config, environ: Mapping[str, str]) -> Iterator[
             provider = provider._replace(family=("*/*",))
         entry = {"api-key": key, "also": row.also}
         yield Account(row.source, provider, with_overrides(config, provider, entry))
+
+
+# -- a client's own login: it goes to its own vendor, and is never stored. Source: spec/clients.md III ----
+class Guest(NamedTuple):
+    """The login that a client brings itself."""
+
+    provider: str  # whose it is
+    token: str
+    account: str = ""  # of ChatGPT
+
+
+GUEST_HEADERS = frozenset({"authorization", "chatgpt-account-id"})
+CHATGPT_TOKEN = re.compile(r"eyJ[\w-]+\.[\w-]+\.[\w-]+", re.ASCII)
+CHATGPT_ACCOUNT = re.compile(r"[\w-]{1,100}", re.ASCII)
+
+
+def guest_of(headers: Mapping[str, str]) -> Guest | None:
+    """Return the login that a client brings: Claude Code's, or Codex's; None for any other key."""
+    scheme, _, said = headers.get("authorization", "").partition(" ")
+    token, account = said.strip(), headers.get("chatgpt-account-id", "")
+    if scheme.lower() != "bearer" or not is_token(token) or " " in token:
+        return None
+    if token.startswith("sk-ant-oat"):
+        return Guest("claude", token)
+    if CHATGPT_TOKEN.fullmatch(token) and CHATGPT_ACCOUNT.fullmatch(account):
+        return Guest("codex", token, account)
+    return None
+
+
+def guest_account(config: Config, guest: Guest) -> Account | None:
+    """Return a client's login as an account, named after a hash; None if it would go to another host."""
+    provider = PROVIDERS[guest.provider]
+    entry: Json = {"api-key": guest.token, "guest": True}
+    if guest.account:
+        entry["headers"] = {"chatgpt-account-id": guest.account}
+    name = f"client-login:{digest('client login', guest.token)[:8]}"
+    account = Account(name, provider, with_overrides(config, provider, entry))
+    own = urlsplit(provider.base)
+    vendor = (account.origin.scheme, account.origin.host) == (own.scheme, own.hostname)
+    return account if vendor or is_loopback(account.origin.host) else None
 
 
 def endpoint_quirks(entry: Json, provider: Provider) -> list[str]:
@@ -15076,7 +15118,10 @@ class Limits:
         self._limits: dict[str, Json] = {}
 
     def learn(self, account: Account, windows: Iterable[Window], now: float) -> None:
+        self._limits.pop(account.name, None)
         self._limits[account.name] = {"at": now, "windows": [list(window) for window in windows]}
+        if len(self._limits) > CURSORS:  # those of clients' own logins come and go
+            del self._limits[next(iter(self._limits))]
 
     def rows_of(self, account: Account) -> list[Json]:
         windows = (self._limits.get(account.name) or {}).get("windows") or ()
@@ -15255,7 +15300,8 @@ class Router:
         """Forget the rest of an account that has answered, and keep the session with it."""
         name = candidate.account.name
         with self._lock:
-            self._answers[name] += 1
+            if not candidate.account.guest:
+                self._answers[name] += 1
             self._changed = True
             self._rests.end(candidate)
             if session:
@@ -15452,6 +15498,7 @@ def given_keys(headers: Headers, query: Mapping[str, str]) -> list[str]:
     scheme, _, bearer = whole.partition(" ")
     given = [bearer.strip() if scheme.lower() == "bearer" else "", whole]
     given += [headers.get(name, "") for name in ("x-api-key", "x-goog-api-key")]
+    given.insert(0, headers.get("x-cliproxy-key", ""))
     given += [query.get(name, "") for name in ("key", "auth_token")]
     return list(filter(None, given))
 
@@ -16314,7 +16361,9 @@ def record_line(record: logging.LogRecord) -> str:
     )
 
 
-HIDDEN_NAMES = re.compile(r"authorization|api-?key|apikey|token|secret|cookie|^key$", re.IGNORECASE)
+HIDDEN_NAMES = re.compile(
+    r"authorization|api-?key|cliproxy-key|apikey|token|secret|cookie|^key$", re.IGNORECASE
+)
 
 
 def masked_header(name: str, value: str) -> str:
@@ -16487,6 +16536,7 @@ class Recording:
         self.answered: Mapping[str, str] = {}
         self.answer = Body(limit)
         self.failure = b""  # what the upstream said, if that was all
+        self.secret = ""  # the token of the client's own login: some upstreams repeat it
 
     def call(self, url: str, auth: str, headers: Mapping[str, str], body: Iterable[Bytes]) -> Call:
         """Begin to record what is asked of an upstream."""
@@ -16527,7 +16577,8 @@ class Recording:
         parts.append(
             log_section("RESPONSE", lines, self.answer.text(self.answered.get("content-encoding", "")))
         )
-        return b"\n".join(parts)
+        whole = b"\n".join(parts)
+        return whole.replace(self.secret.encode(), masked(self.secret).encode()) if self.secret else whole
 
 
 def call_sections(number: int, made: Call) -> list[bytes]:
@@ -16753,6 +16804,28 @@ class Errand:
         self.id = new_id()
         self.created = int(time.time())
         self.begun = time.monotonic()
+        self.first = 0.0  # time.monotonic() when the first of the answer was there
+        self.streams = False  # does the answer?
+        self.served = ""  # by which model
+        self.usage: Usage | None = None  # once it is known
+        self.read_usage: Callable[[], Usage | None] | None = None  # how to know it when the answer has passed
+        self.failure: ProxyError | None = None  # that the answer ended in, after it had begun
+        self.opening: Opening | None = None  # of the answer that is awaited
+        self.edit: Callable[[bytes], bytes] | None = None  # of the JSON texts of the answer, for the client
+        self._span: tuple[int, int] | None = None
+        self._model = ""
+        self._json: Json | None = None
+        self._quote = quote  # how a name is written in the body
+        self.type = "application/json"  # of the body
+        self.instead = ""  # the model to look for, if it is not the client's
+        self.forced = False  # must the answer carry the name that the client used?
+        self.bare = False  # must it go without proofs of thinking?
+        self.owner = ""  # a digest of the client's key, if it needs one
+        self.guest: Guest | None = None  # the login that the client brings itself
+        self.connection = ""  # the WebSocket that it came by
+        self.news: tuple[str, list[Any]] | None = None  # the answer that it goes on from, and what is new
+        self.path_model = ""  # Gemini's requests have the model in their path,
+        self.path_stream: bool | None = None  # and whether to stream
 
     @property
     def model(self) -> str:
@@ -16972,7 +17045,7 @@ def chat_of_completion(body: Json) -> Json:
 DROPPED_HEADERS = HOP_BY_HOP | frozenset(  # of a client's request; never sent on
     "host content-length content-encoding accept-encoding expect authorization x-api-key range"
     " if-range if-match if-none-match if-modified-since if-unmodified-since x-goog-api-key cookie origin referer via forwarded x-real-ip openai-organization"
-    " openai-project openai-platform".split()
+    " openai-project openai-platform chatgpt-account-id x-cliproxy-key".split()
 )
 DROPPED_PREFIXES = ("x-forwarded-", "cf-", "sec-", "proxy-")
 PASSED_HEADERS = (  # of an upstream's answer, by their beginnings
@@ -17057,6 +17130,8 @@ def xai_headers(headers: Headers, errand: Errand, account: Account) -> None:
 
 def codex_headers(headers: Headers, errand: Errand, account: Account) -> None:
     """Name the ChatGPT account, and the conversation for its cache. Source: spec/providers.md 3.3."""
+    if account.guest:  # Codex itself has done so
+        return
     if errand.action != "compact":
         headers["accept"] = "text/event-stream"
     data = account.credential.data if account.credential else {}
@@ -18626,6 +18701,8 @@ class App:
         self.pool = Pool()
         self.catalog = Catalog(store.folder / ".cliproxy" / "models")
         self.stored = Stored(store.folder)
+        self._guest_lock = threading.Lock()
+        self._guests: dict[str, int] = {}  # tokens of clients -> requests that bring them; replaced whole
         self._not_before: dict[str, float] = {}  # only renew_due uses it
         self._stored = -math.inf  # when the state was; only one thread polls
         self._told: set[str] = set()  # which credentials are not used, and why
@@ -18646,12 +18723,19 @@ class App:
         """What may stand in no message and no log: the keys and tokens of clients and accounts."""
         amp = self.config["ampcode.upstream-api-key"], self.environ.get("AMP_API_KEY", "")
         own = self.config["remote-management.secret-key"], self.environ.get("MANAGEMENT_PASSWORD", "").strip()
-        found = {*self.config["api-keys"], *amp, *own}
+        found = {*self.config["api-keys"], *amp, *own, *self._guests}
         for account in self.router.offers.accounts:
             found.add(account.token)
             data = account.credential.data if account.credential else EMPTY
             found.update(str(data.get(name) or "") for name in SECRET_FIELDS)
         return found
+
+    def count_guest(self, token: str, step: int) -> None:
+        """Keep a client's token out of messages and logs while its requests last."""
+        with self._guest_lock:
+            number = self._guests.get(token, 0) + step
+            others = without(self._guests, frozenset({token}))
+            self._guests = {**others, token: number} if number > 0 else others
 
     def make_discreet(self, error: ProxyError) -> ProxyError:
         """Mask in an error what it may not tell: some upstreams repeat what they were sent."""
@@ -18877,7 +18961,7 @@ def ask_each(errand: Errand, app: App) -> Answer:
     session = ""
     if config["routing.session-affinity"]:
         session = session_of(errand.headers, errand.json)
-    candidates = who_can(errand, app.router.candidates(model, session, errand.client, errand.action))
+    candidates = candidates_of(errand, app, session)
     if log.isEnabledFor(logging.DEBUG):
         log.debug("rid=%s %s: %s", errand.id[:8], model, considered(app.router, model, candidates))
     failure: ProxyError | None = None
@@ -18899,7 +18983,45 @@ def ask_each(errand: Errand, app: App) -> Answer:
             app.router.reward(candidate, model, session)
             errand.opening = None
             return answer
+    if failure and candidates[-1].account.guest:
+        failure.final = True
     raise failure or ProxyError("internal", "no candidate")
+
+
+def candidates_of(errand: Errand, app: App, session: str) -> list[Candidate]:
+    """Return who is asked, in order: the client's own login first, if it brings one for this model.
+
+    While that rests, or when its limit is reached, its vendor's other accounts are asked, and those of
+    `model-fallbacks`. Raises ProxyError, as Router.candidates does.
+    """
+    model = errand.instead or errand.model
+    guest = guest_candidate(errand, app)
+    try:
+        found = who_can(errand, app.router.candidates(model, session, errand.client, errand.action))
+    except ProxyError:
+        if guest is None:
+            raise
+        return [guest]
+    if guest is None:
+        return found
+    if bare_model(model)[0] not in app.config["model-fallbacks"]:
+        found = [c for c in found if c.account.provider.name == guest.account.provider.name]
+    return found if found and app.router.rests(guest) else [guest, *found]
+
+
+def guest_candidate(errand: Errand, app: App) -> Candidate | None:
+    """Return the client's own login as a candidate; None if this errand is none for it."""
+    guest = errand.guest
+    if guest is None or errand.instead or errand.action.startswith("/"):
+        return None
+    provider, offers = PROVIDERS[guest.provider], app.router.offers
+    name, effort = bare_model(errand.model)
+    fits = provider.dialect == errand.dialect.name and any(wildcard(w, name) for w in provider.family)
+    others = [c.account.provider.name for c in offers.of(errand.model) or offers.of(name)]
+    if not fits or errand.model.startswith(VIA) or (others and provider.name not in others):
+        return None  # its owner has given that name to another model
+    account = guest_account(app.config, guest)
+    return None if account is None else Candidate(account, name, effort, action=errand.action)
 
 
 @functools.lru_cache(maxsize=256)
@@ -18950,6 +19072,8 @@ class Attempt:
         self.app.scribe.put(errand.tried(error.status, error))
         if error.kind == "internal":
             return not self.opening.sent
+        if self.account.guest and error.status != 429:  # the client knows best what to do about it
+            return False
         spared = error.status == 429 and errand.probes
         return self.app.router.punish(self.candidate, error, spared=spared) and not self.opening.sent
 
@@ -19085,7 +19209,8 @@ class Attempt:
         errand = self.errand
         provider = self.provider
         rules = self.config["payload"]
-        prepare = PREPARE.get(provider.name)
+        genuine = self.account.guest and self.passes
+        prepare = None if genuine else PREPARE.get(provider.name)
         fitted = prepare(body, errand, self.candidate) if prepare else body
         if not any(rules.values()):
             return fitted
@@ -19453,7 +19578,8 @@ AMP_FEEDS, AMP_PAGES = ("threads.rss", "news.rss"), ("threads", "docs", "setting
 AMP_SECRETS = ".local/share/amp/secrets.json"  # in the home folder: where Amp keeps its key
 AMP_SECRET = "apiKey@https://ampcode.com/"  # noqa: S105 -- what it is called there
 AMP_UNSENT = HOP_BY_HOP | frozenset(
-    "host expect content-length content-encoding authorization x-api-key x-goog-api-key".split()
+    "host expect content-length content-encoding authorization x-api-key x-goog-api-key x-cliproxy-key"
+    " chatgpt-account-id".split()
 )
 AMP_SHAPES = {"google": "gemini", "anthropic": "claude"}  # provider -> model lists; others: chat
 
@@ -21828,6 +21954,26 @@ class Visit(Watcher):
         self.server = server
         self.wire = wire
         self.address = address  # the client's
+        # of the request
+        self.method = ""
+        self.path = "/"
+        self.raw_query = ""
+        self.query: dict[str, str] = {}
+        self.protocol = "HTTP/1.1"
+        self.headers = Headers()
+        self.length: int | None = None  # of the body; None: chunked, or not known
+        self.body_read = False
+        self.allowed_origin = ""  # the page that asks, if the owner lets it
+        self.argument = ""  # what the `*` of the route's path stands for
+        self.errand: Errand | None = None
+        self.guest: Guest | None = None  # the login that the client brings itself
+        self.route: Route | None = None
+        self.error: ProxyError | None = None  # that the request ended in
+        # of the answer
+        self.dialect = DIALECTS["chat"]  # in which errors are told
+        self.stage = Stage.SILENT
+        self.status = 0
+        self.head = b""  # the head, until it is sent with the first frame
         self.out: list[bytes] = []  # frames that have not been sent
 
     def serve(self) -> bool:
@@ -21851,6 +21997,8 @@ class Visit(Watcher):
             self.fail(ProxyError("internal", "internal error; the log has more"))
         finally:
             self.server.working.discard(self)
+            if self.guest:
+                self.server.app.count_guest(self.guest.token, -1)
         if self.method:
             self.log_request(begun)
         if self.stage is not Stage.SILENT and not self.body_read:
@@ -21906,7 +22054,8 @@ class Visit(Watcher):
                 self.body_read = self.length == 0
         else:
             self.examine(head)
-            keep_head(heads, key, self)
+            if not self.guest:  # whose token is not kept
+                keep_head(heads, key, self)
         if self.route:
             self.route.handle(self, self.route)
 
@@ -21917,6 +22066,9 @@ class Visit(Watcher):
         except ValueError as exc:
             raise ProxyError("invalid_request", f"malformed request: {exc}") from exc
         self.dialect = dialect_of(self.path, self.headers)
+        self.guest = guest_of(self.headers)
+        if self.guest:
+            self.server.app.count_guest(self.guest.token, 1)
         if self.server.app.config["request-log"] and self.is_recorded:
             self.recording = Recording(self.server.app.config["request-log-body-kb"] * 1024, whole=True)
         self.check_host()
@@ -21969,8 +22121,14 @@ class Visit(Watcher):
         valid = [hmac.compare_digest(key, ours.encode()) for key in encoded for ours in keys]
         if not any(valid):
             what = "is not one of the config's api-keys" if encoded else "is missing"
-            message = f"the API key {what}; send one as Authorization: Bearer, x-api-key or x-goog-api-key"
-            raise ProxyError("unauthorized", message)
+            where = "x-cliproxy-key" if self.guest else "Authorization: Bearer, x-api-key or x-goog-api-key"
+            raise ProxyError("unauthorized", f"the API key {what}; send one as {where}")
+
+    @property
+    def takes_guests(self) -> bool:
+        """Tell whether the logins that clients bring are used."""
+        said: bool | None = self.server.app.config.data.get("client-login")
+        return self.server.loopback if said is None else said
 
     @property
     def owner(self) -> str:
@@ -22234,6 +22392,7 @@ class Visit(Watcher):
         made.id = errand.id[:8] if errand else new_id()[:8]
         made.method = self.method
         made.headers = self.headers
+        made.secret = self.guest.token if self.guest else ""
         made.target = self.path + (f"?{self.raw_query}" if self.raw_query else "")
         made.status = self.status
         made.answered = self.told
@@ -22270,6 +22429,9 @@ class Visit(Watcher):
     def place(self, errand: Errand) -> None:
         """Tell an errand who asks, and where."""
         errand.headers = self.end_to_end()
+        if self.guest:
+            errand.headers = without(errand.headers, GUEST_HEADERS)
+            errand.guest = self.guest if self.takes_guests else None
         errand.query = self.query
         errand.address = self.address
         errand.path = self.path
