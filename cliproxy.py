@@ -8558,11 +8558,25 @@ def yaml_key(word: str) -> str:
     return key if isinstance(key, str) else json.dumps(key)
 
 
+JSON_WORD = re.compile(r"[^\s,\[\]{}:/'\"]+")  # a comment may stand right behind it
+
+
+def json_scalar(word: str) -> Any:
+    """Return what a word of JSON says; keys, and what JSON has no word for, are as in YAML."""
+    try:
+        return json.loads(word)
+    except ValueError:
+        return yaml_scalar(word)
+
+
 class FlowReader:
     """Reads what stands in brackets: JSON, with comments, and the flows of YAML."""
 
-    def __init__(self, text: str, gap: re.Pattern[str]) -> None:
-        self.text, self._gap = text, gap
+    def __init__(self, text: str, *, yaml: bool) -> None:
+        self.text = text
+        self._gap = YAML_GAP if yaml else JSON_GAP
+        self._word = FLOW_WORD if yaml else JSON_WORD
+        self._scalar = yaml_scalar if yaml else json_scalar
 
     def gap(self, at: int) -> int:
         """Return where the next word begins."""
@@ -8574,10 +8588,11 @@ class FlowReader:
         if self.text[at : at + 1] in {"[", "{"}:
             return self.read_entries(at)
         word = self.word(at)
-        return Place(unquote_yaml(word) if word[0] in "\"'" else yaml_scalar(word), at, at + len(word))
+        value = unquote_yaml(word) if word[0] in "\"'" else self._scalar(word)
+        return Place(value, at, at + len(word))
 
     def word(self, at: int) -> str:
-        found = QUOTED.match(self.text, at) or FLOW_WORD.match(self.text, at)
+        found = QUOTED.match(self.text, at) or self._word.match(self.text, at)
         if not found:
             raise ValueError(f"{self.text[at : at + 1]!r} is not expected here")
         return found[0]
@@ -8616,7 +8631,7 @@ class YamlReader:
 
     def __init__(self, text: str) -> None:
         self.text, self.row = text, -1
-        self.flow = FlowReader(text, YAML_GAP)
+        self.flow = FlowReader(text, yaml=True)
         found = re.finditer(r"(?m)^\ufeff?()[^\r\n]*", text)
         self.lines = [(line.start(1), line.end()) for line in found if line.start() < len(text)]
 
@@ -8999,7 +9014,7 @@ def read_places(text: str, *, yaml: bool) -> Place:
     """Read a text with the place of each value. Raises ValueError."""
     if yaml:
         return YamlReader(text).read()
-    reader = FlowReader(text, JSON_GAP)
+    reader = FlowReader(text, yaml=False)
     place = reader.read(reader.gap(after_mark(text)))
     if reader.gap(place.end) != len(text):
         raise ValueError("something stands behind the end of the settings")
@@ -23244,9 +23259,9 @@ NO_KEY = "cliproxy"  # what a client shows where the proxy asks for no key: most
 
 
 # --- formats ----------------------------------------------------------------------------
+JSON_COMMENT = r"//[^\n]*|/\*(?:[^*]|\*(?!/))*\*/"
 JSON_LITTER = re.compile(
-    r'"(?:[^"\\]|\\.)*"|(?P<comment>//[^\n]*|/\*.*?\*/)|(?P<comma>,(?=(?:\s|//[^\n]*|/\*.*?\*/)*[\]}]))',
-    re.DOTALL,
+    rf'"(?:[^"\\]|\\.)*"|(?P<comment>{JSON_COMMENT})|(?P<comma>,(?=(?:\s|{JSON_COMMENT})*[\]}}]))', re.DOTALL
 )
 
 
@@ -23339,7 +23354,7 @@ def with_entry(document: Any, steps: Steps, value: Any) -> Any:
         if not isinstance(mapping, dict):
             raise ValueError(f"{step} cannot be put into what is no mapping")  # noqa: TRY004 -- the text's fault
         return {**mapping, step: with_entry(mapping.get(step, MISSING), rest, value)}
-    items = [] if document in (MISSING, {}) else document
+    items = [] if document is MISSING else document
     if not isinstance(items, list):
         raise ValueError(f"{step[0][1]} cannot be put into what is no list")  # noqa: TRY004 -- the text's fault
     at = item_at(items, step)
@@ -23499,21 +23514,19 @@ def merge_entries(
 
     Returns the document, the entries to note, and the changes as lines.
     """
-    wanted = document
+    wanted = MISSING if document == {} else document  # it may become a list
     entries: list[Json] = []
     changes: list[str] = []
     known = {steps_of(entry["steps"]): entry for entry in past}
     for steps, entry in known.items():
-        if steps not in asked and same_value(entry_at(document, steps)[0], entry["new"]):
+        if steps not in asked and still_says(document, entry):
             wanted = taken_back(wanted, entry)
             changes.append(shown_change("-", steps, entry["new"], key))
     for steps, value in asked.items():
         now, depth = entry_at(document, steps)
-        entry = known.get(steps, {})
-        ours = now is not MISSING and same_value(now, entry.get("new"))
-        if not ours:
-            old = {"keep": depth} if now is MISSING else {"old": now}
-            entry = {"steps": steps, **old}
+        ours = steps in known and still_says(document, known[steps])
+        old = {"keep": depth} if now is MISSING else {"old": now}
+        entry = known[steps] if ours else {"steps": steps, **old}
         if now is not MISSING and same_value(now, value):
             entries += [entry] if ours else []  # what was there already is not ours
             continue
@@ -23521,7 +23534,13 @@ def merge_entries(
         changes += [] if now is MISSING else [shown_change("-", steps, now, key)]
         changes.append(shown_change("+", steps, value, key))
         wanted = with_entry(wanted, steps, value)
-    return wanted, entries, changes
+    return document if wanted is MISSING else wanted, entries, changes
+
+
+def still_says(document: Any, entry: Json) -> bool:
+    """Tell whether a document says what we wrote there."""
+    now, _ = entry_at(document, steps_of(entry["steps"]))
+    return now is not MISSING and same_value(now, entry["new"])
 
 
 def steps_of(known: Iterable[Any]) -> Steps:
@@ -23540,14 +23559,15 @@ def taken_back(document: Any, entry: Json) -> Any:
 
 
 def origin_of(before: bytes | None, file: Path, past: Json) -> Json:
-    """Note what was there before the first time, as long as nobody else has written the file since."""
+    """Note what was there before the first time; the whole of it only until somebody else writes the file."""
     if not past:
-        above = [folder for folder in file.parents if not folder.exists()]
-        return {"before": None if before is None else before.decode(), "made": list(map(str, above))}
-    kept = {name: past[name] for name in ("before", "made") if name in past}
+        above = [str(folder) for folder in file.parents if not folder.exists()]
+        text = None if before is None else before.decode()
+        return {"before": text, "created": before is None, "made": above}
+    kept: Json = {name: past[name] for name in ("created", "made", "before") if name in past}
     if hashlib.sha256(before or b"").hexdigest() != past.get("sha256"):
-        kept["before"] = None if past.get("before", "") is None else MISSING
-    return {name: value for name, value in kept.items() if value is not MISSING}
+        kept.pop("before", None)
+    return kept
 
 
 def revert(file: Path, record: Json) -> Revision:
@@ -23580,8 +23600,7 @@ def undo_entries(file: Path, before: bytes, record: Json) -> Revision:
             changes.append(f"- {shown_steps(steps)}")
         else:
             changes.append(f"{shown_steps(steps)} stays: it was changed since")
-    created = "before" in record and record["before"] is None
-    if created and not document:
+    if record.get("created") and not document:
         return Revision(file, before, None, changes=changes)
     return Revision(file, before, kind.write(text, document).encode(), changes=changes)
 
@@ -24175,7 +24194,9 @@ CLIENTS = {row.name: row for row in (
     Client("zed", "", "chat", Folder(CONFIG_HOME, "~/.config/zed", win32="%APPDATA%/Zed", below="zed"), zed_files, None, "",
            note="Zed keeps keys elsewhere: paste it in Settings > AI > LLM Providers, or start Zed with CLIPROXY_API_KEY"),
 )}
-INSTRUCTIONS = {  # programs that keep their settings where no other program should write
+INSTRUCTIONS = {  # programs that keep their settings where no other program should write. Read in their vendors' pages, not tried
+    "claude-desktop": "Help > Troubleshooting > Enable Developer Mode; then Developer > Configure third-party inference: provider Gateway, "
+                      "base URL {root}, KEY, scheme bearer; apply, quit, start again. It holds for Cowork too. Some versions insist on https.",
     "cursor": "Cursor's own servers make the calls, so {root} cannot be reached: it takes a public https address with api-keys "
               "(a tunnel). Then: Settings > Models > OpenAI API Key, and `Override OpenAI Base URL`. It holds for all models of OpenAI.",
     "open-webui": "Admin > Settings > Connections > OpenAI > add {v1} with KEY. Variables (OPENAI_API_BASE_URLS={v1}, OPENAI_API_KEYS=KEY) "
@@ -26986,8 +27007,18 @@ def on_terminal() -> bool:
     return sys.stdin is not None and sys.stdin.isatty()
 
 
+OWN_LOGINS = ("claude-code", "codex")  # clients whose own login can pass through the proxy
+
+
+def check_own_login(name: str, gateway: Gateway) -> None:
+    """Raise ProxyError for a client whose own login would go elsewhere."""
+    if gateway.own_login and name not in OWN_LOGINS:
+        raise ProxyError("invalid_request", f"--own-login is for {' and '.join(OWN_LOGINS)} only")
+
+
 def set_up_client(run: SetupRun, name: str, gateway: Gateway, model: str) -> None:
     """Set one client up, or say how its owner does."""
+    check_own_login(name, gateway)
     if name in INSTRUCTIONS:
         text = INSTRUCTIONS[name].format(root=gateway.root, v1=gateway.v1, model=gateway.model)
         say(f"{name}: {text}")
@@ -27059,7 +27090,9 @@ def cmd_run(options: argparse.Namespace) -> int:
         if not options.model and not options.own_login and on_terminal() and not options.dry_run:
             model = ask_for_model(gateway.models, model)
         folder = folder_for_once()
-        start = make_start(row, gateway_for(options, gateway)._replace(model=model), options.words, folder)
+        gateway = gateway_for(options, gateway)._replace(model=model)
+        check_own_login(row.name, gateway)
+        start = make_start(row, gateway, options.words, folder)
         if options.dry_run:
             show_start(start, gateway.key, say)
             return 0

@@ -5,8 +5,10 @@ The rooms TOML, EDITS and CLIENTS; files are edited in a home of the test's own.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
+import re
 import socket
 import stat
 import sys
@@ -14,6 +16,8 @@ from pathlib import Path
 from typing import Any, Callable, NamedTuple
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import cliproxy as cp
 from support.proxy import ProxyMaker
@@ -415,6 +419,39 @@ def test_an_own_login_gets_the_address_alone(house: House) -> None:
     assert "requires_openai_auth" not in written["model_providers"]["cliproxy"]
 
 
+def test_an_own_login_is_for_those_whose_tokens_can_pass(
+    house: House, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(house.home))
+    config = house.write(
+        "auth/c.json", json.dumps({"auth-dir": str(house.home / "auth"), "port": free_port()})
+    )
+    for words in (["setup", "pi", "--yes"], ["run", "pi", "--dry-run"]):
+        assert cp.main([*words, "--own-login", "--config", str(config)]) == 1
+        assert "--own-login is for claude-code and codex only" in capsys.readouterr().err
+    assert house.files() == {}
+
+
+def test_what_its_owner_took_out_stays_out_of_the_way(house: House) -> None:
+    house.set_up("droid")
+    file = house.home / ".factory" / "settings.json"
+    file.write_text('{"customModels": []}', encoding="utf-8")
+    assert not house.set_up("droid", models=MODELS[:1]).failed
+    assert "kimi" not in file.read_text(encoding="utf-8")
+    house.undo("droid")
+    assert json.loads(file.read_text(encoding="utf-8")) == {"customModels": []}
+
+
+def test_what_a_client_has_written_into_our_file_outlives_a_second_setup_and_the_undo(house: House) -> None:
+    house.set_up("claude-code")
+    file = house.home / ".claude" / "settings.json"
+    settings = json.loads(file.read_text(encoding="utf-8"))
+    file.write_text(json.dumps({**settings, "theme": "dark"}), encoding="utf-8")
+    house.set_up("claude-code", root="http://127.0.0.1:9000")
+    house.undo("claude-code")
+    assert json.loads(file.read_text(encoding="utf-8")) == {"theme": "dark"}
+
+
 def test_droid_asks_each_model_by_its_own_api(house: House) -> None:
     house.set_up("droid")
     settings = json.loads((house.home / ".factory" / "settings.json").read_text(encoding="utf-8"))
@@ -528,3 +565,147 @@ def test_a_home_that_is_not_there_and_a_client_that_nobody_knows(
     monkeypatch.setenv("HOME", str(tmp_path))
     assert cp.main(["setup", "cursor", "--config", str(config)]) == 0
     assert "Cursor's own servers" in capsys.readouterr().out
+
+
+# --- whatever stands there already ------------------------------------------------------
+NAMES = st.sampled_from(
+    ["a", "env", "model", "provider", "cliproxy", "b c", "é", "customModels", "ANTHROPIC_MODEL"]
+)
+LEAVES: st.SearchStrategy[Any] = st.sampled_from(
+    [1, -2.5, True, None, "", "x, }", "// no", 'q"\\', "é\u2028", [], {}, [1, "a,]"]]
+)
+DOCUMENTS = st.dictionaries(
+    NAMES,
+    LEAVES | st.dictionaries(NAMES, LEAVES | st.dictionaries(NAMES, LEAVES, max_size=2), max_size=3),
+    max_size=4,
+)
+NOTES = st.sampled_from(["", "", "", " ", "\n", " // one, {\n", "/* two\n} */"])
+
+
+@st.composite
+def littered(draw: st.DrawFn, value: Any, *, litter: bool) -> str:
+    """Spell a value as JSON with comments, blanks and commas too many."""
+
+    def gap() -> str:
+        return draw(NOTES) if litter else draw(st.sampled_from(["", " ", "\n  "]))
+
+    if not isinstance(value, (dict, list)):
+        return json.dumps(value, ensure_ascii=draw(st.booleans()))
+    named = isinstance(value, dict)
+    pieces = [f"{json.dumps(key, ensure_ascii=False)}{gap()}:{gap()}" if named else "" for key in value]
+    items = value.values() if isinstance(value, dict) else value
+    spelled = [
+        gap() + piece + draw(littered(item, litter=litter)) + gap() for piece, item in zip(pieces, items)
+    ]
+    comma = "," if litter and spelled and draw(st.booleans()) else ""
+    inside = ",".join(spelled) + comma + gap()
+    return f"{{{inside}}}" if named else f"[{inside}]"
+
+
+WAYS: tuple[dict[cp.Steps, Any], ...] = (
+    {("env",): {"ANTHROPIC_BASE_URL": ROOT, "ANTHROPIC_MODEL": "m"}},
+    {(): {"provider": {"cliproxy": {"options": {"apiKey": KEY}, "models": {"b c": {"name": "m"}}}}, "model": "cliproxy/m"}},
+    {("model",): "custom:m", ("customModels", (("model", "m"),)): {"apiKey": KEY, "maxOutputTokens": 7}},
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["json", "tidy", "jsonc"])
+@given(st.data())
+def test_any_json_is_edited_and_taken_back(kind: str, data: st.DataObject) -> None:
+    document = data.draw(DOCUMENTS)
+    text = data.draw(littered(document, litter=kind != "json"))
+    files, edit = cp.FILE_KINDS[kind], cp.Edit("x", kind, data.draw(st.sampled_from(WAYS)))
+    assert files.read(text) == document
+    try:
+        wanted, entries, _ = cp.merge_entries(document, edit.entries(document), (), KEY)
+    except ValueError as exc:
+        assert "cannot be put into" in str(exc)  # noqa: PT017 -- a text stands where a mapping should
+        return
+    edited = files.write(text, wanted)
+    assert files.read(edited) == wanted
+    for steps, value in edit.entries(document).items():
+        assert cp.entry_at(wanted, steps)[0] == value
+    if kind == "tidy":
+        assert cp.without_litter(edited, "comma") == edited
+    for entry in reversed(json.loads(json.dumps(entries))):
+        wanted = cp.taken_back(wanted, entry)
+    assert files.read(files.write(edited, wanted)) == document
+
+
+TABLES = (
+    '[features]\nweb = true  # c\n', '[mcp_servers.foo]\ncommand = "x"\nargs = [\n  "a", # ]\n  "[b]",\n]\n', '[[list]]\nname = "one"\n',
+    '[[list]]\nname = \'two\'\n[list.sub]\nx = 1\n', '["quoted.name"]\n"k" = """\n[no table]\n"""\n', "[a]\nb.c = 1\n'd' = 1979-05-27T07:32:00Z\n",
+    "[model_providers.other]\nname = 'o'\n", '# a comment\n\n[empty]\n', "[t]\nx = {y = 1, z = [2, 3]}\n\n\n", "[u]\ns = '''a\n# b'''",
+    '[model_providers.cliproxy]\nbase_url = "old" # mine\nextra = 7\n',
+)  # fmt: skip
+TOPS = (
+    "",
+    'model = "old"  # c\n',
+    "# first\napproval = 'never'\n\n",
+    'a_b = """\nx = 1\n"""\n',
+    'model_provider = "x"\nmodel="y"\n',
+)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="tomllib is the oracle")
+@given(
+    st.sampled_from(TOPS),
+    st.lists(st.sampled_from(TABLES), unique=True, max_size=5),
+    st.sampled_from(["\n", "\r\n"]),
+)
+def test_any_toml_is_edited_and_taken_back(top: str, tables: list[str], line_end: str) -> None:
+    toml = importlib.import_module("tomllib")
+    tables.sort(key=lambda table: "list.sub" in table)  # its items must follow one another
+    text = (top + "\n".join(table if table.endswith("\n") else table + "\n" for table in tables)).replace(
+        "\n", line_end
+    )
+    try:
+        before = toml.loads(text)
+    except toml.TOMLDecodeError:
+        return
+    ours = {"base_url": f"{ROOT}/v1", "experimental_bearer_token": KEY}
+    edit = cp.Edit(
+        "x", "toml", {(): {"model": "m", "model_provider": "cliproxy", "model_providers": {"cliproxy": ours}}}
+    )
+    document = cp.read_toml(text)
+    wanted, entries, _ = cp.merge_entries(document, edit.entries(document), (), KEY)
+    edited = cp.write_toml(text, wanted)
+    expected = {**before, "model": "m", "model_provider": "cliproxy"}
+    providers = before.get("model_providers", {})
+    expected["model_providers"] = {**providers, "cliproxy": {**providers.get("cliproxy", {}), **ours}}
+    assert toml.loads(edited) == expected
+    kept = [line for line in text.splitlines() if not line.startswith(("model", "base_url"))]
+    assert [line for line in edited.splitlines() if line in kept and line] == [line for line in kept if line]
+    for entry in reversed(json.loads(json.dumps(entries))):
+        wanted = cp.taken_back(wanted, entry)
+    assert toml.loads(cp.write_toml(edited, wanted)) == before
+
+
+@given(st.text(st.sampled_from("ab[]{}=\"'#.,\n\r \\1\ufeff"), max_size=24))
+def test_toml_that_is_read_can_be_written(text: str) -> None:
+    """Never another error than ValueError, and never another meaning."""
+    try:
+        document = cp.read_toml(text)
+        edited = cp.write_toml(text, {**document, "zz": '"v"'})
+    except ValueError:
+        return
+    assert cp.read_toml(edited) == {**document, "zz": '"v"'}
+    assert cp.read_toml(cp.write_toml(edited, document)) == document
+
+
+@given(
+    st.lists(
+        st.sampled_from(["A=1", "export B = 'x y'", "# c", "", "C=", "GEMINI_API_KEY=old # c", "no pair"]),
+        max_size=6,
+    )
+)
+def test_any_dotenv_is_edited_and_taken_back(lines: list[str]) -> None:
+    text = "".join(f"{line}\n" for line in lines)
+    document = cp.read_dotenv(text)
+    wanted = {**document, "GEMINI_API_KEY": "k", "Z": "'x y'"}
+    edited = cp.write_dotenv(text, wanted)
+    assert cp.read_dotenv(edited) == wanted
+    assert [line for line in lines if "KEY" not in line] == [
+        line for line in edited.splitlines() if not re.match("GEM|Z", line)
+    ]
+    assert cp.read_dotenv(cp.write_dotenv(edited, document)) == document

@@ -203,3 +203,20 @@ def test_any_edit_says_what_is_wanted(
 def test_any_edit_of_json_says_what_is_wanted(before: Any, wanted: Any, indent: int | None) -> None:
     edited = cp.edit_text(json.dumps(before, indent=indent, ensure_ascii=False), wanted, yaml=False)
     assert json.loads(edited) == wanted
+
+
+@pytest.mark.parametrize("text", [
+    '{"a": 1 // one, {\n}', '{"a":true/* } */}', '{"a": 1e5, // big\n "b": -0.50}', '{"a": null // no\n, "b": [1 // c\n]}',
+])  # fmt: skip
+def test_a_word_of_json_ends_where_a_comment_begins(text: str) -> None:
+    value = cp.read_places(text, yaml=False).value
+    edited = cp.edit_text(text, {**value, "z": 2}, yaml=False)
+    assert cp.read_places(edited, yaml=False).value == {**value, "z": 2}
+    assert all(isinstance(found, (int, float, type(None), list)) for found in value.values())
+
+
+def test_a_comment_stays_in_the_line_of_its_entry() -> None:
+    text = '{\n\t"a": 1, // of a\n}\n'
+    assert cp.edit_text(text, {"a": 1, "b": {"c": 2}}, yaml=False) == (
+        '{\n\t"a": 1, // of a\n\t"b": {\n\t  "c": 2\n\t},\n}\n'
+    )
