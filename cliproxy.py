@@ -14093,8 +14093,9 @@ class Account:
     @functools.cached_property
     def auth_index(self) -> str:
         """16 hex digits that stand for the account wherever programs tell of it. Source: spec/management.md 8."""
-        what = f"file:{self.credential.name}" if self.credential else f"api_key:{self.key}"
-        return hashlib.sha256(what.encode("utf-8", "replace")).hexdigest()[:16]
+        if self.credential:
+            return account_index("file", self.credential.name)
+        return account_index("api_key", self.key)
 
     def take_over(self, credential: Credential | None) -> None:
         """Be what the credential's file says. The token is there before its new end."""
@@ -14219,6 +14220,11 @@ class Account:
             return False
         old = (self.provider.name, model) in MODEL_INDEX  # TRAITS says what becomes of these
         return old or any(wildcard(pattern, model) for pattern in self.provider.family)
+
+
+def account_index(kind: str, name: str) -> str:
+    """Return the index of an account: of a `file`, or of an `api_key`."""
+    return hashlib.sha256(f"{kind}:{name}".encode("utf-8", "replace")).hexdigest()[:16]
 
 
 def whole_number(value: object, default: int) -> int:
@@ -20102,12 +20108,13 @@ class Pen:
         except OSError as exc:
             raise complaint(500, "read_failed", message=f"{path}: {exc.strerror}") from exc
 
-    def shown(self, key: str) -> Any:
-        """Return a setting as it is in force, in the words of the file."""
+    def shown(self, *keys: str) -> Json:
+        """Return settings as they are in force, in the words of the file."""
         raw: Json = {}
         with contextlib.suppress(ProxyError, ValueError, RecursionError):
             raw = self.read().decoded()
-        return as_written(self._app.config[key], value_at(raw, key), SETTING_ROWS[key].shape)
+        config = self._app.config
+        return {key: as_written(config[key], value_at(raw, key), SETTING_ROWS[key].shape) for key in keys}
 
     def edit(self, key: str, step: Callable[[Any], Any]) -> None:
         """Put what `step` makes of a setting in its place, and in force. Raises ProxyError."""
@@ -20173,7 +20180,14 @@ class Pen:
                 "invalid_request", "remote-management.secret-key would be gone, and who asks locked out"
             )
         write_atomic(file.path.with_name(f"{file.path.name}.bak"), file.data)
-        write_atomic(file.path, data, stat.S_IMODE(file.path.stat().st_mode))
+        try:
+            write_atomic(file.path, data, stat.S_IMODE(file.path.stat().st_mode))
+        except OSError as exc:
+            if exc.errno != errno.EBUSY:
+                raise
+            file.path.write_bytes(
+                data
+            )  # it is mounted by itself, as into a container: nothing can take its place
         self._app.take_over()
 
 
@@ -20849,7 +20863,7 @@ def rfc_time(when: float | None) -> str | None:
 
 def auth_index(credential: Credential) -> str:
     """Return what stands for a file in this API, as Account.auth_index does for its accounts."""
-    return hashlib.sha256(f"file:{credential.name}".encode("utf-8", "replace")).hexdigest()[:16]
+    return account_index("file", credential.name)
 
 
 def accounts_in(desk: Desk, credential: Credential) -> list[Account]:
@@ -20945,10 +20959,9 @@ def file_facts(path: Path, status: os.stat_result) -> Json:
 def describe_damaged(desk: Desk, name: str, why: str) -> Json:
     """Return an entry for a file that is no credential, so that a page can delete it."""
     path = desk.app.store.folder / name
-    index = hashlib.sha256(f"file:{name}".encode("utf-8", "replace")).hexdigest()[:16]
     return {
         "id": name,
-        "auth_index": index,
+        "auth_index": account_index("file", name),
         "name": name,
         "type": "unknown",
         "provider": "unknown",
@@ -21130,8 +21143,27 @@ def set_status(desk: Desk, wish: Wish, _row: None) -> Json:
     name, disabled = body.get("name") or body.get("auth_index"), body.get("disabled")
     if isinstance(name, str) and name.strip() and not isinstance(disabled, bool):
         raise complaint(400, "disabled is required")
+    for account in desk.app.router.offers.accounts:
+        if account.auth_index == name and account.credential is None and isinstance(disabled, bool):
+            return switch_key(desk, account, disabled=disabled)
     change_file(desk, find_file(desk, name), {"disabled": disabled})
     return {"status": "ok", "disabled": disabled}
+
+
+def switch_key(desk: Desk, account: Account, *, disabled: bool) -> Json:
+    """Switch a key of the config off, by excluding all of its models, or on. Raises ProxyError."""
+    source, _, number = account.name.partition("[")
+    if source not in KEYED[:4]:
+        raise complaint(400, "only a key of a list can be switched: switch its service")
+
+    def step(items: list[Json]) -> list[Json]:
+        at = int(number[:-1])
+        globs = [glob for glob in items[at].get("excluded-models") or () if glob != "*"]
+        changed = {**items[at], "excluded-models": [*globs, "*"] if disabled else globs}
+        return [*items[:at], changed, *items[at + 1 :]]
+
+    desk.pen.edit(source, step)
+    return {"status": "ok", "disabled": disabled, "via": "excluded-models", "excluded_pattern": "*"}
 
 
 UNTOUCHED = frozenset(["name", "type", *TOKEN_KEYS, "auth_index", "id"])
@@ -21302,7 +21334,19 @@ class Several(NamedTuple):
 
 
 def get_listed(desk: Desk, _wish: Wish, row: Several) -> Json:
-    return {row.name: desk.pen.shown(row.key)}
+    return {row.name: desk.pen.shown(row.key)[row.key]}
+
+
+def get_objects(desk: Desk, _wish: Wish, row: Several) -> Json:
+    """Return a list of keys, each with the index of its account."""
+    return {row.name: [with_index(item) for item in desk.pen.shown(row.key)[row.key]]}
+
+
+def with_index(item: Json) -> Json:
+    entries = item.get("api-key-entries")
+    if isinstance(entries, list) and entries:
+        return {**item, "api-key-entries": [with_index(entry) for entry in entries]}
+    return {**item, "auth-index": account_index("api_key", str(item.get("api-key") or "").strip())}
 
 
 def items_in(data: Any, kind: type) -> Any:
@@ -21487,7 +21531,7 @@ SHOWN_LISTS = (*KEYED, "oauth-model-alias", "oauth-excluded-models", "oauth-requ
 def get_config(desk: Desk, _wish: Wish, _row: None) -> Json:
     """Return the settings in force, lists in the words of the file: what a page does not get back, it deletes."""
     data = without(desk.app.config.data, HIDDEN)
-    return {"ws-auth": False, **data, **{key: desk.pen.shown(key) for key in SHOWN_LISTS}}
+    return {"ws-auth": False, **data, **desk.pen.shown(*SHOWN_LISTS)}
 
 
 def get_text(desk: Desk, _wish: Wish, _row: None) -> Answer:
@@ -21802,7 +21846,7 @@ VERBS: tuple[tuple[Sequence[Any], str, Callable[[Desk, Wish, Any], Any]], ...] =
     (TEXTS,     "DELETE", delete_text),
     (MAPS,      "GET",    get_listed), (MAPS,      "PUT",    put_map),       (MAPS,      "PATCH",  patch_map),
     (MAPS,      "DELETE", delete_name),
-    (OBJECTS,   "GET",    get_listed), (OBJECTS,   "PUT",    put_objects),   (OBJECTS,   "PATCH",  patch_object),
+    (OBJECTS,   "GET",    get_objects), (OBJECTS,   "PUT",    put_objects),   (OBJECTS,   "PATCH",  patch_object),
     (OBJECTS,   "DELETE", delete_object),
     (AMP_LISTS, "GET",    get_listed), (AMP_LISTS, "PUT",    put_values),    (AMP_LISTS, "PATCH",  put_values),
     (AMP_LISTS, "DELETE", delete_values),

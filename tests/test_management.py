@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import stat
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -309,7 +311,7 @@ def check(office: Office, path: str, call: tuple[str, str, Any, int, Any]) -> No
     got = office.call(method, path + query, body)
     if status == 200:
         assert (got.status, got.json()) == (200, OK)
-        assert office.get(path) == {name: expected}
+        assert cp.without_indexes(office.get(path)) == {name: expected}
         assert value_of(cp.load_config(office.path).data, path) == value_of(office.app.config.data, path)
     else:
         assert error_of(got) == (status, expected)
@@ -419,6 +421,41 @@ OBJECTS = [
 @pytest.mark.parametrize("case", OBJECTS, ids=str)
 def test_objects(office: Office, case: tuple[Any, ...]) -> None:
     check(office, f"/{case[0]}", case[1:])
+
+
+def test_every_key_has_the_index_of_its_account(office: Office) -> None:
+    told = {row.key: office.get(row.path)[row.key] for row in cp.OBJECTS}
+    entries = told.pop("openai-compatibility")[0]["api-key-entries"]
+    shown = [item["auth-index"] for items in (*told.values(), entries) for item in items]
+    assert {account.auth_index for account in office.app.router.offers.accounts} == set(shown)
+    office.call("PUT", "/gemini-api-key", office.get("/gemini-api-key")["gemini-api-key"])
+    assert "auth-index" not in office.text
+
+
+def test_a_key_is_switched_off_by_its_index(office: Office) -> None:
+    index = office.get("/gemini-api-key")["gemini-api-key"][0]["auth-index"]
+    for disabled in (True, False):
+        got = office.call("PATCH", "/auth-files/status", {"auth_index": index, "disabled": disabled})
+        about = {"via": "excluded-models", "excluded_pattern": "*"}
+        assert got.json() == {"status": "ok", "disabled": disabled, **about}
+        item = office.get("/config")["gemini-api-key"][0]
+        assert item.get("excluded-models", []) == (["*"] if disabled else [])
+
+
+def test_a_file_that_is_mounted_by_itself_is_written_in_place(
+    office: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = cp.write_atomic
+
+    def busy(path: Path, data: bytes, mode: int = 0o600) -> None:
+        if path == office.path:
+            raise OSError(errno.EBUSY, "Device or resource busy")
+        real(path, data, mode)
+
+    monkeypatch.setattr(cp, "write_atomic", busy)
+    assert office.call("PUT", "/debug", {"value": True}).json() == OK
+    assert office.get("/debug") == {"debug": True}
+    assert office.text == YAML.replace("debug: false", "debug: true")
 
 
 M1, M2 = {"from": "a", "to": "b"}, {"from": "c", "to": "d", "regex": True}
