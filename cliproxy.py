@@ -17604,6 +17604,60 @@ def gemini_model(row: Model) -> Json:
     return {**base, **limits, "supportedGenerationMethods": list(GEMINI_VERBS)}
 
 
+CODEX_RECORD: Json = {  # what Codex wants to know of each model, and nobody tells. Source: spec/clients.md 3
+    "description": None, "shell_type": "shell_command", "visibility": "list", "supported_in_api": True, "priority": 100,
+    "upgrade": None, "supports_reasoning_summaries": True, "support_verbosity": False, "default_verbosity": None,
+    "apply_patch_tool_type": "freeform", "truncation_policy": {"mode": "tokens", "limit": 10_000},
+    "supports_parallel_tool_calls": True, "experimental_supported_tools": [], "input_modalities": ["text", "image"],
+}  # fmt: skip
+CODEX_LEVELS = ("low", "medium", "high", "xhigh")  # of the efforts, those that every Codex knows
+CODEX_PROMPT = """You are a coding agent in Codex CLI, on the user's own computer.
+Work until the task is done: look at the files before you change them, and keep to their style.
+Change files with apply_patch, run commands with the shell, and verify your work where that can be done.
+Do not undo changes that are not yours, and do not commit unless you are asked to.
+Follow AGENTS.md files: the nearest one to a file counts. Answer briefly, and name files with their lines."""
+
+
+def codex_model(row: Model, prompt: str) -> Json:
+    """Describe a model as the catalogue that Codex asks for does: with its limits, and a prompt."""
+    known = [level for level in CODEX_LEVELS if level in row.levels or (row.budget[1] and level != "xhigh")]
+    levels = [{"effort": level, "description": f"{level} effort"} for level in known]
+    told: Json = {"slug": row.id, "display_name": row.name or row.id, **CODEX_RECORD}
+    if row.context:
+        told["context_window"] = row.context
+    if known:
+        told["default_reasoning_level"] = "medium" if "medium" in known else known[0]
+    return {**told, "supported_reasoning_levels": levels, "base_instructions": prompt}
+
+
+def codex_catalogue(rows: Iterable[Model], genuine: list[Json]) -> Json:
+    """Return the models for Codex, which then knows no others: OpenAI's own records come first."""
+    prompts = (row.get("base_instructions") for row in genuine)
+    prompt = next((text for text in prompts if text and isinstance(text, str)), CODEX_PROMPT)
+    slugs = {row.get("slug") for row in genuine}
+    others = [row for row in rows if row.id not in slugs and "media" not in row.traits and row.id != ECHO]
+    return {"models": [*genuine, *(codex_model(row, prompt) for row in others)]}
+
+
+def ask_for_catalogue(account: Account, errand: Errand, version: str) -> list[Json]:
+    """Ask the ChatGPT backend for its records of models; [] if it has none for us."""
+    if not re.fullmatch(r"[\w.-]{1,40}", version, re.ASCII):
+        return []
+    headers = upstream_headers(errand, account, account.provider, same=True)
+    headers.pop("content-type")
+    url = f"{account.base.rstrip('/')}/models?client_version={version}"
+    try:
+        reply = fetch("GET", url, headers, proxy=account.proxy, timeout=CATALOGUE_TIME)
+        rows = decode_json(reply.body)["models"] if reply.status == 200 else []
+        return [row for row in rows if isinstance(row, dict) and isinstance(row.get("slug"), str)]
+    except (ProxyError, OSError, *MALFORMED) as exc:
+        log.debug("%s: no catalogue: %s", account.name, exc)
+        return []
+
+
+CATALOGUE_TIME = 5.0  # seconds that Codex is kept waiting at its start
+
+
 MODEL_SHAPES: dict[str, tuple[Callable[[Model], Json], Callable[[list[Json]], Json]]] = {
     "claude": (claude_model, lambda rows: {"data": rows, "has_more": False,
                                            "first_id": rows[0]["id"], "last_id": rows[-1]["id"]}),
@@ -22605,8 +22659,23 @@ class Visit(Watcher):
 
     def list_models(self, route: Route) -> None:
         one, whole = self.list_writers(route)
+        if "client_version" in self.query and route.dialect != "gemini":
+            return self.send_json(200, self.codex_catalogue())
         models = models_for(self.server.app.router.offers, self.headers.get("user-agent", ""))
-        self.send_json(200, whole([*map(one, models)]))
+        return self.send_json(200, whole([*map(one, models)]))
+
+    def codex_catalogue(self) -> Json:
+        """Return the catalogue for Codex, of its own login or of one of ours if there is any."""
+        app = self.server.app
+        errand = Errand(DIALECTS["responses"], "list", b"{}")
+        self.place(errand)
+        guest = errand.guest if errand.guest and errand.guest.provider == "codex" else None
+        account = guest_account(app.config, guest) if guest else None
+        now = time.time()
+        ours = (a for a in app.router.offers.accounts if a.provider.name == "codex" and not a.expired(now))
+        account = account or next(ours, None)
+        genuine = ask_for_catalogue(account, errand, self.query["client_version"]) if account else []
+        return codex_catalogue(models_for(app.router.offers, ""), genuine)
 
     def show_model(self, route: Route) -> None:
         name, agent = self.argument, self.headers.get("user-agent", "")
@@ -22922,6 +22991,8 @@ def tidy_path(path: str) -> str:
         del words[:3]
         if words[:1] == ["v1beta1"] and "models" in words:
             words[: words.index("models")] = ["v1beta"]
+    if words[:2] == ["backend-api", "codex"]:  # Codex's chatgpt_base_url
+        del words[:2]
     doubled = 0
     while {*words[doubled : doubled + 2]} <= VERSIONS and doubled + 1 < len(words):
         doubled += 1
