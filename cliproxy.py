@@ -2282,6 +2282,91 @@ def plain_root(schema: Json | None) -> Json:
     return {**done, "properties": done.get("properties") or {}}
 
 
+LEAST_TEXTS = {  # of a format
+    "date-time": "1970-01-01T00:00:00Z", "date": "1970-01-01", "time": "00:00:00Z", "duration": "PT0S",
+    "email": "a@example.com", "hostname": "localhost", "uri": "https://example.com/", "ipv4": "127.0.0.1", "ipv6": "::1",
+    "uuid": "00000000-0000-0000-0000-000000000000",
+}  # fmt: skip
+
+
+def least_value(schema: Json) -> Any:
+    """Return the smallest value that a schema takes. A `pattern` is not looked at."""
+    return Least(schema).value(schema, SCHEMA_REFS)
+
+
+def kind_of(node: Json) -> str:
+    """Return the type of a schema, the first of several."""
+    told = node.get("type")
+    kinds = (kind for kind in (told if isinstance(told, list) else [told]) if isinstance(kind, str))
+    return next(filter(LEAST_KINDS.get, kinds), "object" if "properties" in node else "string")
+
+
+LEAST_LENGTH = 4_096  # characters that are filled in, at most
+
+
+def bound_of(node: Json, key: str) -> float | None:
+    """Return a number of a schema, None if there is none."""
+    value: Any = node.get(key)
+    return value if type(value) in {int, float} and abs(value) < 1e15 else None
+
+
+class Least:
+    """Finds the smallest values of the schemas in one; so deep at most, for some contain themselves."""
+
+    def __init__(self, root: Json) -> None:
+        self.root = root
+
+    def value(self, schema: Any, depth: int) -> Any:
+        if not isinstance(schema, dict) or depth == 0:
+            return {}
+        node = shaped(schema)
+        if "$ref" in node:
+            found = referred(self.root, str(node["$ref"])) or {}
+            return self.value({**found, **without(node, frozenset({"$ref"}))}, depth - 1)
+        node = all_of(node)
+        branches = [row for key in ("anyOf", "oneOf") for row in node.get(key) or () if isinstance(row, dict)]
+        if isinstance(node.get("enum"), list) and node["enum"]:
+            return node["enum"][0]
+        if branches:
+            bare = without(node, frozenset({"anyOf", "oneOf"}))
+            return self.value(union_of((bare, branches[0])), depth - 1)
+        return LEAST_KINDS[kind_of(node)](self, node, depth)
+
+    def object(self, node: Json, depth: int) -> Json:
+        known = node.get("properties") or {}
+        needed = [name for name in node.get("required") or () if isinstance(name, str)]
+        return {name: self.value(known.get(name, {"type": "string"}), depth - 1) for name in needed}
+
+    def array(self, node: Json, depth: int) -> list[Any]:
+        size = min(int(bound_of(node, "minItems") or 0), SCHEMA_REFS)
+        return [self.value(node.get("items") or {"type": "string"}, depth - 1) for _ in range(size)]
+
+    def text(self, node: Json, _depth: int) -> str:
+        least = LEAST_TEXTS.get(str(node.get("format")), "")
+        return least.ljust(min(int(bound_of(node, "minLength") or 0), LEAST_LENGTH), "a")
+
+    def number(self, node: Json, _depth: int) -> float:
+        """Return the number nearest to zero, among those that are within bounds and a multiple."""
+        step = abs(bound_of(node, "multipleOf") or 1)
+        above, below = bound_of(node, "exclusiveMinimum"), bound_of(node, "exclusiveMaximum")
+        lows = (bound_of(node, "minimum"), None if above is None else above + step)
+        highs = (bound_of(node, "maximum"), None if below is None else below - step)
+        least = max((low for low in lows if low is not None), default=None)
+        most = min((high for high in highs if high is not None), default=None)
+        found: float = 0
+        if least is not None and least > 0:
+            found = -(-least // step) * step
+        elif most is not None and most < 0:
+            found = most // step * step
+        return found
+
+
+LEAST_KINDS: dict[str, Callable[[Least, Json, int], Any]] = {
+    "object": Least.object, "array": Least.array, "string": Least.text, "number": Least.number, "integer": Least.number,
+    "boolean": lambda *_: False, "null": lambda *_: None,
+}  # fmt: skip
+
+
 def any_of(branches: list[Json]) -> Iterator[Json]:
     """Yield what holds of an object that is one of these: all properties, and what each of them requires."""
     for branch in branches:
@@ -4468,7 +4553,7 @@ def chat_fold(message: Json, delta: Json) -> None:
 
 def chat_write_choice_whole(choice: Choice, numbers: Iterator[int], writer: ChatWriter) -> Json:
     """Return a whole choice: what its rows become where a client puts them together."""
-    message: Json = {"refusal": None}
+    message: Json = {"refusal": None, "annotations": []}
     events = (event for part in choice.parts for event in part_events(next(numbers), part, choice.end.choice))
     rows = [row for event in (*events, choice.end) for row in writer.write(event)]
     for row in rows:
@@ -4598,7 +4683,11 @@ RESPONSES_SHELL: Json = {  # what the official client expects of a response, whe
     "previous_response_id": None, "reasoning": {"effort": None, "summary": None}, "store": True, "temperature": 1.0,
     "text": {"format": {"type": "text"}}, "tool_choice": "auto", "tools": [], "top_p": 1.0, "truncation": "disabled",
     "usage": None, "user": None,
+    # what the specification of open responses requires beside that; nobody here knows when an answer was complete
+    "completed_at": None, "presence_penalty": 0.0, "frequency_penalty": 0.0, "top_logprobs": 0, "max_tool_calls": None,
+    "service_tier": "default", "safety_identifier": None, "prompt_cache_key": None,
 }
+RESPONSES_TOOL: Json = {"description": None, "parameters": None, "strict": False}  # of an echoed function
 RESPONSES_HOSTED = {"code_interpreter": "code_execution"}  # their word -> ours
 RESPONSES_HOSTED_TOOLS: dict[str, Json] = {
     "web_search": {"type": "web_search"},
@@ -5409,12 +5498,20 @@ class ResponsesBody:
         self.tail = ',"logprobs":[]}\n\n' if row.kind == "text" else "}\n\n"
 
 
+def responses_echoed(tool: Any) -> Any:
+    """Return a tool as answers repeat it: with all that a function has."""
+    function = isinstance(tool, dict) and tool.get("type") == "function"
+    return {**RESPONSES_TOOL, **tool} if function else tool
+
+
 class ResponsesWriter:
     """Writes one answer: it numbers the frames and keeps the items for the last of them."""
 
     def __init__(self, request: Request) -> None:
         asked = restored(responses_write_settings(request), responses_own(request))
         echoed = {k: asked[k] for k in RESPONSES_SHELL if asked.get(k) is not None}
+        if echoed.get("tools"):
+            echoed["tools"] = [responses_echoed(tool) for tool in echoed["tools"]]
         named = {"id": f"resp_{request.id}", "created_at": request.created, "model": request.model}
         self.response = {**RESPONSES_SHELL, **echoed, **named}
         self.begun = False
@@ -8195,14 +8292,19 @@ class Returning:
             self.note(event)
         if isinstance(event, MessageEnd) and event.finish == "error" and self.kinds <= UNSEEN:
             raise ProxyError("upstream_failed", f"the upstream gave no answer: {event.raw or 'error'}")
-        return self.begin(event) if isinstance(event, MessageStart) else event
+        if isinstance(event, MessageStart):
+            return self.begin(event)
+        return with_claude_fields(event) if self.foreign and self.client == "claude" else event
 
     def begin(self, event: MessageStart) -> MessageStart:
         """Claude's clients are told the input at once: an estimate, if the upstream tells it later."""
         usage = event.usage
         if usage is None and self.client == "claude" and self.request.stream:
             usage = Usage(estimate_tokens(self.request))
-        return event._replace(model=self.request.model, usage=usage)
+        id = event.id
+        if self.foreign and self.client == "chat" and id:
+            id = f"chatcmpl-{id.removeprefix('chatcmpl-')}"  # clients look for it
+        return event._replace(id=id, model=self.request.model, usage=usage)
 
     def start(self, event: PartStart) -> Iterator[Event]:
         check_types((event.part,), "upstream_failed")
@@ -8313,6 +8415,16 @@ def fit_events(
                 yield from returning.start(event)
             else:
                 yield returning.whole(event)
+
+
+def with_claude_fields(event: Usage | MessageEnd) -> Usage | MessageEnd:
+    """Add what Claude's own answers say and no other service's: clients look for it."""
+    if isinstance(event, MessageEnd):
+        return event._replace(extra={**event.extra, "claude": {"stop_details": None}})
+    made = {"ephemeral_5m_input_tokens": event.cache_write, "ephemeral_1h_input_tokens": 0}
+    told = {"cache_creation": made, "service_tier": "standard", "inference_geo": None}
+    own = {**told, **event.extra.get("claude", EMPTY)}
+    return event._replace(extra={**event.extra, "claude": own})
 
 
 def unshown(media: Media, client: str) -> str:
@@ -19588,29 +19700,34 @@ def echo_usage(request: Request) -> Usage:
 
 
 def echo_events(request: Request) -> Events:
-    """Repeat the last user text; call the first tool if that text asks for it."""
+    """Repeat the last user text, or fill a schema; call a tool if that text asks for it, or the client insists."""
     texts = [text_of(m.parts) for m in request.messages if m.role == "user" and text_of(m.parts)]
     text = texts[-1] if texts else "(no text)"
-    answered = bool(request.messages) and any(p.kind == "result" for p in request.messages[-1].parts)
-    tools = [tool for tool in request.tools if tool.kind != "hosted"]
-    wants = not answered and bool(tools) and re.search(r"\b(tool|call)\b", text, re.IGNORECASE)
-    yield MessageStart(digest("echo", request.id), request.model, request.created)
-    if wants:
-        tool = tools[0]
-        body = text if tool.kind == "custom" else "{}"
-        part = Part(
-            "call",
-            body,
-            f"call_{digest(request.id)}",
-            tool.name,
-            custom=tool.kind == "custom",
-            namespace=tool.namespace,
-        )
-        yield from part_events(0, part)
+    tool = echo_tool(request, text)
+    yield MessageStart("", request.model, request.created)
+    if tool:
+        custom = tool.kind == "custom"
+        body = text if custom else dumps_text(least_value(tool.schema or {"type": "object"}))
+        id = f"call_{digest(request.id)}"
+        yield from part_events(0, Part("call", body, id, tool.name, custom=custom, namespace=tool.namespace))
     else:
+        form = request.format
+        text = dumps_text(least_value(form.schema or {"type": "object"})) if form else text
         yield from part_events(0, Part("text", text))
-    yield Usage(input=estimate_tokens(request), output=max(1, len(text) // 4))
-    yield MessageEnd("tool_calls" if wants else "stop")
+    usage = Usage(input=estimate_tokens(request), output=max(1, len(text) // 4))
+    end = MessageEnd("tool_calls" if tool else "stop")
+    yield with_claude_fields(usage) if request.dialect == "claude" else usage
+    yield with_claude_fields(end) if request.dialect == "claude" else end
+
+
+def echo_tool(request: Request, text: str) -> Tool | None:
+    """Return the tool that is to be called, None if none is: one whose result is there has been called."""
+    if request.messages and any(part.kind == "result" for part in request.messages[-1].parts):
+        return None
+    mode, names = request.choice or ToolChoice("auto")
+    wanted = mode == "required" or (mode != "none" and re.search(r"\b(tool|call)\b", text, re.IGNORECASE))
+    tools = (tool for tool in request.tools if tool.kind != "hosted" and (not names or tool.name in names))
+    return next(tools, None) if wanted else None
 
 
 UNCOUNTED = frozenset({401, 403, 404, 405, 500, 501})  # what hosts say of a call that they do not have

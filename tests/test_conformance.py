@@ -260,7 +260,7 @@ def test_case_9_late_usage() -> None:
     data = told("chat", "claude", [chunk({"content": "x"}), chunk(finish="stop"), late])
     events = validate_claude.validate(data)
     (delta,) = (event for event in events if event["type"] == "message_delta")
-    assert delta["delta"] == {"stop_reason": "end_turn", "stop_sequence": None}
+    assert delta["delta"] == {"stop_reason": "end_turn", "stop_sequence": None, "stop_details": None}
     assert (
         delta["usage"].items()
         >= {"input_tokens": 15, "cache_read_input_tokens": 100, "output_tokens": 7}.items()

@@ -946,7 +946,9 @@ def test_an_answer_to_claudes_clients_begins_with_the_tokens_that_are_known() ->
     frames = [next(cp.claude_write_stream(iter([event]), request)) for event in (unknown, known)]
     told = [next(cp.sse_read([frame]))["message"]["usage"]["input_tokens"] for frame in frames]
     assert told == [10, 777]
-    assert back([start], ask(dialect="chat", stream=True), "claude")[0] == start._replace(model="m")
+    assert back([start], ask(dialect="chat", stream=True), "claude")[0] == start._replace(
+        id="chatcmpl-i", model="m"
+    )
 
 
 @pytest.mark.parametrize("dialect", ["claude", "gemini"])

@@ -433,3 +433,43 @@ def test_strict_tools_keep_to_what_claude_can_hold_them_to(client: str) -> None:
         },
     }
     assert loose.schema == {"type": "object", "properties": properties}
+
+
+# --- the smallest values
+
+
+LEAST = [
+    ({"type": "string"}, ""),
+    ({"type": "string", "minLength": 3}, "aaa"),
+    ({"type": "string", "format": "date"}, "1970-01-01"),
+    ({"type": "integer", "minimum": 5, "multipleOf": 4}, 8),
+    ({"type": "integer", "exclusiveMinimum": 0}, 1),
+    ({"type": "number", "maximum": -3}, -3),
+    ({"type": ["null", "string"]}, None),
+    ({"enum": ["b", "a"]}, "b"),
+    ({"const": 7}, 7),
+    ({"anyOf": [{"type": "boolean"}, {"type": "string"}]}, False),
+    ({"type": "array", "items": {"type": "integer"}, "minItems": 2}, [0, 0]),
+    ({"type": "object", "properties": {"a": {"type": "string"}, "b": {}}, "required": ["a"]}, {"a": ""}),
+    ({"allOf": [{"type": "object", "required": ["a"]}, {"properties": {"a": {"$ref": "#/$defs/N"}}}],
+      "$defs": {"N": {"type": "integer"}}}, {"a": 0}),
+    ({}, ""),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("schema", "value"), LEAST)
+def test_least_value(schema: dict[str, Any], value: Any) -> None:
+    assert cp.least_value(schema) == value
+
+
+def test_least_value_of_one_that_contains_itself() -> None:
+    node = {"type": "object", "properties": {"next": {"$ref": "#"}}, "required": ["next"]}
+    assert json.dumps(cp.least_value(node)).count("next") <= cp.SCHEMA_REFS
+
+
+@given(st.recursive(st.none() | st.integers() | st.text(), lambda inner: st.dictionaries(
+    st.sampled_from(["type", "properties", "required", "anyOf", "items", "enum", "minItems", "minimum", "$ref", "allOf"]),
+    inner | st.lists(inner, max_size=3) | st.sampled_from(["object", "array", "string", "#"]), max_size=5)))  # fmt: skip
+def test_least_value_of_what_is_no_schema(schema: Any) -> None:
+    if isinstance(schema, dict):
+        json.dumps(cp.least_value(schema))

@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -853,6 +853,42 @@ def test_echo_needs_no_account(make_proxy: ProxyMaker) -> None:
     assert got.json()["choices"][0]["message"]["content"] == "hello"
     body = {"model": "claude-opus-4-8", "messages": []}
     assert "ANTHROPIC_API_KEY" in error_of(proxy.ask("/v1/messages", body))
+
+
+CITY = {"type": "object", "properties": {"city": {"type": "string"}, "days": {"type": "integer", "minimum": 1}},
+        "required": ["city", "days"]}  # fmt: skip
+LEAST = {"city": "", "days": 1}
+SAYS = [{"role": "user", "content": "hello"}]
+FORCED: dict[str, tuple[str, Any, Callable[[Any], Any]]] = {  # dialect -> path, body, where the arguments are
+    "claude": ("/v1/messages", {
+        "max_tokens": 9, "messages": SAYS, "tools": [{"name": "look", "input_schema": CITY}], "tool_choice": {"type": "any"},
+    }, lambda told: told["content"][0]["input"]),
+    "chat": ("/v1/chat/completions", {
+        "messages": SAYS, "tools": [{"type": "function", "function": {"name": "look", "parameters": CITY}}],
+        "tool_choice": "required",
+    }, lambda told: json.loads(told["choices"][0]["message"]["tool_calls"][0]["function"]["arguments"])),
+    "responses": ("/v1/responses", {
+        "input": "hello", "tools": [{"type": "function", "name": "look", "parameters": CITY}], "tool_choice": "required",
+    }, lambda told: json.loads(told["output"][0]["arguments"])),
+    "gemini": ("/v1beta/models/echo:generateContent", {
+        "contents": [{"role": "user", "parts": [{"text": "hello"}]}],
+        "tools": [{"functionDeclarations": [{"name": "look", "parameters": CITY}]}],
+        "toolConfig": {"functionCallingConfig": {"mode": "ANY"}},
+    }, lambda told: told["candidates"][0]["content"]["parts"][0]["functionCall"]["args"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("dialect", FORCED)
+def test_echo_fills_a_forced_tool(dialect: str, proxy: Proxy) -> None:
+    path, body, arguments = FORCED[dialect]
+    assert arguments(proxy.ask(path, {"model": "echo", **body}).json()) == LEAST
+
+
+def test_echo_fills_a_schema(proxy: Proxy) -> None:
+    form = {"type": "json_schema", "json_schema": {"name": "city", "schema": CITY, "strict": True}}
+    body = {"model": "echo", "messages": SAYS, "response_format": form}
+    told = proxy.ask("/v1/chat/completions", body).json()["choices"][0]["message"]["content"]
+    assert json.loads(told) == LEAST
 
 
 # --- living ----------------------------------------------------------------------------------------
