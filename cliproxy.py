@@ -47,23 +47,24 @@ Contents (each room uses only rooms above it; [pure] ones touch no clock, socket
    38. UPSTREAM      asking a provider
    39. AMP           what Amp asks its own server for
    40. WEBSOCKET     RFC 6455, and the conversation that a connection remembers
-   41. GUARD         who may use the management API
-   42. PEN           the settings file, edited in its owner's words
-   43. SESSIONS      logins that are begun from a page
-   44. DESK          what the management API works with
-   45. TRAFFIC       what was used and said, as pages read it
-   46. FILES         credential files as pages see them
-   47. MANAGEMENT    the endpoints of CLIProxyAPI's management API
-   48. SERVER        the listening side
-   49. OUTPUT        lines, tables and colours as people see them
-   50. EDITS         what we write into files of other programs, and back
-   51. CLIENTS       setup and run: the programs that come to us
-   52. SERVICE       units, agents and tasks that keep it running; completion
-   53. REPORTS       what was used, as pages read it
-   54. CONFIGTEXT    the settings file as its owner shows and edits it
-   55. TRIAL         one question, asked as a client asks
-   56. DOCTOR        why it does not work: checks, each with what mends it
-   57. COMMANDS      the command line
+   41. OUTPUT        lines, tables and colours as people see them
+   42. EDITS         what we write into files of other programs, and back
+   43. CLIENTS       setup and run: the programs that come to us
+   44. REPORTS       what was used, as pages read it
+   45. DASHBOARD     a page to look at, and who may
+   46. GUARD         who may use the management API
+   47. PEN           the settings file, edited in its owner's words
+   48. SESSIONS      logins that are begun from a page
+   49. DESK          what the management API works with
+   50. TRAFFIC       what was used and said, as pages read it
+   51. FILES         credential files as pages see them
+   52. MANAGEMENT    the endpoints of CLIProxyAPI's management API
+   53. SERVER        the listening side
+   54. SERVICE       units, agents and tasks that keep it running; completion
+   55. CONFIGTEXT    the settings file as its owner shows and edits it
+   56. TRIAL         one question, asked as a client asks
+   57. DOCTOR        why it does not work: checks, each with what mends it
+   58. COMMANDS      the command line
 """
 
 from __future__ import annotations
@@ -10202,7 +10203,7 @@ SETTINGS = (
     Setting("providers", Named(PROVIDER), {}, "by provider: addresses and OAuth application to use instead of the built-in ones", status="new"),
     Setting("remote-management.allow-remote", bool, False, "let other machines use the management API"),
     Setting("remote-management.secret-key", str, "", "key of the management API, kept as its bcrypt hash; empty: no such API", clean=str.strip),
-    Setting("remote-management.disable-control-panel", bool, False, "do not serve management.html"),
+    Setting("remote-management.disable-control-panel", bool, False, "do not serve the dashboard, nor management.html"),
     Setting("remote-management.allow-origins", Items(str), [], "web pages that may use the management API; none named: all", clean=clean_origins, status="new"),
     Setting("logging-to-file", bool, False, "log to main.log instead of standard output"),
     Setting("logs-max-total-size-mb", int, 0, "oldest logs are deleted beyond it; 0: never", clean=clean_positive),
@@ -10826,6 +10827,12 @@ def config_reference() -> str:
 def example_config() -> str:
     """Return a settings file that holds every key with its default."""
     return json.dumps(read_section({}, tuple(in_effect(SETTINGS)), "", []), indent=2) + "\n"
+
+
+def server_url(host: str, port: int, config: Config) -> str:
+    """Return how a client on this machine addresses the server."""
+    here = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 -- who listens on all
+    return f"{'https' if config['tls.enable'] else 'http'}://{f'[{here}]' if ':' in here else here}:{port}"
 
 
 ########################################################################################
@@ -16086,8 +16093,7 @@ class Stats:
 
     def add(self, tries: Iterable[Tried]) -> list[Row]:
         """Count attempts, keep them to be written, and return them as rows."""
-        price = partial(price_of, known=self._prices)
-        rows = [row_of(tried, price) for tried in tries]
+        rows = [row_of(tried, self.price) for tried in tries]
         with self._lock:
             self.requests += len(rows)
             for row in rows:
@@ -16166,6 +16172,16 @@ class Stats:
         """Return the last rows of this process, oldest first."""
         with self._lock:
             return list(self._latest)
+
+    def behind(self, number: int) -> tuple[int, list[Row]]:
+        """Return how many rows there were, and those behind the one of this number that are in memory."""
+        with self._lock:
+            rows = list(islice(reversed(self._latest), self.requests - number))
+            return self.requests, rows[::-1]
+
+    def price(self, model: str) -> Tiers:
+        """Return what is known of a model's price."""
+        return price_of(model, self._prices)
 
 
 def fetched_prices(folder: Path) -> tuple[dict[str, Tiers], str]:
@@ -16249,6 +16265,16 @@ def usage_report(database: Database, query: Query) -> Json:
         "total": usage_numbers(total),
         "unpriced": sorted(unpriced),
     }
+
+
+def usage_series(database: Database, query: Query) -> list[tuple[str, str, int]]:
+    """Return the tokens of each model in each slot of time, for a picture: slot, model, tokens."""
+    tokens = "sum(input + cached + cache_write + output)"
+    found = database.read(
+        f"SELECT {USAGE_BY[query.by]}, {USAGE_BY['model']}, {tokens} FROM sums WHERE slot >= ? GROUP BY 1, 2",  # noqa: S608
+        int(query.since // SLOT),
+    )
+    return [(slot, model, tokens) for slot, model, tokens in found if tokens]
 
 
 def glob_of(pattern: str) -> str:
@@ -16405,6 +16431,12 @@ def stored_rows(database: Database, after: int, most: int = 10_000) -> list[tupl
     query = f"SELECT id, {fields} FROM rows WHERE id > ? ORDER BY id LIMIT ?"  # noqa: S608 -- names of ours
     found = database.read(query, after, most)
     return [(id, Row(*row)) for id, *row in found]
+
+
+def newest_rows(database: Database, most: int) -> list[Row]:
+    """Return the last rows of all processes, oldest first."""
+    query = f"SELECT {', '.join(Row._fields)} FROM rows ORDER BY id DESC LIMIT ?"  # noqa: S608 -- names of ours
+    return [Row._make(row) for row in reversed(database.read(query, most))]
 
 
 ########################################################################################
@@ -19978,3403 +20010,7 @@ def error_message(error: ProxyError) -> Json:
 
 
 ########################################################################################
-# 41. GUARD
-########################################################################################
-# Who may use the management API, and the form in which it refuses. A key is compared with passwords
-# first, then with what was right before, and only then hashed: one at a time, and not for who has
-# failed too often. Source: spec/management.md 1, 16, 19.
-
-FAILURES = 5  # wrong keys from one address, after which it is shut out
-SHUT_OUT = 1_800.0  # seconds
-STALE_FAILURES = 7_200.0  # seconds after which failures are forgotten
-ADDRESSES = 10_000  # whose failures are remembered
-HASH_PATIENCE = 10.0  # seconds that a key waits for those before it to be checked
-SLOW_ANSWER = 1.0  # seconds before a page of elsewhere is told that its key is wrong
-
-
-def complaint(status: int, text: str, **more: Any) -> ProxyError:
-    """Return an error in the form of this API."""
-    error = error_of_status(status, text)
-    error.dialect = "management"
-    error.body = dumps({"error": text, **more}).encode("ascii")
-    return error
-
-
-def complaint_answer(error: ProxyError) -> Answer:
-    """Return an error of any room in the form of this API. Only a wrong key is a 401: pages log out at one."""
-    if error.dialect == "management":
-        return whole_answer(error.status, {"content-type": "application/json"}, error.body)
-    return json_answer(502 if error.status == 401 else error.status, {"error": str(error)})
-
-
-@functools.lru_cache(maxsize=1)
-def fast_bcrypt() -> Callable[[bytes, bytes], bytes] | None:
-    """Return what hashes a key as a setting says, of the system or of a package; None if there is neither."""
-    import ctypes  # noqa: PLC0415 -- seldom needed
-
-    for name in ("libcrypt.so.1", "libcrypt.so.2", None):
-        with contextlib.suppress(OSError, AttributeError, TypeError):
-            crypt = ctypes.CDLL(name).crypt
-            crypt.restype = ctypes.c_char_p
-            if len(crypt(b"", b"$2b$04$" + b"." * 22) or b"") == 60:
-                return lambda key, setting: crypt(key, setting) or b""
-    with contextlib.suppress(ImportError):
-        found: Any = importlib.import_module("bcrypt").hashpw
-        return lambda key, setting: bytes(found(key, setting))
-    return None
-
-
-def hash_key(key: str) -> str:
-    """Return a bcrypt hash of a key: a cheap one where it takes long to make any."""
-    letters = base64.b64encode(os.urandom(16)).translate(TO_BCRYPT)[:22]
-    fast = fast_bcrypt()
-    make = fast or bcrypt
-    return make(key.encode()[:72], b"$2b$%b$%b" % (b"10" if fast else b"04", letters)).decode()
-
-
-def opens(key: str, secret: str) -> bool:
-    """Tell whether a key is the one that the config holds, plain or hashed."""
-    if not BCRYPT_HASH.fullmatch(secret):
-        return same_text(key, secret)
-    made = (fast_bcrypt() or bcrypt)(key.encode()[:72], secret.encode())
-    return hmac.compare_digest(made, secret.encode())
-
-
-def waiting_words(seconds: float) -> str:
-    """Write a time as Go does: 29m59s."""
-    minutes, rest = divmod(int(seconds), 60)
-    return f"{minutes}m{rest}s" if minutes else f"{rest}s"
-
-
-class Guard:
-    """Who may use the API: checks keys, and shuts out who tries too many."""
-
-    def __init__(self, app: App, password: str = "") -> None:
-        self._app = app
-        self.password = password  # of the command line, for this machine alone
-        self._lock = threading.Lock()  # one key is checked at a time; guards all below
-        self._failures: dict[
-            str, tuple[int, float]
-        ] = {}  # by address: how many, time.monotonic() of the last
-        self._salt = os.urandom(16)
-        self._right: tuple[str, bytes] = ("", b"")  # the secret of the config, and the digest of its key
-
-    @property
-    def secret(self) -> str:
-        """What the config says, plain or hashed."""
-        return str(self._app.config["remote-management.secret-key"])
-
-    @property
-    def outside(self) -> str:
-        """The password of the environment."""
-        return self._app.environ.get("MANAGEMENT_PASSWORD", "").strip()
-
-    @property
-    def exists(self) -> bool:
-        """Tell whether there is a management API at all."""
-        return bool(self.secret or self.outside)
-
-    def check(self, key: str, address: str, *, foreign: bool) -> None:
-        """Raise ProxyError unless this key may come from this address; `foreign`: a page of elsewhere asks."""
-        here = address.removeprefix("::ffff:") in {"127.0.0.1", "::1"}
-        self._check_ban(address)
-        if not here and not self.outside and not self._app.config["remote-management.allow-remote"]:
-            raise complaint(403, "remote management disabled")
-        if key and self._is_known(key, here=here):
-            self._failures.pop(address, None)
-            return
-        if not self._lock.acquire(timeout=HASH_PATIENCE):
-            raise complaint(503, "too many keys are being checked; try again")
-        try:
-            self._check_ban(address)
-            right = bool(key) and bool(self.secret) and self._remember(key)
-            self._note(address, right=right, foreign=foreign)
-        finally:
-            self._lock.release()
-        if right:
-            return
-        if foreign:
-            threading.Event().wait(SLOW_ANSWER)
-        raise complaint(401, "invalid management key" if key else "missing management key")
-
-    def _check_ban(self, address: str) -> None:
-        number, last = self._failures.get(address, (0, 0.0))
-        left = last + SHUT_OUT - time.monotonic()
-        if number >= FAILURES and left > 0:
-            wait = waiting_words(left)
-            raise complaint(403, f"IP banned due to too many failed attempts. Try again in {wait}")
-
-    def _is_known(self, key: str, *, here: bool) -> bool:
-        """Tell whether a key is right, as far as that costs nothing."""
-        plain = [self.password if here else "", self.outside]
-        found = [same_text(key, one) for one in plain if one]
-        secret, digested = self._right
-        return any(found) or (secret == self.secret and hmac.compare_digest(self._digest(key), digested))
-
-    def _digest(self, key: str) -> bytes:
-        return hashlib.sha256(self._salt + key.encode("utf-8", "replace")).digest()
-
-    def _remember(self, key: str) -> bool:
-        """Check a key against the config's, and remember it if it is right."""
-        secret = self.secret
-        right = opens(key, secret)
-        if right:
-            self._right = secret, self._digest(key)
-        return right
-
-    def _note(self, address: str, *, right: bool, foreign: bool) -> None:
-        """Count a failure; a page of elsewhere could shut out everybody who looks at it."""
-        if right:
-            self._failures.pop(address, None)
-        elif not foreign:
-            now = time.monotonic()
-            number, last = self._failures.get(address, (0, now))
-            number = 1 if now - last > (STALE_FAILURES if number < FAILURES else SHUT_OUT) else number + 1
-            self._failures.pop(address, None)
-            self._failures[address] = number, now
-            if number == FAILURES:
-                log.warning("management: %s is shut out for %s", address, waiting_words(SHUT_OUT))
-            while len(self._failures) > ADDRESSES:
-                del self._failures[next(iter(self._failures))]
-
-
-def given_key(headers: Headers) -> str:
-    """Return the management key that a request brings."""
-    whole = headers.get("authorization", "").strip()
-    scheme, _, bearer = whole.partition(" ")
-    key = bearer.strip() if scheme.lower() == "bearer" else whole
-    return key or headers.get("x-management-key", "").strip()
-
-
-########################################################################################
-# 42. PEN
-########################################################################################
-# The settings file, shown and written as its owner wrote it. A change is made in the text of the file,
-# which is read again for that: what is PUT is laid over what is in force, each value in the file's own
-# words where they say the same, and only what differs is rewritten. Nothing is written that would not
-# load, and what was there before is kept beside it.
-
-SETTING_ROWS = {row.key: row for row in SETTINGS}
-OLD_HOMES = {"api-keys": {"auth"}, "gemini-api-key": {"generative-language-api-key"}}  # beside old spellings
-
-
-def value_at(data: Any, key: str) -> Any:
-    """Return what a dotted key holds, None if there is nothing."""
-    for name in key.split("."):
-        data = data.get(name) if isinstance(data, dict) else None
-    return data
-
-
-def read_quietly(value: Any, shape: Any) -> Any:
-    """Read a value of any shape; None for what is none."""
-    with contextlib.suppress(ProxyError):
-        return read_shape(value, shape, "", [])
-    return None
-
-
-def as_written(found: Any, raw: Any, shape: Any) -> Any:
-    """Return a value as the file has it wherever that says the same; else without what is default."""
-    if isinstance(shape, Items):
-        pool = [(item, read_quietly(item, shape.of)) for item in raw] if isinstance(raw, list) else []
-        return [item_as_written(each, pool, shape.of) for each in found]
-    if isinstance(shape, Named):
-        return {name: as_written(each, value_at(raw, name), shape.of) for name, each in found.items()}
-    if raw is not None and found == read_quietly(raw, shape):
-        return raw
-    return without_defaults(found, shape) if isinstance(shape, tuple) else found
-
-
-def item_as_written(found: Any, pool: list[tuple[Any, Any]], shape: Any) -> Any:
-    """Return an entry of a list as the file has it; `pool` holds the file's, each with what it says."""
-    for item, said in pool:
-        if said == found:
-            return item
-    return as_written(found, None, shape)
-
-
-def without_defaults(record: Json, rows: tuple[Setting, ...]) -> Json:
-    """Return a record without the fields that say nothing; what we do not know stays."""
-    known = {row.key: row for row in rows}
-    return {
-        name: as_written(value, None, known[name].shape) if name in known else value
-        for name, value in record.items()
-        if name not in known or value != known[name].default
-    }
-
-
-def with_setting(raw: Json, key: str, value: Any) -> Json:
-    """Return the settings of a file with one of them changed, and without its old spellings."""
-    old = {row.key for row in SETTINGS if row.status == "old" and row.help == key} | OLD_HOMES.get(key, set())
-    wanted = without(raw, frozenset(old))
-    section, _, name = key.rpartition(".")
-    home = dict(wanted.get(section) or {}) if section else wanted
-    if name in home or value != SETTING_ROWS[key].default:
-        home[name] = value
-    if section and home:
-        wanted[section] = home
-    return wanted
-
-
-def without_indexes(value: Any) -> Any:
-    """Return a list of keys without the `auth-index` that reading it added."""
-    if isinstance(value, list):
-        return [without_indexes(item) for item in value]
-    if isinstance(value, dict):
-        return {name: without_indexes(item) for name, item in value.items() if name != "auth-index"}
-    return value
-
-
-class SettingsText(NamedTuple):
-    """A settings file as it stands on the disk."""
-
-    path: Path
-    data: bytes
-
-    @property
-    def text(self) -> str:
-        return self.data.decode("utf-8").removeprefix("\ufeff")
-
-    @property
-    def yaml(self) -> bool:
-        return is_yaml(self.path, self.text)
-
-    @property
-    def editable(self) -> str:
-        """The text, or that of a file without settings."""
-        empty = "" if self.yaml else "{}\n"
-        return self.data.decode("utf-8") if self.text.strip() else empty
-
-    def decoded(self) -> Json:
-        """Return the settings as they stand there. Raises ValueError."""
-        raw = decode_settings(self.path, self.text) if self.text.strip() else {}
-        if not isinstance(raw, dict) or foreign_kind(raw):
-            raise ValueError("this is no file of settings of ours")
-        return raw
-
-
-def mapping_in(text: str) -> Json:
-    """Return the settings in a text of YAML, or of JSON. Raises ValueError."""
-    raw = yaml_read(text) if text.strip() else None
-    if not isinstance(raw, dict):
-        raise ValueError("the settings must be a mapping")  # noqa: TRY004 -- as for what is none at all
-    return raw
-
-
-class Pen:
-    """Writes the settings file: one change at a time, into the text as it is then."""
-
-    def __init__(self, app: App) -> None:
-        self._app = app
-        self._lock = threading.Lock()  # held while the file is read, edited and written
-
-    def read(self) -> SettingsText:
-        """Read the file. Raises ProxyError."""
-        path = self._app.config.path
-        if path is None:
-            raise complaint(404, "not_found", message="there is no settings file: start with --config FILE")
-        try:
-            return SettingsText(path, path.read_bytes())
-        except FileNotFoundError as exc:
-            raise complaint(404, "not_found", message=f"{path} is gone") from exc
-        except OSError as exc:
-            raise complaint(500, "read_failed", message=f"{path}: {exc.strerror}") from exc
-
-    def shown(self, *keys: str) -> Json:
-        """Return settings as they are in force, in the words of the file."""
-        raw: Json = {}
-        with contextlib.suppress(ProxyError, ValueError, RecursionError):
-            raw = self.read().decoded()
-        config = self._app.config
-        return {key: as_written(config[key], value_at(raw, key), SETTING_ROWS[key].shape) for key in keys}
-
-    def edit(self, key: str, step: Callable[[Any], Any]) -> None:
-        """Put what `step` makes of a setting in its place, and in force. Raises ProxyError."""
-        row = SETTING_ROWS[key]
-        with self._writing():
-            file = self.read()
-            try:
-                raw = file.decoded()
-                config = parse_config(file.path, file.text if raw else "{}")
-                written = value_at(raw, key)
-                before = as_written(value_at(config.data, key), written, row.shape)
-                found = read_setting(step(before), row, key, [])
-                if key == "openai-compatibility":
-                    found = usable_endpoints(found, [])
-                wanted = with_setting(raw, key, as_written(found, written, row.shape))
-                edited = edit_text(file.editable, wanted, yaml=file.yaml)
-            except (ValueError, RecursionError) as exc:
-                raise complaint(500, f"failed to save config: {exc}") from exc
-            self._replace(file, edited.encode("utf-8"))
-
-    def replace(self, data: bytes) -> None:
-        """Put another text in the place of the whole file, and in force. Raises ProxyError."""
-        if len(data) > LARGEST:
-            raise complaint(413, "invalid_yaml", message=f"settings have {LARGEST:,} bytes at most")
-        with self._writing():
-            file = self.read()
-            try:
-                text = data.decode("utf-8").removeprefix("\ufeff")
-                raw = mapping_in(text)
-                if not file.yaml:  # the official page adds keys without quotes
-                    data = as_json(file.editable, text, raw).encode("utf-8")
-            except (ValueError, RecursionError) as exc:
-                raise complaint(400, "invalid_yaml", message=str(exc)) from exc
-            try:
-                self._replace(file, data)
-            except ProxyError as error:
-                if error.dialect == "management":
-                    raise
-                known = str(error).rpartition("; allowed: ")[2] in {word for _, _, word in SHAPES.values()}
-                name, status = ("invalid_yaml", 400) if known else ("invalid_config", 422)
-                raise complaint(status, name, message=str(error)) from error
-
-    @contextlib.contextmanager
-    def _writing(self) -> Generator[None, None, None]:
-        """Keep other writers out, of other processes too, and turn what the disk says into a ProxyError."""
-        folder = self._app.store.folder / ".cliproxy"
-        try:
-            folder.mkdir(mode=0o700, exist_ok=True)
-            with self._lock, locked(folder / "config.lock"):
-                yield
-        except OSError as exc:
-            raise complaint(500, f"failed to save config: {exc.strerror or exc}") from exc
-
-    def _replace(self, file: SettingsText, data: bytes) -> None:
-        """Check a text, write it, the one before beside it, and take it over. Raises ProxyError, OSError."""
-        if data == file.data:
-            return
-        fresh = parse_config(file.path, data.decode("utf-8").removeprefix("\ufeff"))
-        fresh.data["host"] = self._app.config["host"]
-        check_exposure(fresh)
-        if not fresh["remote-management.secret-key"] and not self._app.environ.get("MANAGEMENT_PASSWORD"):
-            raise ProxyError(
-                "invalid_request", "remote-management.secret-key would be gone, and who asks locked out"
-            )
-        write_atomic(file.path.with_name(f"{file.path.name}.bak"), file.data)
-        try:
-            write_atomic(file.path, data, stat.S_IMODE(file.path.stat().st_mode))
-        except OSError as exc:
-            if exc.errno != errno.EBUSY:
-                raise
-            file.path.write_bytes(
-                data
-            )  # it is mounted by itself, as into a container: nothing can take its place
-        self._app.take_over()
-
-
-def as_json(old: str, text: str, wanted: Json) -> str:
-    """Return a text that was given for a file of JSON: as it came, or what it says put into the old one."""
-    try:
-        json.loads(text)
-    except ValueError:
-        return edit_text(old, wanted, yaml=False)
-    return text
-
-
-def seal_key(app: App, pen: Pen) -> None:
-    """Replace a plain management key in the settings file by its hash. Raises ProxyError."""
-    key = "remote-management.secret-key"
-    plain = app.config[key]
-    if plain and not BCRYPT_HASH.fullmatch(plain):
-        sealed = hash_key(plain)
-        pen.edit(key, lambda now: sealed if str(now) == plain else now)
-        log.info("%s: the management key is kept as its hash now", app.config.path)
-
-
-########################################################################################
-# 43. SESSIONS
-########################################################################################
-# Logins that are begun from a page. Each runs LOGIN's own way through a login on a thread; the page is
-# its terminal: it shows the address, and whatever comes back, by which way ever, is put into its inbox.
-# What a session waits for, and how it ended, is told by its state.
-
-SESSION_KEPT = 60.0  # seconds that the end of a login is remembered
-SESSION_START = 45.0  # seconds that a provider may take to say where to go
-STATE = re.compile(r"(?!.*\.\.)[\w.-]{1,128}", re.ASCII)
-SESSION_NAMES = {  # what programs call a provider -> as LOGINS does
-    **{name: name for name in LOGINS if name != "vertex"},
-    "anthropic": "claude", "openai": "codex", "google": "gemini", "gemini-cli": "gemini", "anti-gravity": "antigravity",
-    "i-flow": "iflow", "x-ai": "xai", "grok": "xai",
-}  # fmt: skip
-
-
-class Session(Terminal):
-    """One login of a page, and whom LOGIN takes for a terminal."""
-
-    def __init__(self, provider: str) -> None:
-        super().__init__(lambda text: log.debug("login: %s", text))
-        self.provider = provider
-        self.closed = True  # nobody types
-        self.shown: SimpleQueue[Json | ProxyError] = SimpleQueue()  # where to go, or why there is nothing
-        self.state = ""  # as of the provider's address
-        self.status, self.error = "wait", ""  # or ok, error
-        self.ended = math.inf  # time.monotonic()
-        self.thread: threading.Thread | None = None
-        self._cancelled = threading.Event()
-        self.pause = self._wait
-
-    def offer(self, place: Json) -> None:
-        self.state = place["state"]
-        self.shown.put(place)
-
-    def take(self, deadline: float) -> Arrival:
-        arrival = super().take(deadline)
-        self._wait(0.0)
-        return arrival
-
-    def _wait(self, seconds: float) -> None:
-        if self._cancelled.wait(seconds):
-            raise ProxyError("conflict", "the login was cancelled; nothing was saved")
-
-    def cancel(self) -> None:
-        """End the login, soon; by its thread, which closes what it has opened."""
-        self._cancelled.set()
-        self.inbox.put(Arrival(""))
-
-    def end(self, error: str = "") -> None:
-        self.status, self.error = ("error" if error else "ok"), error
-        self.ended = time.monotonic()
-
-
-class Sessions:
-    """The logins of pages that are under way, or have just ended."""
-
-    def __init__(self, app: App) -> None:
-        self._app = app
-        self._lock = threading.Lock()  # guards:
-        self._sessions: list[Session] = []
-
-    def begin(self, provider: str, options: Options) -> Json:
-        """Begin a login, in place of the one of this provider that is under way; return where to go."""
-        session = Session(provider)
-        with self._lock:
-            now = time.monotonic()
-            self._sessions = [old for old in self._sessions if now < old.ended + SESSION_KEPT]
-            former = [old for old in self._sessions if old.provider == provider and old.status == "wait"]
-            self._sessions.append(session)
-        for old in former:
-            old.cancel()
-            if old.thread:
-                old.thread.join(2 * TICK + 1.0)  # it may hold the port
-        session.thread = threading.Thread(target=self._run, args=(session, options), daemon=True)
-        session.thread.start()
-        try:
-            place = session.shown.get(timeout=SESSION_START)
-        except Empty:
-            session.cancel()
-            raise ProxyError(
-                "upstream_timeout", f"{provider} takes too long to say where to log in"
-            ) from None
-        if isinstance(place, ProxyError):
-            raise place
-        return place
-
-    def _run(self, session: Session, options: Options) -> None:
-        try:
-            credential = login(session.provider, options, self._app.config, self._app.store, session)
-            self._app.take_over()
-            self._app.wake(credential.name)
-            session.end()
-        except (ProxyError, OSError) as exc:
-            error = exc if isinstance(exc, ProxyError) else ProxyError("internal", str(exc))
-            session.end(str(self._app.make_discreet(error)))
-            session.shown.put(error)
-        except Exception:  # a thread's top
-            log.exception("a login at %s failed", session.provider)
-            session.end("internal error; the log has more")
-            session.shown.put(ProxyError("internal", session.error))
-
-    def find(self, state: str) -> Session | None:
-        """Return the login of a state, None if there is none."""
-        with self._lock:
-            now = time.monotonic()
-            return next(
-                (one for one in self._sessions if one.state == state and now < one.ended + SESSION_KEPT), None
-            )
-
-    def deliver(self, state: str, text: str) -> bool:
-        """Hand what came back to the login that waits for it; False if none does."""
-        session = self.find(state) if STATE.fullmatch(state) else None
-        if session is None or session.status != "wait":
-            return False
-        session.inbox.put(Arrival(text))
-        return True
-
-
-########################################################################################
-# 44. DESK
-########################################################################################
-# What the functions of the management API get: a Wish is one call, its key checked; the Desk is what
-# they work with. What they return is sent as JSON, unless it is an Answer.
-
-MANAGEMENT_PATH = "/v0/management"
-HEARTBEAT = 10.0  # seconds without /keep-alive after which a server that was started with a password ends
-
-
-class Wish(NamedTuple):
-    """One call of the API, its key checked."""
-
-    method: str
-    path: str  # behind MANAGEMENT_PATH
-    query: Mapping[str, list[str]]
-    headers: Headers
-    body: bytes
-    rest: str = ""  # what the `*` of the endpoint's path stands for
-
-    def one(self, name: str) -> str:
-        """Return a parameter of the query, empty if it is not there."""
-        return self.query.get(name, [""])[0]
-
-    @property
-    def data(self) -> Any:
-        """The decoded body. Raises ProxyError if it is no JSON."""
-        try:
-            return decode_json(self.body)
-        except (ValueError, RecursionError) as exc:
-            raise complaint(400, "invalid body") from exc
-
-    @property
-    def object(self) -> Json:
-        """The object in the body. Raises ProxyError if there is none."""
-        data = self.data
-        if not isinstance(data, dict):
-            raise complaint(400, "invalid body")
-        return data
-
-    def place(self, size: int) -> int | None:
-        """Return the place in a list of this size that the query names, None if it names none."""
-        word = self.one("index")
-        return int(word) if word.isdecimal() and len(word) < 9 and int(word) < size else None
-
-
-def slots_now(now: float) -> list[Json]:
-    """Return the parts of the last hours that pages draw, empty."""
-    last = int(now // RECENT_SECONDS)
-    return [
-        {"time": slot_name(at), "success": 0, "failed": 0} for at in range(last - RECENT_SLOTS + 1, last + 1)
-    ]
-
-
-def traffic_of(traffic: Mapping[str, Json], names: Iterable[str]) -> Json:
-    """Return what became of the requests of several accounts, added up."""
-    told = [traffic[name] for name in dict.fromkeys(names) if name in traffic]
-    slots = slots_now(time.time())
-    for row in told:
-        for slot, more in zip(slots, row["recent_requests"]):
-            slot.update(success=slot["success"] + more["success"], failed=slot["failed"] + more["failed"])
-    total = {word: sum(row[word] for row in told) for word in ("success", "failed")}
-    return {**total, "recent_requests": slots}
-
-
-class Desk:
-    """What the management API works with."""
-
-    def __init__(self, app: App, password: str = "") -> None:
-        self.app = app
-        self.guard = Guard(app, password)
-        self.pen = Pen(app)
-        self.sessions = Sessions(app)
-        self.popped = 0  # the last row of the statistics that was popped
-        self._beat = time.monotonic()  # when the one who started us was heard last
-        self._plain = ""  # the last key that was tried to be replaced by its hash
-
-    def poll(self) -> None:
-        """Do what is due; called every second."""
-        plain, self._plain = self._plain, self.guard.secret
-        if self._plain != plain:
-            try:
-                seal_key(self.app, self.pen)
-            except ProxyError as error:
-                log.warning("the management key stays as it is: %s", error)
-
-    @property
-    def abandoned(self) -> bool:
-        """Tell whether the program that started us with a password has stopped to call /keep-alive."""
-        return bool(self.guard.password) and time.monotonic() - self._beat > HEARTBEAT
-
-    def keep_alive(self, key: str) -> bool:
-        """Note that the one who started us is there; False if it is somebody else."""
-        if not same_text(key, self.guard.password):
-            return False
-        self._beat = time.monotonic()
-        return True
-
-    @contextlib.contextmanager
-    def usage(self) -> Iterator[Database]:
-        """Open the statistics, with all that has happened until now. Raises ProxyError."""
-        self.app.scribe.write()
-        self.app.stats.flush()
-        try:
-            database = Database(self.app.stats.path)
-            with contextlib.closing(database):
-                yield database
-        except DatabaseError as exc:
-            raise complaint(503, f"the statistics cannot be read: {exc}") from exc
-
-    def traffic(self) -> dict[str, Json]:
-        """Return by account what became of its requests: success, failed, recent_requests."""
-        now = time.time()
-        with contextlib.suppress(ProxyError), self.usage() as database:
-            sums = usage_report(database, Query(by="account"))["rows"]
-            recent = recent_requests(database, now)
-            return {
-                row["account"]: {
-                    "success": row["requests"] - row["failed"],
-                    "failed": row["failed"],
-                    "recent_requests": recent.get(row["account"], slots_now(now)),
-                }
-                for row in sums
-            }
-        return {}
-
-    def cors(self, headers: Headers) -> Headers:
-        """Return the headers that let a page of elsewhere read an answer. The key is the protection."""
-        origin, allowed = headers.get("origin", ""), self.app.config["remote-management.allow-origins"]
-        if allowed and origin.lower() not in allowed:
-            return {}
-        asked = headers.get("access-control-request-headers", "")
-        return {
-            "access-control-allow-origin": origin if allowed else "*",
-            "access-control-allow-methods": "GET, POST, PUT, PATCH, DELETE, OPTIONS",
-            "access-control-allow-headers": asked or "*, Authorization",
-            "access-control-expose-headers": ", ".join(EXPOSED),
-            **({"vary": "origin"} if allowed else {}),
-        }
-
-
-EXPOSED = (
-    "X-CPA-VERSION", "X-CPA-COMMIT", "X-CPA-BUILD-DATE", "X-CPA-SUPPORT-PLUGIN", "X-SERVER-VERSION",
-    "X-SERVER-BUILD-DATE", "Location", "Retry-After", "X-Request-Id", "OpenAI-Request-Id",
-)  # fmt: skip
-VERSION_HEADERS = {
-    "x-cpa-version": __version__, "x-cpa-commit": "cliproxy", "x-cpa-build-date": "unknown", "x-cpa-support-plugin": "0",
-}  # fmt: skip
-SAVED = {"status": "ok"}
-
-
-def texts_in(data: Any) -> list[str]:
-    """Return the list of texts that data is. Raises ProxyError if it is none."""
-    if not isinstance(data, list) or not all(isinstance(text, str) for text in data):
-        raise complaint(400, "invalid body")
-    return data
-
-
-########################################################################################
-# 45. TRAFFIC
-########################################################################################
-# What was used and said, as pages and collectors of both generations read it: sums and single requests
-# of the database of USAGE, and the files of LOGS, in CLIProxyAPI's words. Source: spec/management.md 10, 12, 16.
-
-DETAILS, EXPORTED = 10_000, 200_000  # single requests that are told of: the latest
-TOKENS = "input + cached + cache_write + output"  # of a row
-API = "coalesce(nullif(key, ''), 'POST ' || path)"  # by what a row goes in this API
-
-
-def detail_of(row: Row) -> Json:
-    """Return a row as a request of this API."""
-    tokens = {
-        "input_tokens": row.input + row.cached + row.cache_write,
-        "output_tokens": row.output,
-        "reasoning_tokens": row.reasoning,
-        "cached_tokens": row.cached,
-    }
-    total = tokens["input_tokens"] + row.output
-    return {
-        "timestamp": f"{iso_time(row.time)[:-1]}.{int(row.time % 1 * 1e6):06}Z",
-        "latency_ms": row.total_ms,
-        "source": row.account,
-        "auth_index": row.auth_index,
-        "tokens": {**tokens, "total_tokens": total},
-        "failed": has_failed(row),
-    }
-
-
-def api_of(row: Row) -> str:
-    return row.key or f"POST {row.path}"
-
-
-def snapshot(database: Database, most: int) -> Json:
-    """Return the statistics as pages read them: sums of all, and the latest requests."""
-    source = "FROM rows WHERE attempt > 0"
-    failed = "total(status >= 400 AND NOT hung_up)"
-    ((number, bad, tokens),) = database.read(f"SELECT count(*), {failed}, total({TOKENS}) {source}")
-    apis: dict[str, Json] = {}
-    for api, model, requests, used in database.read(
-        f"SELECT {API}, model, count(*), total({TOKENS}) {source} GROUP BY 1, 2"
-    ):
-        row = apis.setdefault(api, {"total_requests": 0, "total_tokens": 0, "models": {}})
-        row.update(
-            total_requests=row["total_requests"] + requests, total_tokens=row["total_tokens"] + int(used)
-        )
-        row["models"][model] = {"total_requests": requests, "total_tokens": int(used), "details": []}
-    fields = ", ".join(Row._fields)
-    latest = database.read(f"SELECT {fields} {source} ORDER BY id DESC LIMIT ?", most)
-    for found in map(Row._make, reversed(latest)):
-        apis[api_of(found)]["models"][found.model]["details"].append(detail_of(found))
-    told: Json = {"total_requests": number, "success_count": number - int(bad), "failure_count": int(bad)}
-    told.update(total_tokens=int(tokens), apis=apis)
-    for word, form in (("day", "%Y-%m-%d"), ("hour", "%H")):
-        by = f"strftime('{form}', time, 'unixepoch', 'localtime')"
-        sums = database.read(f"SELECT {by}, count(*), total({TOKENS}) {source} GROUP BY 1")
-        told[f"requests_by_{word}"] = {when: requests for when, requests, _ in sums}
-        told[f"tokens_by_{word}"] = {when: int(used) for when, _, used in sums}
-    return told
-
-
-def get_usage(desk: Desk, wish: Wish, _row: None) -> Json:
-    with desk.usage() as database:
-        if wish.path == "/usage/export":
-            exported = write_time(time.time(), utc=True)
-            return {"version": 1, "exported_at": exported, "usage": snapshot(database, EXPORTED)}
-        told = snapshot(database, DETAILS)
-        return {"usage": told, "failed_requests": told["failure_count"]}
-
-
-def imported_rows(usage: Json) -> Iterator[Row]:
-    """Yield the requests of an export as rows. Raises one of MALFORMED for what is none."""
-    for api, of_api in usage.get("apis", {}).items():
-        for model, of_model in of_api.get("models", {}).items():
-            for detail in of_model.get("details") or ():
-                yield imported_row(str(api), str(model).strip() or "unknown", detail)
-
-
-def imported_row(api: str, model: str, detail: Json) -> Row:
-    """Return a request of an export as a row."""
-    tokens = detail.get("tokens") or {}
-    names = "input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens"
-    told, from_cache, output, reasoning = (clean_count(tokens.get(name)) for name in names)
-    used = Usage(told, from_cache, 0, output, reasoning)
-    path = api.partition(" ")[2]
-    row: Json = dict.fromkeys(Row._fields, 0) | dict.fromkeys(IMPORTED_TEXTS, "")
-    row.update(
-        time=read_time(detail.get("timestamp")) or time.time(),
-        attempt=1,
-        key="" if path else api,
-        path=path,
-        model=model,
-        account=str(detail.get("source") or ""),
-        auth_index=str(detail.get("auth_index") or ""),
-        status=500 if detail.get("failed") else 200,
-        total_ms=clean_count(detail.get("latency_ms")),
-        input=max(0, told - from_cache),
-        cached=from_cache,
-        output=output,
-        reasoning=reasoning,
-        cost=cost_of(price_of(model, list_prices()), used),
-    )
-    return Row(**row)
-
-
-IMPORTED_TEXTS = (
-    "request",
-    "key",
-    "client",
-    "address",
-    "dialect",
-    "path",
-    "asked",
-    "provider",
-    "account",
-    "error",
-    "words",
-)
-
-
-def same_request(row: Row) -> tuple[Any, ...]:
-    """Return what two rows of one request have alike."""
-    return api_of(row), row.model, round(row.time, 4), *row[11:13], has_failed(row), *row[18:23]
-
-
-def import_usage(desk: Desk, wish: Wish, _row: None) -> Json:
-    """Add the requests of an export that are not there yet."""
-    try:
-        body = wish.object
-    except ProxyError as error:
-        raise complaint(400, "invalid json") from error
-    if body.get("version") not in (None, 0, 1):
-        raise complaint(400, "unsupported version")
-    try:
-        rows = list(imported_rows(body.get("usage") or {}))
-    except MALFORMED as exc:
-        raise complaint(400, "invalid json", message=str(exc)) from exc
-    with desk.usage() as database:
-        fields = ", ".join(Row._fields)
-        first = min((row.time for row in rows), default=0.0) - 1.0
-        known = database.read(f"SELECT {fields} FROM rows WHERE time >= ?", first)  # noqa: S608 -- names of ours
-        seen = {same_request(Row._make(row)) for row in known}
-        fresh = []
-        for row in rows:
-            mark = same_request(row)
-            fresh += [] if mark in seen else [row]
-            seen.add(mark)
-        database.write(fresh)
-        told = snapshot(database, 0)
-    counts = {"total_requests": told["total_requests"], "failed_requests": told["failure_count"]}
-    return {"added": len(fresh), "skipped": len(rows) - len(fresh), **counts}
-
-
-def pop_usage(desk: Desk, wish: Wish, _row: None) -> Any:
-    """Return the oldest requests that were not popped yet, and never again."""
-    word = wish.one("count") or "1"
-    if not word.isdecimal() or len(word) > 9 or not int(word):
-        raise complaint(400, "count must be a positive integer")
-    with desk.usage() as database:
-        rows = stored_rows(database, desk.popped, min(int(word), DETAILS))
-    desk.popped = rows[-1][0] if rows else desk.popped
-    return [record_of(row) for _, row in rows if row.attempt]
-
-
-def record_of(row: Row) -> Json:
-    """Return a row as a record of the queue."""
-    detail = detail_of(row)
-    tokens = {**detail["tokens"], "cache_read_tokens": row.cached, "cache_creation_tokens": row.cache_write}
-    return {
-        **detail,
-        "tokens": tokens,
-        "ttft_ms": row.first_ms,
-        "client_ip": row.address,
-        "user_agent": row.client,
-        "fail": {"status_code": row.status if has_failed(row) else 0, "body": row.words},
-        "provider": row.provider,
-        "model": row.model,
-        "alias": row.asked,
-        "endpoint": f"POST {row.path}",
-        "auth_type": "oauth" if row.account.endswith(".json") else "api_key",
-        "api_key": row.key,
-        "request_id": row.request,
-    }
-
-
-def key_usage(desk: Desk, _wish: Wish, _row: None) -> Json:
-    """Return what became of the requests of each key of the config, by provider, base URL and key."""
-    traffic = desk.traffic()
-    told: dict[str, Json] = {}
-    for account in desk.app.router.offers.accounts:
-        if account.credential or account.name in ENVIRON_NAMES:
-            continue
-        source, _, number = account.name.rpartition("[")
-        entries = desk.app.config.data.get(source)
-        entry = entries[int(number[:-1])] if entries else endpoint_of(desk.app.config, account)
-        name = source.removesuffix("-api-key")
-        rows = told.setdefault(name.lower(), {})
-        rows[f"{entry.get('base-url', '')}|{account.key}"] = traffic_of(traffic, [account.name])
-    return told
-
-
-ENVIRON_NAMES = frozenset(row.source for row in KEY_VARIABLES)  # accounts of the environment
-
-
-def endpoint_of(config: Config, account: Account) -> Json:
-    """Return the entry of an OpenAI-compatible service that an account is of."""
-    entries = config["openai-compatibility"]
-    return next((one for one in entries if one["name"].strip().lower() == account.provider.name), {})
-
-
-# -- logs --------------------------------------------------------------------------------
-
-MOST_LINES = 50_000
-LINE_TIME = re.compile(r"\[(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d)\]")
-
-
-@functools.lru_cache(maxsize=64)
-def time_of_line(stamp: str) -> int:
-    """Return the Unix time of a line, whose stamp is local time."""
-    with contextlib.suppress(ValueError, OverflowError):
-        return int(time.mktime(time.strptime(stamp, "%Y-%m-%d %H:%M:%S")))
-    return 0
-
-
-def logs_in(desk: Desk) -> Path:
-    """Return the folder of the logs, all that was said being there. Raises ProxyError if none is kept."""
-    if not desk.app.config["logging-to-file"]:
-        raise complaint(400, "logging to file disabled")
-    desk.app.scribe.write()
-    return log_folder(desk.app.config, desk.app.environ)
-
-
-def lines_wished(word: str) -> int:
-    """Return how many lines are wanted. Raises ProxyError."""
-    if not word:
-        return MOST_LINES
-    if not re.fullmatch(r"-?\d{1,9}", word):
-        raise complaint(400, "invalid limit: must be a positive integer")
-    if int(word) <= 0:
-        raise complaint(400, "invalid limit: must be greater than zero")
-    return min(int(word), MOST_LINES)
-
-
-def stamped_lines(folder: Path) -> Iterator[tuple[int, str]]:
-    """Yield the lines of the logs with their times, oldest first; one without a time has that before it."""
-    when = 0
-    for path in main_logs(folder):
-        with contextlib.suppress(OSError), path.open(encoding="utf-8", errors="replace") as file:
-            for line in file:
-                found = LINE_TIME.match(line)
-                when = time_of_line(found[1]) if found else when
-                yield when, line.rstrip("\r\n")
-
-
-def get_logs(desk: Desk, wish: Wish, _row: None) -> Json:
-    """Return the last lines, those that came after a time."""
-    folder, word = logs_in(desk), wish.one("after")
-    after = int(word) if re.fullmatch(r"\d{1,12}", word) else 0
-    kept: collections.deque[str] = collections.deque(maxlen=lines_wished(wish.one("limit")))
-    latest = after
-    for when, line in stamped_lines(folder):
-        latest = max(latest, when)
-        if when > after:
-            kept.append(line)
-    return {"lines": list(kept), "line-count": len(kept), "latest-timestamp": latest}
-
-
-def clear_logs(desk: Desk, _wish: Wish, _row: None) -> Json:
-    """Empty main.log, and delete those that were put aside."""
-    removed = 0
-    for path in main_logs(logs_in(desk)):
-        try:
-            if path.name == "main.log":
-                os.truncate(path, 0)
-            else:
-                path.unlink()
-                removed += 1
-        except OSError as exc:
-            raise complaint(500, f"{path.name} cannot be cleared: {exc.strerror}") from exc
-    return {"success": True, "message": "Logs cleared successfully", "removed": removed}
-
-
-def list_error_logs(desk: Desk, _wish: Wish, _row: None) -> Json:
-    """List the logs of failed requests, the newest first; while all requests have one, none."""
-    rows: list[Json] = []
-    desk.app.scribe.write()
-    if not desk.app.config["request-log"]:
-        for path in error_logs(log_folder(desk.app.config, desk.app.environ)):
-            with contextlib.suppress(OSError):
-                status = path.stat()
-                rows.append({"name": path.name, "size": status.st_size, "modified": int(status.st_mtime)})
-    return {"files": sorted(rows, key=operator.itemgetter("modified"), reverse=True)}
-
-
-def get_error_log(desk: Desk, wish: Wish, _row: None) -> Answer:
-    name = wish.rest
-    if not name or re.search(r"[/\\\0]", name) or name.startswith("."):
-        raise complaint(400, "invalid log file name")
-    if not (name.startswith("error-") and name.endswith(".log")):
-        raise complaint(404, "log file not found")
-    return log_answer(log_folder(desk.app.config, desk.app.environ) / name, "log file not found")
-
-
-def get_request_log(desk: Desk, wish: Wish, _row: None) -> Answer:
-    if not re.fullmatch(r"[\w-]{1,64}", wish.rest, re.ASCII):
-        raise complaint(400, "invalid request ID")
-    desk.app.scribe.write()
-    path = request_log(log_folder(desk.app.config, desk.app.environ), wish.rest)
-    missing = "log file not found for the given request ID"
-    if path is None:
-        raise complaint(404, missing)
-    return log_answer(path, missing)
-
-
-def log_answer(path: Path, missing: str) -> Answer:
-    """Return a log as a file to keep. Raises ProxyError."""
-    try:
-        data, _ = read_regular(path, BODY_LIMIT)
-    except OSError as exc:
-        raise complaint(404, missing) from exc
-    headers = {"content-type": "text/plain; charset=utf-8", "cache-control": "no-store"}
-    return whole_answer(200, {**headers, "content-disposition": f'attachment; filename="{path.name}"'}, data)
-
-
-########################################################################################
-# 46. FILES
-########################################################################################
-# The credential files as pages see and change them: listed with what their accounts do, uploaded,
-# changed, and put in force before the answer. No name leads out of the folder, and no list holds a
-# token. Source: spec/management.md 8, 16.
-
-UPLOAD_LIMIT = 20_000_000  # bytes of a form
-
-
-class Upload(NamedTuple):
-    """A file in a form."""
-
-    name: str
-    data: bytes
-
-
-def form_files(wish: Wish) -> tuple[list[Upload], dict[str, str]]:
-    """Return the files in a form, sorted by the names of their fields, and the other fields."""
-    from email.parser import BytesParser  # noqa: PLC0415 -- slow, and seldom needed
-
-    if len(wish.body) > UPLOAD_LIMIT:
-        raise complaint(413, f"a form has {UPLOAD_LIMIT:,} bytes at most")
-    kind = wish.headers.get("content-type", "")
-    form = BytesParser().parsebytes(f"content-type: {kind}\r\n\r\n".encode("latin-1") + wish.body)
-    if not form.is_multipart():
-        raise complaint(400, "invalid multipart form: it has no parts")
-    files: list[tuple[str, Upload]] = []
-    fields: dict[str, str] = {}
-    for part in form.get_payload():
-        data = part.get_payload(decode=True)  # type: ignore[union-attr]
-        field = str(part.get_param("name", "", "content-disposition"))  # type: ignore[union-attr]
-        name = part.get_filename()  # type: ignore[union-attr]
-        if name and isinstance(data, bytes):
-            files.append((field, Upload(re.split(r"[/\\]", name)[-1], data)))
-        elif isinstance(data, bytes):
-            fields[field] = data.decode("utf-8", "replace").strip()
-    return [file for _, file in sorted(files, key=operator.itemgetter(0))], fields
-
-
-def is_form(wish: Wish) -> bool:
-    return wish.headers.get("content-type", "").lower().startswith("multipart/form-data")
-
-
-def rfc_time(when: float | None) -> str | None:
-    return write_time(when, utc=True) if when else None
-
-
-def auth_index(credential: Credential) -> str:
-    """Return what stands for a file in this API, as Account.auth_index does for its accounts."""
-    return account_index("file", credential.name)
-
-
-def accounts_in(desk: Desk, credential: Credential) -> list[Account]:
-    """Return the accounts that a file is in use for."""
-    accounts = desk.app.router.offers.accounts
-    return [one for one in accounts if one.credential and one.credential.name == credential.name]
-
-
-def state_of(desk: Desk, credential: Credential) -> Json:
-    """Return how it stands with a file: status, status_message, disabled, unavailable, next_retry_after."""
-    if credential.data.get("disabled"):
-        return {"status": "disabled", "status_message": "", "disabled": True, "unavailable": False}
-    reports = [desk.app.router.report(account) for account in accounts_in(desk, credential)]
-    if not reports:
-        why = accounts_of_file(desk.app.config, credential)[1] or "it is not used"
-        return {"status": "error", "status_message": why, "disabled": False, "unavailable": True}
-    return {"disabled": False, **state_in_use(reports, why_dead(credential.data))}
-
-
-def state_in_use(reports: list[Json], dead: str) -> Json:
-    """Return how it stands with a file whose accounts report so: it is bad if none of them can be asked."""
-    rests = [rest for report in reports for rest in report["cooling"] if rest["model"] == "*"]
-    lost = [report for report in reports if report["state"] == "needs login"]
-    bad = len(lost) == len(reports) or len(rests) >= len(reports)
-    about: Json = {"status": "error" if bad else "active", "unavailable": bad}
-    about["status_message"] = dead or "; ".join(rest["why"] for rest in rests)
-    if bad and rests:
-        about["next_retry_after"] = rfc_time(min(rest["until"] for rest in rests))
-    return about
-
-
-def codex_claims(data: Json) -> Json:
-    """Return what pages want to know of a ChatGPT account."""
-    claims = inside(jwt_claims(data.get("id_token")), OPENAI_AUTH)
-    keys = "chatgpt_account_id", "chatgpt_subscription_active_start", "chatgpt_subscription_active_until"
-    return {**{key: claims[key] for key in keys if claims.get(key)}, **filled(plan_type=plan_of(data))}
-
-
-FILE_FIELDS = (
-    "project_id",
-    "prefix",
-    "proxy_url",
-    "priority",
-    "weight",
-    "note",
-    "websockets",
-    "request_retry",
-)
-
-
-def describe(desk: Desk, credential: Credential, traffic: Mapping[str, Json]) -> Json:
-    """Return an entry of the list of files, without any secret."""
-    data, status = credential.data, credential.path.stat()
-    email = str(data.get("email") or "")
-    project = str(data.get("project_id") or "")
-    kind = "gemini-cli" if credential.type == "gemini" else credential.type
-    account = f"{email} ({project})" if credential.type == "gemini" and project else email
-    about = filled(
-        email=email,
-        account=account or str(data.get("label") or ""),
-        account_type="oauth",
-        last_refresh=rfc_time(last_refresh(data)),
-        id_token=codex_claims(data) if credential.type == "codex" else None,
-        **{key: data.get(key) for key in FILE_FIELDS if isinstance(data.get(key), (str, int))},
-    )
-    return {
-        "id": credential.name,
-        "auth_index": auth_index(credential),
-        "name": credential.name,
-        "type": kind,
-        "provider": kind,
-        "label": email or str(data.get("label") or credential.name),
-        **state_of(desk, credential),
-        **file_facts(credential.path, status),
-        **about,
-        **traffic_of(traffic, [credential.name, *(one.name for one in accounts_in(desk, credential))]),
-    }
-
-
-def file_facts(path: Path, status: os.stat_result) -> Json:
-    when = rfc_time(status.st_mtime)
-    return {
-        "runtime_only": False,
-        "source": "file",
-        "size": status.st_size,
-        "modtime": when,
-        "path": str(path),
-        "created_at": when,
-        "updated_at": when,
-    }
-
-
-def describe_damaged(desk: Desk, name: str, why: str) -> Json:
-    """Return an entry for a file that is no credential, so that a page can delete it."""
-    path = desk.app.store.folder / name
-    return {
-        "id": name,
-        "auth_index": account_index("file", name),
-        "name": name,
-        "type": "unknown",
-        "provider": "unknown",
-        "label": name,
-        "status": "error",
-        "status_message": why,
-        "disabled": False,
-        "unavailable": True,
-        **file_facts(path, path.stat()),
-        **traffic_of(EMPTY, []),
-    }
-
-
-def list_files(desk: Desk, wish: Wish, _row: None) -> Json:
-    desk.app.take_over()
-    traffic, rows = desk.traffic(), []
-    for credential in desk.app.store.credentials():
-        with contextlib.suppress(OSError):  # it is gone
-            rows.append(describe(desk, credential, traffic))
-    for name, why in list(desk.app.store.problems.items()):
-        with contextlib.suppress(OSError):
-            rows.append(describe_damaged(desk, name, why))
-    for word in ("name", "auth_index"):
-        rows = [row for row in rows if wish.one(word) in {"", row[word]}]
-    return {"files": sorted(rows, key=lambda row: row["name"].lower())}
-
-
-def named_file(desk: Desk, name: str) -> Path:
-    """Return the path of a file by its name. Raises ProxyError for what is no name."""
-    try:
-        path = desk.app.store.path(name)
-    except (ProxyError, ValueError, IndexError) as exc:
-        raise complaint(400, "invalid name") from exc
-    if "\0" in name or len(name) > 200 or Path(name).stem.upper() in DEVICE_NAMES:
-        raise complaint(400, "invalid name")
-    return path
-
-
-DEVICE_NAMES = frozenset(  # of Windows: to open one opens no file
-    "CON PRN AUX NUL".split() + [f"{port}{number}" for port in ("COM", "LPT") for number in range(10)]
-)
-
-
-def save_file(desk: Desk, upload: Upload) -> None:
-    """Store an uploaded file as it is, if it is a credential. Raises ProxyError."""
-    if not upload.name.endswith(".json"):
-        raise complaint(400, "file must be .json")
-    path = named_file(desk, upload.name)
-    data = read_object(upload.data) if len(upload.data) <= LARGEST else {}
-    if not isinstance(data.get("type"), str) or not data["type"]:
-        raise complaint(400, "invalid auth file: it is no JSON object with a `type`")
-    desk.app.store.put(path.name, data, upload.data)
-
-
-def each_file(names: Sequence[str], act: Callable[[int], None], verb: str) -> Answer:
-    """Do something with several files, and tell which did and which did not; of one, its own error."""
-    done: list[str] = []
-    failed: list[Json] = []
-    for at, name in enumerate(names):
-        try:
-            act(at)
-            done.append(name)
-        except ProxyError as error:
-            if len(names) == 1:
-                raise
-            failed.append({"name": name, "error": str(error)})
-    if len(names) == 1:
-        return json_answer(200, SAVED)
-    told: Json = {"status": "partial" if failed else "ok", verb: len(done), "files": done}
-    return json_answer(207 if failed else 200, {**told, "failed": failed} if failed else told)
-
-
-def upload_files(desk: Desk, wish: Wish, _row: None) -> Answer:
-    """Take in credential files: of a form, or one as the body itself."""
-    if is_form(wish):
-        uploads = form_files(wish)[0]
-    else:
-        name = wish.one("name")
-        if not name or named_name(name) != name:
-            raise complaint(400, "invalid name")
-        if not name.endswith(".json"):
-            raise complaint(400, "name must end with .json")
-        uploads = [Upload(name, wish.body)]
-    if not uploads:
-        raise complaint(400, "no files uploaded")
-    answer = each_file(
-        [upload.name for upload in uploads], lambda at: save_file(desk, uploads[at]), "uploaded"
-    )
-    desk.app.take_over()
-    return answer
-
-
-def named_name(name: str) -> str:
-    """Return the last part of a path as any system writes it."""
-    return re.split(r"[/\\]", name)[-1]
-
-
-def names_wished(wish: Wish) -> list[str]:
-    """Return the names of files that a DELETE names: in its query, or in its body."""
-    names: Any = wish.query.get("name", [])
-    if not names and wish.body.strip():
-        body = wish.data
-        named = body.get("names", [body.get("name")]) if isinstance(body, dict) else body
-        names = texts_in(named)
-    return list(dict.fromkeys(names))
-
-
-def delete_files(desk: Desk, wish: Wish, _row: None) -> Answer:
-    store = desk.app.store
-    if wish.one("all").lower() in {"true", "1", "*"}:
-        desk.app.take_over()
-        names = [*(credential.name for credential in store.credentials()), *store.problems]
-        for name in names:
-            store.delete(name)
-        desk.app.take_over()
-        return json_answer(200, {"status": "ok", "deleted": len(names)})
-    names = names_wished(wish)
-    if not names:
-        raise complaint(400, "invalid name")
-
-    def act(at: int) -> None:
-        path = named_file(desk, names[at])
-        if not path.exists():
-            raise complaint(404, "auth file not found")
-        store.delete(path.name)
-
-    try:
-        return each_file(names, act, "deleted")
-    finally:
-        desk.app.take_over()
-
-
-def download_file(desk: Desk, wish: Wish, _row: None) -> Answer:
-    name = wish.one("name")
-    if name and not name.endswith(".json"):
-        raise complaint(400, "name must end with .json")
-    path = named_file(desk, name)
-    try:
-        data, _ = read_regular(path, LARGEST)
-    except FileNotFoundError as exc:
-        raise complaint(404, "file not found") from exc
-    except OSError as exc:
-        raise complaint(500, f"{name} cannot be read: {exc.strerror}") from exc
-    headers = {
-        "content-type": "application/json",
-        "content-disposition": f'attachment; filename="{urlquote(name)}"',
-    }
-    return whole_answer(200, {**headers, "cache-control": "no-store"}, data)
-
-
-def find_file(desk: Desk, name: object) -> Credential:
-    """Return a file by its name, its id or its index. Raises ProxyError."""
-    if not isinstance(name, str) or not name.strip():
-        raise complaint(400, "name is required")
-    found = [one for one in desk.app.store.credentials() if name.strip() in {one.name, auth_index(one)}]
-    if not found:
-        raise complaint(404, "auth file not found")
-    return found[0]
-
-
-def request_object(wish: Wish) -> Json:
-    """Return the object in the body; what is none is called otherwise here."""
-    try:
-        return wish.object
-    except ProxyError as error:
-        raise complaint(400, "invalid request body") from error
-
-
-def change_file(desk: Desk, credential: Credential, changes: Json) -> None:
-    """Write into a file what a page has changed, and take it over. Raises ProxyError."""
-    with desk.app.store.refreshing(credential.name):
-        desk.app.store.merge(credential.name, changes)
-    desk.app.take_over()
-    desk.app.wake(credential.name)
-
-
-def set_status(desk: Desk, wish: Wish, _row: None) -> Json:
-    body = request_object(wish)
-    name, disabled = body.get("name") or body.get("auth_index"), body.get("disabled")
-    if isinstance(name, str) and name.strip() and not isinstance(disabled, bool):
-        raise complaint(400, "disabled is required")
-    for account in desk.app.router.offers.accounts:
-        if account.auth_index == name and account.credential is None and isinstance(disabled, bool):
-            return switch_key(desk, account, disabled=disabled)
-    change_file(desk, find_file(desk, name), {"disabled": disabled})
-    return {"status": "ok", "disabled": disabled}
-
-
-def switch_key(desk: Desk, account: Account, *, disabled: bool) -> Json:
-    """Switch a key of the config off, by excluding all of its models, or on. Raises ProxyError."""
-    source, _, number = account.name.partition("[")
-    if source not in KEYED[:4]:
-        raise complaint(400, "only a key of a list can be switched: switch its service")
-
-    def step(items: list[Json]) -> list[Json]:
-        at = int(number[:-1])
-        globs = [glob for glob in items[at].get("excluded-models") or () if glob != "*"]
-        changed = {**items[at], "excluded-models": [*globs, "*"] if disabled else globs}
-        return [*items[:at], changed, *items[at + 1 :]]
-
-    desk.pen.edit(source, step)
-    return {"status": "ok", "disabled": disabled, "via": "excluded-models", "excluded_pattern": "*"}
-
-
-UNTOUCHED = frozenset(["name", "type", *TOKEN_KEYS, "auth_index", "id"])
-
-
-def set_fields(desk: Desk, wish: Wish, _row: None) -> Json:
-    """Change what a file says of its account. `headers` are merged; an empty one is taken out, as is null."""
-    body = request_object(wish)
-    credential = find_file(desk, body.get("name"))
-    changes: Json = {}
-    for path, value in body.items():
-        name, *inner = path.replace("-", "_").split(".")
-        if name in UNTOUCHED:
-            continue
-        field = key_in(credential.data, name)
-        changes[field] = reduce(lambda nested, key: {key: nested}, reversed(inner), blanks_out(value))
-    if not changes:
-        raise complaint(400, "no fields to update")
-    said = {key.replace("_", "-"): value for key, value in changes.items() if value is not None}
-    read_section(
-        {key: value for key, value in said.items() if key in FILE_KEYS}, tuple(FILE_KEYS.values()), "", []
-    )
-    change_file(desk, credential, changes)
-    return SAVED
-
-
-def blanks_out(value: Any) -> Any:
-    """Return a value in which the empty texts of a mapping are None: that takes them out."""
-    if not isinstance(value, dict):
-        return value
-    return {key: None if one == "" else one for key, one in value.items()}
-
-
-def key_in(data: Json, name: str) -> str:
-    """Return how a file spells a field: with hyphens, or an end of its tokens by another name."""
-    same = [name.replace("_", "-"), *(EXPIRY_KEYS if name == "expired" else ())]
-    return name if name in data else next((key for key in same if key in data), name)
-
-
-def file_models(desk: Desk, wish: Wish, _row: None) -> Json:
-    name = wish.one("name")
-    if not name:
-        raise complaint(400, "name is required")
-    rows: dict[str, Json] = {}
-    for account in desk.app.router.offers.accounts:
-        if account.credential and account.credential.name == name:
-            for offer in account.offers():
-                fact = account.fact(offer.own)
-                about = filled(
-                    display_name=offer.display or fact.name, type=account.provider.name, owned_by=fact.owner
-                )
-                rows[offer.public] = {"id": offer.public, **about}
-    return {"models": list(rows.values())}
-
-
-CHANNELS = {  # what pages call a provider's models -> its row of PROVIDERS
-    **{name: name for name in "claude gemini vertex gemini-cli codex qwen iflow antigravity kimi xai".split()},
-    "aistudio": "gemini", "gemini-interactions": "gemini",
-}  # fmt: skip
-
-
-def model_definitions(_desk: Desk, wish: Wish, _row: None) -> Json:
-    channel = wish.rest.lower()
-    if channel not in CHANNELS:
-        raise complaint(400, "unknown channel", channel=wish.rest)
-    return {
-        "channel": channel,
-        "models": [definition_of(row, channel) for row in models_of(CHANNELS[channel], "").values()],
-    }
-
-
-def definition_of(row: Model, channel: str) -> Json:
-    """Describe a model to a page, with how it thinks."""
-    least, most = row.budget
-    thinking = filled(min=least, max=most, levels=list(row.levels), dynamic_allowed=row.dynamic)
-    about = {"thinking": {**thinking, "zero_allowed": row.can_stop}} if row.thinking else {}
-    return {**openai_model(row), "type": channel, **about}
-
-
-def import_vertex(desk: Desk, wish: Wish, _row: None) -> Json:
-    """Take in the key of a service account: in a form, or as the body itself."""
-    uploads, fields = form_files(wish) if is_form(wish) else ([Upload("", wish.body)], {})
-    if not uploads or not uploads[0].data.strip():
-        raise complaint(400, "file required")
-    try:
-        held = decode_json(uploads[0].data)
-    except (ValueError, RecursionError) as exc:
-        raise complaint(400, "invalid json", message=str(exc)) from exc
-    if not isinstance(held, dict):
-        raise complaint(400, "invalid json", message="it is no object")
-    key = service_account(held) or held
-    project = held.get("project_id") or key.get("project_id")
-    if not project or not isinstance(project, str):
-        raise complaint(400, "project_id missing")
-    location = fields.get("location") or wish.one("location") or "us-central1"
-    flow = Flow(LOGINS["vertex"], desk.app.config)
-    try:
-        answer = vendor_service({**held, "project_id": project, "location": location}, Path("the file"))
-    except (ProxyError, *MALFORMED) as exc:
-        raise complaint(400, "invalid service account", message=str(exc)) from exc
-    credential = keep_login(flow, answer, desk.app.store)
-    desk.app.take_over()
-    found = {"auth-file": str(credential.path), "project_id": project, "email": key.get("client_email")}
-    return {"status": "ok", **found, "location": location}
-
-
-########################################################################################
-# 47. MANAGEMENT
-########################################################################################
-# CLIProxyAPI's management API, for its official page and the GUIs that speak it: a row of ENDPOINTS a
-# method and path. Scalars, lists of texts, maps and lists of objects are four shapes over SETTINGS.
-# What is changed is in force before the answer. Source: spec/management.md.
-
-# -- settings by shape -------------------------------------------------------------------
-
-
-class Scalar(NamedTuple):
-    """A setting of one value; the last word of its path is what the answer calls it."""
-
-    path: str
-    key: str
-    kind: type
-    clears: bool = False  # is there a DELETE?
-
-    @property
-    def name(self) -> str:
-        return self.path.rpartition("/")[2]
-
-
-def get_scalar(desk: Desk, _wish: Wish, row: Scalar) -> Json:
-    value = value_at(desk.app.config.data, row.key)
-    return {row.name: row.kind() if value is None else value}
-
-
-def put_scalar(desk: Desk, wish: Wish, row: Scalar) -> Json:
-    value = wish.object.get("value")
-    value = read_int(value) if row.kind is int and not isinstance(value, str) else value
-    if type(value) is not row.kind:
-        raise complaint(400, "invalid body")
-    allowed = SETTING_ROWS[row.key].allowed
-    if isinstance(allowed, dict) and str(value).strip().lower() not in allowed:
-        raise complaint(400, f"invalid {row.name}")
-    desk.pen.edit(row.key, lambda _: value)
-    return SAVED
-
-
-def clear_scalar(desk: Desk, _wish: Wish, row: Scalar) -> Json:
-    desk.pen.edit(row.key, lambda _: row.kind())
-    return SAVED
-
-
-class Several(NamedTuple):
-    """A setting that is a list or a map.
-
-    `names` are the fields that an entry is found by, the first one as the word for what is missing.
-    `field` is what a map's PATCH calls the list of a name. `strict`: who deletes what is not there is told.
-    """
-
-    path: str
-    key: str
-    names: tuple[str, ...] = ()
-    field: str = ""
-    strict: bool = False
-
-    @property
-    def name(self) -> str:
-        return self.path.rpartition("/")[2]
-
-
-def get_listed(desk: Desk, _wish: Wish, row: Several) -> Json:
-    return {row.name: desk.pen.shown(row.key)[row.key]}
-
-
-def get_objects(desk: Desk, _wish: Wish, row: Several) -> Json:
-    """Return a list of keys, each with the index of its account."""
-    return {row.name: [with_index(item) for item in desk.pen.shown(row.key)[row.key]]}
-
-
-def with_index(item: Json) -> Json:
-    entries = item.get("api-key-entries")
-    if isinstance(entries, list) and entries:
-        return {**item, "api-key-entries": [with_index(entry) for entry in entries]}
-    return {**item, "auth-index": account_index("api_key", str(item.get("api-key") or "").strip())}
-
-
-def items_in(data: Any, kind: type) -> Any:
-    """Return the list or map that a PUT brings: bare, or as `items`, which may not be empty."""
-    items = data.get("items") if isinstance(data, dict) and [*data] == ["items"] else data
-    if not isinstance(items, kind) or (data is not items and not items):
-        raise complaint(400, "invalid body")
-    return items
-
-
-def put_texts(desk: Desk, wish: Wish, row: Several) -> Json:
-    texts = texts_in(items_in(wish.data, list))
-    desk.pen.edit(row.key, lambda _: texts)
-    return SAVED
-
-
-def patch_texts(desk: Desk, wish: Wish, row: Several) -> Json:
-    """Change one text, by its place or its old value; what is not there is added."""
-    body = wish.object
-    at, value = body.get("index"), body.get("value")
-    old, new = body.get("old"), body.get("new")
-
-    def step(texts: list[str]) -> list[str]:
-        if type(at) is int and isinstance(value, str) and 0 <= at < len(texts):
-            return [*texts[:at], value, *texts[at + 1 :]]
-        if not isinstance(old, str) or not isinstance(new, str):
-            raise complaint(400, "missing fields")
-        return [new if text == old else text for text in texts] if old in texts else [*texts, new]
-
-    desk.pen.edit(row.key, step)
-    return SAVED
-
-
-def delete_text(desk: Desk, wish: Wish, row: Several) -> Json:
-    value = wish.one("value")
-
-    def step(texts: list[str]) -> list[str]:
-        at = wish.place(len(texts))
-        if at is None and not value:
-            raise complaint(400, "missing index or value")
-        if at is not None:
-            return [*texts[:at], *texts[at + 1 :]]
-        return [text for text in texts if text != value]
-
-    desk.pen.edit(row.key, step)
-    return SAVED
-
-
-def put_map(desk: Desk, wish: Wish, row: Several) -> Json:
-    items = items_in(wish.data, dict)
-    desk.pen.edit(row.key, lambda _: items)
-    return SAVED
-
-
-def without_name(channels: Json, name: str, word: str) -> Json:
-    if name not in channels:
-        raise complaint(404, f"{word} not found")
-    return {channel: rows for channel, rows in channels.items() if channel != name}
-
-
-def patch_map(desk: Desk, wish: Wish, row: Several) -> Json:
-    """Set the list of one name; an empty one takes the name out."""
-    body, word = wish.object, row.names[0]
-    name = next((body[key] for key in row.names if body.get(key)), "")
-    rows = body.get(row.field)
-    if not isinstance(name, str) or not name.strip():
-        raise complaint(400, f"invalid {word}")
-    if not isinstance(rows, list):
-        raise complaint(400, "invalid body")
-    own = name.strip().lower()
-    desk.pen.edit(row.key, lambda now: {**now, own: rows} if rows else without_name(now, own, word))
-    return SAVED
-
-
-def delete_name(desk: Desk, wish: Wish, row: Several) -> Json:
-    word = row.names[0]
-    name = next(filter(None, map(wish.one, row.names)), "").strip().lower()
-    if not name:
-        raise complaint(400, f"missing {word}")
-    desk.pen.edit(row.key, lambda now: without_name(now, name, word))
-    return SAVED
-
-
-def put_objects(desk: Desk, wish: Wish, row: Several) -> Json:
-    items = items_in(wish.data, list)
-    if not all(isinstance(item, dict) for item in items):
-        raise complaint(400, "invalid body")
-    desk.pen.edit(row.key, lambda _: without_indexes(items))
-    return SAVED
-
-
-def place_in(items: list[Json], row: Several, name: str, wish: Wish) -> int | None:
-    """Return the place of the item that goes by a name, None if there is none. A base URL chooses among several."""
-    found = [at for at, item in enumerate(items) if str(item.get(row.names[0], "")).strip() == name.strip()]
-    if "base-url" in wish.query and row.names[0] == "api-key":
-        base = wish.one("base-url").strip().rstrip("/")
-        found = [at for at in found if str(items[at].get("base-url") or "").strip().rstrip("/") == base]
-    if len(found) > 1 and row.names[0] == "api-key":
-        more = "index" if "base-url" in wish.query else "base-url"
-        what = "multiple items match" if more == "index" else "multiple items match api-key"
-        raise complaint(400, f"{what}; {more} is required")
-    return found[0] if found else None
-
-
-def patch_object(desk: Desk, wish: Wish, row: Several) -> Json:
-    """Lay fields over one item; what cannot be used then is taken out."""
-    body = wish.object
-    value, at = body.get("value"), body.get("index")
-    name = next((body[key] for key in ("match", *row.names) if isinstance(body.get(key), str)), None)
-    if not isinstance(value, dict):
-        raise complaint(400, "invalid body")
-
-    def step(items: list[Json]) -> list[Json]:
-        place = at if type(at) is int and 0 <= at < len(items) else None
-        if place is None and name is not None:
-            place = place_in(items, row, name, wish)
-        if place is None:
-            raise complaint(404, "item not found")
-        fields = without_indexes({**items[place], **value})
-        changed = {key: field for key, field in fields.items() if field is not None}
-        return [*items[:place], changed, *items[place + 1 :]]
-
-    desk.pen.edit(row.key, step)
-    return SAVED
-
-
-def delete_object(desk: Desk, wish: Wish, row: Several) -> Json:
-    word = row.names[0]
-
-    def step(items: list[Json]) -> list[Json]:
-        place = wish.place(len(items))
-        if place is None and not wish.one(word):
-            raise complaint(400, f"missing {word} or index")
-        if place is None:
-            place = place_in(items, row, wish.one(word), wish)
-        if place is None and row.strict:
-            raise complaint(404, "item not found")
-        return [item for at, item in enumerate(items) if at != place]
-
-    desk.pen.edit(row.key, step)
-    return SAVED
-
-
-def put_values(desk: Desk, wish: Wish, row: Several) -> Json:
-    """Set one of Amp's lists."""
-    values = wish.object.get("value")
-    if not isinstance(values, list) or not all(isinstance(value, dict) for value in values):
-        raise complaint(400, "invalid body")
-    word = row.names[0]
-
-    def step(items: list[Json]) -> list[Json]:
-        if wish.method == "PUT":
-            return values
-        merged = {str(item.get(word)).strip(): item for item in (*items, *values)}
-        return list(merged.values())
-
-    desk.pen.edit(row.key, step)
-    return SAVED
-
-
-def delete_values(desk: Desk, wish: Wish, row: Several) -> Json:
-    """Take entries out of one of Amp's lists; of its mappings all, if none is named."""
-    body = wish.object if wish.body.strip() or row.strict else {}
-    names, word = body.get("value", None if row.strict else []), row.names[0]
-    if names is None:
-        raise complaint(400, "missing value")
-    gone = {name.strip() for name in texts_in(names)} - {""}
-    if names and not gone and row.strict:
-        raise complaint(400, "empty value")
-    desk.pen.edit(
-        row.key, lambda now: [item for item in now if gone and str(item.get(word)).strip() not in gone]
-    )
-    return SAVED
-
-
-# -- the whole config --------------------------------------------------------------------
-
-HIDDEN = frozenset(["host", "port", "auth-dir", "remote-management"])
-SHOWN_LISTS = (*KEYED, "oauth-model-alias", "oauth-excluded-models", "oauth-request-scoped-errors")
-
-
-def get_config(desk: Desk, _wish: Wish, _row: None) -> Json:
-    """Return the settings in force, lists in the words of the file: what a page does not get back, it deletes."""
-    data = without(desk.app.config.data, HIDDEN)
-    return {"ws-auth": False, **data, **desk.pen.shown(*SHOWN_LISTS)}
-
-
-def get_text(desk: Desk, _wish: Wish, _row: None) -> Answer:
-    headers = {"content-type": "application/yaml; charset=utf-8", "cache-control": "no-store"}
-    return whole_answer(200, {**headers, "x-content-type-options": "nosniff"}, desk.pen.read().data)
-
-
-def put_text(desk: Desk, wish: Wish, _row: None) -> Json:
-    desk.pen.replace(wish.body)
-    return {"ok": True, "changed": ["config"]}
-
-
-def get_amp(desk: Desk, _wish: Wish, _row: None) -> Json:
-    return {"ampcode": desk.app.config["ampcode"]}
-
-
-def get_version(_desk: Desk, _wish: Wish, _row: None) -> Json:
-    """Tell our own version: nobody is asked for a later one."""
-    return {"latest-version": f"v{__version__}"}
-
-
-# -- errands of pages --------------------------------------------------------------------
-
-PAGE_TIME = 60.0  # seconds for a call that a page has made
-TOKEN_WORD = "$TOKEN$"  # noqa: S105 -- what stands for one
-MORE_HOSTS = {
-    "xai": ("https://management-api.x.ai",),
-    "codex": ("https://auth.openai.com",),
-}  # of the same vendors
-
-
-def account_at(desk: Desk, index: str) -> Account | None:
-    """Return the account that an index stands for, also of a file that is switched off."""
-    for account in desk.app.router.offers.accounts:
-        if account.auth_index == index:
-            return account
-    for credential in desk.app.store.credentials():
-        if auth_index(credential) == index:
-            idle = credential._replace(data={**credential.data, "disabled": False})
-            return next(iter(accounts_of_file(desk.app.config, idle)[0]), None)
-    return None
-
-
-def homes_of(account: Account, config: Config) -> set[Origin]:
-    """Return the places that a token of an account may be sent to: its provider's own."""
-    urls = [account.base, account.provider.base, *account.provider.others]
-    kind = account.credential.type if account.credential else ""
-    if account.credential and kind in LOGINS:
-        row = Flow(LOGINS[kind], config, account.credential.data).row
-        urls += [str(value) for name, value in zip(row._fields, row) if name.endswith("_url")]
-        urls += MORE_HOSTS.get(kind, ())
-    return {split_url(url)[0]._replace(proxy="") for url in urls if url}
-
-
-def token_for(desk: Desk, account: Account, url: str) -> str:
-    """Return the token of an account, for this address. Raises ProxyError if it may not go there."""
-    origin = split_url(url)[0]._replace(proxy="")
-    if origin not in homes_of(account, desk.app.config) or not (
-        origin.scheme == "https" or is_loopback(origin.host)
-    ):
-        raise complaint(
-            400, f"the token of {account.name} is not sent to {origin.host}: that is not its provider"
-        )
-    if account.renewable and account.expired(time.time()):
-        try:
-            desk.app.renew(account, account.token)
-        except ProxyError as error:
-            raise complaint(400, "auth token refresh failed", message=str(error)) from error
-    if not account.token:
-        raise complaint(400, "auth token not found")
-    return account.token
-
-
-class PageCall(NamedTuple):
-    """A call that a page wants to have made."""
-
-    account: str  # the index of the one whose token it carries
-    method: str
-    url: str
-    headers: dict[str, str]
-    data: str
-    proxy: str
-
-
-def page_call(body: Json) -> PageCall:
-    """Read what a page wants. Raises ProxyError."""
-    index = next((body[key] for key in ("auth_index", "authIndex", "AuthIndex") if body.get(key)), "")
-    method, url = (str(body.get(key) or "").strip() for key in ("method", "url"))
-    headers = body.get("header") or {}
-    if not isinstance(headers, dict) or not all(isinstance(value, str) for value in headers.values()):
-        raise complaint(400, "invalid body")
-    wrong = {
-        "missing method": not method,
-        "missing url": not url,
-        "invalid method": not re.fullmatch(r"[A-Za-z]{1,20}", method),
-        "invalid url": not is_url(url, "http", "https"),
-    }
-    for why, is_so in wrong.items():
-        if is_so:
-            raise complaint(400, why)
-    data = str(body.get("data") or "")
-    return PageCall(str(index), method.upper(), url, headers, data, proxy_wished(body.get("proxy_url")))
-
-
-def call_api(desk: Desk, wish: Wish, _row: None) -> Json:
-    """Make a call for a page, with a token that the page does not get to see."""
-    wanted = page_call(wish.object)
-    account, headers = account_at(desk, wanted.account), wanted.headers
-    if account and any(TOKEN_WORD in value for value in headers.values()):
-        token = token_for(desk, account, wanted.url)
-        headers = {name: value.replace(TOKEN_WORD, token) for name, value in headers.items()}
-    sent = {name.lower(): value for name, value in headers.items() if name.lower() not in FRAMING - {"host"}}
-    proxy = wanted.proxy or (account.proxy if account else "") or desk.app.config["proxy-url"]
-    data = wanted.data.encode("utf-8", "replace")
-    try:
-        reply = fetch(wanted.method, wanted.url, sent, data, proxy=proxy, timeout=PAGE_TIME)
-    except ProxyError as error:
-        raise complaint(502, "request failed", message=str(desk.app.make_discreet(error))) from error
-    shown = {name.title(): [value] for name, value in reply.headers.items()}
-    return {"status_code": reply.status, "header": shown, "body": reply.body.decode("utf-8", "replace")}
-
-
-def proxy_wished(value: object) -> str:
-    try:
-        return clean_proxy(str(value or ""))
-    except ValueError as exc:
-        raise complaint(400, "invalid proxy_url") from exc
-
-
-def reset_quota(desk: Desk, wish: Wish, _row: None) -> Json:
-    index = request_object(wish).get("auth_index")
-    if not isinstance(index, str) or not index.strip():
-        raise complaint(400, "auth_index is required")
-    accounts = [one for one in desk.app.router.offers.accounts if one.auth_index == index.strip()]
-    if not accounts:
-        raise complaint(404, "auth not found")
-    models = [rest["model"] for one in accounts for rest in desk.app.router.report(one)["cooling"]]
-    for account in accounts:
-        desk.app.wake(account.name)
-    return {"status": "ok", "auth_index": index.strip(), "models": models}
-
-
-# -- logins ------------------------------------------------------------------------------
-
-AUTH_URLS = {  # path -> login
-    "/anthropic-auth-url": "claude", "/codex-auth-url": "codex", "/antigravity-auth-url": "antigravity", "/kimi-auth-url": "kimi",
-    "/xai-auth-url": "xai", "/gemini-cli-auth-url": "gemini", "/qwen-auth-url": "qwen", "/iflow-auth-url": "iflow",
-}  # fmt: skip
-TRUE_WORDS = frozenset(["true", "1", "yes", "on"])
-
-
-def begin_login(desk: Desk, wish: Wish, row: str) -> Json:
-    """Begin a login; with `is_webui` the browser comes back to the provider's usual port of this machine."""
-    door = wish.one("is_webui").lower() in TRUE_WORDS
-    options = Options(browser=False, page=True, door=door, project=wish.one("project_id"))
-    try:
-        return {"status": "ok", **desk.sessions.begin(row, options)}
-    except ProxyError as error:
-        text = str(desk.app.make_discreet(error))
-        raise complaint(500, "failed to generate authorization url", message=text) from error
-
-
-def failed_login(status: int, text: str) -> ProxyError:
-    error = complaint(status, text)
-    error.body = dumps({"status": "error", "error": text}).encode("ascii")
-    return error
-
-
-def login_status(desk: Desk, wish: Wish, _row: None) -> Json:
-    state = wish.one("state").strip()
-    if not state:
-        return SAVED
-    if not STATE.fullmatch(state):
-        raise failed_login(400, "invalid state")
-    session = desk.sessions.find(state)
-    if session is None:
-        return {"status": "error", "error": "unknown or expired state"}
-    return {"status": session.status, **filled(error=session.error)}
-
-
-def finish_login(desk: Desk, wish: Wish, _row: None) -> Json:
-    """Hand a login what its browser came back with: an address, or what stands in it."""
-    try:
-        body = wish.object
-    except ProxyError as error:
-        raise failed_login(400, "invalid body") from error
-    words = "provider", "redirect_url", "code", "state", "error"
-    given = {key: str(body.get(key) or "").strip() for key in words}
-    if given["redirect_url"]:
-        given.update(fields_of(given["redirect_url"]))
-    session = waiting_session(desk, given)
-    provider = given["provider"].lower()
-    if provider and provider not in SESSION_NAMES:
-        raise failed_login(400, "unsupported provider")
-    if provider and SESSION_NAMES[provider] != session.provider:
-        raise failed_login(400, "provider does not match state")
-    query = urlencode({key: given[key] for key in ("code", "state", "error") if given[key]})
-    desk.sessions.deliver(given["state"], f"?{query}")
-    return SAVED
-
-
-def waiting_session(desk: Desk, given: Mapping[str, str]) -> Session:
-    """Return the login that waits for what was given. Raises ProxyError if none does."""
-    state = given["state"]
-    if not state:
-        raise failed_login(400, "state is required")
-    if not STATE.fullmatch(state):
-        raise failed_login(400, "invalid state")
-    if not given["code"] and not given["error"]:
-        raise failed_login(400, "code or error is required")
-    session = desk.sessions.find(state)
-    if session is None:
-        raise failed_login(404, "unknown or expired state")
-    if session.status != "wait":
-        raise failed_login(409, session.error or "oauth flow is already completed")
-    return session
-
-
-def fields_of(url: str) -> dict[str, str]:
-    """Return code, state and error of the address at which a browser ended. Raises ProxyError."""
-    try:
-        parts = urlsplit(url)
-    except ValueError as exc:
-        raise failed_login(400, "invalid redirect_url") from exc
-    query = parts.query or parts.fragment
-    if not query:
-        raise failed_login(400, "invalid redirect_url")
-    fields = dict(parse_qsl(query))
-    error = fields.get("error") or fields.get("error_description") or ""
-    return {"code": fields.get("code", ""), "state": fields.get("state", ""), "error": error}
-
-
-def cancel_login(desk: Desk, wish: Wish, _row: None) -> Json:
-    session = desk.sessions.find(wish.one("state").strip())
-    waits = session is not None and session.status == "wait"
-    if session and waits:
-        session.cancel()
-    return {"status": "ok", "cancelled": waits}
-
-
-# -- the page ----------------------------------------------------------------------------
-
-PANEL = "management.html"
-PANEL_LIMIT = 50_000_000  # bytes
-
-
-def control_panel(app: App) -> bytes:
-    """Return the page of this API: the official one, if its owner has put it there. Raises ProxyError."""
-    own = app.environ.get("MANAGEMENT_STATIC_PATH", "").strip()
-    places = [Path(own).expanduser(), Path(own).expanduser() / PANEL] if own else []
-    for place in (*places, app.store.folder / ".cliproxy" / PANEL):
-        with contextlib.suppress(OSError):
-            return read_regular(place, PANEL_LIMIT)[0]
-    raise ProxyError("not_found", f"put the official {PANEL} into {app.store.folder / '.cliproxy'}")
-
-
-# -- the endpoints -----------------------------------------------------------------------
-
-
-class Endpoint(NamedTuple):
-    """A method and a path, which may end in `*`, and what answers it: JSON or an Answer."""
-
-    method: str
-    path: str
-    answer: Callable[[Desk, Wish, Any], Any]
-    row: Any = None
-
-
-# fmt: off
-SCALARS = (
-    Scalar("/debug",                                     "debug", bool),
-    Scalar("/logging-to-file",                           "logging-to-file", bool),
-    Scalar("/usage-statistics-enabled",                  "usage-statistics-enabled", bool),
-    Scalar("/request-log",                               "request-log", bool),
-    Scalar("/ws-auth",                                   "ws-auth", bool),
-    Scalar("/force-model-prefix",                        "force-model-prefix", bool),
-    Scalar("/logs-max-total-size-mb",                    "logs-max-total-size-mb", int),
-    Scalar("/error-logs-max-files",                      "error-logs-max-files", int),
-    Scalar("/request-retry",                             "request-retry", int),
-    Scalar("/max-retry-interval",                        "max-retry-interval", int),
-    Scalar("/max-retry-credentials",                     "max-retry-credentials", int),
-    Scalar("/proxy-url",                                 "proxy-url", str, clears=True),
-    Scalar("/quota-exceeded/switch-project",             "quota-exceeded.switch-project", bool),
-    Scalar("/quota-exceeded/switch-preview-model",       "quota-exceeded.switch-preview-model", bool),
-    Scalar("/routing/strategy",                          "routing.strategy", str),
-    Scalar("/ampcode/upstream-url",                      "ampcode.upstream-url", str, clears=True),
-    Scalar("/ampcode/upstream-api-key",                  "ampcode.upstream-api-key", str, clears=True),
-    Scalar("/ampcode/restrict-management-to-localhost",  "ampcode.restrict-management-to-localhost", bool),
-    Scalar("/ampcode/force-model-mappings",              "ampcode.force-model-mappings", bool),
-)
-TEXTS = (Several("/api-keys", "api-keys"),)
-MAPS = (
-    Several("/oauth-excluded-models",       "oauth-excluded-models", ("provider",), "models"),
-    Several("/oauth-model-alias",           "oauth-model-alias", ("channel", "provider"), "aliases"),
-    Several("/oauth-request-scoped-errors", "oauth-request-scoped-errors", ("channel", "provider"), "errors"),
-)
-OBJECTS = (
-    Several("/gemini-api-key",       "gemini-api-key", ("api-key",), strict=True),
-    Several("/claude-api-key",       "claude-api-key", ("api-key",)),
-    Several("/codex-api-key",        "codex-api-key", ("api-key",)),
-    Several("/vertex-api-key",       "vertex-api-key", ("api-key",)),
-    Several("/openai-compatibility", "openai-compatibility", ("name",)),
-)
-AMP_LISTS = (
-    Several("/ampcode/model-mappings",    "ampcode.model-mappings", ("from",)),
-    Several("/ampcode/upstream-api-keys", "ampcode.upstream-api-keys", ("upstream-api-key",), strict=True),
-)
-VERBS: tuple[tuple[Sequence[Any], str, Callable[[Desk, Wish, Any], Any]], ...] = (  # of the rows of a table
-    (SCALARS,   "GET",    get_scalar), (SCALARS,   "PUT",    put_scalar),    (SCALARS,   "PATCH",  put_scalar),
-    ([row for row in SCALARS if row.clears], "DELETE", clear_scalar),
-    (TEXTS,     "GET",    get_listed), (TEXTS,     "PUT",    put_texts),     (TEXTS,     "PATCH",  patch_texts),
-    (TEXTS,     "DELETE", delete_text),
-    (MAPS,      "GET",    get_listed), (MAPS,      "PUT",    put_map),       (MAPS,      "PATCH",  patch_map),
-    (MAPS,      "DELETE", delete_name),
-    (OBJECTS,   "GET",    get_objects), (OBJECTS,   "PUT",    put_objects),   (OBJECTS,   "PATCH",  patch_object),
-    (OBJECTS,   "DELETE", delete_object),
-    (AMP_LISTS, "GET",    get_listed), (AMP_LISTS, "PUT",    put_values),    (AMP_LISTS, "PATCH",  put_values),
-    (AMP_LISTS, "DELETE", delete_values),
-)
-ENDPOINT_ROWS = (
-    Endpoint("GET",    "/config",         get_config),
-    Endpoint("GET",    "/config.yaml",    get_text),
-    Endpoint("PUT",    "/config.yaml",    put_text),
-    Endpoint("GET",    "/latest-version", get_version),
-    Endpoint("GET",    "/ampcode",        get_amp),
-    Endpoint("GET",    "/auth-files",             list_files),
-    Endpoint("POST",   "/auth-files",             upload_files),
-    Endpoint("DELETE", "/auth-files",             delete_files),
-    Endpoint("GET",    "/auth-files/download",    download_file),
-    Endpoint("GET",    "/auth-files/models",      file_models),
-    Endpoint("PATCH",  "/auth-files/status",      set_status),
-    Endpoint("PATCH",  "/auth-files/fields",      set_fields),
-    Endpoint("GET",    "/model-definitions/*",    model_definitions),
-    Endpoint("POST",   "/vertex/import",          import_vertex),
-    Endpoint("POST",   "/api-call",               call_api),
-    Endpoint("POST",   "/reset-quota",            reset_quota),
-    *(Endpoint("GET",  path, begin_login, provider) for path, provider in AUTH_URLS.items()),
-    Endpoint("GET",    "/get-auth-status",        login_status),
-    Endpoint("POST",   "/oauth-callback",         finish_login),
-    Endpoint("DELETE", "/oauth-session",          cancel_login),
-    Endpoint("GET",    "/usage",                  get_usage),
-    Endpoint("GET",    "/usage/export",           get_usage),
-    Endpoint("POST",   "/usage/import",           import_usage),
-    Endpoint("GET",    "/usage-queue",            pop_usage),
-    Endpoint("GET",    "/api-key-usage",          key_usage),
-    Endpoint("GET",    "/logs",                   get_logs),
-    Endpoint("DELETE", "/logs",                   clear_logs),
-    Endpoint("GET",    "/request-error-logs",     list_error_logs),
-    Endpoint("GET",    "/request-error-logs/*",   get_error_log),
-    Endpoint("GET",    "/request-log-by-id/*",    get_request_log),
-    *(Endpoint(verb, row.path, answer, row) for rows, verb, answer in VERBS for row in rows),
-)
-# fmt: on
-ENDPOINTS = {(row.method, row.path): row for row in ENDPOINT_ROWS}
-OPEN_ENDPOINTS = [row for row in ENDPOINT_ROWS if row.path.endswith("*")]
-
-
-def find_endpoint(method: str, path: str) -> tuple[Endpoint, str]:
-    """Return the row for a call and what its `*` stands for. Raises ProxyError."""
-    row = ENDPOINTS.get((method, path.rstrip("/")))
-    if row:
-        return row, ""
-    for row in OPEN_ENDPOINTS:
-        if row.method == method and path.startswith(row.path[:-1]) and len(path) >= len(row.path):
-            return row, unquote(path[len(row.path) - 1 :])
-    raise complaint(404, f"there is no {method} {path} in the management API")
-
-
-def manage(desk: Desk, wish: Wish) -> Answer:
-    """Do what is wished. Raises ProxyError."""
-    endpoint, rest = find_endpoint(wish.method, wish.path)
-    given = endpoint.answer(desk, wish._replace(rest=rest), endpoint.row)
-    return given if isinstance(given, Answer) else json_answer(200, given)
-
-
-########################################################################################
-# 48. SERVER
-########################################################################################
-# A ThreadingHTTPServer whose Handler has a Visit a request, read with NETWORK's strict parser. A thread
-# serves one client connection and is the only one that writes its socket. Here, and nowhere else, an
-# exception becomes an HTTP status.
-
-CLIENT_TICK = 30.0  # seconds: the patience of a recv() from a client, or of a send()
-IDLE_CLIENT = 120.0  # seconds that a connection may wait for its next request
-SLOW_CLIENT = 30.0  # seconds of silence in the middle of a head or a body
-IDLE_SOCKET = 3_600.0  # seconds that a WebSocket may wait for its next message
-DRAIN_LIMIT = 2**20  # bytes of a refused request's body that are read so as to keep the connection
-LINGER = 2.0  # seconds that are spent on reading what a client still sends after its answer
-FULL = 64  # frames that are enough for one send
-ACCEPT_PAUSE = 0.5  # seconds before the next try when no connection can be accepted
-GRACE = 30.0  # seconds that running answers get when the server stops
-STOP_TICK = 0.02  # seconds between looks whether they have ended
-
-REQUEST_LINE = re.compile(r"([A-Za-z]+) ([^ ]+) (HTTP/1\.[01])")
-REASONS = {status.value: status.phrase for status in HTTPStatus}
-
-
-class ClientGone(Hangup):
-    """The client has hung up; nobody is left to tell."""
-
-
-class Stage(Enum):
-    """How far the answer to a request has got, and once it has begun, how its body goes."""
-
-    SILENT = "nothing of it has been sent or held ready"
-    PENDING = "blank lines have gone out, in chunks, while its status is not known"
-    PLAIN = "its bytes go out as they are"
-    CHUNKED = "its bytes go out in chunks"
-    UPGRADED = "the connection speaks WebSocket"
-
-
-LENGTH = re.compile(rb"(?<=\r\ncontent-length: )\d{1,15}(?=\r\n|\Z)", re.IGNORECASE)  # in a head
-HEADS, HEAD_SIZE = 128, 4_096  # that are kept, and bytes of each
-OF_HEAD = (  # what of a Visit its head tells
-    "method", "path", "raw_query", "query", "protocol", "headers", "length", "body_read", "allowed_origin", "argument",
-    "route", "dialect", "keep",
-)  # fmt: skip
-
-
-class Heads:
-    """Heads that were admitted, and what they say: clients send theirs again and again, but for the length.
-
-    Known by their bytes without the digits of the length, which alone may differ. What was found
-    holds as long as the settings do.
-    """
-
-    def __init__(self) -> None:
-        self._known: tuple[Config | None, dict[bytes, Json]] = (None, {})  # replaced whole
-
-    def of(self, config: Config) -> dict[bytes, Json]:
-        """Return the heads that were admitted under these settings."""
-        settings, known = self._known
-        if settings is not config:
-            known = {}
-            self._known = config, known
-        return known
-
-
-def keep_head(heads: dict[bytes, Json], head: bytes, visit: Visit) -> None:
-    """Keep what a head says if a client key was looked for: what other routes ask is theirs to know."""
-    if len(head) > HEAD_SIZE or not (visit.route and visit.route.admit):
-        return
-    if len(heads) >= HEADS:
-        heads.clear()
-    heads[head] = {name: getattr(visit, name) for name in OF_HEAD}
-
-
-class Visit(Watcher):
-    """One request of a client, and its answer."""
-
-    # of the request
-    method = ""
-    path = "/"
-    raw_query = ""
-    query: Mapping[str, str] = EMPTY
-    protocol = "HTTP/1.1"
-    headers: Headers = EMPTY
-    length: int | None = None  # of the body; None: chunked, or not known
-    body_read = False
-    allowed_origin = ""  # the page that asks, if the owner lets it
-    argument = ""  # what the `*` of the route's path stands for
-    errand: Errand | None = None
-    route: Route | None = None
-    recording: Recording | None = None
-    error: ProxyError | None = None  # that the request ended in
-    # of the answer
-    dialect = DIALECTS["chat"]  # in which errors are told
-    stage = Stage.SILENT
-    status = 0
-    told: Mapping[str, str] = EMPTY  # its headers
-    said = b""  # its body, if it was whole at once
-    head = b""  # the head, until it is sent with the first frame
-    between = False  # has a whole event of a stream been sent, and nothing of the next?
-    early = False  # has the head of a stream gone out before there was an answer?
-    sent_at = 0.0  # time.monotonic() when something was sent, or awaited, last
-    keep = True  # may the connection serve another request?
-
-    def __init__(self, server: Server, wire: Wire, address: str) -> None:
-        self.server = server
-        self.wire = wire
-        self.address = address  # the client's
-        # of the request
-        self.method = ""
-        self.path = "/"
-        self.raw_query = ""
-        self.query: dict[str, str] = {}
-        self.protocol = "HTTP/1.1"
-        self.headers = Headers()
-        self.length: int | None = None  # of the body; None: chunked, or not known
-        self.body_read = False
-        self.allowed_origin = ""  # the page that asks, if the owner lets it
-        self.argument = ""  # what the `*` of the route's path stands for
-        self.errand: Errand | None = None
-        self.guest: Guest | None = None  # the login that the client brings itself
-        self.route: Route | None = None
-        self.error: ProxyError | None = None  # that the request ended in
-        # of the answer
-        self.dialect = DIALECTS["chat"]  # in which errors are told
-        self.stage = Stage.SILENT
-        self.status = 0
-        self.head = b""  # the head, until it is sent with the first frame
-        self.out: list[bytes] = []  # frames that have not been sent
-
-    def serve(self) -> bool:
-        """Serve the request; return whether the connection may serve another."""
-        begun = 0.0
-        try:
-            head = self.wire.read_head(self.idle)
-            if head is None:
-                return False
-            begun = self.looked = time.monotonic()
-            self.server.working.add(self)
-            self.answer(head)
-            self.drop_body()
-        except ProxyError as error:
-            self.fail(error)
-        except (ClientGone, ConnectionError):
-            self.keep = False
-            self.status = 499
-        except Exception:
-            log.exception("bug: %s %s", self.method, escaped(self.path))
-            self.fail(ProxyError("internal", "internal error; the log has more"))
-        finally:
-            self.server.working.discard(self)
-            if self.guest:
-                self.server.app.count_guest(self.guest.token, -1)
-        if self.method:
-            self.log_request(begun)
-        if self.stage is not Stage.SILENT and not self.body_read:
-            self.linger()
-        return self.keep and not self.wire.spoilt
-
-    def idle(self) -> None:
-        """Wait for a request, or for the rest of one."""
-        if self.server.stopping or self.wire.silent >= IDLE_CLIENT:
-            raise ClientGone
-        if self.wire.answered and self.wire.silent >= SLOW_CLIENT:
-            self.keep = False
-            raise ProxyError("caller_timeout", f"the request stalled for {SLOW_CLIENT:.0f} s")
-
-    def read_request(self, head: bytes) -> None:
-        """Take the head apart. Raises ValueError for what no client sends in good faith."""
-        line, self.headers = parse_head(head)
-        found = REQUEST_LINE.fullmatch(line)
-        if not found:
-            raise ValueError(f"{line[:60]!r} is no HTTP/1 request line")
-        self.method, target, self.protocol = found.groups()
-        self.read_target(target)
-        self.length = body_length(self.headers)
-        self.headers.pop("content-length", None)  # all else of a head comes again and again
-        if self.length is None and self.protocol == "HTTP/1.0":
-            raise ValueError("a chunked body in HTTP/1.0")
-        self.body_read = self.length == 0
-        wish = self.headers.get("connection", "").lower()
-        keeps = "close" not in wish if self.protocol == "HTTP/1.1" else "keep-alive" in wish
-        self.keep = keeps and not self.server.stopping
-
-    def read_target(self, target: str) -> None:
-        """Take the path and the query out of a request's target."""
-        if not target.startswith(("/", "http://", "https://")) and target != "*":
-            raise ValueError(f"{target[:60]!r} is no path")
-        self.path, _, self.raw_query = target.partition("?")
-        if target.startswith("http"):
-            self.path = urlsplit(self.path).path or "/"
-        if self.raw_query:
-            self.query = dict(parse_qsl(self.raw_query, keep_blank_values=True))
-
-    def answer(self, head: bytes) -> None:
-        """Find the row of ROUTES and do what it says."""
-        heads = self.server.heads.of(self.server.app.config)
-        digits = LENGTH.search(head)
-        key = head[: digits.start()] + head[digits.end() :] if digits else head
-        known = heads.get(key)
-        if known:
-            vars(self).update(known)
-            self.keep = self.keep and not self.server.stopping
-            if digits:
-                self.length = int(digits[0])
-                self.body_read = self.length == 0
-        else:
-            self.examine(head)
-            if not self.guest:  # whose token is not kept
-                keep_head(heads, key, self)
-        if self.route:
-            self.route.handle(self, self.route)
-
-    def examine(self, head: bytes) -> None:
-        """Take a head apart, find its row of ROUTES, and check who sends it. Raises ProxyError."""
-        try:
-            self.read_request(head)
-        except ValueError as exc:
-            raise ProxyError("invalid_request", f"malformed request: {exc}") from exc
-        self.dialect = dialect_of(self.path, self.headers)
-        self.guest = guest_of(self.headers)
-        if self.guest:
-            self.server.app.count_guest(self.guest.token, 1)
-        if self.server.app.config["request-log"] and self.is_recorded:
-            self.recording = Recording(self.server.app.config["request-log-body-kb"] * 1024, whole=True)
-        self.check_host()
-        if not self.path.startswith(FOR_ALL_PAGES):
-            self.check_origin()
-        self.route, self.argument = find_route(self.method, self.path)
-        if self.route.admit:
-            self.admit()
-
-    def check_origin(self) -> None:
-        """Refuse what a page of another origin sends, unless the owner lets it in."""
-        origin = self.headers.get("origin", "").lower()
-        site = self.headers.get("sec-fetch-site", "")
-        if not (origin or site):
-            return  # no browser
-        if origin in self.server.app.config["allow-origins"]:
-            self.allowed_origin = origin
-            return
-        if self.foreign:
-            hint = f"; allow-origins may name {origin}" if is_page(origin) else ""
-            raise ProxyError("forbidden", f"a page of another web site may not use this proxy{hint}")
-
-    @property
-    def foreign(self) -> bool:
-        """Tell whether a page of another origin asks."""
-        origin = self.headers.get("origin", "").lower()
-        foreign = self.headers.get("sec-fetch-site") in {"cross-site", "same-site"} or origin == "null"
-        if is_page(origin):
-            host = self.headers.get("host", "").lower()
-            ours = {host, host.removesuffix(":80"), host.removesuffix(":443")}
-            return foreign or origin.partition("://")[2] not in ours
-        return foreign
-
-    def check_host(self) -> None:
-        """Refuse what is addressed to another machine, as by a page whose name was rebound to this one."""
-        host = self.headers.get("host", "").lower()
-        name = host_of(host)
-        if self.server.loopback and host and not is_loopback(name) and name != self.server.host:
-            better = f"use http://127.0.0.1:{self.server.port}"
-            raise ProxyError("forbidden", f"the host {host[:80]!r} is not this machine; {better}")
-
-    def admit(self) -> None:
-        """Check the client's key. Any valid one in any of its places will do."""
-        keys = self.server.app.config["api-keys"]
-        if not self.server.loopback:  # an edit may take away the keys of an open server
-            keys = secret_keys(keys)
-        elif not keys:
-            return
-        encoded = [key.encode("utf-8", "replace") for key in self.given_keys()]
-        valid = [hmac.compare_digest(key, ours.encode()) for key in encoded for ours in keys]
-        if not any(valid):
-            what = "is not one of the config's api-keys" if encoded else "is missing"
-            where = "x-cliproxy-key" if self.guest else "Authorization: Bearer, x-api-key or x-goog-api-key"
-            raise ProxyError("unauthorized", f"the API key {what}; send one as {where}")
-
-    @property
-    def takes_guests(self) -> bool:
-        """Tell whether the logins that clients bring are used."""
-        said: bool | None = self.server.app.config.data.get("client-login")
-        return self.server.loopback if said is None else said
-
-    @property
-    def owner(self) -> str:
-        """A digest of the client's key: who may refer to an answer. Empty where none is needed."""
-        keys = self.server.app.config["api-keys"]
-        key = next((key for key in self.given_keys() if key in keys), "")
-        return digest(key) if key else ""
-
-    def given_keys(self) -> list[str]:
-        return given_keys(self.headers, self.query)
-
-    def read_body(self) -> bytes | bytearray:
-        """Read the request's body, its content encoding undone.
-
-        Raises ProxyError: too_large, invalid_request, caller_timeout.
-        """
-        if self.length is not None and self.length > BODY_LIMIT:
-            raise ProxyError("too_large", f"the body is larger than {BODY_LIMIT:,} bytes")
-        if self.length != 0 and self.headers.get("expect", "").lower() == "100-continue":
-            self.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        self.wire.answered = True
-        keep, self.keep = self.keep, False  # what was read in part cannot be read again
-        try:
-            if self.length is None:
-                body: bytes | bytearray = self.wire.read_chunked(BODY_LIMIT, self.idle)
-            else:
-                body = self.wire.read_exactly(self.length, self.idle)
-            self.body_read = True
-            self.keep = keep
-            encoding = self.headers.get("content-encoding", "")
-            return unpack(bytes(body), encoding) if encoding else body
-        except CodingError as exc:
-            raise ProxyError("unsupported_media", f"the body cannot be read: {exc}") from exc
-        except ValueError as exc:
-            raise ProxyError("invalid_request", f"the body cannot be read: {exc}") from exc
-
-    def drop_body(self) -> None:
-        """Make the connection usable after a request whose body nobody wants, or give it up."""
-        if self.body_read or not self.keep:
-            return
-        self.keep = False
-        if self.length and self.length <= DRAIN_LIMIT and "expect" not in self.headers:
-            self.wire.answered = True
-            self.wire.read_exactly(self.length, self.idle)  # and not unpacked: it may be a bomb
-            self.keep = self.body_read = True
-
-    def linger(self) -> None:
-        """Let the client read the answer before the connection is reset by what it still sends."""
-        with contextlib.suppress(OSError):
-            self.wire.sock.shutdown(socket.SHUT_WR)
-            self.wire.set_patience(1.0)
-            end = time.monotonic() + LINGER
-            for _ in range(DRAIN_LIMIT // PIECE):
-                if time.monotonic() > end or not self.wire.sock.recv(PIECE):
-                    break
-
-    def fail(self, error: ProxyError) -> None:
-        """Answer with an error in the client's dialect, unless an answer has begun: then hang up."""
-        self.error = error
-        if self.errand is None and self.route and self.route.counts:
-            self.errand = Errand(self.dialect, self.route.action, b"")
-            self.place(self.errand)
-        self.server.app.make_discreet(error)
-        if self.stage is Stage.PENDING:  # the status is lost
-            self.out.append(dumps(self.dialect.write_error(error)).encode("ascii"))
-            self.flush(last=True)
-            return
-        if self.early:
-            self.out.append(stream_error(self.dialect, error))
-            self.flush(last=True)
-            return
-        if self.stage is not Stage.SILENT:
-            self.keep = False
-            return
-        dialect = self.dialect
-        with contextlib.suppress(ProxyError, ClientGone, ConnectionError):
-            self.drop_body()
-        headers = retry_header(error)
-        if error.body and error.dialect == dialect.name:
-            self.send(error.status, {**headers, **error.headers}, error.body)
-        else:
-            status = 529 if (error.kind, dialect.name) == ("overloaded", "claude") else error.status
-            self.send_json(status, dialect.write_error(error), headers)
-
-    def send_json(self, status: int, body: Any, headers: Headers | None = None) -> None:
-        whole = dumps(body).encode("ascii")
-        self.send(status, {"content-type": "application/json", **(headers or {})}, whole)
-
-    def send(self, status: int, headers: Headers, body: bytes) -> None:
-        """Send a whole answer."""
-        self.begin(status, headers, len(body))
-        self.said = body
-        self.out = [] if self.method == "HEAD" else [body]
-        self.flush(last=True)
-
-    def begin(self, status: int, headers: Headers, length: int | None) -> None:
-        """Hold a head ready, to go out with the first piece of its body."""
-        self.status = status
-        self.told = headers
-        self.stage = Stage.PLAIN
-        framing = f"content-length: {length}\r\n"
-        if status == 204:  # RFC 9110 8.6
-            framing = ""
-        elif length is None and self.protocol == "HTTP/1.1":
-            self.stage = Stage.CHUNKED
-            framing = "transfer-encoding: chunked\r\n"
-            if is_stream(headers):
-                framing += "x-accel-buffering: no\r\n"  # nginx would hold it back
-        elif length is None:  # it ends with the connection
-            self.keep = False
-            framing = ""
-        self.head = self.make_head(status, headers, framing)
-
-    def make_head(self, status: int, headers: Headers, framing: str) -> bytes:
-        if self.errand:
-            headers = {**headers, **self.errand.marks()}
-        if self.allowed_origin:
-            headers = {**headers, "access-control-allow-origin": self.allowed_origin, "vary": "origin"}
-        lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
-        close = "" if self.keep else "connection: close\r\n"
-        line = f"HTTP/1.1 {status} {REASONS.get(status, 'Status')}\r\n"
-        return f"{line}{lines}{framing}{close}\r\n".encode("latin-1", "replace")
-
-    def write(self, data: bytes) -> None:
-        """Send bytes. Raises ClientGone."""
-        try:
-            self.wire.send([data], self.stalled)
-        except OSError as exc:
-            raise ClientGone from exc
-
-    def stalled(self) -> None:
-        """Give up a client that does not read its answer."""
-        if self.wire.silent >= SEND_TIMEOUT:
-            raise ClientGone
-
-    def send_answer(self, answer: Answer) -> None:
-        """Send an answer piece by piece, each as it comes.
-
-        Frames that are ready are sent together: `flush` sends them before the upstream is waited
-        for. A failure of a stream becomes its dialect's error frame; of anything else, a hang-up.
-        """
-        if self.stage is Stage.SILENT:
-            self.begin(answer.status, answer.headers, answer.length)
-        self.early = False
-        if answer.body is not None:
-            self.out.append(answer.body)
-            self.flush(last=True)
-            return
-        with contextlib.closing(answer.pieces) as pieces:
-            try:
-                self.send_pieces(pieces)
-            except ProxyError as error:
-                self.error = error
-                if not answer.headers.get("content-type", "").startswith("text/event-stream"):
-                    raise ClientGone from error
-                rid = self.errand.id[:8] if self.errand else "-"
-                log.warning("rid=%s broke off: %s", rid, explained(error))
-                self.out.append(stream_error(self.dialect, self.server.app.make_discreet(error)))
-            self.flush(last=True)
-
-    def send_pieces(self, pieces: Pieces) -> None:
-        """Take pieces until they end; what pulls them flushes before it waits."""
-        for piece in pieces:
-            self.out.append(piece)
-            if len(self.out) > FULL:
-                self.flush()
-
-    def flush(self, *, last: bool = False) -> None:
-        """Send what is ready, in one piece, and the end of the body if it is the `last`."""
-        if not self.out and not last:
-            return
-        data = b"".join(self.out)
-        self.out.clear()
-        if self.recording:
-            self.recording.answer.add(data)
-        self.between = data.endswith((b"\n\n", b"\r\n\r\n"))
-        if self.stage is not Stage.PLAIN:
-            data = b"%x\r\n%b\r\n" % (len(data), data) if data else b""
-            data += b"0\r\n\r\n" if last else b""
-        data, self.head = self.head + data, b""
-        self.sent_at = time.monotonic()
-        self.write(data)
-
-    def tick(self) -> None:
-        """Watch the client while an upstream is waited for, and keep it patient."""
-        if self.wire.ended():
-            raise ClientGone
-        self.flush()
-        errand = self.errand
-        if errand and errand.stream and errand.opening and self.protocol == "HTTP/1.1":
-            self.send_early(errand.opening)
-        elif self.stage is Stage.CHUNKED and self.between:
-            self.keep_alive(self.dialect.keepalive)
-        elif self.stage in {Stage.SILENT, Stage.PENDING}:
-            self.keep_pending()
-
-    def is_quiet(self, setting: str) -> bool:
-        """Tell whether nothing has been sent for as many seconds as a setting says; 0: never."""
-        limit: int = self.server.app.config[setting]
-        return 0 < limit <= time.monotonic() - self.sent_at
-
-    def send_early(self, opening: Opening) -> None:
-        """Send what is held back of an answer, if that has been long enough, or else a sign of life.
-
-        In front of an answer that is a comment, which nobody takes for its beginning.
-        """
-        quiet = self.is_quiet("streaming.keepalive-seconds")
-        held = not opening.sent and (opening.due() or (quiet and opening.frames))
-        if not held and not quiet:
-            return
-        if self.stage is Stage.SILENT:
-            kind = "text/event-stream" if self.errand and self.errand.sse else "application/json"
-            self.begin(200, {"content-type": kind, **opening.headers}, None)
-            self.early = True
-        if held:
-            self.out += opening.send()
-        elif self.dialect.keepalive == PING and not opening.sent:
-            self.out.append(KEEP_ALIVE)
-        else:
-            self.out.append(self.dialect.keepalive)
-        self.flush()
-        self.between = True
-
-    def keep_alive(self, sign: bytes) -> None:
-        """Send a sign of life between two events of a stream, if it is quiet."""
-        if self.is_quiet("streaming.keepalive-seconds"):
-            self.out.append(sign)
-            self.flush()
-            self.between = True
-
-    def keep_pending(self) -> None:
-        """Begin a long answer that is no stream with blank lines, before its status is known."""
-        if not self.is_quiet("nonstream-keepalive-interval"):
-            return
-        if self.stage is Stage.SILENT:
-            if not self.errand or self.errand.stream or self.protocol == "HTTP/1.0":
-                return
-            self.begin(200, {"content-type": "application/json"}, None)
-            self.stage = Stage.PENDING
-        self.out.append(b"\n")
-        self.flush()
-
-    @property
-    def is_recorded(self) -> bool:
-        """Tell whether a request of its kind may have a log of its own. Source: spec/config.md 9."""
-        managing = self.path.startswith(("/v0/management", "/management"))
-        passing = self.path.startswith("/api/") and not amp_provider(self.path)
-        return self.method not in {"GET", "OPTIONS"} and not managing and not passing
-
-    def leave_recording(self) -> None:
-        """Leave the log of this request to the thread that writes, or that of its failure."""
-        made, errand = self.recording, self.errand
-        config = self.server.app.config
-        failed = self.error is not None or (errand is not None and errand.failure is not None)
-        if not made and failed and self.is_recorded:
-            made = Recording(config["request-log-body-kb"] * 1024, whole=False)
-            made.answer.add(self.said)
-        if not made:
-            return
-        error = self.error or (errand.failure if errand else None)
-        made.id = errand.id[:8] if errand else new_id()[:8]
-        made.method = self.method
-        made.headers = self.headers
-        made.secret = self.guest.token if self.guest else ""
-        made.target = self.path + (f"?{self.raw_query}" if self.raw_query else "")
-        made.status = self.status
-        made.answered = self.told
-        made.failure = (error.body or str(error).encode("utf-8", "replace")) if error else b""
-        made.body.add(errand.body if errand else b"")
-        self.server.app.scribe.put(made)
-
-    def log_request(self, begun: float) -> None:
-        """Leave a line for the log and the attempt that ended for the statistics: another thread writes them."""
-        errand, error = self.errand, self.error
-        tried = None
-        if errand and not errand.told:
-            status = error.status if error else self.status
-            status = 200 if status == 101 else status
-            tried = errand.tried(status, error, hung_up=status == 499)
-        seconds = time.monotonic() - begun
-        about = errand.summary() if errand else None
-        if self.recording or error or (errand and errand.failure):
-            self.leave_recording()
-        self.server.app.scribe.put(
-            Visited(
-                time.time(),
-                self.method,
-                self.path,
-                self.status,
-                seconds,
-                self.address,
-                self.raw_query,
-                about,
-                tried,
-            )
-        )
-
-    def place(self, errand: Errand) -> None:
-        """Tell an errand who asks, and where."""
-        errand.headers = self.end_to_end()
-        if self.guest:
-            errand.headers = without(errand.headers, GUEST_HEADERS)
-            errand.guest = self.guest if self.takes_guests else None
-        errand.query = self.query
-        errand.address = self.address
-        errand.path = self.path
-        errand.owner = self.owner
-        errand.recording = self.recording
-
-    # What the rows of ROUTES do.
-
-    def generate(self, route: Route) -> None:
-        """Serve a request for a model, end to end."""
-        errand = self.read_errand(route)
-        try:
-            answer = dispatch(errand, self.server.app)
-        except ProxyError as error:
-            amp = amp_provider(self.path) and self.server.app.config["ampcode.upstream-url"]
-            if not amp or error.kind != "model_not_found":
-                raise
-            answer = self.ask_amp(errand)  # nobody here has it
-        self.send_answer(answer)
-
-    def pass_on(self, route: Route) -> None:
-        """Pass a request on to Amp's own server, or send a browser there."""
-        amp = self.server.app.config["ampcode"]
-        here = is_loopback(self.address.removeprefix("::ffff:"))
-        if not amp["upstream-url"]:
-            how = "set ampcode.upstream-url"
-            return self.send_json(503, {"error": "amp upstream proxy not available", "message": how})
-        if self.method == "OPTIONS" or (amp["restrict-management-to-localhost"] and not here):
-            message = "Access denied: management routes restricted to localhost"
-            return self.send_json(403, {"error": message})
-        if route.action == "page":
-            target = amp_target(self.path, self.raw_query, self.given_keys())
-            return self.send(302, {"location": amp["upstream-url"] + target}, b"")
-        self.admit()
-        errand = Errand(self.dialect, route.action, self.read_body())
-        errand.headers, errand.watcher = self.end_to_end(), self
-        return self.send_answer(self.ask_amp(errand))
-
-    def ask_amp(self, errand: Errand) -> Answer:
-        given = self.given_keys()
-        target = amp_target(self.path, self.raw_query, given)
-        try:
-            return ask_amp(errand, self.method, target, given, self.server.app)
-        except ProxyError as error:
-            said = {"error": "amp_upstream_proxy_error", "message": str(error)}
-            return json_answer(502, said)
-
-    def complete(self, route: Route) -> None:
-        """Serve a request of the old completions API, as a chat."""
-        errand = self.read_errand(route)
-        errand.headers = without(errand.headers, frozenset(["accept-encoding"]))  # the answer will be read
-        errand.rewrite(chat_of_completion(errand.json))
-        errand.edit = completion_text
-        self.send_answer(dispatch(errand, self.server.app))
-
-    def assist(self, route: Route) -> None:
-        """Serve a gemini-cli that takes us for Code Assist. Source: spec/clients.md 4, config.md 12."""
-        if not is_loopback(self.address.removeprefix("::ffff:")):
-            raise ProxyError("forbidden", "this route is for clients on the same machine")
-        if self.argument in CODE_ASSIST_ANSWERS:
-            return self.send_json(200, CODE_ASSIST_ANSWERS[self.argument])
-        errand = self.read_errand(route)
-        within = errand.json.get("request")
-        if not isinstance(within, dict):
-            raise ProxyError("invalid_request", "'request' is missing or no object", param="request")
-        errand.path_model = str(errand.json.get("model") or within.get("model") or "")
-        errand.query = {"alt": "sse"} if errand.path_stream else {}
-        errand.rewrite(without(within, frozenset(["model", "session_id"])))
-        if errand.action != "count":
-            errand.edit = in_envelope
-        return self.send_answer(dispatch(errand, self.server.app))
-
-    def read_errand(self, route: Route) -> Errand:
-        """Read the request's body, and what its path says."""
-        self.dialect = DIALECTS[route.dialect]
-        errand = Errand(self.dialect, route.action, self.read_body())
-        self.errand = errand
-        self.place(errand)
-        errand.watcher = self
-        if route.action.startswith("/"):
-            errand.type, errand.path_stream = self.headers.get("content-type", errand.type), False
-            if errand.type.lower().startswith("multipart/form-data"):
-                errand.read_form()
-        if self.argument:
-            model, _, verb = self.argument.rpartition(":")
-            if verb not in GEMINI_VERBS:
-                known = ", ".join(GEMINI_VERBS)
-                raise ProxyError("not_found", f"unknown method {verb!r}; known: {known}")
-            errand.action, errand.path_stream = GEMINI_VERBS[verb]
-            errand.path_model = model
-        if amp_provider(self.path):
-            self.read_amp(errand)
-        self.sent_at = time.monotonic()
-        return errand
-
-    def end_to_end(self) -> Headers:
-        """Return the client's headers but for those that it means for us alone (RFC 9110 7.6.1)."""
-        wish = self.headers.get("connection", "").lower()
-        if wish in {"", "close", "keep-alive"}:
-            return self.headers
-        words = wish.split(",")
-        return without(self.headers, frozenset(word.strip() for word in words))
-
-    def read_amp(self, errand: Errand) -> None:
-        """Choose the model for Amp, which wants to hear of the one that it asked for."""
-        errand.forced, errand.instead = True, self.server.app.router.offers.mapped(errand.model)
-        betas = errand.headers.get("anthropic-beta", "").replace(" ", "").split(",")
-        errand.headers = without(errand.headers, frozenset(["anthropic-beta"]))
-        for beta in betas:
-            if beta not in {"", "context-1m-2025-08-07"}:  # it asks everybody for a long context
-                add_beta(errand.headers, beta)
-
-    def list_models(self, route: Route) -> None:
-        one, whole = self.list_writers(route)
-        if "client_version" in self.query and route.dialect != "gemini":
-            return self.send_json(200, self.codex_catalogue())
-        models = models_for(self.server.app.router.offers, self.headers.get("user-agent", ""))
-        return self.send_json(200, whole([*map(one, models)]))
-
-    def codex_catalogue(self) -> Json:
-        """Return the catalogue for Codex, of its own login or of one of ours if there is any."""
-        app = self.server.app
-        errand = Errand(DIALECTS["responses"], "list", b"{}")
-        self.place(errand)
-        guest = errand.guest if errand.guest and errand.guest.provider == "codex" else None
-        account = guest_account(app.config, guest) if guest else None
-        now = time.time()
-        ours = (a for a in app.router.offers.accounts if a.provider.name == "codex" and not a.expired(now))
-        account = account or next(ours, None)
-        genuine = ask_for_catalogue(account, errand, self.query["client_version"]) if account else []
-        return codex_catalogue(models_for(app.router.offers, ""), genuine)
-
-    def show_model(self, route: Route) -> None:
-        name, agent = self.argument, self.headers.get("user-agent", "")
-        models = {model.id: model for model in models_for(self.server.app.router.offers, agent)}
-        if name not in models:
-            close = ", ".join(map(repr, nearest_names(name, models, 3)))
-            hint = f"; nearest: {close}" if close else ""
-            raise ProxyError("model_not_found", f"no model {name!r}{hint}")
-        self.send_json(200, self.list_writers(route)[0](models[name]))
-
-    def list_writers(self, route: Route) -> tuple[Callable[[Model], Json], Callable[[list[Json]], Json]]:
-        """Return the shape of models that this client reads, and of their list.
-
-        Its headers tell, or Amp's path.
-        """
-        amp, agent = amp_provider(self.path), self.headers.get("user-agent", "")
-        claude = "anthropic-version" in self.headers or agent.startswith("claude-cli")
-        if amp:
-            return MODEL_SHAPES[AMP_SHAPES.get(amp, "chat")]
-        if route.dialect == "gemini" or "x-goog-api-key" in self.headers:
-            return MODEL_SHAPES["gemini"]
-        return MODEL_SHAPES["claude" if claude else "chat"]
-
-    def show_health(self, route: Route) -> None:
-        """Tell whether it works, and no names: everybody may ask."""
-        app = self.server.app
-        states = account_states(app.router)
-        told: Json = {"status": "ok", "version": __version__}
-        told["uptime_s"] = int(time.time() - app.stats.since)
-        told["models"] = len(app.router.offers.names())
-        told["accounts"] = {name.replace(" ", "_"): number for name, number in states.items()}
-        told["requests"] = app.stats.requests
-        self.send_json(200, told)
-
-    def show_metrics(self, route: Route) -> None:
-        """Tell Prometheus, if it is on this machine or has a key."""
-        app = self.server.app
-        if not is_loopback(self.address.removeprefix("::ffff:")):
-            self.admit_watcher()
-        app.scribe.write()
-        told = app.stats.counters()
-        told["accounts"] = {(state,): number for state, number in account_states(app.router).items()}
-        told["limit_used"] = {
-            (account_mark(account.name), window["name"]): window["used"]
-            for account in app.router.offers.accounts
-            for window in app.router.report(account)["limits"]
-        }
-        told["running"] = {(): len(self.server.working)}
-        told["uptime"] = {(): time.time() - app.stats.since}
-        self.send(200, {"content-type": METRICS_TYPE}, metrics_text(told).encode())
-
-    def admit_watcher(self) -> None:
-        """Check that the request has a client's key, or that of the management API."""
-        try:
-            self.admit()
-        except ProxyError:
-            given = self.given_keys()
-            if not given or not self.server.desk.guard.exists:
-                raise
-            self.server.desk.guard.check(given[0], self.address, foreign=False)
-
-    def show_root(self, route: Route) -> None:
-        endpoints = sorted({f"{row.method} {row.path}" for row in ROUTE_ROWS if row.admit})
-        self.send_json(200, {"message": "cliproxy", "version": __version__, "endpoints": endpoints})
-
-    def show_options(self, route: Route) -> None:
-        headers = {"allow": "GET, HEAD, POST, DELETE, OPTIONS"}
-        if self.allowed_origin:
-            headers["access-control-allow-methods"] = headers["allow"]
-            headers["access-control-allow-headers"] = self.headers.get("access-control-request-headers", "*")
-            headers["access-control-max-age"] = "600"
-        self.send(204, headers, b"")
-
-    def upgrade(self, route: Route) -> None:
-        """Go on as a WebSocket until the client leaves, if the owner lets it."""
-        asked = self.headers.get("upgrade", "").lower() == "websocket"
-        key, edition = (self.headers.get(f"sec-websocket-{name}", "") for name in ("key", "version"))
-        if not (asked and key and edition == "13" and self.server.app.config["ws"]):
-            ours = self.server.app.config["ws"]
-            why = "send a WebSocket handshake" if ours else "no WebSocket here"
-            raise ProxyError("upgrade_required", f"{why}; or POST to the same path")
-        lines = {"connection": "Upgrade", "upgrade": "websocket"}
-        lines["sec-websocket-accept"] = accept_of(key)
-        self.write(self.make_head(101, lines, ""))
-        self.keep = False
-        self.status = 101
-        self.stage = Stage.UPGRADED
-        web = WebSocket(self.wire, self.write, self.idle_socket)
-        connection = f"socket {next(ERRAND_NUMBERS)}"
-        try:
-            while True:
-                self.sent_at = time.monotonic()
-                self.server.working.discard(self)  # who only listens keeps no server from stopping
-                text = web.receive()
-                self.server.working.add(self)
-                self.serve_message(web, connection, text)
-        except SocketClosed as closed:
-            if closed.code != 1006:
-                web.close(closed.code)
-        finally:
-            self.server.app.stored.leave(connection)
-
-    def idle_socket(self) -> None:
-        """Wait for a message, or for the rest of one."""
-        silent = time.monotonic() - self.sent_at
-        if self.server.stopping or silent >= IDLE_SOCKET:
-            raise SocketClosed(1001)
-
-    def serve_message(self, web: WebSocket, connection: str, text: bytearray) -> None:
-        """Answer one request with a message for each event."""
-        errand = self.errand = Errand(self.dialect, "generate", text)
-        self.place(errand)
-        errand.watcher = web
-        web.meanwhile = partial(self.send_early_messages, web, errand)
-        self.error = None
-        self.status = 101
-        errand.connection = connection
-        lane: Json = {}  # which of several conversations in one connection it is
-        begun = time.monotonic()
-        try:
-            lane = filled(stream_id=errand.json.get("stream_id"))
-            warm = errand.json.get("generate") is False
-            errand.rewrite(body_of_message(errand.json))
-            for event in self.warmed_up(errand) if warm else self.events_of(errand):
-                web.send(dumps_text({**event, **lane}).encode("utf-8", "replace"))
-        except ProxyError as error:
-            self.error = self.server.app.make_discreet(error)
-            web.send(dumps_text({**error_message(error), **lane}).encode("utf-8", "replace"))
-        except (SocketClosed, OSError):
-            self.status = 499
-            raise
-        finally:
-            self.log_request(begun)
-
-    def send_early_messages(self, web: WebSocket, errand: Errand) -> None:
-        """Send what is held back of an answer, if that has been long enough."""
-        if errand.opening and not errand.opening.sent and errand.opening.due():
-            for event in sse_read(errand.opening.send()):
-                web.send(dumps_text(event).encode("utf-8", "replace"))
-
-    def warmed_up(self, errand: Errand) -> Iterator[Json]:
-        """Remember what a request says, and answer that nothing was said to it."""
-        stored = self.server.app.stored
-        if refers(errand):
-            stored.recall(errand)
-        *begun, done = warmed_up(errand, errand.json)
-        stored.keep(errand, done["response"])
-        yield from (*begun, done)
-
-    def events_of(self, errand: Errand) -> Iterator[Json]:
-        """Ask, and yield the events of the answer as they come."""
-        with contextlib.closing(dispatch(errand, self.server.app).pieces) as pieces:
-            yield from sse_read(pieces)
-
-    def manage(self, route: Route) -> None:
-        """Serve the management API; what it refuses is told in its own form."""
-        desk = self.server.desk
-        if not desk.guard.exists:
-            raise no_route(self.method, self.path, self.path)
-        headers = {**VERSION_HEADERS, **desk.cors(self.headers)}
-        if self.method == "OPTIONS":
-            return self.send(204, headers, b"")
-        try:
-            desk.guard.check(given_key(self.headers), self.address, foreign=self.foreign)
-            query = parse_qs(self.raw_query, keep_blank_values=True)
-            body = bytes(self.read_body())
-            answer = manage(desk, Wish(self.method, self.argument, query, self.headers, body))
-        except ProxyError as error:
-            answer = complaint_answer(self.server.app.make_discreet(error))
-        return self.send(answer.status, {**headers, **answer.headers}, b"".join(answer.pieces))
-
-    def finish_login(self, route: Route) -> None:
-        """Hand on what a browser came back with, that was sent to log in by a page of the management API."""
-        ours = self.server.desk.sessions.deliver(self.query.get("state", ""), f"?{self.raw_query}")
-        text = "You can close this window." if ours else "No login waits for this: begin it again."
-        body = f"<!doctype html><meta charset=utf-8><title>cliproxy</title><h1>{text}</h1>\n".encode()
-        self.send(200, {**PAGE_HEADERS, "cache-control": "no-store"}, body)
-
-    def keep_alive_asked(self, route: Route) -> None:
-        """Live on for the program that started us with a password."""
-        desk = self.server.desk
-        if not desk.guard.password:
-            raise ProxyError("not_found", "there is no /keep-alive without the flag -password")
-        key = given_key(self.headers) or self.headers.get("x-local-password", "")
-        right = desk.keep_alive(key)
-        self.send_json(200 if right else 401, SAVED if right else {"error": "invalid password"})
-
-    def show_panel(self, route: Route) -> None:
-        """Serve the page of the management API; its calls need the key."""
-        if self.server.app.config["remote-management.disable-control-panel"]:
-            raise ProxyError("not_found", "remote-management.disable-control-panel keeps this page back")
-        self.send(200, {**PAGE_HEADERS, "cache-control": "no-cache"}, control_panel(self.server.app))
-
-    def serve_stored(self, route: Route) -> None:
-        """Show, forget or cancel an answer that is kept."""
-        stored = self.server.app.stored
-        errand = Errand(self.dialect, "stored", b"")
-        errand.owner = self.owner
-        id, _, what = self.argument.partition("/")
-        kept = stored.find(errand, id)
-        serve = STORED_ACTS.get((self.method, what))
-        if serve is None:
-            raise no_route(self.method, self.path, self.path)
-        if kept is None:
-            raise unknown_response(id)
-        self.send_json(200, serve(stored, errand, kept, self.query))
-
-
-HOST = re.compile(r"(\[[0-9a-f:.]+\]|[\w.-]+)(:\d{1,5})?", re.ASCII)  # RFC 9110 7.2, no user name
-
-
-@functools.lru_cache(maxsize=64)
-def host_of(place: str) -> str:
-    """Return the host in a Host header without its port, `?` for what is none."""
-    found = HOST.fullmatch(place)
-    return found[1] if found else "?"
-
-
-def is_page(origin: str) -> bool:
-    """Tell whether an Origin is that of a web page; editors have others."""
-    return origin.startswith(("http://", "https://"))
-
-
-CALLBACKS = tuple(f"/{name}/callback" for name in ("anthropic", "codex", "google", "iflow", "antigravity"))
-PAGE_HEADERS = {
-    "content-type": "text/html; charset=utf-8", "x-frame-options": "DENY", "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",
-}  # fmt: skip
-
-
-class Route(NamedTuple):
-    """One public route. `path` may end in `*`: the rest becomes the visit's argument."""
-
-    method: str
-    path: str
-    handle: Callable[[Visit, Route], None]
-    dialect: str = ""
-    action: str = "generate"
-    admit: bool = True  # does it want a client key?
-
-    @property
-    def counts(self) -> bool:
-        """Tell whether it is for a model: then the statistics want to hear of it."""
-        return self.method == "POST" and bool(self.dialect)
-
-
-# fmt: off
-CODE_ASSIST_ANSWERS: dict[str, Json] = {  # what gemini-cli asks before it talks: of a user who is known, without limits
-    "loadCodeAssist": {"currentTier": {"id": "standard-tier", "name": "cliproxy"}, "cloudaicompanionProject": "cliproxy"},
-    "onboardUser": {"name": "operations/cliproxy", "done": True, "response": {"cloudaicompanionProject": {"id": "cliproxy"}}},
-    "retrieveUserQuota": {"buckets": [{"modelId": "gemini-3-pro-preview"}]},  # else it asks for 2.5 in place of any preview
-    "listExperiments": {"experimentIds": [], "flags": []},
-}
-ROUTE_ROWS = (
-    Route("POST", "/v1/messages",               Visit.generate,       "claude"),
-    Route("POST", "/v1/messages/count_tokens",  Visit.generate,       "claude", "count"),
-    Route("POST", "/v1/chat/completions",       Visit.generate,       "chat"),
-    Route("POST", "/v1/completions",            Visit.complete,       "chat"),
-    Route("POST", "/v1/responses",              Visit.generate,       "responses"),
-    Route("POST", "/v1/responses/compact",      Visit.generate,       "responses", "compact"),
-    Route("POST", "/v1/responses/input_tokens", Visit.generate,       "responses", "count"),
-    Route("POST", "/v1/embeddings",             Visit.generate,       "chat", "/embeddings"),
-    Route("POST", "/v1/images/generations",     Visit.generate,       "chat", "/images/generations"),
-    Route("POST", "/v1/images/edits",           Visit.generate,       "chat", "/images/edits"),
-    Route("POST", "/v1/images/variations",      Visit.generate,       "chat", "/images/variations"),
-    Route("POST", "/v1/audio/speech",           Visit.generate,       "chat", "/audio/speech"),
-    Route("POST", "/v1/audio/transcriptions",   Visit.generate,       "chat", "/audio/transcriptions"),
-    Route("POST", "/v1/audio/translations",     Visit.generate,       "chat", "/audio/translations"),
-    Route("GET",  "/v1/responses",              Visit.upgrade,        "responses"),
-    Route("GET",    "/v1/responses/*",          Visit.serve_stored,   "responses"),
-    Route("DELETE", "/v1/responses/*",          Visit.serve_stored,   "responses"),
-    Route("POST",   "/v1/responses/*",          Visit.serve_stored,   "responses"),
-    Route("GET",  "/v1/models",                 Visit.list_models),
-    Route("GET",  "/v1/models/*",               Visit.show_model),
-    Route("POST", "/v1/models/*",               Visit.generate,       "gemini"),
-    Route("GET",  "/v1beta/models",             Visit.list_models,    "gemini"),
-    Route("GET",  "/v1beta/models/*",           Visit.show_model,     "gemini"),
-    Route("POST", "/v1beta/models/*",           Visit.generate,       "gemini"),
-    Route("POST", "/v1internal:*",              Visit.assist,         "gemini"),
-    Route("GET",  "/health",                    Visit.show_health,    admit=False),
-    Route("GET",  "/healthz",                   Visit.show_health,    admit=False),
-    Route("GET",  "/metrics",                   Visit.show_metrics,   admit=False),
-    Route("GET",  "/",                          Visit.show_root,      admit=False),
-    Route("GET",  "/keep-alive",                Visit.keep_alive_asked, admit=False),
-    Route("GET",  "/management.html",           Visit.show_panel,     admit=False),
-    *(Route("GET", path,                        Visit.finish_login,   admit=False) for path in CALLBACKS),
-)
-# fmt: on
-ROUTES = {(row.method, row.path): row for row in ROUTE_ROWS}
-OPEN_ROUTES = [row for row in ROUTE_ROWS if row.path.endswith("*")]
-OPTIONS = Route("OPTIONS", "*", Visit.show_options, admit=False)
-MANAGE = Route("*", "*", Visit.manage, admit=False)
-FOR_ALL_PAGES = (
-    MANAGEMENT_PATH,
-    "/management.html",
-    *CALLBACKS,
-)  # what pages of other origins may ask for: what protects it is not theirs to give
-AMP_ROUTES = {kind: Route("*", "*", Visit.pass_on, action=kind, admit=False) for kind in ("call", "page")}
-
-
-VERSIONS = frozenset({"v1", "v1beta"})
-ROOTS = VERSIONS | {"v1internal", "health", "healthz", "metrics"}  # first words of our paths
-
-
-def tidy_path(path: str) -> str:
-    """Return the path that a client meant: with /v1 once, without doubled or final slashes.
-
-    Clients append /v1 to base URLs that have one already, or do not (spec/clients.md). Amp puts
-    a provider in front, and Google's name in the middle (spec/providers.md 15.1).
-    """
-    words = [word for word in path.split("/") if word]
-    if amp_provider(path):
-        del words[:3]
-        if words[:1] == ["v1beta1"] and "models" in words:
-            words[: words.index("models")] = ["v1beta"]
-    if words[:2] == ["backend-api", "codex"]:  # Codex's chatgpt_base_url
-        del words[:2]
-    doubled = 0
-    while {*words[doubled : doubled + 2]} <= VERSIONS and doubled + 1 < len(words):
-        doubled += 1
-    del words[:doubled]
-    if words and words[0].partition(":")[0] not in ROOTS:
-        words.insert(0, "v1")
-    return "/" + "/".join(words)
-
-
-def find_route(method: str, path: str) -> tuple[Route, str]:
-    """Return the row for a request and what its `*` stands for.
-
-    Raises ProxyError: not_found, naming the likely right path, or method_not_allowed.
-    """
-    route = ROUTES.get((method, path))
-    if route:
-        return route, ""
-    if path.startswith(f"{MANAGEMENT_PATH}/"):
-        return MANAGE, path[len(MANAGEMENT_PATH) :]
-    if kind := amp_kind(path):
-        return AMP_ROUTES[kind], ""
-    if method == "OPTIONS":
-        return OPTIONS, ""
-    method = "GET" if method == "HEAD" else method
-    tidy = tidy_path(path)
-    route = ROUTES.get((method, tidy))
-    if route:
-        return route, ""
-    for row in OPEN_ROUTES:
-        if row.method == method and tidy.startswith(row.path[:-1]):
-            return row, unquote(tidy[len(row.path) - 1 :]).removeprefix("models/")
-    raise no_route(method, path, tidy)
-
-
-def no_route(method: str, path: str, tidy: str) -> ProxyError:
-    """Return the error for a request that no row serves."""
-    allowed = [row.method for row in ROUTE_ROWS if row.path == tidy]
-    if allowed:
-        return ProxyError("method_not_allowed", f"{tidy} takes {', '.join(allowed)}, not {method}")
-    close = nearest_names(tidy, [row.path for row in ROUTE_ROWS], 1, 0.8)
-    hint = f"did you mean {close[0]}?" if close else ""
-    for start, what in FOREIGN_PATHS.items():
-        if path == start or path.startswith(f"{start}/"):
-            hint = what
-    return ProxyError("not_found", f"no route for {method} {path}{hint and '; '}{hint}")
-
-
-FOREIGN_PATHS = {  # of programs that clients take this one for -> what to do about it
-    "/api/tags": "that is Ollama's; GET /v1/models lists the models",
-    "/api/chat": "that is Ollama's; POST /v1/chat/completions",
-    "/api/generate": "that is Ollama's; POST /v1/chat/completions",
-    "/v1/generate": "POST /v1beta/models/MODEL:generateContent",
-    "/model/info": "that is LiteLLM's; GET /v1/models lists the models",
-    "/key/generate": "that is LiteLLM's; keys of clients are the config's api-keys",
-    "/v0/management": "there is no management API without remote-management.secret-key",
-    "/favicon.ico": "there are no pages here",
-}
-
-
-def dialect_of(path: str, headers: Headers) -> Dialect:
-    """Return the dialect in which a client of this path wants to hear of errors."""
-    if "/messages" in path or "anthropic-version" in headers:
-        return DIALECTS["claude"]
-    words = ("/v1beta", "/v1internal", "Content", "countTokens")
-    if "x-goog-api-key" in headers or any(word in path for word in words):
-        return DIALECTS["gemini"]
-    return DIALECTS["responses" if "/responses" in path else "chat"]
-
-
-METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-
-
-def account_states(router: Router) -> dict[str, int]:
-    """Count accounts: who can be asked now, who rests, and who needs its owner."""
-    states = dict.fromkeys(("ready", "cooling", "needs login"), 0)
-    for account in router.offers.accounts:
-        state = router.report(account)["state"]
-        states[state if state in states else "ready"] += 1  # an expired token is renewed on use
-    return states
-
-
-class Handler(socketserver.BaseRequestHandler):
-    """One client connection, on its own thread: a Visit after the other."""
-
-    server: Server
-
-    def handle(self) -> None:
-        try:
-            sock = self.server.secure(self.request)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            with contextlib.closing(Wire(sock, CLIENT_TICK)) as wire:
-                while Visit(self.server, wire, self.client_address[0]).serve():
-                    pass
-        except (ClientGone, OSError):
-            pass  # nobody is left to tell
-
-
-class Discretion(logging.Filter):
-    """Masks in all that is logged what an app must keep to itself."""
-
-    def __init__(self, app: App) -> None:
-        super().__init__()
-        self._app = app
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        secrets = self._app.secrets
-        record.msg = hide(record.getMessage(), secrets)
-        record.args = None
-        if record.exc_info:
-            record.exc_text = hide(logging.Formatter().formatException(record.exc_info), secrets)
-        return True
-
-
-class Server(ThreadingHTTPServer):
-    """The listening socket, and what every request shares."""
-
-    allow_reuse_address = sys.platform != "win32"  # there it would let two servers share a port
-    request_queue_size = 1_024
-    daemon_threads = True
-    block_on_close = False
-
-    def __init__(self, address: tuple[str, int], app: App, password: str) -> None:
-        self._tls = server_tls(app.config)
-        self._discretion = Discretion(app)
-        self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
-        super().__init__(address, Handler)
-        self.app, self.stopping = app, False
-        self.desk = Desk(app, password)
-        self.host, self.port = address[0], int(self.server_address[1])
-        self.loopback = is_loopback(address[0])
-        self._never = threading.Event()  # to wait on
-        self.heads = Heads()
-        self.working: set[Visit] = set()  # those that serve a request; one step changes it
-        log.addFilter(self._discretion)
-
-    def server_bind(self) -> None:
-        """Bind without asking the network for this machine's name, as HTTPServer would."""
-        socketserver.TCPServer.server_bind(self)
-        self.server_name, self.server_port = "localhost", int(self.server_address[1])
-
-    def server_close(self) -> None:
-        super().server_close()
-        log.removeFilter(self._discretion)
-
-    def get_request(self) -> tuple[socket.socket, Any]:
-        """Accept a connection; if that fails for want of a file descriptor, do not try at once."""
-        try:
-            return super().get_request()
-        except OSError as exc:
-            if exc.errno in {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}:
-                log.warning("cannot accept a connection: %s; raise the limit (ulimit -n)", exc)
-                self.app.pool.prune(0.0)
-                self._never.wait(ACCEPT_PAUSE)
-            raise
-
-    def secure(self, sock: socket.socket) -> socket.socket:
-        """Shake hands on the connection's own thread, if this server speaks TLS."""
-        if self._tls is None:
-            return sock
-        sock.settimeout(CONNECT_TIMEOUT)
-        wrapped: socket.socket = self._tls.wrap_socket(sock, server_side=True)
-        return wrapped
-
-    def stop(self, grace: float = GRACE) -> bool:
-        """Stop accepting, let running answers finish; False if some did not in `grace` seconds."""
-        self.stopping = True
-        self.shutdown()
-        self.server_close()
-        end = time.monotonic() + grace
-        while self.working and time.monotonic() < end:
-            self._never.wait(STOP_TICK)
-        self.app.stored.close()
-        return not self.working
-
-    def handle_error(self, *_: Any) -> None:
-        log.error("bug in a connection's thread: %r", sys.exc_info()[1])
-
-
-def server_tls(config: Config) -> Any:
-    """Return the context for serving TLS, None if the config does not ask for it."""
-    if not config["tls.enable"]:
-        return None
-    import ssl  # noqa: PLC0415 -- slow
-
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    for key in ("tls.cert", "tls.key"):
-        if not is_there(Path(config[key])):
-            raise ProxyError("invalid_request", f"{key}: there is no file {config[key]!r}", param=key)
-    try:
-        context.load_cert_chain(config["tls.cert"], config["tls.key"])
-    except (OSError, TypeError) as exc:
-        raise ProxyError("invalid_request", f"tls.cert and tls.key: {exc}") from exc
-    return context
-
-
-def make_server(app: App, password: str = "") -> Server:
-    """Bind and listen as the config says; port 0 picks a free one. Raises ProxyError.
-
-    `password` opens the management API for this machine, beside the config's key.
-    """
-    host, port = app.config["host"], app.config["port"]
-    check_exposure(app.config)
-    try:
-        return Server((host, port), app, password)
-    except OSError as exc:
-        who = who_listens(host, port, app.config) if exc.errno == errno.EADDRINUSE else ""
-        why = who or exc.strerror or str(exc)
-        message = f"cannot listen on {host}:{port}: {why}; set another `port` in the config, or --port"
-        raise ProxyError("invalid_request", message) from exc
-
-
-def server_url(host: str, port: int, config: Config) -> str:
-    """Return how a client on this machine addresses the server."""
-    here = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 -- who listens on all
-    return f"{'https' if config['tls.enable'] else 'http'}://{f'[{here}]' if ':' in here else here}:{port}"
-
-
-def greeting_at(url: str, seconds: float = 1.0) -> Json | None:
-    """Return what a server says of itself, {} if it says nothing that we know; None if none listens."""
-    try:
-        return read_object(fetch("GET", f"{url}/", {}, proxy="direct", timeout=seconds).body)
-    except ProxyError as error:
-        return {} if error.sent else None
-
-
-def who_listens(host: str, port: int, config: Config) -> str:
-    """Say who has a port, as far as that can be found out."""
-    holder = process_at(port)
-    there = f" ({holder})" if holder else ""
-    said = greeting_at(server_url(host, port, config)) or {}
-    if said.get("message") == "cliproxy":
-        return f"cliproxy {said.get('version')} is already running there{there}"
-    return f"another program{there} listens there already"
-
-
-def process_at(port: int) -> str:
-    """Return the name and number of the process that listens on a port; empty if Linux does not tell."""
-    with contextlib.suppress(OSError, ValueError, IndexError):  # not Linux, or it is gone meanwhile
-        links = set(listeners_at(port))
-        held = (file for file in Path("/proc").glob("[0-9]*/fd/*") if links and link_of(file) in links)
-        for file in held:
-            process = file.parents[1]
-            return f"{(process / 'comm').read_text(encoding='utf-8').strip()}, process {process.name}"
-    return ""
-
-
-def listeners_at(port: int) -> Iterator[str]:
-    """Yield the sockets that listen on a port, as their links in /proc."""
-    for table in ("tcp", "tcp6"):
-        for line in Path(f"/proc/net/{table}").read_text(encoding="ascii").splitlines()[1:]:
-            words = line.split()
-            if words[1].endswith(f":{port:04X}") and words[3] == "0A":  # listens
-                yield f"socket:[{words[9]}]"
-
-
-def link_of(file: Path) -> str:
-    """Return where a link points to; empty if we may not know."""
-    try:
-        return os.readlink(file)  # noqa: PTH115 -- a hundred times faster than Path's
-    except OSError:
-        return ""
-
-
-########################################################################################
-# 49. OUTPUT
+# 41. OUTPUT
 ########################################################################################
 # What people see of the commands: lines, tables that fit into their terminal, colours for states
 # where there is one, and this program by the name under which they started it: texts say `cliproxy`.
@@ -23477,7 +20113,7 @@ def table_lines(columns: Sequence[Column], rows: Sequence[Any]) -> Iterator[str]
 
 
 ########################################################################################
-# 50. EDITS
+# 42. EDITS
 ########################################################################################
 # The settings of other programs, as far as they are ours to write. A file's kind reads it as a
 # document and writes another one into it, keeping the rest. What we wrote, and what was there
@@ -23885,7 +20521,7 @@ class Setups:
 
 
 ########################################################################################
-# 51. CLIENTS
+# 43. CLIENTS
 ########################################################################################
 # The programs that people use. A row says where a client keeps its settings and how to ask whether
 # it works, functions beside it what must stand there, and how it is started on the proxy for once
@@ -24447,6 +21083,19 @@ INSTRUCTIONS = {  # programs that keep their settings where no other program sho
 # fmt: on
 
 
+def file_of(row: Client, edit: Edit, machine: Machine, *, project: bool = False) -> Path:
+    """Return the file that an edit means: of several names the first that is there, or the last."""
+    names = list(edit.file) if isinstance(edit.file, tuple) else [edit.file]
+    folder = machine.folder(row.folder)
+    if project:
+        folder = machine.here
+        names = [row.project[name] for name in names if name in row.project]
+        if not names:
+            raise ProxyError("invalid_request", f"{row.name} reads {edit.file} from no project")
+    there = [name for name in names if (folder / name).exists()]
+    return folder / machine.path((there or names[-1:])[0])
+
+
 class SetupOptions(NamedTuple):
     """What the user asked of a setup."""
 
@@ -24468,18 +21117,6 @@ class SetupRun:
         self.machine = machine
         self.failed = False
 
-    def file_of(self, row: Client, edit: Edit) -> Path:
-        """Return the file that an edit means: of several names the first that is there, or the last."""
-        names = list(edit.file) if isinstance(edit.file, tuple) else [edit.file]
-        folder = self.machine.folder(row.folder)
-        if self.options.project:
-            folder = self.machine.here
-            names = [row.project[name] for name in names if name in row.project]
-            if not names:
-                raise ProxyError("invalid_request", f"{row.name} reads {edit.file} from no project")
-        there = [name for name in names if (folder / name).exists()]
-        return folder / self.machine.path((there or names[-1:])[0])
-
     def set_up(self, row: Client, gateway: Gateway) -> None:
         """Have a client come to us."""
         if self.options.printed or (row.variables and not self.options.shell):
@@ -24488,7 +21125,7 @@ class SetupRun:
         past = self.setups.of(row.name)
         plans = []
         for edit in row.files(gateway):
-            file = self.file_of(row, edit)
+            file = file_of(row, edit, self.machine, project=self.options.project)
             plans.append(revise(edit, file, past.get(str(file), {}), gateway.key))
         if self.go(row.name, plans):
             self.advise(row, gateway)
@@ -24496,7 +21133,7 @@ class SetupRun:
     def show_snippets(self, row: Client, gateway: Gateway) -> None:
         """Print what to put where."""
         for edit in row.files(gateway):
-            self.terminal.say(f"{row.name}: {self.file_of(row, edit)}")
+            self.terminal.say(f"{row.name}: {file_of(row, edit, self.machine, project=self.options.project)}")
             self.terminal.say(indented(without_key(edit.snippet(), gateway.key, "KEY")))
         self.advise(row, gateway)
 
@@ -24723,7 +21360,4958 @@ def start_client(row: Client, start: Start, folder: Path, machine: Machine) -> i
 
 
 ########################################################################################
-# 52. SERVICE
+# 44. REPORTS
+########################################################################################
+# What `usage` and `status` show, from what the statistics keep and what servers leave beside it. All
+# of it works while a server runs, and while none does.
+
+LIVE_TICK = 0.5  # seconds between two looks for what is new
+USAGE_COLUMNS = {
+    "requests": "REQUESTS",
+    "failed": "FAILED",
+    "input": "INPUT",
+    "cached": "CACHED",
+    "output": "OUTPUT",
+    "cost": "COST",
+}
+USAGE_BAR = 12  # characters
+LIST_DATE = "2026-11-28"  # of the built-in prices
+
+
+@contextlib.contextmanager
+def open_stats(stats: Stats) -> Iterator[Database | None]:
+    """Open the statistics for reading; None if there are none yet. Raises ProxyError."""
+    if not stats.path.exists():
+        yield None
+        return
+    try:
+        with contextlib.closing(Database(stats.path)) as database:
+            yield database
+    except DatabaseError as exc:
+        raise ProxyError("internal", str(exc)) from exc
+
+
+def query_of(options: argparse.Namespace) -> Query:
+    """Read the options of `usage`. Raises ProxyError."""
+    now = time.time()
+    try:
+        since = read_since(options.since, now) if options.since else 0.0
+        until = read_since(options.until, now) if options.until else Query().until
+    except ValueError as exc:
+        raise ProxyError("invalid_request", str(exc)) from exc
+    return Query(options.by, since, until, options.model, options.account)
+
+
+def report_of(stats: Stats, query: Query) -> Json:
+    """Return a report, an empty one if nothing has been recorded yet. Raises ProxyError."""
+    with open_stats(stats) as database:
+        if database:
+            return usage_report(database, query)
+    blank = usage_numbers([0] * len(NUMBERS))
+    return {"since": None, "until": None, "by": query.by, "rows": [], "total": blank, "unpriced": []}
+
+
+def money(cost: float | None) -> str:
+    """Return a sum in USD; `-`: nothing is known."""
+    if cost is None:
+        return "-"
+    return f"${cost:,.2f}" if cost >= 0.1 or not cost else f"${cost:.4f}"
+
+
+def usage_cell(row: Json, name: str) -> str:
+    return money(row["cost"]) if name == "cost" else f"{row[name]:,}"
+
+
+def usage_lines(report: Json) -> Iterator[str]:
+    """Yield a report as a table, with bars where it goes to a terminal."""
+    by, rows = report["by"], [*report["rows"], {report["by"]: "total", **report["total"]}]
+    columns = [Column(by.upper(), lambda row: str(row[by]))]
+    for name, title in USAGE_COLUMNS.items():
+        width = max(len(title), *(len(usage_cell(row, name)) for row in rows))
+        columns.append(Column(title.rjust(width), partial(padded_cell, name=name, width=width)))
+    most = max((all_tokens(row) for row in report["rows"]), default=0.0)
+    if screen_width() and most:
+        columns.append(
+            Column("", lambda row: "" if row[by] == "total" else bar(all_tokens(row) / most * 100, USAGE_BAR))
+        )
+    yield from table_lines(columns, rows)
+
+
+def padded_cell(row: Json, name: str, width: int) -> str:
+    return usage_cell(row, name).rjust(width)
+
+
+def all_tokens(row: Json) -> float:
+    """Return how long a row's bar is: all its tokens."""
+    return float(row["input"] + row["cached"] + row["cache_write"] + row["output"])
+
+
+def bar(percent: float, width: int = 10) -> str:
+    """Draw how much of a limit is used."""
+    used = max(0, min(width, round(percent * width / 100)))
+    full, empty = "█░" if (sys.stdout.encoding or "").lower().startswith("utf") else "#."
+    return full * used + empty * (width - used)
+
+
+def show_usage(report: Json, date: str) -> None:
+    """Print a report, and what its costs are."""
+    if not report["rows"]:
+        say("nothing was recorded in that time")
+        return
+    for line in usage_lines(report):
+        say(line)
+    say(f"costs are what it would have cost by list price (of {date or LIST_DATE}); plans are flat")
+    if report["unpriced"]:
+        say(
+            one_line(
+                f"no price is known for: {', '.join(report['unpriced'])} (the setting `prices` adds some)"
+            )
+        )
+
+
+def usage_csv(report: Json) -> str:
+    """Return the rows of a report as CSV."""
+    import csv  # noqa: PLC0415 -- seldom needed
+
+    text = io.StringIO()
+    fields = [report["by"], *usage_numbers([0] * len(NUMBERS))]
+    writer = csv.DictWriter(text, fields, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(report["rows"])
+    return text.getvalue()
+
+
+def live_rows(stats: Stats, query: Query, stop: threading.Event) -> Iterator[Row]:
+    """Yield attempts as they end, from now on, whichever process they are of."""
+    with open_stats(stats) as database:
+        last = newest_row(database) if database else 0
+    while not stop.wait(LIVE_TICK):
+        with open_stats(stats) as database:
+            fresh = stored_rows(database, last) if database else []
+        for id, row in fresh:
+            last = id
+            if is_meant(row, query):
+                yield row
+
+
+def newest_row(database: Database) -> int:
+    ((id,),) = database.read("SELECT max(id) FROM rows")
+    return id or 0
+
+
+def is_meant(row: Row, query: Query) -> bool:
+    """Tell whether a row fits the patterns of a query."""
+    pairs = ((query.model, row.model), (query.account, row.account))
+    return all(not pattern or wildcard(pattern, name or "") for pattern, name in pairs)
+
+
+def live_line(row: Row) -> str:
+    """Say in one line what became of an attempt."""
+    words = [
+        time.strftime("%H:%M:%S", time.localtime(row.time)),
+        row.request,
+        (row.client or "-").ljust(16),
+        row.model.ljust(24),
+        row.account or "-",
+        str(row.status),
+        f"{row.total_ms / 1_000:.1f}s",
+        f"in={row.input + row.cached + row.cache_write:,} out={row.output:,}",
+        money(row.cost),
+        row.words,
+    ]
+    return one_line("  ".join(words).rstrip())
+
+
+class LogQuery(NamedTuple):
+    """What of the log is wanted."""
+
+    lines: int = 50
+    errors: bool = False
+    request: str = ""
+
+
+def log_lines(folder: Path, query: LogQuery) -> list[str]:
+    """Return the last lines of main.log, and of those before it, that are wanted."""
+    kept: collections.deque[str] = collections.deque(maxlen=query.lines)
+    for path in main_logs(folder):
+        with contextlib.suppress(OSError), path.open(encoding="utf-8", errors="replace") as file:
+            kept.extend(line.rstrip("\n") for line in file if is_wanted(line, query))
+    return list(kept)
+
+
+def is_wanted(line: str, query: LogQuery) -> bool:
+    loud = re.match(r"\[[^]]*\] \[[^]]*\] \[(warn |error)\]", line)
+    return query.request in line and (not query.errors or loud is not None)
+
+
+def row_lines(stats: Stats, query: LogQuery) -> list[str]:
+    """Return the last attempts that are wanted, from the statistics, which are there without any log."""
+    with open_stats(stats) as database:
+        last = newest_row(database) if database else 0
+        found = stored_rows(database, max(0, last - ROWS_SEARCHED), ROWS_SEARCHED) if database else []
+    rows = [row for _, row in found if query.request in row.request and (not query.errors or has_failed(row))]
+    return list(map(live_line, rows[-query.lines :]))
+
+
+ROWS_SEARCHED = 100_000
+
+
+def follow_file(path: Path, stop: threading.Event) -> Iterator[str]:
+    """Yield lines as they are added to a file, also when another takes its place."""
+    stamp = file_stamp(path)
+    at = stamp[1] if stamp else 0
+    inode = stamp[2] if stamp else 0
+    while not stop.wait(LIVE_TICK):
+        stamp = file_stamp(path)
+        if stamp is None:
+            continue
+        if stamp[2] != inode or stamp[1] < at:
+            at = 0
+            inode = stamp[2]
+        with contextlib.suppress(OSError), path.open("rb") as file:
+            file.seek(at)
+            whole = file.read().rpartition(b"\n")
+            at += len(whole[0]) + len(whole[1])
+            yield from whole[0].decode("utf-8", "replace").splitlines()
+
+
+class Running(NamedTuple):
+    """A server that runs, or did: as its file says."""
+
+    pid: int
+    address: str  # its URL
+    since: float
+    version: str
+    config: str
+
+
+def running_file(folder: Path) -> Path:
+    return folder / ".cliproxy" / f"server-{os.getpid()}"
+
+
+def note_running(folder: Path, url: str, config: Path | None) -> None:
+    """Leave word that a server runs, for `status`; where that cannot be, there is none."""
+    told = Running(os.getpid(), url, time.time(), __version__, str(config.resolve()) if config else "")
+    path = running_file(folder)
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_atomic(path, dumps(told._asdict()).encode("ascii"))
+
+
+def find_running(folder: Path) -> Iterator[tuple[Running, Json]]:
+    """Yield the servers that answer, each with what it says of itself."""
+    latest: dict[str, Running] = {}  # by address: one that was killed has left its file
+    for path in (folder / ".cliproxy").glob("server-*"):
+        with contextlib.suppress(*MALFORMED):
+            told = Running(**read_object_file(path))
+            if told.since >= latest.get(told.address, told).since:
+                latest[told.address] = told
+    for told in latest.values():
+        with contextlib.suppress(ProxyError):
+            health = read_object(fetch("GET", f"{told.address}/health", {}, proxy="direct", timeout=3.0).body)
+            if health.get("status") == "ok":
+                yield told, health
+
+
+def status_report(app: App, rows: list[Json]) -> Json:
+    """Return what `status` tells; `rows` are those of the accounts. Raises ProxyError."""
+    found = list(find_running(app.store.folder))
+    today = read_since("today", time.time())
+    by_account: dict[str, Json] = {}
+    failures: list[Row] = []
+    with open_stats(app.stats) as database:
+        if database:
+            told = usage_report(database, Query("account", today))
+            by_account = {row["account"]: row for row in told["rows"]}
+            failures = last_failures(database, STATUS_FAILURES)
+    blank = usage_numbers([0] * len(NUMBERS))
+    accounts = [
+        {**row, "today": without(by_account.get(row["name"], blank), frozenset(["account"]))} for row in rows
+    ]
+    ready = any(health.get("accounts", {}).get("ready") for _, health in found)
+    return {
+        "running": bool(found),
+        "can_serve": ready,
+        "servers": [{**told._asdict(), **health} for told, health in found],
+        "accounts": accounts,
+        "errors": [row._asdict() for row in failures],
+    }
+
+
+STATUS_FAILURES = 5  # that are shown
+
+
+def show_servers(report: Json) -> None:
+    """Print who runs, and whether it can serve."""
+    for server in report["servers"]:
+        since = time.strftime("%b %d %H:%M", time.localtime(server["since"]))
+        say(f"cliproxy {server['version']} runs at {server['address']} since {since}, pid {server['pid']}")
+        say(
+            one_line(
+                f"config: {server['config'] or 'none (defaults)'}; {server['requests']:,} requests since its start"
+            )
+        )
+    if not report["running"]:
+        say("no server runs with these credentials: `cliproxy serve` starts one")
+    elif not report["can_serve"]:
+        say("no account can be asked at the moment")
+
+
+def show_failures(rows: list[Json]) -> None:
+    if rows:
+        say("last failures:")
+    for row in rows:
+        when = time.strftime("%b %d %H:%M:%S", time.localtime(row["time"]))
+        say(
+            one_line(
+                f"  {when} {row['request']} {row['model']} {row['account'] or '-'} {row['status']}: {row['words']}"
+            )
+        )
+
+
+def account_row(account: Account, app: App, *, limits: bool) -> Json:
+    """Return what is known of an account, without any secret."""
+    data = account.credential.data if account.credential else {}
+    row: Json = {"provider": account.provider.name, "name": account.name, "plan": plan_of(data)}
+    why, windows = "", []
+    if limits and account.credential:
+        try:
+            windows = limits_now(account, account.credential, app)
+        except ProxyError as error:
+            why = str(error)
+    row.update(app.router.report(account), expires=account.ends, last_refresh=last_refresh(data))
+    row["limits"] = [window._asdict() for window in windows] or row["limits"]
+    row["why"] = why or account.dead or "; ".join(rest["why"] for rest in row["cooling"])
+    return row
+
+
+def limits_now(account: Account, credential: Credential, app: App) -> list[Window]:
+    """Ask how much of an account's limits is used; where there is room, its rests are over."""
+    if account.renewable and account.expired(time.time()):
+        app.renew(account, account.token)
+        credential = account.credential or credential
+    windows = usage_of(credential, app.config)
+    if windows and all(window.used < 100 for window in windows):
+        app.wake(account.name)
+    return windows
+
+
+def file_row(credential: Credential) -> Json:
+    """Return what is known of a login that serves nobody."""
+    data = credential.data
+    state = "disabled" if data.get("disabled") else "not served"
+    row: Json = {"provider": credential.type, "name": credential.name, "plan": plan_of(data)}
+    row.update(state=state, requests=0, cooling=[], limits=[], expires=expires_at(data))
+    return {**row, "last_refresh": last_refresh(data), "why": why_dead(data)}
+
+
+def model_facts(name: str, app: App) -> Json:
+    """Return what is known of a model that clients may ask for."""
+    row = app.router.offers.fact(name)
+    accounts = dict.fromkeys(candidate.account.name for candidate in app.router.offers.of(name))
+    return {
+        "id": name,
+        "context": row.context,
+        "output": row.output,
+        "efforts": efforts_of(row),
+        "accounts": list(accounts),
+    }
+
+
+def efforts_of(row: Model) -> str:
+    """Say how a model thinks: the efforts it takes by name, or else in tokens."""
+    words = list(row.levels) or (["{}-{} tokens".format(*row.budget)] if row.budget[1] else [])
+    words += ["off"] if row.thinking and row.can_stop and "none" not in row.levels else []
+    return " ".join(words) or {None: "?", False: "-"}.get(row.thinking, "yes")
+
+
+########################################################################################
+# 45. DASHBOARD
+########################################################################################
+# A page to look at, whole in one string: no build, and nothing from elsewhere. It speaks to the
+# management API, with its key or in a session that a one-time link has opened, and hears of requests
+# as they end by one stream of events. What it shows beyond that API are the functions of VIEWS. They
+# tell no token of an account.
+
+LINK_LIFE = 3_600.0  # seconds that a link may wait for its click
+SESSION_LIFE = 12 * 3_600.0  # seconds that a browser is let in
+MOST_SESSIONS = 32
+MOST_VIEWERS = 32  # who hear of requests at a time
+MOST_ROWS = 10_000  # requests that are told of at once
+LIVE_PAUSE = 0.25  # seconds between two looks for what has ended
+LINK = re.compile(r"(\d{10})\.([0-9a-f]{16})\.([0-9a-f]{64})", re.ASCII)
+PAGE_ROOT = re.compile(r"https?://[\w.:\[\]-]{1,200}", re.ASCII)
+
+
+# -- who may look ------------------------------------------------------------------------
+
+
+class Passes:
+    """Who may look without a management key: the links that are good for once, and the sessions they open.
+
+    A link is its end and some random digits, signed with a secret of the auth dir, where `cliproxy
+    dashboard` finds it too. Used links and the hashes of sessions stand in the same file, so that
+    several processes agree on them and a restart ends none; who deletes the file ends them all.
+    """
+
+    def __init__(self, folder: Path, now: Callable[[], float] = time.time) -> None:
+        self._file = folder / ".cliproxy" / "dashboard"
+        self._now = now
+
+    @contextlib.contextmanager
+    def _changing(self) -> Iterator[Json]:
+        """Hand out what the file holds, without what has ended, and write it back. Raises OSError."""
+        self._file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with locked(self._file.with_name("dashboard.lock")):
+            state = self._read()
+            state.setdefault("secret", secrets.token_hex(32))
+            for name in ("links", "sessions"):
+                state[name] = {key: end for key, end in state.get(name, {}).items() if end > self._now()}
+            yield state
+            write_atomic(self._file, dumps(state).encode("ascii"))
+
+    def _read(self) -> Json:
+        """Return what the file holds; nothing if it is damaged."""
+        with contextlib.suppress(ProxyError, *MALFORMED):
+            state = read_object_file(self._file)
+            if isinstance(state["secret"], str) and len(state["secret"]) >= 32:
+                return state
+        return {}
+
+    def link(self) -> str:
+        """Return the token of a new link. Raises OSError."""
+        secret = self._read().get("secret")
+        if not secret:
+            with self._changing() as state:
+                secret = state["secret"]
+        about = f"{int(self._now() + LINK_LIFE)}.{secrets.token_hex(8)}"
+        return f"{about}.{signed(secret, about)}"
+
+    def redeem(self, token: str) -> str:
+        """Take a link's token; return that of the session which it opens, or nothing. Raises OSError."""
+        found, secret = LINK.fullmatch(token), self._read().get("secret")
+        if not (found and secret) or not same_text(found[3], signed(secret, f"{found[1]}.{found[2]}")):
+            return ""
+        with self._changing() as state:
+            if int(found[1]) <= self._now() or found[2] in state["links"]:
+                return ""
+            state["links"][found[2]] = int(found[1])
+            session = secrets.token_urlsafe(32)
+            kept = [*state["sessions"].items()][-MOST_SESSIONS + 1 :]
+            state["sessions"] = {**dict(kept), hashed(session): self._now() + SESSION_LIFE}
+        return session
+
+    def knows(self, session: str) -> bool:
+        """Tell whether a session is one of ours, and has not ended."""
+        end = self._read().get("sessions", {}).get(hashed(session)) if session else None
+        return isinstance(end, (int, float)) and end > self._now()
+
+
+def signed(secret: str, text: str) -> str:
+    return hmac.new(secret.encode(), text.encode(), "sha256").hexdigest()
+
+
+def hashed(session: str) -> str:
+    return hashlib.sha256(session.encode("utf-8", "replace")).hexdigest()
+
+
+def cookie_of(headers: Headers, name: str) -> str:
+    """Return the cookie of a name, empty if there is none."""
+    pairs = (pair.strip().partition("=") for pair in headers.get("cookie", "").split(";"))
+    return next((value for key, _, value in pairs if key == name), "")
+
+
+# -- what is seen ------------------------------------------------------------------------
+
+
+class Board:
+    """What the page is told of."""
+
+    def __init__(self, app: App) -> None:
+        self.app = app
+        self.passes = Passes(app.store.folder)
+        self.running: Callable[[], list[Json]] = list  # what is being answered; the server tells
+        self._seats = threading.Semaphore(MOST_VIEWERS)
+        self._never = threading.Event()  # to wait on
+
+    def report(self, query: Query) -> Json:
+        """Return sums, with all that has happened until now. Raises ProxyError."""
+        self.app.scribe.write()
+        self.app.stats.flush()
+        return report_of(self.app.stats, query)
+
+    def events(self) -> Pieces:
+        """Yield what happens as server-sent events, until it is closed; nothing if nothing does."""
+        if not self._seats.acquire(blocking=False):
+            yield b"event: full\ndata: 0\n\n"
+            return
+        try:
+            yield b": these are the requests that end from now on\n\n"
+            yield from self._events()
+        finally:
+            self._seats.release()
+
+    def _events(self) -> Pieces:
+        stats, running = self.app.stats, b"[]"
+        seen = stats.requests
+        while True:
+            self._never.wait(LIVE_PAUSE)
+            told = b""
+            if stats.requests != seen:
+                seen, rows = stats.behind(seen)
+                told = b"".join(map(row_event, rows))
+            now = dumps(self.running()).encode("ascii")
+            if now != running:
+                running = now
+                told += b"event: running\ndata: %b\n\n" % now
+            yield told
+
+
+@functools.lru_cache(maxsize=2_000)
+def row_event(row: Row) -> bytes:
+    """Return a row as an event: it is encoded once for all who look."""
+    return b"data: %b\n\n" % dumps(row).encode("ascii")
+
+
+Asked = Mapping[str, str]  # the query of a call
+
+
+def tell_overview(board: Board, query: Asked, body: bytes) -> Json:
+    """Tell how it stands: today's sums, the accounts, and who serves which model."""
+    app = board.app
+    today = board.report(Query("account", read_since("today", time.time())))
+    sums = {row["account"]: row for row in today["rows"]}
+    names = [*app.router.offers.names()]
+    return {
+        "version": __version__,
+        "uptime_s": round(time.time() - app.stats.since),
+        "today": today["total"],
+        "accounts": account_cards(app, sums),
+        "models": [model_card(name, app) for name in names],
+        "providers": [
+            {"name": row.provider, "title": row.title}
+            for row in LOGINS.values()
+            if row.redirect_path or row.device
+        ],
+    }
+
+
+def account_cards(app: App, sums: Mapping[str, Json]) -> list[Json]:
+    """Return what is known of all accounts, those too that serve nobody; `sums` are today's."""
+    accounts = app.router.offers.accounts
+    files = {account.credential.name for account in accounts if account.credential}
+    rows = [account_card(account, account_row(account, app, limits=False)) for account in accounts]
+    for credential in app.store.credentials():
+        if credential.name not in files:
+            idle = bool(credential.data.get("disabled"))
+            rows.append({**file_row(credential), "file": credential.name, "disabled": idle})
+    blank = usage_numbers([0] * len(NUMBERS))
+    return [{**row, "today": sums.get(row["name"], blank)} for row in rows]
+
+
+def account_card(account: Account, row: Json) -> Json:
+    file = account.credential.name if account.credential else ""
+    about = {"file": file, "auth_index": account.auth_index, "renewable": account.renewable}
+    return {**row, **about, "disabled": False}
+
+
+def model_card(name: str, app: App) -> Json:
+    """Return what is known of a model; its price is that of a million tokens by list, in USD."""
+    tiers = app.stats.price(app.router.offers.fact(name).id)
+    price = {"input": tiers[0].input, "output": tiers[0].output} if tiers else None
+    return {**model_facts(name, app), "price": price}
+
+
+def tell_usage(board: Board, query: Asked, body: bytes) -> Json:
+    """Sum up what was used: by anything, and for a picture by time and model."""
+    by, since = query.get("by") or "model", query.get("since") or "7d"
+    if by not in USAGE_BY:
+        raise ProxyError("invalid_request", f"by is one of {', '.join(USAGE_BY)}", param="by")
+    try:
+        asked = Query(by, read_since(since, time.time()))
+    except ValueError as exc:
+        raise ProxyError("invalid_request", str(exc), param="since") from exc
+    told = board.report(asked)
+    with open_stats(board.app.stats) as database:
+        slot = "hour" if time.time() - asked.since < 2 * 86_400 else "day"
+        series = usage_series(database, asked._replace(by=slot)) if database else []
+    return {**told, "slot": slot, "series": series}
+
+
+def tell_requests(board: Board, query: Asked, body: bytes) -> Json:
+    """Tell of the latest requests, the last one first: of all processes, if they are kept."""
+    app, most = board.app, number_asked(query, "limit", 1_000, MOST_ROWS)
+    app.scribe.write()
+    app.stats.flush()
+    rows = app.stats.latest()
+    if app.config["usage-statistics-enabled"]:
+        with open_stats(app.stats) as database:
+            rows = newest_rows(database, most) if database else rows
+    return {"columns": Row._fields, "rows": rows[::-1][:most]}
+
+
+def number_asked(query: Asked, name: str, usual: int, most: int) -> int:
+    """Return a number of the query, within its limits."""
+    word = query.get(name, "")
+    return min(int(word), most) if word.isdecimal() and len(word) < 9 else usual
+
+
+def tell_live(board: Board, query: Asked, body: bytes) -> Answer:
+    """Tell of requests as they end."""
+    headers = {"content-type": "text/event-stream", "cache-control": "no-store"}
+    return Answer(200, headers, board.events())
+
+
+def tell_clients(board: Board, query: Asked, body: bytes) -> Json:
+    """Tell what to write into which file, for each client, so that it comes to us."""
+    app = board.app
+    models = [app.router.offers.fact(name) for name in app.router.offers.names()] + [Model(ECHO)]
+    keys = [key for key in app.config["api-keys"] if key]
+    root = query.get("root", "")
+    if not PAGE_ROOT.fullmatch(root):
+        root = server_url(app.config["host"], app.config["port"], app.config)
+    asked = query.get("model", "")
+    known = asked if any(row.id == asked for row in models) else ""
+    model = known or choose_model("", models)
+    gateway = Gateway(root, keys[0] if keys else NO_KEY, model, tuple(models), this_machine(), bool(keys))
+    rows = [
+        client_card(row, gateway._replace(model=known or choose_model(row.dialect, models)))
+        for row in CLIENTS.values()
+    ]
+    for name, text in INSTRUCTIONS.items():
+        words = text.format(root=gateway.root, v1=gateway.v1, model=gateway.model)
+        rows.append({"name": name, "note": words.replace("KEY", gateway.key), "files": [], "check": ""})
+    return {"model": known, "models": [row.id for row in models], "clients": rows}
+
+
+def client_card(row: Client, gateway: Gateway) -> Json:
+    """Return what one client needs: its files with their new entries, and a command that tries it."""
+    files = [
+        {"file": str(file_of(row, edit, gateway.machine)), "text": edit.snippet()}
+        for edit in row.files(gateway)
+    ]
+    check = row.check.format(model=gateway.model)
+    return {"name": row.name, "files": files, "check": check, "note": row.note}
+
+
+def tell_faults(board: Board, query: Asked, body: bytes) -> Json:
+    """Tell what is wrong with a text of settings, and what is odd about it."""
+    try:
+        fresh = parse_config(board.app.config.path, body.decode("utf-8").removeprefix("\ufeff"))
+    except UnicodeDecodeError as exc:
+        return {"errors": [f"this is not UTF-8: {exc}"], "warnings": []}
+    except ProxyError as error:
+        return {"errors": [str(error)], "warnings": []}
+    return {"errors": [], "warnings": [*fresh.warnings, *remarks(fresh)]}
+
+
+def credential_asked(board: Board, body: bytes) -> Credential:
+    """Return the login whose file a body names. Raises ProxyError."""
+    return board.app.store.get(str(read_object(body).get("name") or "?"))
+
+
+def renew_login(board: Board, query: Asked, body: bytes) -> Json:
+    """Renew the tokens of a login, which may work again."""
+    fresh = refresh(credential_asked(board, body), board.app.store, board.app.config)
+    board.app.take_over()
+    board.app.wake(fresh.name)
+    return {"status": "ok", "expires": expires_at(fresh.data)}
+
+
+def end_login(board: Board, query: Asked, body: bytes) -> Json:
+    """Revoke a login where its provider can, and delete it."""
+    told = logout(credential_asked(board, body), board.app.store, board.app.config)
+    board.app.take_over()
+    return {"status": "ok", "message": told}
+
+
+def tell_qr(board: Board, query: Asked, body: bytes) -> Json:
+    """Return the rows of a QR code for a short text, 1 for dark."""
+    try:
+        return {"rows": qr_matrix(query.get("text", "").encode("utf-8", "replace"))}
+    except ValueError as exc:
+        raise ProxyError("invalid_request", f"this does not fit into a QR code: {exc}") from exc
+
+
+class View(NamedTuple):
+    """What the page asks for beyond the management API."""
+
+    method: str
+    name: str  # the path, behind that of the API
+    tell: Callable[[Board, Asked, bytes], Any]
+
+
+VIEWS = (
+    View("GET", "overview", tell_overview),
+    View("GET", "report", tell_usage),
+    View("GET", "requests", tell_requests),
+    View("GET", "live", tell_live),
+    View("GET", "clients", tell_clients),
+    View("GET", "qr", tell_qr),
+    View("POST", "config.check", tell_faults),
+    View("POST", "renew", renew_login),
+    View("POST", "logout", end_login),
+)
+
+
+# -- the page ----------------------------------------------------------------------------
+
+
+@functools.lru_cache(maxsize=1)
+def page_headers() -> Headers:
+    """Return the headers of the page: nothing runs in it but what stands in it, and it asks us alone."""
+    sources = ""
+    for kind in ("script", "style"):
+        text = PAGE.partition(f"<{kind}>")[2].partition(f"</{kind}>")[0]
+        mark = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        sources += f"{kind}-src 'sha256-{mark}'; "
+    policy = "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    return {
+        "content-type": "text/html; charset=utf-8",
+        "content-security-policy": f"default-src 'none'; {sources}{policy}",
+        "cross-origin-opener-policy": "same-origin",
+        "referrer-policy": "no-referrer",
+        "x-content-type-options": "nosniff",
+        "x-frame-options": "DENY",
+        "cache-control": "no-cache",
+    }
+
+
+PAGE = r"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="referrer" content="no-referrer">
+<title>cliproxy</title>
+<link rel="icon" href="data:,">
+<style>
+:root {
+  color-scheme: light dark;
+  --back: light-dark(#f5f6f8, #14161a); --card: light-dark(#fff, #1d2026); --line: light-dark(#d9dde4, #363c47);
+  --text: light-dark(#1b1e24, #e8eaee); --soft: light-dark(#586070, #a3abb8); --main: light-dark(#1d4ed8, #8ab4ff);
+  --good: light-dark(#15703a, #5fd08a); --bad: light-dark(#b3261e, #ff8a80); --warn: light-dark(#8a5300, #ffc266);
+}
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--back); color: var(--text); font: 15px/1.5 system-ui, sans-serif; }
+header {
+  display: flex; flex-wrap: wrap; gap: .4rem 1.25rem; align-items: center; padding: .5rem 1rem;
+  background: var(--card); border-bottom: 1px solid var(--line);
+}
+h1 { font-size: 1.05rem; margin: 0; }
+h2 { font-size: 1.2rem; margin: 0 0 .75rem; }
+h3 { font-size: 1rem; margin: 0 0 .4rem; overflow-wrap: anywhere; }
+p { margin: .35rem 0; }
+nav { display: flex; flex-wrap: wrap; gap: .15rem; }
+nav a { padding: .25rem .65rem; border-radius: .4rem; color: inherit; text-decoration: none; }
+nav a:hover { background: var(--back); }
+nav a[aria-current] { background: var(--main); color: var(--card); }
+main { padding: 1rem; max-width: 110rem; margin: auto; }
+main:focus-visible { outline: none; }
+a { color: var(--main); }
+.cards { display: grid; gap: .8rem; grid-template-columns: repeat(auto-fill, minmax(min(22rem, 100%), 1fr)); }
+.card {
+  background: var(--card); border: 1px solid var(--line); border-radius: .6rem; padding: .9rem; margin: 0 0 .8rem;
+  min-width: 0;
+}
+.cards > .card { margin: 0; }
+.facts { display: flex; flex-wrap: wrap; gap: .5rem 2rem; }
+.facts b { display: block; font-size: 1.4rem; line-height: 1.3; font-variant-numeric: tabular-nums; }
+.soft, .facts span, figcaption { color: var(--soft); }
+.row { display: flex; flex-wrap: wrap; gap: .5rem; align-items: center; }
+.row > * { min-width: 0; max-width: 100%; }
+.card > .row:not(:last-child) { margin-bottom: .6rem; }
+label.row { flex-wrap: nowrap; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
+th, td {
+  text-align: left; padding: .3rem .9rem .3rem 0; border-bottom: 1px solid var(--line); vertical-align: top;
+  white-space: nowrap;
+}
+th { color: var(--soft); font-weight: 600; }
+td.name { max-width: 22rem; overflow: hidden; text-overflow: ellipsis; }
+td.wrap { white-space: normal; overflow-wrap: anywhere; min-width: 14rem; }
+.number { text-align: right; }
+tfoot td { font-weight: 600; border-bottom: 0; }
+button, select, input, textarea {
+  font: inherit; color: inherit; background: var(--back); border: 1px solid var(--line); border-radius: .4rem;
+  padding: .25rem .7rem; max-width: 100%;
+}
+td button { padding: 0 .5rem; }
+button { cursor: pointer; }
+button:hover { border-color: var(--main); }
+button.main { background: var(--main); color: var(--card); border-color: var(--main); }
+button:disabled { opacity: .55; cursor: default; }
+input[type=search], input[type=text], input[type=password], input[type=url] { width: 22rem; }
+ul { margin: 0; padding-left: 1.2rem; }
+:focus-visible { outline: 2px solid var(--main); outline-offset: 2px; }
+textarea { display: block; width: 100%; height: 60vh; tab-size: 2; }
+pre, textarea { margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; font: 13px/1.5 ui-monospace, monospace; }
+.code { background: var(--back); border-radius: .4rem; padding: .5rem .7rem; margin: .3rem 0; }
+.good { color: var(--good); }
+.bad { color: var(--bad); }
+.warn { color: var(--warn); }
+.bar { height: .45rem; border-radius: .25rem; background: var(--line); overflow: hidden; margin-bottom: .35rem; }
+.bar i { display: block; height: 100%; background: var(--main); }
+.bar i.high { background: var(--bad); }
+dialog {
+  color: inherit; background: var(--card); border: 1px solid var(--line); border-radius: .6rem;
+  width: min(46rem, 94vw); max-height: 90vh; overflow-wrap: anywhere;
+}
+dialog label.row { margin-bottom: .5rem; }
+dialog::backdrop { background: #0008; }
+figure { margin: 0; }
+svg { max-width: 100%; }
+.spark { display: block; fill: var(--main); }
+svg text { fill: var(--soft); font-size: 11px; }
+.qr { background: #fff; }
+.skip { position: absolute; left: -99rem; }
+.skip:focus { left: 1rem; top: .4rem; background: var(--card); }
+#toast {
+  position: fixed; right: 1rem; bottom: 1rem; background: var(--text); color: var(--card); padding: .5rem 1rem;
+  border-radius: .5rem; max-width: min(30rem, 90vw); overflow-wrap: anywhere;
+}
+#toast:empty { display: none; }
+</style>
+</head>
+<body>
+<a class="skip" href="#view">Skip to the content</a>
+<header>
+<h1>cliproxy</h1>
+<nav id="nav" aria-label="Views"></nav>
+<span id="version" class="soft"></span>
+<span id="state" class="warn" role="status"></span>
+</header>
+<main id="view" tabindex="-1"></main>
+<div id="toast" role="status"></div>
+<script>
+"use strict";
+const API = "/v0/management/";
+const KEEP = 10000;  // rows that are kept
+const PAGE = 200;  // rows that are shown at first
+const GONE = "not logged in";
+const whole = new Intl.NumberFormat();
+const dollars = new Intl.NumberFormat(undefined, {style: "currency", currency: "USD", maximumFractionDigits: 4});
+const clock = new Intl.DateTimeFormat(undefined, {timeStyle: "medium"});
+const moment = new Intl.DateTimeFormat(undefined, {dateStyle: "medium", timeStyle: "short"});
+const world = {columns: [], rows: [], seen: new Set(), running: [], overview: null, shown: PAGE, filter: ""};
+let leave = null;  // ends what a view has begun
+let following = false;
+
+// -- small things --
+
+/** Make an element: attributes by name, `on...` are listeners; texts are only ever texts. */
+function h(tag, attributes, ...children) {
+  const node = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes || {})) {
+    if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
+    else if (value === true) node.setAttribute(name, "");
+    else if (value !== false && value !== null && value !== undefined) node.setAttribute(name, value);
+  }
+  node.append(...children.flat().filter(child => child !== null && child !== undefined && child !== false));
+  return node;
+}
+function svg(tag, attributes, ...children) {
+  const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
+  node.append(...children);
+  return node;
+}
+const $ = id => document.getElementById(id);
+const count = number => whole.format(number || 0);
+const cost = amount => amount === null || amount === undefined ? "-" : dollars.format(amount);
+const seconds = ms => ms ? (ms / 1000).toFixed(ms < 10000 ? 2 : 1) + " s" : "-";
+const field = (label, control) => h("label", {class: "row"}, h("span", {class: "soft"}, label), control);
+const button = (text, act, kind) => h("button", {type: "button", class: kind, onclick: act}, text);
+const card = (...content) => h("section", {class: "card"}, ...content);
+const empty = (...content) => h("p", {class: "card soft"}, ...content);
+const fact = (name, value) => h("div", {}, h("b", {}, value), h("span", {}, name));
+const options = (rows, chosen) => rows.map(([value, title]) => h("option", {value, selected: value === chosen}, title));
+const show = (...nodes) => $("view").replaceChildren(...nodes.flat().filter(Boolean));
+const pause = ms => new Promise(done => setTimeout(done, ms));
+
+function toast(text) {
+  $("toast").textContent = text;
+  clearTimeout(toast.timer);
+  toast.timer = setTimeout(() => { $("toast").textContent = ""; }, 8000);
+}
+/** Tell the user of a failure; what was promised is undefined then. */
+async function tell(promise) {
+  try {
+    return await promise;
+  } catch (error) {
+    if (error.message !== GONE) toast(error.message);
+  }
+}
+function table(columns, rows, label, foot) {
+  const line = (row, tag) => h("tr", {}, columns.map(([, cell, kind]) => h(tag, {class: kind}, cell(row))));
+  const head = h("tr", {}, columns.map(([title, , kind]) => h("th", {scope: "col", class: kind}, title)));
+  const body = h("tbody", {}, rows.map(row => line(row, "td")));
+  const whole = h("table", {}, h("thead", {}, head), body, foot ? h("tfoot", {}, line(foot, "td")) : null);
+  return h("div", {class: "wide", tabindex: "0", role: "region", "aria-label": label}, whole);
+}
+function bar(words, percent, kind) {
+  const inner = h("i", {class: kind});
+  inner.style.width = Math.min(100, Math.max(0, percent)) + "%";
+  return h("div", {}, h("span", {class: "soft"}, words), h("div", {class: "bar"}, inner));
+}
+function copyable(text) {
+  const copy = () => tell(navigator.clipboard.writeText(text).then(() => toast("Copied.")));
+  return h("div", {}, h("pre", {class: "code"}, text), button("Copy", copy));
+}
+function dialog(title, ...content) {
+  const box = h("dialog", {"aria-label": title}, h("h2", {}, title), content);
+  box.append(h("p", {}, button("Close", () => box.close())));
+  box.addEventListener("close", () => box.remove());
+  document.body.append(box);
+  box.showModal();
+  return box;
+}
+
+// -- talking to the server --
+
+function headersFor(wish) {
+  const headers = {...wish.headers}, key = sessionStorage.getItem("key");
+  if (key) headers["X-Management-Key"] = key;
+  if (wish.json !== undefined) headers["Content-Type"] = "application/json";
+  return headers;
+}
+/** Call the management API; the answer is returned as it comes if the wish is `raw`, else what it holds. */
+async function ask(path, wish = {}) {
+  const body = wish.json === undefined ? wish.body : JSON.stringify(wish.json);
+  const answer = await fetch(API + path, {method: wish.method || "GET", headers: headersFor(wish), body});
+  if ([401, 403].includes(answer.status) || (answer.status === 404 && path === "overview")) {
+    showLogin(await answer.text());
+    throw new Error(GONE);
+  }
+  if (wish.raw) return answer;
+  const text = await answer.text();
+  if (!answer.ok) throw new Error(complaintIn(text) || "status " + answer.status);
+  return JSON.parse(text);
+}
+function complaintIn(text) {
+  try {
+    const data = JSON.parse(text);
+    return data.message || (data.error && data.error.message) || data.error;
+  } catch {
+    return text.slice(0, 500);
+  }
+}
+const post = (path, json, method = "POST") => ask(path, {method, json});
+/** Yield the events of a stream, each as [its name, its data]. */
+async function* eventsOf(answer) {
+  const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  for (let piece = await reader.read(); !piece.done; piece = await reader.read()) {
+    const events = (rest + piece.value).split("\n\n");
+    rest = events.pop();
+    for (const event of events) {
+      const fields = Object.fromEntries(event.split("\n").map(line => line.split(/: (.*)/s)));
+      if (fields.data && fields.data !== "[DONE]") yield [fields.event || "row", JSON.parse(fields.data)];
+    }
+  }
+}
+
+// -- now --
+
+const COLUMNS = [
+  ["Time", row => clock.format(row.time * 1000)],
+  ["Client", row => row.client || row.address || "-", "name"],
+  ["Asked", row => row.asked || "-", "name"],
+  ["Served", row => row.model === row.asked ? "" : row.model, "name"],
+  ["Account", row => row.account || "-", "name"],
+  ["Status", row => h("span", {class: isBad(row) ? "bad" : "good"}, row.hung_up ? row.status + " left" : row.status)],
+  ["In", row => count(inputOf(row)), "number"],
+  ["Cached", row => count(row.cached), "number"],
+  ["Out", row => count(row.output), "number"],
+  ["Cost", row => cost(row.cost), "number"],
+  ["First", row => seconds(row.first_ms), "number"],
+  ["Total", row => seconds(row.total_ms), "number"],
+  ["More", row => button("Details", () => showRequest(row))],
+];
+const isBad = row => row.status >= 400 && !row.hung_up;
+const inputOf = row => row.input + row.cached + row.cache_write;
+const tokensOf = row => inputOf(row) + row.output;
+const keyOf = row => row.request + " " + row.attempt + " " + row.time;
+
+/** Make an object of a row of the statistics. */
+function named(values) {
+  const row = {};
+  world.columns.forEach((name, at) => { row[name] = values[at]; });
+  return row;
+}
+function matches(row) {
+  if (!world.filter) return true;
+  row.text = row.text || JSON.stringify(row).toLowerCase();
+  return row.text.includes(world.filter);
+}
+function attemptCard(row) {
+  const title = (row.attempt ? "Attempt " + row.attempt : "Refused") + ": " + (row.account || "no account");
+  const words = [row.path, row.provider, row.model, "status " + row.status, row.error, row.streamed ? "streamed" : "whole",
+    "key " + (row.key || "-"), "from " + row.address, moment.format(row.time * 1000)];
+  return card(h("h3", {}, title), h("p", {class: "soft"}, words.filter(Boolean).join(" · ")),
+    row.words ? h("pre", {class: "bad"}, row.words) : null);
+}
+function showRequest(row) {
+  const attempts = world.rows.filter(other => other.request === row.request).sort((a, b) => a.attempt - b.attempt);
+  const log = h("pre", {});
+  const load = async () => {
+    const answer = await ask("request-log-by-id/" + row.request, {raw: true});
+    log.textContent = answer.ok ? await answer.text() : "There is none. The setting request-log keeps one a request.";
+  };
+  dialog("Request " + row.request, attempts.map(attemptCard), button("Request log", () => tell(load())), log);
+}
+function rowLine(row) {
+  return h("tr", {}, COLUMNS.map(([, cell, kind]) => h("td", {class: kind}, cell(row))));
+}
+function requestsTable() {
+  const rows = world.rows.filter(matches);
+  if (!world.rows.length) return empty("No request yet: ", h("a", {href: "#models"}, "talk to a model"), ", or ",
+    h("a", {href: "#clients"}, "set up a client"), ".");
+  if (!rows.length) return empty("Nothing matches.");
+  const more = () => { world.shown += PAGE; drawRequests(); };
+  return h("div", {}, table(COLUMNS, rows.slice(0, world.shown), "Recent requests"),
+    rows.length > world.shown ? h("p", {}, button("Show older", more)) : null);
+}
+function drawRequests() {
+  if ($("requests")) $("requests").replaceChildren(requestsTable());
+}
+/** Put new rows on top of the table that is there: what is looked at stays where it is. */
+function addLines(rows) {
+  const body = document.querySelector("#requests tbody");
+  if (!body) return drawRequests();
+  body.prepend(...rows.filter(matches).map(rowLine));
+  while (body.rows.length > world.shown) body.lastChild.remove();
+}
+function drawRunning() {
+  if (!$("running")) return;
+  const lines = world.running.map(one => h("li", {}, one.model, h("span", {class: "soft"},
+    " " + [one.client, one.account, "since " + clock.format(one.since * 1000)].filter(Boolean).join(" · "))));
+  $("running").replaceChildren(...lines);
+  $("idle").hidden = lines.length > 0;
+}
+function minutes() {
+  const now = Date.now() / 60000, sums = new Array(60).fill(0);
+  for (const row of world.rows) {
+    const ago = Math.floor(now - row.time / 60);
+    if (ago >= 60) break;
+    sums[59 - Math.max(0, ago)] += 1;
+  }
+  return sums;
+}
+function sparkline(sums) {
+  const most = Math.max(1, ...sums);
+  const bars = sums.map((sum, at) => svg("rect", {x: at * 4, y: 35 - sum / most * 34, width: 3, height: 1 + sum / most * 34}));
+  const label = "Requests a minute in the last hour, at most " + count(most);
+  return svg("svg", {width: 240, height: 36, class: "spark", role: "img", "aria-label": label}, ...bars);
+}
+function drawFacts() {
+  const today = world.overview && world.overview.today;
+  if (!$("facts") || !today) return;
+  const sums = minutes();
+  $("facts").replaceChildren(fact("requests in the last minute", count(sums[59])), fact("requests today", count(today.requests)),
+    fact("failed today", count(today.failed)), fact("tokens in", count(inputOf(today))), fact("tokens out", count(today.output)),
+    fact("cost today, by list price", cost(today.cost)), h("div", {}, sparkline(sums), h("span", {}, "requests a minute, in the last hour")));
+}
+function showNow() {
+  const find = event => { world.filter = event.target.value.toLowerCase(); world.shown = PAGE; drawRequests(); };
+  const filter = h("input", {type: "search", value: world.filter, placeholder: "model, account, client, error", oninput: find});
+  show(h("h2", {}, "Now"), h("section", {class: "card facts", id: "facts", "aria-label": "Today"}),
+    card(h("h3", {}, "Running"), h("ul", {id: "running"}), h("p", {id: "idle", class: "soft"}, "Nothing runs.")),
+    card(h("h3", {}, "Requests"), h("div", {class: "row"}, field("Filter", filter)), h("div", {id: "requests"})));
+  drawRequests();
+  drawRunning();
+  drawFacts();
+  const timer = setInterval(() => tell(loadOverview().then(drawFacts)), 5000);
+  return () => clearInterval(timer);
+}
+
+// -- accounts --
+
+const FILES = "auth-files";
+const ACTS = [  // name, whose, what
+  ["Pause", one => one.file && !one.disabled, one => post(FILES + "/status", {name: one.file, disabled: true}, "PATCH")],
+  ["Resume", one => one.file && one.disabled, one => post(FILES + "/status", {name: one.file, disabled: false}, "PATCH")],
+  ["Wake", one => one.cooling.length, one => post("reset-quota", {auth_index: one.auth_index})],
+  ["Renew", one => one.renewable, one => post("renew", {name: one.file})],
+  ["Log out", one => one.file, one => confirm("Log out " + one.name + "?") ? post("logout", {name: one.file}) : {}],
+];
+const STATES = {ready: "good", cooling: "warn", "needs login": "bad", "not served": "warn", disabled: "soft"};
+function limitBar(limit) {
+  const used = Math.round(limit.used);
+  const words = limit.name + ": " + used + " %" + (limit.resets_at ? ", resets " + moment.format(limit.resets_at * 1000) : "");
+  return bar(words, used, used > 90 ? "high" : "");
+}
+function actsOf(account) {
+  const run = act => tell(Promise.resolve(act(account)).then(told => {
+    if (told.message) toast(told.message);
+    return showAccounts();
+  }));
+  return ACTS.filter(([, can]) => can(account)).map(([name, , act]) => button(name, () => run(act)));
+}
+function accountCard(account) {
+  const until = account.expires ? ", token until " + moment.format(account.expires * 1000) : "";
+  const today = account.today;
+  const state = account.disabled ? "paused" : account.state;
+  return card(h("h3", {}, account.name),
+    h("p", {}, h("b", {class: STATES[account.state]}, state), " · ", account.provider, account.plan ? " · " + account.plan : ""),
+    account.why && !account.cooling.length ? h("p", {class: "warn"}, account.why) : null,
+    account.cooling.map(rest => h("p", {class: "warn"}, (rest.model === "*" ? "All" : rest.model) + " rests until "
+      + moment.format(rest.until * 1000) + ": " + rest.why)),
+    account.limits.map(limitBar),
+    h("p", {class: "soft"}, "Today " + count(today.requests) + " requests, " + count(today.failed) + " failed, "
+      + count(tokensOf(today)) + " tokens, " + cost(today.cost) + until),
+    h("div", {class: "row"}, actsOf(account)));
+}
+async function showAccounts() {
+  const overview = await tell(loadOverview());
+  if (!overview) return;
+  const who = h("select", {}, options(overview.providers.map(row => [row.name, row.title])));
+  const doors = h("div", {class: "row"}, field("Provider", who), button("Log in", () => tell(logIn(who.value)), "main"),
+    button("Add an API key", addKey));
+  const cards = overview.accounts.map(accountCard);
+  show(h("h2", {}, "Accounts"), card(doors), cards.length ? h("div", {class: "cards"}, cards)
+    : empty("No account yet. Log in, add an API key, or try the model echo, which needs neither."));
+}
+
+const LOGIN_NAMES = {claude: "anthropic", gemini: "gemini-cli"};  // what the management API calls them
+async function logIn(provider) {
+  const name = LOGIN_NAMES[provider] || provider;
+  const begun = await ask(name + "-auth-url?is_webui=true");
+  const status = h("p", {role: "status"}, "Waiting for you to log in ...");
+  const box = dialog("Log in: " + provider,
+    h("p", {}, h("a", {href: begun.url, target: "_blank", rel: "noopener noreferrer"}, "Open the provider's page")),
+    copyable(begun.url), begun.flow === "device" ? await deviceWays(begun) : pasteWay(name), status);
+  const state = "state=" + encodeURIComponent(begun.state);
+  let open = true;
+  box.addEventListener("close", () => { open = false; tell(ask("oauth-session?" + state, {method: "DELETE"})); });
+  while (open) {
+    await pause(1000);
+    const told = await ask("get-auth-status?" + state);
+    if (told.status === "wait") continue;
+    status.textContent = told.status === "ok" ? "Done." : told.error;
+    status.className = told.status === "ok" ? "good" : "bad";
+    if (told.status === "ok") {
+      box.close();
+      toast("Logged in.");
+      await showAccounts();
+    }
+    return;
+  }
+}
+function pasteWay(provider) {
+  const pasted = h("input", {type: "text", placeholder: "http://localhost/...?code=...", "aria-label": "Address of the last page"});
+  const send = () => tell(post("oauth-callback", {provider, redirect_url: pasted.value.trim()}));
+  return h("div", {}, h("p", {class: "soft"}, "On another machine the browser ends at an address that does not answer: paste it here."),
+    h("div", {class: "row"}, pasted, button("Use this address", send)));
+}
+async function deviceWays(begun) {
+  const code = await tell(ask("qr?text=" + encodeURIComponent(begun.url)));
+  return h("div", {}, begun.user_code ? h("p", {}, "Code: ", h("b", {}, begun.user_code)) : null, code ? qrPicture(code.rows) : null);
+}
+function qrPicture(rows) {
+  const size = rows.length + 8;
+  const path = rows.flatMap((row, y) => row.map((dark, x) => dark ? "M" + (x + 4) + " " + (y + 4) + "h1v1h-1z" : "")).join("");
+  return svg("svg", {viewBox: "0 0 " + size + " " + size, width: 220, class: "qr", role: "img", "aria-label": "QR code of the address"},
+    svg("path", {d: path, fill: "#000"}));
+}
+const KEY_LISTS = [["openai-compatibility", "OpenAI, OpenRouter or any API like it"], ["claude-api-key", "Anthropic"],
+  ["gemini-api-key", "Google Gemini"], ["codex-api-key", "a Responses API (with its address)"]];
+function addKey() {
+  const list = h("select", {}, options(KEY_LISTS)), key = h("input", {type: "password", autocomplete: "off"});
+  const base = h("input", {type: "url", placeholder: "if it is not the usual one"});
+  const name = h("input", {type: "text", placeholder: "openai, openrouter, groq ..."});
+  const entry = () => list.value === "openai-compatibility"
+    ? {name: name.value.trim() || "openai", "api-key-entries": [{"api-key": key.value.trim()}]} : {"api-key": key.value.trim()};
+  const save = async () => {
+    const found = await ask(list.value), fresh = entry();
+    if (base.value) fresh["base-url"] = base.value.trim();
+    await post(list.value, [...(found[list.value] || []), fresh], "PUT");
+    box.close();
+    await showAccounts();
+  };
+  const box = dialog("Add an API key", field("For", list), field("Name of the service", name), field("Key", key),
+    field("Address", base), h("p", {}, button("Save", () => tell(save()), "main")));
+}
+
+// -- usage --
+
+const COLORS = ["#3b6fe0", "#2a9d63", "#d98324", "#a857c8", "#c94b4b", "#2b9fb3", "#8b8f2b", "#d0608f", "#6d7686"];
+const SINCE = [["24h", "24 hours"], ["7d", "7 days"], ["30d", "30 days"], ["90d", "90 days"]];
+const BY = ["model", "account", "key", "client", "provider", "day", "hour"].map(name => [name, name]);
+const SUMS = [["Requests", "requests"], ["Failed", "failed"], ["Input", "input"], ["Cached", "cached"],
+  ["Cache write", "cache_write"], ["Output", "output"], ["Reasoning", "reasoning"]];
+
+/** Sum up tokens by slot and model: all but the models that used most are one. */
+function stacks(series) {
+  const totals = new Map();
+  for (const [, model, tokens] of series) totals.set(model, (totals.get(model) || 0) + tokens);
+  const names = [...totals].sort((a, b) => b[1] - a[1]).slice(0, COLORS.length - 1).map(([name]) => name);
+  const slots = new Map();
+  for (const [slot, model, tokens] of series) {
+    const at = names.includes(model) ? names.indexOf(model) : names.length, sums = slots.get(slot) || [];
+    sums[at] = (sums[at] || 0) + tokens;
+    slots.set(slot, sums);
+  }
+  return {names: names.length < totals.size ? [...names, "others"] : names, slots: [...slots].sort()};
+}
+function stackedBars(series, slot) {
+  const {names, slots} = stacks(series), step = Math.min(90, 900 / Math.max(1, slots.length)), drawn = [];
+  const most = Math.max(1, ...slots.map(([, sums]) => sums.reduce((sum, tokens) => sum + (tokens || 0), 0)));
+  slots.forEach(([when, sums], at) => {
+    let top = 200;
+    sums.forEach((tokens, kind) => {
+      const height = tokens / most * 180;
+      top -= height;
+      drawn.push(svg("rect", {x: 40 + at * step, y: top, width: Math.max(1, step - 3), height, fill: COLORS[kind]},
+        svg("title", {}, names[kind] + ", " + when + ": " + count(tokens) + " tokens")));
+    });
+    if (at % Math.ceil(slots.length / 12) === 0) drawn.push(svg("text", {x: 40 + at * step, y: 216}, when.slice(5)));
+  });
+  const label = "Tokens by " + slot + " and model, at most " + count(most);
+  const legend = names.map((name, at) => h("span", {}, dot(COLORS[at]), " ", name || "-"));
+  return h("figure", {}, svg("svg", {viewBox: "0 0 950 222", role: "img", "aria-label": label},
+    svg("text", {x: 0, y: 14}, count(most) + " tokens"), ...drawn), h("figcaption", {class: "row"}, legend));
+}
+const dot = fill => svg("svg", {width: 10, height: 10, "aria-hidden": "true"}, svg("circle", {cx: 5, cy: 5, r: 5, fill}));
+function shares(rows, by) {
+  const total = Math.max(1, rows.reduce((sum, row) => sum + tokensOf(row), 0));
+  return rows.slice().sort((a, b) => tokensOf(b) - tokensOf(a)).slice(0, 12).map(row => {
+    const part = tokensOf(row) / total * 100;
+    return bar(row[by] + ": " + part.toFixed(1) + " %", part, "");
+  });
+}
+function cacheShare(row) {
+  return inputOf(row) ? Math.round(row.cached / inputOf(row) * 100) + " %" : "-";
+}
+function usageColumns(by) {
+  return [[by, row => row[by], "name"], ...SUMS.map(([title, name]) => [title, row => count(row[name]), "number"]),
+    ["Cache hit", cacheShare, "number"], ["Cost", row => cost(row.cost), "number"]];
+}
+/** Write a cell of CSV; spreadsheets shall take no name for a formula. */
+function csvCell(value) {
+  const text = String(value ?? ""), safe = /^[=+@\t\r-]/.test(text) ? "'" + text : text;
+  return /[",\r\n]/.test(safe) ? '"' + safe.replaceAll('"', '""') + '"' : safe;
+}
+function csv(report) {
+  const names = [report.by, ...SUMS.map(([, name]) => name), "cost"];
+  return [names, ...report.rows.map(row => names.map(name => row[name]))].map(row => row.map(csvCell).join(",")).join("\r\n");
+}
+function download(name, text) {
+  const href = URL.createObjectURL(new Blob([text], {type: "text/csv"}));
+  h("a", {href, download: name}).click();
+  setTimeout(() => URL.revokeObjectURL(href), 10000);
+}
+function usageCards(report) {
+  if (!report.rows.length) return [empty("Nothing was asked in this time.")];
+  const note = "Cost is what it would have cost by list price; plans are flat."
+    + (report.unpriced.length ? " No price is known for " + report.unpriced.join(", ") + "." : "");
+  const sums = table(usageColumns(report.by), report.rows, "Usage", {...report.total, [report.by]: "total"});
+  return [card(h("h3", {}, "Tokens"), stackedBars(report.series, report.slot)),
+    card(h("h3", {}, "Share of tokens by " + report.by), shares(report.rows, report.by)),
+    card(sums, h("p", {class: "soft"}, note), button("CSV", () => download("usage.csv", csv(report))))];
+}
+function showUsage() {
+  const place = h("div", {});
+  const draw = async () => {
+    const report = await tell(ask("report?by=" + by.value + "&since=" + since.value));
+    if (report) place.replaceChildren(...usageCards(report));
+  };
+  const since = h("select", {onchange: draw}, options(SINCE, "7d")), by = h("select", {onchange: draw}, options(BY, "model"));
+  show(h("h2", {}, "Usage"), h("section", {class: "card row"}, field("Last", since), field("By", by)), place);
+  draw();
+}
+
+// -- models and clients --
+
+const MODEL_COLUMNS = [
+  ["Model", row => row.id, "name"],
+  ["Context", row => row.context ? count(row.context) : "?", "number"],
+  ["Output", row => row.output ? count(row.output) : "?", "number"],
+  ["Price in / out, a million", row => row.price ? cost(row.price.input) + " / " + cost(row.price.output) : "-", "number"],
+  ["Thinking", row => row.efforts],
+  ["Accounts", row => row.accounts.join(", "), "wrap"],
+];
+async function showModels() {
+  const overview = await tell(loadOverview());
+  if (!overview) return;
+  const names = ["echo", ...overview.models.map(row => row.id)];
+  const model = h("select", {}, options(names.map(id => [id, id])));
+  const words = h("input", {type: "text", value: "Say hello."}), answer = h("pre", {"aria-live": "polite"});
+  const send = () => tell(tryModel(model.value, words.value, answer));
+  const rows = overview.models;
+  show(h("h2", {}, "Models"),
+    card(h("h3", {}, "Try it"), h("div", {class: "row"}, field("Model", model), field("Text", words), button("Send", send, "main")), answer),
+    rows.length ? card(table(MODEL_COLUMNS, rows, "Models"), h("p", {class: "soft"}, "Of several accounts the one that is free is asked."))
+      : empty("No account offers a model yet: ", h("a", {href: "#accounts"}, "add one"), "."));
+}
+async function tryModel(model, text, place) {
+  const keys = (await ask("api-keys"))["api-keys"], started = performance.now();
+  const headers = {"Content-Type": "application/json", ...(keys.length ? {Authorization: "Bearer " + keys[0]} : {})};
+  const body = JSON.stringify({model, stream: true, messages: [{role: "user", content: text}]});
+  place.textContent = "...";
+  const answer = await fetch("/v1/chat/completions", {method: "POST", headers, body});
+  place.textContent = answer.ok ? "" : complaintIn(await answer.text());
+  if (!answer.ok) return;
+  for await (const [, event] of eventsOf(answer)) {
+    for (const choice of event.choices || []) place.append((choice.delta && choice.delta.content) || "");
+    if (event.error) place.append("\n" + (event.error.message || event.error));
+  }
+  const served = answer.headers.get("x-cliproxy-model") || model;
+  place.append("\n[" + served + ", " + seconds(performance.now() - started) + "]");
+}
+function clientCard(client) {
+  return card(h("h3", {}, client.name),
+    client.files.map(({file, text}) => h("div", {}, h("p", {class: "soft"}, file), copyable(text))),
+    client.note ? h("p", {class: "soft"}, client.note) : null,
+    client.check ? h("p", {class: "soft"}, "Try: " + client.check) : null);
+}
+async function showClients() {
+  const load = model => ask("clients?root=" + encodeURIComponent(location.origin) + "&model=" + encodeURIComponent(model));
+  const place = h("div", {class: "cards"});
+  const draw = async () => {
+    const found = await tell(load(chosen.value));
+    if (found) place.replaceChildren(...found.clients.map(clientCard));
+  };
+  const data = await tell(load(""));
+  if (!data) return;
+  const chosen = h("select", {onchange: draw}, options([["", "the one that fits best"], ...data.models.map(id => [id, id])]));
+  place.replaceChildren(...data.clients.map(clientCard));
+  show(h("h2", {}, "Clients"), card(h("p", {}, "cliproxy setup CLIENT writes these for you, and --undo takes them back."),
+    h("div", {class: "row"}, field("Model", chosen))), place);
+}
+
+// -- config and logs --
+
+async function showConfig() {
+  const answer = await tell(ask("config.yaml", {raw: true}));
+  if (!answer) return;
+  const text = await answer.text();
+  if (!answer.ok) return show(h("h2", {}, "Config"), empty(complaintIn(text)));
+  const verdict = h("pre", {role: "status"});
+  let timer;
+  const check = async () => {
+    const found = await tell(ask("config.check", {method: "POST", body: editor.value}));
+    if (!found) return;
+    verdict.textContent = [...found.errors, ...found.warnings].join("\n") || "good";
+    verdict.className = found.errors.length ? "bad" : found.warnings.length ? "warn" : "good";
+  };
+  const typed = () => { clearTimeout(timer); timer = setTimeout(check, 300); };
+  const editor = h("textarea", {spellcheck: "false", "aria-label": "Settings", oninput: typed});
+  editor.value = text;
+  const save = () => tell(ask("config.yaml", {method: "PUT", body: editor.value}).then(() => toast("Saved, and in force.")));
+  const back = () => { editor.value = text; check(); };
+  show(h("h2", {}, "Config"), card(editor, h("p", {class: "row"}, button("Save", save, "main"), button("Undo all", back)), verdict));
+  check();
+  return () => clearTimeout(timer);
+}
+function showLogs() {
+  const place = h("pre", {});
+  let lines = [];
+  const draw = () => {
+    const wanted = filter.value.toLowerCase(), found = lines.filter(line => line.toLowerCase().includes(wanted));
+    place.textContent = found.slice(-2000).join("\n") || "Nothing.";
+  };
+  const load = async () => {
+    try {
+      lines = (await ask("logs?limit=5000")).lines;
+      draw();
+    } catch (error) {
+      place.textContent = error.message + "\nThe setting logging-to-file keeps a log that can be read here.";
+    }
+  };
+  const filter = h("input", {type: "search", placeholder: "text to look for", oninput: draw});
+  show(h("h2", {}, "Logs"), card(h("div", {class: "row"}, field("Filter", filter)), place));
+  load();
+  const timer = setInterval(load, 3000);
+  return () => clearInterval(timer);
+}
+
+// -- the frame --
+
+const VIEWS = {
+  now: ["Now", showNow], accounts: ["Accounts", showAccounts], usage: ["Usage", showUsage], models: ["Models", showModels],
+  clients: ["Clients", showClients], config: ["Config", showConfig], logs: ["Logs", showLogs],
+};
+/** Show the view that the address names. One that is left ends what it has begun. */
+async function route() {
+  const asked = location.hash.slice(1), name = asked in VIEWS ? asked : "now", [title, open] = VIEWS[name];
+  const links = Object.entries(VIEWS).map(([id, [text]]) => h("a", {href: "#" + id, "aria-current": id === name ? "page" : null}, text));
+  $("nav").replaceChildren(...links);
+  document.title = title + " - cliproxy";
+  const before = leave;
+  leave = open();
+  const end = await before;
+  if (typeof end === "function") end();
+}
+async function loadOverview() {
+  world.overview = await ask("overview");
+  $("version").textContent = world.overview.version + ", up " + count(Math.round(world.overview.uptime_s / 60)) + " min";
+  return world.overview;
+}
+function showLogin(text) {
+  const key = h("input", {type: "password", autocomplete: "current-password"});
+  const enter = event => {
+    event.preventDefault();
+    sessionStorage.setItem("key", key.value);
+    start();
+  };
+  const wrong = sessionStorage.getItem("key") ? h("p", {class: "bad", role: "alert"}, complaintIn(text)) : null;
+  sessionStorage.removeItem("key");
+  $("nav").replaceChildren();
+  show(h("form", {class: "card", onsubmit: enter}, h("h2", {}, "Who is there?"), wrong,
+    h("p", {}, "On the machine of the proxy, cliproxy dashboard prints a link that opens this page. It is good for once, and for an hour."),
+    h("p", {}, "From elsewhere the management key does (the setting remote-management.secret-key)."),
+    h("div", {class: "row"}, field("Management key", key), h("button", {class: "main"}, "Enter"))));
+  key.focus();
+}
+/** Take in rows that have ended; they come in the order of their ends. */
+function take(rows) {
+  const fresh = rows.filter(row => !world.seen.has(keyOf(row)));
+  for (const row of fresh) world.seen.add(keyOf(row));
+  world.rows.unshift(...fresh.reverse());
+  for (const row of world.rows.splice(KEEP)) world.seen.delete(keyOf(row));
+  return fresh;
+}
+let waiting = [];
+function takeSoon(row) {
+  waiting.push(row);
+  if (waiting.length > 1) return;
+  setTimeout(() => {
+    const fresh = take(waiting);
+    waiting = [];
+    addLines(fresh);
+    drawFacts();
+  }, 200);
+}
+async function listen() {
+  const answer = await ask("live", {raw: true});
+  if (!answer.ok) throw new Error("status " + answer.status);
+  await loadRows();
+  $("state").textContent = "";
+  for await (const [name, data] of eventsOf(answer)) {
+    if (name === "row") takeSoon(named(data));
+    if (name === "running") { world.running = data; drawRunning(); }
+    if (name === "full") toast("Too many look at this server already: this page shows nothing new by itself.");
+  }
+}
+/** Hear what happens, whatever happens to the server. */
+async function follow() {
+  if (following) return;
+  following = true;
+  for (;;) {
+    try {
+      await listen();
+    } catch (error) {
+      if (error.message === GONE) break;
+    }
+    world.running = [];
+    drawRunning();
+    $("state").textContent = "The server does not answer; trying again ...";
+    await pause(1500);
+  }
+  following = false;
+}
+async function loadRows() {
+  const found = await ask("requests?limit=2000");
+  world.columns = found.columns;
+  take(found.rows.map(named).reverse());
+  drawRequests();
+  drawFacts();
+}
+async function start() {
+  if (!await tell(loadOverview())) return;
+  route();
+  follow();
+}
+addEventListener("hashchange", () => { if (world.overview) { route(); $("view").focus(); } });
+start();
+</script>
+</body>
+</html>
+"""
+
+
+########################################################################################
+# 46. GUARD
+########################################################################################
+# Who may use the management API, and the form in which it refuses. A key is compared with passwords
+# first, then with what was right before, and only then hashed: one at a time, and not for who has
+# failed too often. Source: spec/management.md 1, 16, 19.
+
+FAILURES = 5  # wrong keys from one address, after which it is shut out
+SHUT_OUT = 1_800.0  # seconds
+STALE_FAILURES = 7_200.0  # seconds after which failures are forgotten
+ADDRESSES = 10_000  # whose failures are remembered
+HASH_PATIENCE = 10.0  # seconds that a key waits for those before it to be checked
+SLOW_ANSWER = 1.0  # seconds before a page of elsewhere is told that its key is wrong
+
+
+def complaint(status: int, text: str, **more: Any) -> ProxyError:
+    """Return an error in the form of this API."""
+    error = error_of_status(status, text)
+    error.dialect = "management"
+    error.body = dumps({"error": text, **more}).encode("ascii")
+    return error
+
+
+def complaint_answer(error: ProxyError) -> Answer:
+    """Return an error of any room in the form of this API. Only a wrong key is a 401: pages log out at one."""
+    if error.dialect == "management":
+        return whole_answer(error.status, {"content-type": "application/json"}, error.body)
+    return json_answer(502 if error.status == 401 else error.status, {"error": str(error)})
+
+
+@functools.lru_cache(maxsize=1)
+def fast_bcrypt() -> Callable[[bytes, bytes], bytes] | None:
+    """Return what hashes a key as a setting says, of the system or of a package; None if there is neither."""
+    import ctypes  # noqa: PLC0415 -- seldom needed
+
+    for name in ("libcrypt.so.1", "libcrypt.so.2", None):
+        with contextlib.suppress(OSError, AttributeError, TypeError):
+            crypt = ctypes.CDLL(name).crypt
+            crypt.restype = ctypes.c_char_p
+            if len(crypt(b"", b"$2b$04$" + b"." * 22) or b"") == 60:
+                return lambda key, setting: crypt(key, setting) or b""
+    with contextlib.suppress(ImportError):
+        found: Any = importlib.import_module("bcrypt").hashpw
+        return lambda key, setting: bytes(found(key, setting))
+    return None
+
+
+def hash_key(key: str) -> str:
+    """Return a bcrypt hash of a key: a cheap one where it takes long to make any."""
+    letters = base64.b64encode(os.urandom(16)).translate(TO_BCRYPT)[:22]
+    fast = fast_bcrypt()
+    make = fast or bcrypt
+    return make(key.encode()[:72], b"$2b$%b$%b" % (b"10" if fast else b"04", letters)).decode()
+
+
+def opens(key: str, secret: str) -> bool:
+    """Tell whether a key is the one that the config holds, plain or hashed."""
+    if not BCRYPT_HASH.fullmatch(secret):
+        return same_text(key, secret)
+    made = (fast_bcrypt() or bcrypt)(key.encode()[:72], secret.encode())
+    return hmac.compare_digest(made, secret.encode())
+
+
+def waiting_words(seconds: float) -> str:
+    """Write a time as Go does: 29m59s."""
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes}m{rest}s" if minutes else f"{rest}s"
+
+
+class Guard:
+    """Who may use the API: checks keys, and shuts out who tries too many."""
+
+    def __init__(self, app: App, password: str = "") -> None:
+        self._app = app
+        self.password = password  # of the command line, for this machine alone
+        self._lock = threading.Lock()  # one key is checked at a time; guards all below
+        self._failures: dict[
+            str, tuple[int, float]
+        ] = {}  # by address: how many, time.monotonic() of the last
+        self._salt = os.urandom(16)
+        self._right: tuple[str, bytes] = ("", b"")  # the secret of the config, and the digest of its key
+
+    @property
+    def secret(self) -> str:
+        """What the config says, plain or hashed."""
+        return str(self._app.config["remote-management.secret-key"])
+
+    @property
+    def outside(self) -> str:
+        """The password of the environment."""
+        return self._app.environ.get("MANAGEMENT_PASSWORD", "").strip()
+
+    @property
+    def exists(self) -> bool:
+        """Tell whether there is a management API at all."""
+        return bool(self.secret or self.outside)
+
+    def check(self, key: str, address: str, *, foreign: bool) -> None:
+        """Raise ProxyError unless this key may come from this address; `foreign`: a page of elsewhere asks."""
+        here = address.removeprefix("::ffff:") in {"127.0.0.1", "::1"}
+        self._check_ban(address)
+        if not here and not self.outside and not self._app.config["remote-management.allow-remote"]:
+            raise complaint(403, "remote management disabled")
+        if key and self._is_known(key, here=here):
+            self._failures.pop(address, None)
+            return
+        if not self._lock.acquire(timeout=HASH_PATIENCE):
+            raise complaint(503, "too many keys are being checked; try again")
+        try:
+            self._check_ban(address)
+            right = bool(key) and bool(self.secret) and self._remember(key)
+            self._note(address, right=right, foreign=foreign)
+        finally:
+            self._lock.release()
+        if right:
+            return
+        if foreign:
+            threading.Event().wait(SLOW_ANSWER)
+        raise complaint(401, "invalid management key" if key else "missing management key")
+
+    def _check_ban(self, address: str) -> None:
+        number, last = self._failures.get(address, (0, 0.0))
+        left = last + SHUT_OUT - time.monotonic()
+        if number >= FAILURES and left > 0:
+            wait = waiting_words(left)
+            raise complaint(403, f"IP banned due to too many failed attempts. Try again in {wait}")
+
+    def _is_known(self, key: str, *, here: bool) -> bool:
+        """Tell whether a key is right, as far as that costs nothing."""
+        plain = [self.password if here else "", self.outside]
+        found = [same_text(key, one) for one in plain if one]
+        secret, digested = self._right
+        return any(found) or (secret == self.secret and hmac.compare_digest(self._digest(key), digested))
+
+    def _digest(self, key: str) -> bytes:
+        return hashlib.sha256(self._salt + key.encode("utf-8", "replace")).digest()
+
+    def _remember(self, key: str) -> bool:
+        """Check a key against the config's, and remember it if it is right."""
+        secret = self.secret
+        right = opens(key, secret)
+        if right:
+            self._right = secret, self._digest(key)
+        return right
+
+    def _note(self, address: str, *, right: bool, foreign: bool) -> None:
+        """Count a failure; a page of elsewhere could shut out everybody who looks at it."""
+        if right:
+            self._failures.pop(address, None)
+        elif not foreign:
+            now = time.monotonic()
+            number, last = self._failures.get(address, (0, now))
+            number = 1 if now - last > (STALE_FAILURES if number < FAILURES else SHUT_OUT) else number + 1
+            self._failures.pop(address, None)
+            self._failures[address] = number, now
+            if number == FAILURES:
+                log.warning("management: %s is shut out for %s", address, waiting_words(SHUT_OUT))
+            while len(self._failures) > ADDRESSES:
+                del self._failures[next(iter(self._failures))]
+
+
+def given_key(headers: Headers) -> str:
+    """Return the management key that a request brings."""
+    whole = headers.get("authorization", "").strip()
+    scheme, _, bearer = whole.partition(" ")
+    key = bearer.strip() if scheme.lower() == "bearer" else whole
+    return key or headers.get("x-management-key", "").strip()
+
+
+########################################################################################
+# 47. PEN
+########################################################################################
+# The settings file, shown and written as its owner wrote it. A change is made in the text of the file,
+# which is read again for that: what is PUT is laid over what is in force, each value in the file's own
+# words where they say the same, and only what differs is rewritten. Nothing is written that would not
+# load, and what was there before is kept beside it.
+
+SETTING_ROWS = {row.key: row for row in SETTINGS}
+OLD_HOMES = {"api-keys": {"auth"}, "gemini-api-key": {"generative-language-api-key"}}  # beside old spellings
+
+
+def value_at(data: Any, key: str) -> Any:
+    """Return what a dotted key holds, None if there is nothing."""
+    for name in key.split("."):
+        data = data.get(name) if isinstance(data, dict) else None
+    return data
+
+
+def read_quietly(value: Any, shape: Any) -> Any:
+    """Read a value of any shape; None for what is none."""
+    with contextlib.suppress(ProxyError):
+        return read_shape(value, shape, "", [])
+    return None
+
+
+def as_written(found: Any, raw: Any, shape: Any) -> Any:
+    """Return a value as the file has it wherever that says the same; else without what is default."""
+    if isinstance(shape, Items):
+        pool = [(item, read_quietly(item, shape.of)) for item in raw] if isinstance(raw, list) else []
+        return [item_as_written(each, pool, shape.of) for each in found]
+    if isinstance(shape, Named):
+        return {name: as_written(each, value_at(raw, name), shape.of) for name, each in found.items()}
+    if raw is not None and found == read_quietly(raw, shape):
+        return raw
+    return without_defaults(found, shape) if isinstance(shape, tuple) else found
+
+
+def item_as_written(found: Any, pool: list[tuple[Any, Any]], shape: Any) -> Any:
+    """Return an entry of a list as the file has it; `pool` holds the file's, each with what it says."""
+    for item, said in pool:
+        if said == found:
+            return item
+    return as_written(found, None, shape)
+
+
+def without_defaults(record: Json, rows: tuple[Setting, ...]) -> Json:
+    """Return a record without the fields that say nothing; what we do not know stays."""
+    known = {row.key: row for row in rows}
+    return {
+        name: as_written(value, None, known[name].shape) if name in known else value
+        for name, value in record.items()
+        if name not in known or value != known[name].default
+    }
+
+
+def with_setting(raw: Json, key: str, value: Any) -> Json:
+    """Return the settings of a file with one of them changed, and without its old spellings."""
+    old = {row.key for row in SETTINGS if row.status == "old" and row.help == key} | OLD_HOMES.get(key, set())
+    wanted = without(raw, frozenset(old))
+    section, _, name = key.rpartition(".")
+    home = dict(wanted.get(section) or {}) if section else wanted
+    if name in home or value != SETTING_ROWS[key].default:
+        home[name] = value
+    if section and home:
+        wanted[section] = home
+    return wanted
+
+
+def without_indexes(value: Any) -> Any:
+    """Return a list of keys without the `auth-index` that reading it added."""
+    if isinstance(value, list):
+        return [without_indexes(item) for item in value]
+    if isinstance(value, dict):
+        return {name: without_indexes(item) for name, item in value.items() if name != "auth-index"}
+    return value
+
+
+class SettingsText(NamedTuple):
+    """A settings file as it stands on the disk."""
+
+    path: Path
+    data: bytes
+
+    @property
+    def text(self) -> str:
+        return self.data.decode("utf-8").removeprefix("\ufeff")
+
+    @property
+    def yaml(self) -> bool:
+        return is_yaml(self.path, self.text)
+
+    @property
+    def editable(self) -> str:
+        """The text, or that of a file without settings."""
+        empty = "" if self.yaml else "{}\n"
+        return self.data.decode("utf-8") if self.text.strip() else empty
+
+    def decoded(self) -> Json:
+        """Return the settings as they stand there. Raises ValueError."""
+        raw = decode_settings(self.path, self.text) if self.text.strip() else {}
+        if not isinstance(raw, dict) or foreign_kind(raw):
+            raise ValueError("this is no file of settings of ours")
+        return raw
+
+
+def mapping_in(text: str) -> Json:
+    """Return the settings in a text of YAML, or of JSON. Raises ValueError."""
+    raw = yaml_read(text) if text.strip() else None
+    if not isinstance(raw, dict):
+        raise ValueError("the settings must be a mapping")  # noqa: TRY004 -- as for what is none at all
+    return raw
+
+
+class Pen:
+    """Writes the settings file: one change at a time, into the text as it is then."""
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+        self._lock = threading.Lock()  # held while the file is read, edited and written
+
+    def read(self) -> SettingsText:
+        """Read the file. Raises ProxyError."""
+        path = self._app.config.path
+        if path is None:
+            raise complaint(404, "not_found", message="there is no settings file: start with --config FILE")
+        try:
+            return SettingsText(path, path.read_bytes())
+        except FileNotFoundError as exc:
+            raise complaint(404, "not_found", message=f"{path} is gone") from exc
+        except OSError as exc:
+            raise complaint(500, "read_failed", message=f"{path}: {exc.strerror}") from exc
+
+    def shown(self, *keys: str) -> Json:
+        """Return settings as they are in force, in the words of the file."""
+        raw: Json = {}
+        with contextlib.suppress(ProxyError, ValueError, RecursionError):
+            raw = self.read().decoded()
+        config = self._app.config
+        return {key: as_written(config[key], value_at(raw, key), SETTING_ROWS[key].shape) for key in keys}
+
+    def edit(self, key: str, step: Callable[[Any], Any]) -> None:
+        """Put what `step` makes of a setting in its place, and in force. Raises ProxyError."""
+        row = SETTING_ROWS[key]
+        with self._writing():
+            file = self.read()
+            try:
+                raw = file.decoded()
+                config = parse_config(file.path, file.text if raw else "{}")
+                written = value_at(raw, key)
+                before = as_written(value_at(config.data, key), written, row.shape)
+                found = read_setting(step(before), row, key, [])
+                if key == "openai-compatibility":
+                    found = usable_endpoints(found, [])
+                wanted = with_setting(raw, key, as_written(found, written, row.shape))
+                edited = edit_text(file.editable, wanted, yaml=file.yaml)
+            except (ValueError, RecursionError) as exc:
+                raise complaint(500, f"failed to save config: {exc}") from exc
+            self._replace(file, edited.encode("utf-8"))
+
+    def replace(self, data: bytes) -> None:
+        """Put another text in the place of the whole file, and in force. Raises ProxyError."""
+        if len(data) > LARGEST:
+            raise complaint(413, "invalid_yaml", message=f"settings have {LARGEST:,} bytes at most")
+        with self._writing():
+            file = self.read()
+            try:
+                text = data.decode("utf-8").removeprefix("\ufeff")
+                raw = mapping_in(text)
+                if not file.yaml:  # the official page adds keys without quotes
+                    data = as_json(file.editable, text, raw).encode("utf-8")
+            except (ValueError, RecursionError) as exc:
+                raise complaint(400, "invalid_yaml", message=str(exc)) from exc
+            try:
+                self._replace(file, data)
+            except ProxyError as error:
+                if error.dialect == "management":
+                    raise
+                known = str(error).rpartition("; allowed: ")[2] in {word for _, _, word in SHAPES.values()}
+                name, status = ("invalid_yaml", 400) if known else ("invalid_config", 422)
+                raise complaint(status, name, message=str(error)) from error
+
+    @contextlib.contextmanager
+    def _writing(self) -> Generator[None, None, None]:
+        """Keep other writers out, of other processes too, and turn what the disk says into a ProxyError."""
+        folder = self._app.store.folder / ".cliproxy"
+        try:
+            folder.mkdir(mode=0o700, exist_ok=True)
+            with self._lock, locked(folder / "config.lock"):
+                yield
+        except OSError as exc:
+            raise complaint(500, f"failed to save config: {exc.strerror or exc}") from exc
+
+    def _replace(self, file: SettingsText, data: bytes) -> None:
+        """Check a text, write it, the one before beside it, and take it over. Raises ProxyError, OSError."""
+        if data == file.data:
+            return
+        fresh = parse_config(file.path, data.decode("utf-8").removeprefix("\ufeff"))
+        fresh.data["host"] = self._app.config["host"]
+        check_exposure(fresh)
+        if not fresh["remote-management.secret-key"] and not self._app.environ.get("MANAGEMENT_PASSWORD"):
+            raise ProxyError(
+                "invalid_request", "remote-management.secret-key would be gone, and who asks locked out"
+            )
+        write_atomic(file.path.with_name(f"{file.path.name}.bak"), file.data)
+        try:
+            write_atomic(file.path, data, stat.S_IMODE(file.path.stat().st_mode))
+        except OSError as exc:
+            if exc.errno != errno.EBUSY:
+                raise
+            file.path.write_bytes(
+                data
+            )  # it is mounted by itself, as into a container: nothing can take its place
+        self._app.take_over()
+
+
+def as_json(old: str, text: str, wanted: Json) -> str:
+    """Return a text that was given for a file of JSON: as it came, or what it says put into the old one."""
+    try:
+        json.loads(text)
+    except ValueError:
+        return edit_text(old, wanted, yaml=False)
+    return text
+
+
+def seal_key(app: App, pen: Pen) -> None:
+    """Replace a plain management key in the settings file by its hash. Raises ProxyError."""
+    key = "remote-management.secret-key"
+    plain = app.config[key]
+    if plain and not BCRYPT_HASH.fullmatch(plain):
+        sealed = hash_key(plain)
+        pen.edit(key, lambda now: sealed if str(now) == plain else now)
+        log.info("%s: the management key is kept as its hash now", app.config.path)
+
+
+########################################################################################
+# 48. SESSIONS
+########################################################################################
+# Logins that are begun from a page. Each runs LOGIN's own way through a login on a thread; the page is
+# its terminal: it shows the address, and whatever comes back, by which way ever, is put into its inbox.
+# What a session waits for, and how it ended, is told by its state.
+
+SESSION_KEPT = 60.0  # seconds that the end of a login is remembered
+SESSION_START = 45.0  # seconds that a provider may take to say where to go
+STATE = re.compile(r"(?!.*\.\.)[\w.-]{1,128}", re.ASCII)
+SESSION_NAMES = {  # what programs call a provider -> as LOGINS does
+    **{name: name for name in LOGINS if name != "vertex"},
+    "anthropic": "claude", "openai": "codex", "google": "gemini", "gemini-cli": "gemini", "anti-gravity": "antigravity",
+    "i-flow": "iflow", "x-ai": "xai", "grok": "xai",
+}  # fmt: skip
+
+
+class Session(Terminal):
+    """One login of a page, and whom LOGIN takes for a terminal."""
+
+    def __init__(self, provider: str) -> None:
+        super().__init__(lambda text: log.debug("login: %s", text))
+        self.provider = provider
+        self.closed = True  # nobody types
+        self.shown: SimpleQueue[Json | ProxyError] = SimpleQueue()  # where to go, or why there is nothing
+        self.state = ""  # as of the provider's address
+        self.status, self.error = "wait", ""  # or ok, error
+        self.ended = math.inf  # time.monotonic()
+        self.thread: threading.Thread | None = None
+        self._cancelled = threading.Event()
+        self.pause = self._wait
+
+    def offer(self, place: Json) -> None:
+        self.state = place["state"]
+        self.shown.put(place)
+
+    def take(self, deadline: float) -> Arrival:
+        arrival = super().take(deadline)
+        self._wait(0.0)
+        return arrival
+
+    def _wait(self, seconds: float) -> None:
+        if self._cancelled.wait(seconds):
+            raise ProxyError("conflict", "the login was cancelled; nothing was saved")
+
+    def cancel(self) -> None:
+        """End the login, soon; by its thread, which closes what it has opened."""
+        self._cancelled.set()
+        self.inbox.put(Arrival(""))
+
+    def end(self, error: str = "") -> None:
+        self.status, self.error = ("error" if error else "ok"), error
+        self.ended = time.monotonic()
+
+
+class Sessions:
+    """The logins of pages that are under way, or have just ended."""
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+        self._lock = threading.Lock()  # guards:
+        self._sessions: list[Session] = []
+
+    def begin(self, provider: str, options: Options) -> Json:
+        """Begin a login, in place of the one of this provider that is under way; return where to go."""
+        session = Session(provider)
+        with self._lock:
+            now = time.monotonic()
+            self._sessions = [old for old in self._sessions if now < old.ended + SESSION_KEPT]
+            former = [old for old in self._sessions if old.provider == provider and old.status == "wait"]
+            self._sessions.append(session)
+        for old in former:
+            old.cancel()
+            if old.thread:
+                old.thread.join(2 * TICK + 1.0)  # it may hold the port
+        session.thread = threading.Thread(target=self._run, args=(session, options), daemon=True)
+        session.thread.start()
+        try:
+            place = session.shown.get(timeout=SESSION_START)
+        except Empty:
+            session.cancel()
+            raise ProxyError(
+                "upstream_timeout", f"{provider} takes too long to say where to log in"
+            ) from None
+        if isinstance(place, ProxyError):
+            raise place
+        return place
+
+    def _run(self, session: Session, options: Options) -> None:
+        try:
+            credential = login(session.provider, options, self._app.config, self._app.store, session)
+            self._app.take_over()
+            self._app.wake(credential.name)
+            session.end()
+        except (ProxyError, OSError) as exc:
+            error = exc if isinstance(exc, ProxyError) else ProxyError("internal", str(exc))
+            session.end(str(self._app.make_discreet(error)))
+            session.shown.put(error)
+        except Exception:  # a thread's top
+            log.exception("a login at %s failed", session.provider)
+            session.end("internal error; the log has more")
+            session.shown.put(ProxyError("internal", session.error))
+
+    def find(self, state: str) -> Session | None:
+        """Return the login of a state, None if there is none."""
+        with self._lock:
+            now = time.monotonic()
+            return next(
+                (one for one in self._sessions if one.state == state and now < one.ended + SESSION_KEPT), None
+            )
+
+    def deliver(self, state: str, text: str) -> bool:
+        """Hand what came back to the login that waits for it; False if none does."""
+        session = self.find(state) if STATE.fullmatch(state) else None
+        if session is None or session.status != "wait":
+            return False
+        session.inbox.put(Arrival(text))
+        return True
+
+
+########################################################################################
+# 49. DESK
+########################################################################################
+# What the functions of the management API get: a Wish is one call, its key checked; the Desk is what
+# they work with. What they return is sent as JSON, unless it is an Answer.
+
+MANAGEMENT_PATH = "/v0/management"
+HEARTBEAT = 10.0  # seconds without /keep-alive after which a server that was started with a password ends
+
+
+class Wish(NamedTuple):
+    """One call of the API, its key checked."""
+
+    method: str
+    path: str  # behind MANAGEMENT_PATH
+    query: Mapping[str, list[str]]
+    headers: Headers
+    body: bytes
+    rest: str = ""  # what the `*` of the endpoint's path stands for
+
+    def one(self, name: str) -> str:
+        """Return a parameter of the query, empty if it is not there."""
+        return self.query.get(name, [""])[0]
+
+    @property
+    def data(self) -> Any:
+        """The decoded body. Raises ProxyError if it is no JSON."""
+        try:
+            return decode_json(self.body)
+        except (ValueError, RecursionError) as exc:
+            raise complaint(400, "invalid body") from exc
+
+    @property
+    def object(self) -> Json:
+        """The object in the body. Raises ProxyError if there is none."""
+        data = self.data
+        if not isinstance(data, dict):
+            raise complaint(400, "invalid body")
+        return data
+
+    def place(self, size: int) -> int | None:
+        """Return the place in a list of this size that the query names, None if it names none."""
+        word = self.one("index")
+        return int(word) if word.isdecimal() and len(word) < 9 and int(word) < size else None
+
+
+def slots_now(now: float) -> list[Json]:
+    """Return the parts of the last hours that pages draw, empty."""
+    last = int(now // RECENT_SECONDS)
+    return [
+        {"time": slot_name(at), "success": 0, "failed": 0} for at in range(last - RECENT_SLOTS + 1, last + 1)
+    ]
+
+
+def traffic_of(traffic: Mapping[str, Json], names: Iterable[str]) -> Json:
+    """Return what became of the requests of several accounts, added up."""
+    told = [traffic[name] for name in dict.fromkeys(names) if name in traffic]
+    slots = slots_now(time.time())
+    for row in told:
+        for slot, more in zip(slots, row["recent_requests"]):
+            slot.update(success=slot["success"] + more["success"], failed=slot["failed"] + more["failed"])
+    total = {word: sum(row[word] for row in told) for word in ("success", "failed")}
+    return {**total, "recent_requests": slots}
+
+
+class Desk:
+    """What the management API works with."""
+
+    def __init__(self, app: App, password: str = "") -> None:
+        self.app = app
+        self.guard = Guard(app, password)
+        self.pen = Pen(app)
+        self.board = Board(app)
+        self.sessions = Sessions(app)
+        self.popped = 0  # the last row of the statistics that was popped
+        self._beat = time.monotonic()  # when the one who started us was heard last
+        self._plain = ""  # the last key that was tried to be replaced by its hash
+
+    def poll(self) -> None:
+        """Do what is due; called every second."""
+        plain, self._plain = self._plain, self.guard.secret
+        if self._plain != plain:
+            try:
+                seal_key(self.app, self.pen)
+            except ProxyError as error:
+                log.warning("the management key stays as it is: %s", error)
+
+    @property
+    def abandoned(self) -> bool:
+        """Tell whether the program that started us with a password has stopped to call /keep-alive."""
+        return bool(self.guard.password) and time.monotonic() - self._beat > HEARTBEAT
+
+    def keep_alive(self, key: str) -> bool:
+        """Note that the one who started us is there; False if it is somebody else."""
+        if not same_text(key, self.guard.password):
+            return False
+        self._beat = time.monotonic()
+        return True
+
+    @contextlib.contextmanager
+    def usage(self) -> Iterator[Database]:
+        """Open the statistics, with all that has happened until now. Raises ProxyError."""
+        self.app.scribe.write()
+        self.app.stats.flush()
+        try:
+            database = Database(self.app.stats.path)
+            with contextlib.closing(database):
+                yield database
+        except DatabaseError as exc:
+            raise complaint(503, f"the statistics cannot be read: {exc}") from exc
+
+    def traffic(self) -> dict[str, Json]:
+        """Return by account what became of its requests: success, failed, recent_requests."""
+        now = time.time()
+        with contextlib.suppress(ProxyError), self.usage() as database:
+            sums = usage_report(database, Query(by="account"))["rows"]
+            recent = recent_requests(database, now)
+            return {
+                row["account"]: {
+                    "success": row["requests"] - row["failed"],
+                    "failed": row["failed"],
+                    "recent_requests": recent.get(row["account"], slots_now(now)),
+                }
+                for row in sums
+            }
+        return {}
+
+    def cors(self, headers: Headers) -> Headers:
+        """Return the headers that let a page of elsewhere read an answer. The key is the protection."""
+        origin, allowed = headers.get("origin", ""), self.app.config["remote-management.allow-origins"]
+        if allowed and origin.lower() not in allowed:
+            return {}
+        asked = headers.get("access-control-request-headers", "")
+        return {
+            "access-control-allow-origin": origin if allowed else "*",
+            "access-control-allow-methods": "GET, POST, PUT, PATCH, DELETE, OPTIONS",
+            "access-control-allow-headers": asked or "*, Authorization",
+            "access-control-expose-headers": ", ".join(EXPOSED),
+            **({"vary": "origin"} if allowed else {}),
+        }
+
+
+EXPOSED = (
+    "X-CPA-VERSION", "X-CPA-COMMIT", "X-CPA-BUILD-DATE", "X-CPA-SUPPORT-PLUGIN", "X-SERVER-VERSION",
+    "X-SERVER-BUILD-DATE", "Location", "Retry-After", "X-Request-Id", "OpenAI-Request-Id",
+)  # fmt: skip
+VERSION_HEADERS = {
+    "x-cpa-version": __version__, "x-cpa-commit": "cliproxy", "x-cpa-build-date": "unknown", "x-cpa-support-plugin": "0",
+}  # fmt: skip
+SAVED = {"status": "ok"}
+
+
+def texts_in(data: Any) -> list[str]:
+    """Return the list of texts that data is. Raises ProxyError if it is none."""
+    if not isinstance(data, list) or not all(isinstance(text, str) for text in data):
+        raise complaint(400, "invalid body")
+    return data
+
+
+########################################################################################
+# 50. TRAFFIC
+########################################################################################
+# What was used and said, as pages and collectors of both generations read it: sums and single requests
+# of the database of USAGE, and the files of LOGS, in CLIProxyAPI's words. Source: spec/management.md 10, 12, 16.
+
+DETAILS, EXPORTED = 10_000, 200_000  # single requests that are told of: the latest
+TOKENS = "input + cached + cache_write + output"  # of a row
+API = "coalesce(nullif(key, ''), 'POST ' || path)"  # by what a row goes in this API
+
+
+def detail_of(row: Row) -> Json:
+    """Return a row as a request of this API."""
+    tokens = {
+        "input_tokens": row.input + row.cached + row.cache_write,
+        "output_tokens": row.output,
+        "reasoning_tokens": row.reasoning,
+        "cached_tokens": row.cached,
+    }
+    total = tokens["input_tokens"] + row.output
+    return {
+        "timestamp": f"{iso_time(row.time)[:-1]}.{int(row.time % 1 * 1e6):06}Z",
+        "latency_ms": row.total_ms,
+        "source": row.account,
+        "auth_index": row.auth_index,
+        "tokens": {**tokens, "total_tokens": total},
+        "failed": has_failed(row),
+    }
+
+
+def api_of(row: Row) -> str:
+    return row.key or f"POST {row.path}"
+
+
+def snapshot(database: Database, most: int) -> Json:
+    """Return the statistics as pages read them: sums of all, and the latest requests."""
+    source = "FROM rows WHERE attempt > 0"
+    failed = "total(status >= 400 AND NOT hung_up)"
+    ((number, bad, tokens),) = database.read(f"SELECT count(*), {failed}, total({TOKENS}) {source}")
+    apis: dict[str, Json] = {}
+    for api, model, requests, used in database.read(
+        f"SELECT {API}, model, count(*), total({TOKENS}) {source} GROUP BY 1, 2"
+    ):
+        row = apis.setdefault(api, {"total_requests": 0, "total_tokens": 0, "models": {}})
+        row.update(
+            total_requests=row["total_requests"] + requests, total_tokens=row["total_tokens"] + int(used)
+        )
+        row["models"][model] = {"total_requests": requests, "total_tokens": int(used), "details": []}
+    fields = ", ".join(Row._fields)
+    latest = database.read(f"SELECT {fields} {source} ORDER BY id DESC LIMIT ?", most)
+    for found in map(Row._make, reversed(latest)):
+        apis[api_of(found)]["models"][found.model]["details"].append(detail_of(found))
+    told: Json = {"total_requests": number, "success_count": number - int(bad), "failure_count": int(bad)}
+    told.update(total_tokens=int(tokens), apis=apis)
+    for word, form in (("day", "%Y-%m-%d"), ("hour", "%H")):
+        by = f"strftime('{form}', time, 'unixepoch', 'localtime')"
+        sums = database.read(f"SELECT {by}, count(*), total({TOKENS}) {source} GROUP BY 1")
+        told[f"requests_by_{word}"] = {when: requests for when, requests, _ in sums}
+        told[f"tokens_by_{word}"] = {when: int(used) for when, _, used in sums}
+    return told
+
+
+def get_usage(desk: Desk, wish: Wish, _row: None) -> Json:
+    with desk.usage() as database:
+        if wish.path == "/usage/export":
+            exported = write_time(time.time(), utc=True)
+            return {"version": 1, "exported_at": exported, "usage": snapshot(database, EXPORTED)}
+        told = snapshot(database, DETAILS)
+        return {"usage": told, "failed_requests": told["failure_count"]}
+
+
+def imported_rows(usage: Json) -> Iterator[Row]:
+    """Yield the requests of an export as rows. Raises one of MALFORMED for what is none."""
+    for api, of_api in usage.get("apis", {}).items():
+        for model, of_model in of_api.get("models", {}).items():
+            for detail in of_model.get("details") or ():
+                yield imported_row(str(api), str(model).strip() or "unknown", detail)
+
+
+def imported_row(api: str, model: str, detail: Json) -> Row:
+    """Return a request of an export as a row."""
+    tokens = detail.get("tokens") or {}
+    names = "input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens"
+    told, from_cache, output, reasoning = (clean_count(tokens.get(name)) for name in names)
+    used = Usage(told, from_cache, 0, output, reasoning)
+    path = api.partition(" ")[2]
+    row: Json = dict.fromkeys(Row._fields, 0) | dict.fromkeys(IMPORTED_TEXTS, "")
+    row.update(
+        time=read_time(detail.get("timestamp")) or time.time(),
+        attempt=1,
+        key="" if path else api,
+        path=path,
+        model=model,
+        account=str(detail.get("source") or ""),
+        auth_index=str(detail.get("auth_index") or ""),
+        status=500 if detail.get("failed") else 200,
+        total_ms=clean_count(detail.get("latency_ms")),
+        input=max(0, told - from_cache),
+        cached=from_cache,
+        output=output,
+        reasoning=reasoning,
+        cost=cost_of(price_of(model, list_prices()), used),
+    )
+    return Row(**row)
+
+
+IMPORTED_TEXTS = (
+    "request",
+    "key",
+    "client",
+    "address",
+    "dialect",
+    "path",
+    "asked",
+    "provider",
+    "account",
+    "error",
+    "words",
+)
+
+
+def same_request(row: Row) -> tuple[Any, ...]:
+    """Return what two rows of one request have alike."""
+    return api_of(row), row.model, round(row.time, 4), *row[11:13], has_failed(row), *row[18:23]
+
+
+def import_usage(desk: Desk, wish: Wish, _row: None) -> Json:
+    """Add the requests of an export that are not there yet."""
+    try:
+        body = wish.object
+    except ProxyError as error:
+        raise complaint(400, "invalid json") from error
+    if body.get("version") not in (None, 0, 1):
+        raise complaint(400, "unsupported version")
+    try:
+        rows = list(imported_rows(body.get("usage") or {}))
+    except MALFORMED as exc:
+        raise complaint(400, "invalid json", message=str(exc)) from exc
+    with desk.usage() as database:
+        fields = ", ".join(Row._fields)
+        first = min((row.time for row in rows), default=0.0) - 1.0
+        known = database.read(f"SELECT {fields} FROM rows WHERE time >= ?", first)  # noqa: S608 -- names of ours
+        seen = {same_request(Row._make(row)) for row in known}
+        fresh = []
+        for row in rows:
+            mark = same_request(row)
+            fresh += [] if mark in seen else [row]
+            seen.add(mark)
+        database.write(fresh)
+        told = snapshot(database, 0)
+    counts = {"total_requests": told["total_requests"], "failed_requests": told["failure_count"]}
+    return {"added": len(fresh), "skipped": len(rows) - len(fresh), **counts}
+
+
+def pop_usage(desk: Desk, wish: Wish, _row: None) -> Any:
+    """Return the oldest requests that were not popped yet, and never again."""
+    word = wish.one("count") or "1"
+    if not word.isdecimal() or len(word) > 9 or not int(word):
+        raise complaint(400, "count must be a positive integer")
+    with desk.usage() as database:
+        rows = stored_rows(database, desk.popped, min(int(word), DETAILS))
+    desk.popped = rows[-1][0] if rows else desk.popped
+    return [record_of(row) for _, row in rows if row.attempt]
+
+
+def record_of(row: Row) -> Json:
+    """Return a row as a record of the queue."""
+    detail = detail_of(row)
+    tokens = {**detail["tokens"], "cache_read_tokens": row.cached, "cache_creation_tokens": row.cache_write}
+    return {
+        **detail,
+        "tokens": tokens,
+        "ttft_ms": row.first_ms,
+        "client_ip": row.address,
+        "user_agent": row.client,
+        "fail": {"status_code": row.status if has_failed(row) else 0, "body": row.words},
+        "provider": row.provider,
+        "model": row.model,
+        "alias": row.asked,
+        "endpoint": f"POST {row.path}",
+        "auth_type": "oauth" if row.account.endswith(".json") else "api_key",
+        "api_key": row.key,
+        "request_id": row.request,
+    }
+
+
+def key_usage(desk: Desk, _wish: Wish, _row: None) -> Json:
+    """Return what became of the requests of each key of the config, by provider, base URL and key."""
+    traffic = desk.traffic()
+    told: dict[str, Json] = {}
+    for account in desk.app.router.offers.accounts:
+        if account.credential or account.name in ENVIRON_NAMES:
+            continue
+        source, _, number = account.name.rpartition("[")
+        entries = desk.app.config.data.get(source)
+        entry = entries[int(number[:-1])] if entries else endpoint_of(desk.app.config, account)
+        name = source.removesuffix("-api-key")
+        rows = told.setdefault(name.lower(), {})
+        rows[f"{entry.get('base-url', '')}|{account.key}"] = traffic_of(traffic, [account.name])
+    return told
+
+
+ENVIRON_NAMES = frozenset(row.source for row in KEY_VARIABLES)  # accounts of the environment
+
+
+def endpoint_of(config: Config, account: Account) -> Json:
+    """Return the entry of an OpenAI-compatible service that an account is of."""
+    entries = config["openai-compatibility"]
+    return next((one for one in entries if one["name"].strip().lower() == account.provider.name), {})
+
+
+# -- logs --------------------------------------------------------------------------------
+
+MOST_LINES = 50_000
+LINE_TIME = re.compile(r"\[(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d)\]")
+
+
+@functools.lru_cache(maxsize=64)
+def time_of_line(stamp: str) -> int:
+    """Return the Unix time of a line, whose stamp is local time."""
+    with contextlib.suppress(ValueError, OverflowError):
+        return int(time.mktime(time.strptime(stamp, "%Y-%m-%d %H:%M:%S")))
+    return 0
+
+
+def logs_in(desk: Desk) -> Path:
+    """Return the folder of the logs, all that was said being there. Raises ProxyError if none is kept."""
+    if not desk.app.config["logging-to-file"]:
+        raise complaint(400, "logging to file disabled")
+    desk.app.scribe.write()
+    return log_folder(desk.app.config, desk.app.environ)
+
+
+def lines_wished(word: str) -> int:
+    """Return how many lines are wanted. Raises ProxyError."""
+    if not word:
+        return MOST_LINES
+    if not re.fullmatch(r"-?\d{1,9}", word):
+        raise complaint(400, "invalid limit: must be a positive integer")
+    if int(word) <= 0:
+        raise complaint(400, "invalid limit: must be greater than zero")
+    return min(int(word), MOST_LINES)
+
+
+def stamped_lines(folder: Path) -> Iterator[tuple[int, str]]:
+    """Yield the lines of the logs with their times, oldest first; one without a time has that before it."""
+    when = 0
+    for path in main_logs(folder):
+        with contextlib.suppress(OSError), path.open(encoding="utf-8", errors="replace") as file:
+            for line in file:
+                found = LINE_TIME.match(line)
+                when = time_of_line(found[1]) if found else when
+                yield when, line.rstrip("\r\n")
+
+
+def get_logs(desk: Desk, wish: Wish, _row: None) -> Json:
+    """Return the last lines, those that came after a time."""
+    folder, word = logs_in(desk), wish.one("after")
+    after = int(word) if re.fullmatch(r"\d{1,12}", word) else 0
+    kept: collections.deque[str] = collections.deque(maxlen=lines_wished(wish.one("limit")))
+    latest = after
+    for when, line in stamped_lines(folder):
+        latest = max(latest, when)
+        if when > after:
+            kept.append(line)
+    return {"lines": list(kept), "line-count": len(kept), "latest-timestamp": latest}
+
+
+def clear_logs(desk: Desk, _wish: Wish, _row: None) -> Json:
+    """Empty main.log, and delete those that were put aside."""
+    removed = 0
+    for path in main_logs(logs_in(desk)):
+        try:
+            if path.name == "main.log":
+                os.truncate(path, 0)
+            else:
+                path.unlink()
+                removed += 1
+        except OSError as exc:
+            raise complaint(500, f"{path.name} cannot be cleared: {exc.strerror}") from exc
+    return {"success": True, "message": "Logs cleared successfully", "removed": removed}
+
+
+def list_error_logs(desk: Desk, _wish: Wish, _row: None) -> Json:
+    """List the logs of failed requests, the newest first; while all requests have one, none."""
+    rows: list[Json] = []
+    desk.app.scribe.write()
+    if not desk.app.config["request-log"]:
+        for path in error_logs(log_folder(desk.app.config, desk.app.environ)):
+            with contextlib.suppress(OSError):
+                status = path.stat()
+                rows.append({"name": path.name, "size": status.st_size, "modified": int(status.st_mtime)})
+    return {"files": sorted(rows, key=operator.itemgetter("modified"), reverse=True)}
+
+
+def get_error_log(desk: Desk, wish: Wish, _row: None) -> Answer:
+    name = wish.rest
+    if not name or re.search(r"[/\\\0]", name) or name.startswith("."):
+        raise complaint(400, "invalid log file name")
+    if not (name.startswith("error-") and name.endswith(".log")):
+        raise complaint(404, "log file not found")
+    return log_answer(log_folder(desk.app.config, desk.app.environ) / name, "log file not found")
+
+
+def get_request_log(desk: Desk, wish: Wish, _row: None) -> Answer:
+    if not re.fullmatch(r"[\w-]{1,64}", wish.rest, re.ASCII):
+        raise complaint(400, "invalid request ID")
+    desk.app.scribe.write()
+    path = request_log(log_folder(desk.app.config, desk.app.environ), wish.rest)
+    missing = "log file not found for the given request ID"
+    if path is None:
+        raise complaint(404, missing)
+    return log_answer(path, missing)
+
+
+def log_answer(path: Path, missing: str) -> Answer:
+    """Return a log as a file to keep. Raises ProxyError."""
+    try:
+        data, _ = read_regular(path, BODY_LIMIT)
+    except OSError as exc:
+        raise complaint(404, missing) from exc
+    headers = {"content-type": "text/plain; charset=utf-8", "cache-control": "no-store"}
+    return whole_answer(200, {**headers, "content-disposition": f'attachment; filename="{path.name}"'}, data)
+
+
+########################################################################################
+# 51. FILES
+########################################################################################
+# The credential files as pages see and change them: listed with what their accounts do, uploaded,
+# changed, and put in force before the answer. No name leads out of the folder, and no list holds a
+# token. Source: spec/management.md 8, 16.
+
+UPLOAD_LIMIT = 20_000_000  # bytes of a form
+
+
+class Upload(NamedTuple):
+    """A file in a form."""
+
+    name: str
+    data: bytes
+
+
+def form_files(wish: Wish) -> tuple[list[Upload], dict[str, str]]:
+    """Return the files in a form, sorted by the names of their fields, and the other fields."""
+    from email.parser import BytesParser  # noqa: PLC0415 -- slow, and seldom needed
+
+    if len(wish.body) > UPLOAD_LIMIT:
+        raise complaint(413, f"a form has {UPLOAD_LIMIT:,} bytes at most")
+    kind = wish.headers.get("content-type", "")
+    form = BytesParser().parsebytes(f"content-type: {kind}\r\n\r\n".encode("latin-1") + wish.body)
+    if not form.is_multipart():
+        raise complaint(400, "invalid multipart form: it has no parts")
+    files: list[tuple[str, Upload]] = []
+    fields: dict[str, str] = {}
+    for part in form.get_payload():
+        data = part.get_payload(decode=True)  # type: ignore[union-attr]
+        field = str(part.get_param("name", "", "content-disposition"))  # type: ignore[union-attr]
+        name = part.get_filename()  # type: ignore[union-attr]
+        if name and isinstance(data, bytes):
+            files.append((field, Upload(re.split(r"[/\\]", name)[-1], data)))
+        elif isinstance(data, bytes):
+            fields[field] = data.decode("utf-8", "replace").strip()
+    return [file for _, file in sorted(files, key=operator.itemgetter(0))], fields
+
+
+def is_form(wish: Wish) -> bool:
+    return wish.headers.get("content-type", "").lower().startswith("multipart/form-data")
+
+
+def rfc_time(when: float | None) -> str | None:
+    return write_time(when, utc=True) if when else None
+
+
+def auth_index(credential: Credential) -> str:
+    """Return what stands for a file in this API, as Account.auth_index does for its accounts."""
+    return account_index("file", credential.name)
+
+
+def accounts_in(desk: Desk, credential: Credential) -> list[Account]:
+    """Return the accounts that a file is in use for."""
+    accounts = desk.app.router.offers.accounts
+    return [one for one in accounts if one.credential and one.credential.name == credential.name]
+
+
+def state_of(desk: Desk, credential: Credential) -> Json:
+    """Return how it stands with a file: status, status_message, disabled, unavailable, next_retry_after."""
+    if credential.data.get("disabled"):
+        return {"status": "disabled", "status_message": "", "disabled": True, "unavailable": False}
+    reports = [desk.app.router.report(account) for account in accounts_in(desk, credential)]
+    if not reports:
+        why = accounts_of_file(desk.app.config, credential)[1] or "it is not used"
+        return {"status": "error", "status_message": why, "disabled": False, "unavailable": True}
+    return {"disabled": False, **state_in_use(reports, why_dead(credential.data))}
+
+
+def state_in_use(reports: list[Json], dead: str) -> Json:
+    """Return how it stands with a file whose accounts report so: it is bad if none of them can be asked."""
+    rests = [rest for report in reports for rest in report["cooling"] if rest["model"] == "*"]
+    lost = [report for report in reports if report["state"] == "needs login"]
+    bad = len(lost) == len(reports) or len(rests) >= len(reports)
+    about: Json = {"status": "error" if bad else "active", "unavailable": bad}
+    about["status_message"] = dead or "; ".join(rest["why"] for rest in rests)
+    if bad and rests:
+        about["next_retry_after"] = rfc_time(min(rest["until"] for rest in rests))
+    return about
+
+
+def codex_claims(data: Json) -> Json:
+    """Return what pages want to know of a ChatGPT account."""
+    claims = inside(jwt_claims(data.get("id_token")), OPENAI_AUTH)
+    keys = "chatgpt_account_id", "chatgpt_subscription_active_start", "chatgpt_subscription_active_until"
+    return {**{key: claims[key] for key in keys if claims.get(key)}, **filled(plan_type=plan_of(data))}
+
+
+FILE_FIELDS = (
+    "project_id",
+    "prefix",
+    "proxy_url",
+    "priority",
+    "weight",
+    "note",
+    "websockets",
+    "request_retry",
+)
+
+
+def describe(desk: Desk, credential: Credential, traffic: Mapping[str, Json]) -> Json:
+    """Return an entry of the list of files, without any secret."""
+    data, status = credential.data, credential.path.stat()
+    email = str(data.get("email") or "")
+    project = str(data.get("project_id") or "")
+    kind = "gemini-cli" if credential.type == "gemini" else credential.type
+    account = f"{email} ({project})" if credential.type == "gemini" and project else email
+    about = filled(
+        email=email,
+        account=account or str(data.get("label") or ""),
+        account_type="oauth",
+        last_refresh=rfc_time(last_refresh(data)),
+        id_token=codex_claims(data) if credential.type == "codex" else None,
+        **{key: data.get(key) for key in FILE_FIELDS if isinstance(data.get(key), (str, int))},
+    )
+    return {
+        "id": credential.name,
+        "auth_index": auth_index(credential),
+        "name": credential.name,
+        "type": kind,
+        "provider": kind,
+        "label": email or str(data.get("label") or credential.name),
+        **state_of(desk, credential),
+        **file_facts(credential.path, status),
+        **about,
+        **traffic_of(traffic, [credential.name, *(one.name for one in accounts_in(desk, credential))]),
+    }
+
+
+def file_facts(path: Path, status: os.stat_result) -> Json:
+    when = rfc_time(status.st_mtime)
+    return {
+        "runtime_only": False,
+        "source": "file",
+        "size": status.st_size,
+        "modtime": when,
+        "path": str(path),
+        "created_at": when,
+        "updated_at": when,
+    }
+
+
+def describe_damaged(desk: Desk, name: str, why: str) -> Json:
+    """Return an entry for a file that is no credential, so that a page can delete it."""
+    path = desk.app.store.folder / name
+    return {
+        "id": name,
+        "auth_index": account_index("file", name),
+        "name": name,
+        "type": "unknown",
+        "provider": "unknown",
+        "label": name,
+        "status": "error",
+        "status_message": why,
+        "disabled": False,
+        "unavailable": True,
+        **file_facts(path, path.stat()),
+        **traffic_of(EMPTY, []),
+    }
+
+
+def list_files(desk: Desk, wish: Wish, _row: None) -> Json:
+    desk.app.take_over()
+    traffic, rows = desk.traffic(), []
+    for credential in desk.app.store.credentials():
+        with contextlib.suppress(OSError):  # it is gone
+            rows.append(describe(desk, credential, traffic))
+    for name, why in list(desk.app.store.problems.items()):
+        with contextlib.suppress(OSError):
+            rows.append(describe_damaged(desk, name, why))
+    for word in ("name", "auth_index"):
+        rows = [row for row in rows if wish.one(word) in {"", row[word]}]
+    return {"files": sorted(rows, key=lambda row: row["name"].lower())}
+
+
+def named_file(desk: Desk, name: str) -> Path:
+    """Return the path of a file by its name. Raises ProxyError for what is no name."""
+    try:
+        path = desk.app.store.path(name)
+    except (ProxyError, ValueError, IndexError) as exc:
+        raise complaint(400, "invalid name") from exc
+    if "\0" in name or len(name) > 200 or Path(name).stem.upper() in DEVICE_NAMES:
+        raise complaint(400, "invalid name")
+    return path
+
+
+DEVICE_NAMES = frozenset(  # of Windows: to open one opens no file
+    "CON PRN AUX NUL".split() + [f"{port}{number}" for port in ("COM", "LPT") for number in range(10)]
+)
+
+
+def save_file(desk: Desk, upload: Upload) -> None:
+    """Store an uploaded file as it is, if it is a credential. Raises ProxyError."""
+    if not upload.name.endswith(".json"):
+        raise complaint(400, "file must be .json")
+    path = named_file(desk, upload.name)
+    data = read_object(upload.data) if len(upload.data) <= LARGEST else {}
+    if not isinstance(data.get("type"), str) or not data["type"]:
+        raise complaint(400, "invalid auth file: it is no JSON object with a `type`")
+    desk.app.store.put(path.name, data, upload.data)
+
+
+def each_file(names: Sequence[str], act: Callable[[int], None], verb: str) -> Answer:
+    """Do something with several files, and tell which did and which did not; of one, its own error."""
+    done: list[str] = []
+    failed: list[Json] = []
+    for at, name in enumerate(names):
+        try:
+            act(at)
+            done.append(name)
+        except ProxyError as error:
+            if len(names) == 1:
+                raise
+            failed.append({"name": name, "error": str(error)})
+    if len(names) == 1:
+        return json_answer(200, SAVED)
+    told: Json = {"status": "partial" if failed else "ok", verb: len(done), "files": done}
+    return json_answer(207 if failed else 200, {**told, "failed": failed} if failed else told)
+
+
+def upload_files(desk: Desk, wish: Wish, _row: None) -> Answer:
+    """Take in credential files: of a form, or one as the body itself."""
+    if is_form(wish):
+        uploads = form_files(wish)[0]
+    else:
+        name = wish.one("name")
+        if not name or named_name(name) != name:
+            raise complaint(400, "invalid name")
+        if not name.endswith(".json"):
+            raise complaint(400, "name must end with .json")
+        uploads = [Upload(name, wish.body)]
+    if not uploads:
+        raise complaint(400, "no files uploaded")
+    answer = each_file(
+        [upload.name for upload in uploads], lambda at: save_file(desk, uploads[at]), "uploaded"
+    )
+    desk.app.take_over()
+    return answer
+
+
+def named_name(name: str) -> str:
+    """Return the last part of a path as any system writes it."""
+    return re.split(r"[/\\]", name)[-1]
+
+
+def names_wished(wish: Wish) -> list[str]:
+    """Return the names of files that a DELETE names: in its query, or in its body."""
+    names: Any = wish.query.get("name", [])
+    if not names and wish.body.strip():
+        body = wish.data
+        named = body.get("names", [body.get("name")]) if isinstance(body, dict) else body
+        names = texts_in(named)
+    return list(dict.fromkeys(names))
+
+
+def delete_files(desk: Desk, wish: Wish, _row: None) -> Answer:
+    store = desk.app.store
+    if wish.one("all").lower() in {"true", "1", "*"}:
+        desk.app.take_over()
+        names = [*(credential.name for credential in store.credentials()), *store.problems]
+        for name in names:
+            store.delete(name)
+        desk.app.take_over()
+        return json_answer(200, {"status": "ok", "deleted": len(names)})
+    names = names_wished(wish)
+    if not names:
+        raise complaint(400, "invalid name")
+
+    def act(at: int) -> None:
+        path = named_file(desk, names[at])
+        if not path.exists():
+            raise complaint(404, "auth file not found")
+        store.delete(path.name)
+
+    try:
+        return each_file(names, act, "deleted")
+    finally:
+        desk.app.take_over()
+
+
+def download_file(desk: Desk, wish: Wish, _row: None) -> Answer:
+    name = wish.one("name")
+    if name and not name.endswith(".json"):
+        raise complaint(400, "name must end with .json")
+    path = named_file(desk, name)
+    try:
+        data, _ = read_regular(path, LARGEST)
+    except FileNotFoundError as exc:
+        raise complaint(404, "file not found") from exc
+    except OSError as exc:
+        raise complaint(500, f"{name} cannot be read: {exc.strerror}") from exc
+    headers = {
+        "content-type": "application/json",
+        "content-disposition": f'attachment; filename="{urlquote(name)}"',
+    }
+    return whole_answer(200, {**headers, "cache-control": "no-store"}, data)
+
+
+def find_file(desk: Desk, name: object) -> Credential:
+    """Return a file by its name, its id or its index. Raises ProxyError."""
+    if not isinstance(name, str) or not name.strip():
+        raise complaint(400, "name is required")
+    found = [one for one in desk.app.store.credentials() if name.strip() in {one.name, auth_index(one)}]
+    if not found:
+        raise complaint(404, "auth file not found")
+    return found[0]
+
+
+def request_object(wish: Wish) -> Json:
+    """Return the object in the body; what is none is called otherwise here."""
+    try:
+        return wish.object
+    except ProxyError as error:
+        raise complaint(400, "invalid request body") from error
+
+
+def change_file(desk: Desk, credential: Credential, changes: Json) -> None:
+    """Write into a file what a page has changed, and take it over. Raises ProxyError."""
+    with desk.app.store.refreshing(credential.name):
+        desk.app.store.merge(credential.name, changes)
+    desk.app.take_over()
+    desk.app.wake(credential.name)
+
+
+def set_status(desk: Desk, wish: Wish, _row: None) -> Json:
+    body = request_object(wish)
+    name, disabled = body.get("name") or body.get("auth_index"), body.get("disabled")
+    if isinstance(name, str) and name.strip() and not isinstance(disabled, bool):
+        raise complaint(400, "disabled is required")
+    for account in desk.app.router.offers.accounts:
+        if account.auth_index == name and account.credential is None and isinstance(disabled, bool):
+            return switch_key(desk, account, disabled=disabled)
+    change_file(desk, find_file(desk, name), {"disabled": disabled})
+    return {"status": "ok", "disabled": disabled}
+
+
+def switch_key(desk: Desk, account: Account, *, disabled: bool) -> Json:
+    """Switch a key of the config off, by excluding all of its models, or on. Raises ProxyError."""
+    source, _, number = account.name.partition("[")
+    if source not in KEYED[:4]:
+        raise complaint(400, "only a key of a list can be switched: switch its service")
+
+    def step(items: list[Json]) -> list[Json]:
+        at = int(number[:-1])
+        globs = [glob for glob in items[at].get("excluded-models") or () if glob != "*"]
+        changed = {**items[at], "excluded-models": [*globs, "*"] if disabled else globs}
+        return [*items[:at], changed, *items[at + 1 :]]
+
+    desk.pen.edit(source, step)
+    return {"status": "ok", "disabled": disabled, "via": "excluded-models", "excluded_pattern": "*"}
+
+
+UNTOUCHED = frozenset(["name", "type", *TOKEN_KEYS, "auth_index", "id"])
+
+
+def set_fields(desk: Desk, wish: Wish, _row: None) -> Json:
+    """Change what a file says of its account. `headers` are merged; an empty one is taken out, as is null."""
+    body = request_object(wish)
+    credential = find_file(desk, body.get("name"))
+    changes: Json = {}
+    for path, value in body.items():
+        name, *inner = path.replace("-", "_").split(".")
+        if name in UNTOUCHED:
+            continue
+        field = key_in(credential.data, name)
+        changes[field] = reduce(lambda nested, key: {key: nested}, reversed(inner), blanks_out(value))
+    if not changes:
+        raise complaint(400, "no fields to update")
+    said = {key.replace("_", "-"): value for key, value in changes.items() if value is not None}
+    read_section(
+        {key: value for key, value in said.items() if key in FILE_KEYS}, tuple(FILE_KEYS.values()), "", []
+    )
+    change_file(desk, credential, changes)
+    return SAVED
+
+
+def blanks_out(value: Any) -> Any:
+    """Return a value in which the empty texts of a mapping are None: that takes them out."""
+    if not isinstance(value, dict):
+        return value
+    return {key: None if one == "" else one for key, one in value.items()}
+
+
+def key_in(data: Json, name: str) -> str:
+    """Return how a file spells a field: with hyphens, or an end of its tokens by another name."""
+    same = [name.replace("_", "-"), *(EXPIRY_KEYS if name == "expired" else ())]
+    return name if name in data else next((key for key in same if key in data), name)
+
+
+def file_models(desk: Desk, wish: Wish, _row: None) -> Json:
+    name = wish.one("name")
+    if not name:
+        raise complaint(400, "name is required")
+    rows: dict[str, Json] = {}
+    for account in desk.app.router.offers.accounts:
+        if account.credential and account.credential.name == name:
+            for offer in account.offers():
+                fact = account.fact(offer.own)
+                about = filled(
+                    display_name=offer.display or fact.name, type=account.provider.name, owned_by=fact.owner
+                )
+                rows[offer.public] = {"id": offer.public, **about}
+    return {"models": list(rows.values())}
+
+
+CHANNELS = {  # what pages call a provider's models -> its row of PROVIDERS
+    **{name: name for name in "claude gemini vertex gemini-cli codex qwen iflow antigravity kimi xai".split()},
+    "aistudio": "gemini", "gemini-interactions": "gemini",
+}  # fmt: skip
+
+
+def model_definitions(_desk: Desk, wish: Wish, _row: None) -> Json:
+    channel = wish.rest.lower()
+    if channel not in CHANNELS:
+        raise complaint(400, "unknown channel", channel=wish.rest)
+    return {
+        "channel": channel,
+        "models": [definition_of(row, channel) for row in models_of(CHANNELS[channel], "").values()],
+    }
+
+
+def definition_of(row: Model, channel: str) -> Json:
+    """Describe a model to a page, with how it thinks."""
+    least, most = row.budget
+    thinking = filled(min=least, max=most, levels=list(row.levels), dynamic_allowed=row.dynamic)
+    about = {"thinking": {**thinking, "zero_allowed": row.can_stop}} if row.thinking else {}
+    return {**openai_model(row), "type": channel, **about}
+
+
+def import_vertex(desk: Desk, wish: Wish, _row: None) -> Json:
+    """Take in the key of a service account: in a form, or as the body itself."""
+    uploads, fields = form_files(wish) if is_form(wish) else ([Upload("", wish.body)], {})
+    if not uploads or not uploads[0].data.strip():
+        raise complaint(400, "file required")
+    try:
+        held = decode_json(uploads[0].data)
+    except (ValueError, RecursionError) as exc:
+        raise complaint(400, "invalid json", message=str(exc)) from exc
+    if not isinstance(held, dict):
+        raise complaint(400, "invalid json", message="it is no object")
+    key = service_account(held) or held
+    project = held.get("project_id") or key.get("project_id")
+    if not project or not isinstance(project, str):
+        raise complaint(400, "project_id missing")
+    location = fields.get("location") or wish.one("location") or "us-central1"
+    flow = Flow(LOGINS["vertex"], desk.app.config)
+    try:
+        answer = vendor_service({**held, "project_id": project, "location": location}, Path("the file"))
+    except (ProxyError, *MALFORMED) as exc:
+        raise complaint(400, "invalid service account", message=str(exc)) from exc
+    credential = keep_login(flow, answer, desk.app.store)
+    desk.app.take_over()
+    found = {"auth-file": str(credential.path), "project_id": project, "email": key.get("client_email")}
+    return {"status": "ok", **found, "location": location}
+
+
+########################################################################################
+# 52. MANAGEMENT
+########################################################################################
+# CLIProxyAPI's management API, for its official page and the GUIs that speak it: a row of ENDPOINTS a
+# method and path. Scalars, lists of texts, maps and lists of objects are four shapes over SETTINGS.
+# What is changed is in force before the answer. Source: spec/management.md.
+
+# -- settings by shape -------------------------------------------------------------------
+
+
+class Scalar(NamedTuple):
+    """A setting of one value; the last word of its path is what the answer calls it."""
+
+    path: str
+    key: str
+    kind: type
+    clears: bool = False  # is there a DELETE?
+
+    @property
+    def name(self) -> str:
+        return self.path.rpartition("/")[2]
+
+
+def get_scalar(desk: Desk, _wish: Wish, row: Scalar) -> Json:
+    value = value_at(desk.app.config.data, row.key)
+    return {row.name: row.kind() if value is None else value}
+
+
+def put_scalar(desk: Desk, wish: Wish, row: Scalar) -> Json:
+    value = wish.object.get("value")
+    value = read_int(value) if row.kind is int and not isinstance(value, str) else value
+    if type(value) is not row.kind:
+        raise complaint(400, "invalid body")
+    allowed = SETTING_ROWS[row.key].allowed
+    if isinstance(allowed, dict) and str(value).strip().lower() not in allowed:
+        raise complaint(400, f"invalid {row.name}")
+    desk.pen.edit(row.key, lambda _: value)
+    return SAVED
+
+
+def clear_scalar(desk: Desk, _wish: Wish, row: Scalar) -> Json:
+    desk.pen.edit(row.key, lambda _: row.kind())
+    return SAVED
+
+
+class Several(NamedTuple):
+    """A setting that is a list or a map.
+
+    `names` are the fields that an entry is found by, the first one as the word for what is missing.
+    `field` is what a map's PATCH calls the list of a name. `strict`: who deletes what is not there is told.
+    """
+
+    path: str
+    key: str
+    names: tuple[str, ...] = ()
+    field: str = ""
+    strict: bool = False
+
+    @property
+    def name(self) -> str:
+        return self.path.rpartition("/")[2]
+
+
+def get_listed(desk: Desk, _wish: Wish, row: Several) -> Json:
+    return {row.name: desk.pen.shown(row.key)[row.key]}
+
+
+def get_objects(desk: Desk, _wish: Wish, row: Several) -> Json:
+    """Return a list of keys, each with the index of its account."""
+    return {row.name: [with_index(item) for item in desk.pen.shown(row.key)[row.key]]}
+
+
+def with_index(item: Json) -> Json:
+    entries = item.get("api-key-entries")
+    if isinstance(entries, list) and entries:
+        return {**item, "api-key-entries": [with_index(entry) for entry in entries]}
+    return {**item, "auth-index": account_index("api_key", str(item.get("api-key") or "").strip())}
+
+
+def items_in(data: Any, kind: type) -> Any:
+    """Return the list or map that a PUT brings: bare, or as `items`, which may not be empty."""
+    items = data.get("items") if isinstance(data, dict) and [*data] == ["items"] else data
+    if not isinstance(items, kind) or (data is not items and not items):
+        raise complaint(400, "invalid body")
+    return items
+
+
+def put_texts(desk: Desk, wish: Wish, row: Several) -> Json:
+    texts = texts_in(items_in(wish.data, list))
+    desk.pen.edit(row.key, lambda _: texts)
+    return SAVED
+
+
+def patch_texts(desk: Desk, wish: Wish, row: Several) -> Json:
+    """Change one text, by its place or its old value; what is not there is added."""
+    body = wish.object
+    at, value = body.get("index"), body.get("value")
+    old, new = body.get("old"), body.get("new")
+
+    def step(texts: list[str]) -> list[str]:
+        if type(at) is int and isinstance(value, str) and 0 <= at < len(texts):
+            return [*texts[:at], value, *texts[at + 1 :]]
+        if not isinstance(old, str) or not isinstance(new, str):
+            raise complaint(400, "missing fields")
+        return [new if text == old else text for text in texts] if old in texts else [*texts, new]
+
+    desk.pen.edit(row.key, step)
+    return SAVED
+
+
+def delete_text(desk: Desk, wish: Wish, row: Several) -> Json:
+    value = wish.one("value")
+
+    def step(texts: list[str]) -> list[str]:
+        at = wish.place(len(texts))
+        if at is None and not value:
+            raise complaint(400, "missing index or value")
+        if at is not None:
+            return [*texts[:at], *texts[at + 1 :]]
+        return [text for text in texts if text != value]
+
+    desk.pen.edit(row.key, step)
+    return SAVED
+
+
+def put_map(desk: Desk, wish: Wish, row: Several) -> Json:
+    items = items_in(wish.data, dict)
+    desk.pen.edit(row.key, lambda _: items)
+    return SAVED
+
+
+def without_name(channels: Json, name: str, word: str) -> Json:
+    if name not in channels:
+        raise complaint(404, f"{word} not found")
+    return {channel: rows for channel, rows in channels.items() if channel != name}
+
+
+def patch_map(desk: Desk, wish: Wish, row: Several) -> Json:
+    """Set the list of one name; an empty one takes the name out."""
+    body, word = wish.object, row.names[0]
+    name = next((body[key] for key in row.names if body.get(key)), "")
+    rows = body.get(row.field)
+    if not isinstance(name, str) or not name.strip():
+        raise complaint(400, f"invalid {word}")
+    if not isinstance(rows, list):
+        raise complaint(400, "invalid body")
+    own = name.strip().lower()
+    desk.pen.edit(row.key, lambda now: {**now, own: rows} if rows else without_name(now, own, word))
+    return SAVED
+
+
+def delete_name(desk: Desk, wish: Wish, row: Several) -> Json:
+    word = row.names[0]
+    name = next(filter(None, map(wish.one, row.names)), "").strip().lower()
+    if not name:
+        raise complaint(400, f"missing {word}")
+    desk.pen.edit(row.key, lambda now: without_name(now, name, word))
+    return SAVED
+
+
+def put_objects(desk: Desk, wish: Wish, row: Several) -> Json:
+    items = items_in(wish.data, list)
+    if not all(isinstance(item, dict) for item in items):
+        raise complaint(400, "invalid body")
+    desk.pen.edit(row.key, lambda _: without_indexes(items))
+    return SAVED
+
+
+def place_in(items: list[Json], row: Several, name: str, wish: Wish) -> int | None:
+    """Return the place of the item that goes by a name, None if there is none. A base URL chooses among several."""
+    found = [at for at, item in enumerate(items) if str(item.get(row.names[0], "")).strip() == name.strip()]
+    if "base-url" in wish.query and row.names[0] == "api-key":
+        base = wish.one("base-url").strip().rstrip("/")
+        found = [at for at in found if str(items[at].get("base-url") or "").strip().rstrip("/") == base]
+    if len(found) > 1 and row.names[0] == "api-key":
+        more = "index" if "base-url" in wish.query else "base-url"
+        what = "multiple items match" if more == "index" else "multiple items match api-key"
+        raise complaint(400, f"{what}; {more} is required")
+    return found[0] if found else None
+
+
+def patch_object(desk: Desk, wish: Wish, row: Several) -> Json:
+    """Lay fields over one item; what cannot be used then is taken out."""
+    body = wish.object
+    value, at = body.get("value"), body.get("index")
+    name = next((body[key] for key in ("match", *row.names) if isinstance(body.get(key), str)), None)
+    if not isinstance(value, dict):
+        raise complaint(400, "invalid body")
+
+    def step(items: list[Json]) -> list[Json]:
+        place = at if type(at) is int and 0 <= at < len(items) else None
+        if place is None and name is not None:
+            place = place_in(items, row, name, wish)
+        if place is None:
+            raise complaint(404, "item not found")
+        fields = without_indexes({**items[place], **value})
+        changed = {key: field for key, field in fields.items() if field is not None}
+        return [*items[:place], changed, *items[place + 1 :]]
+
+    desk.pen.edit(row.key, step)
+    return SAVED
+
+
+def delete_object(desk: Desk, wish: Wish, row: Several) -> Json:
+    word = row.names[0]
+
+    def step(items: list[Json]) -> list[Json]:
+        place = wish.place(len(items))
+        if place is None and not wish.one(word):
+            raise complaint(400, f"missing {word} or index")
+        if place is None:
+            place = place_in(items, row, wish.one(word), wish)
+        if place is None and row.strict:
+            raise complaint(404, "item not found")
+        return [item for at, item in enumerate(items) if at != place]
+
+    desk.pen.edit(row.key, step)
+    return SAVED
+
+
+def put_values(desk: Desk, wish: Wish, row: Several) -> Json:
+    """Set one of Amp's lists."""
+    values = wish.object.get("value")
+    if not isinstance(values, list) or not all(isinstance(value, dict) for value in values):
+        raise complaint(400, "invalid body")
+    word = row.names[0]
+
+    def step(items: list[Json]) -> list[Json]:
+        if wish.method == "PUT":
+            return values
+        merged = {str(item.get(word)).strip(): item for item in (*items, *values)}
+        return list(merged.values())
+
+    desk.pen.edit(row.key, step)
+    return SAVED
+
+
+def delete_values(desk: Desk, wish: Wish, row: Several) -> Json:
+    """Take entries out of one of Amp's lists; of its mappings all, if none is named."""
+    body = wish.object if wish.body.strip() or row.strict else {}
+    names, word = body.get("value", None if row.strict else []), row.names[0]
+    if names is None:
+        raise complaint(400, "missing value")
+    gone = {name.strip() for name in texts_in(names)} - {""}
+    if names and not gone and row.strict:
+        raise complaint(400, "empty value")
+    desk.pen.edit(
+        row.key, lambda now: [item for item in now if gone and str(item.get(word)).strip() not in gone]
+    )
+    return SAVED
+
+
+# -- the whole config --------------------------------------------------------------------
+
+HIDDEN = frozenset(["host", "port", "auth-dir", "remote-management"])
+SHOWN_LISTS = (*KEYED, "oauth-model-alias", "oauth-excluded-models", "oauth-request-scoped-errors")
+
+
+def get_config(desk: Desk, _wish: Wish, _row: None) -> Json:
+    """Return the settings in force, lists in the words of the file: what a page does not get back, it deletes."""
+    data = without(desk.app.config.data, HIDDEN)
+    return {"ws-auth": False, **data, **desk.pen.shown(*SHOWN_LISTS)}
+
+
+def get_text(desk: Desk, _wish: Wish, _row: None) -> Answer:
+    headers = {"content-type": "application/yaml; charset=utf-8", "cache-control": "no-store"}
+    return whole_answer(200, {**headers, "x-content-type-options": "nosniff"}, desk.pen.read().data)
+
+
+def put_text(desk: Desk, wish: Wish, _row: None) -> Json:
+    desk.pen.replace(wish.body)
+    return {"ok": True, "changed": ["config"]}
+
+
+def get_amp(desk: Desk, _wish: Wish, _row: None) -> Json:
+    return {"ampcode": desk.app.config["ampcode"]}
+
+
+def get_version(_desk: Desk, _wish: Wish, _row: None) -> Json:
+    """Tell our own version: nobody is asked for a later one."""
+    return {"latest-version": f"v{__version__}"}
+
+
+# -- errands of pages --------------------------------------------------------------------
+
+PAGE_TIME = 60.0  # seconds for a call that a page has made
+TOKEN_WORD = "$TOKEN$"  # noqa: S105 -- what stands for one
+MORE_HOSTS = {
+    "xai": ("https://management-api.x.ai",),
+    "codex": ("https://auth.openai.com",),
+}  # of the same vendors
+
+
+def account_at(desk: Desk, index: str) -> Account | None:
+    """Return the account that an index stands for, also of a file that is switched off."""
+    for account in desk.app.router.offers.accounts:
+        if account.auth_index == index:
+            return account
+    for credential in desk.app.store.credentials():
+        if auth_index(credential) == index:
+            idle = credential._replace(data={**credential.data, "disabled": False})
+            return next(iter(accounts_of_file(desk.app.config, idle)[0]), None)
+    return None
+
+
+def homes_of(account: Account, config: Config) -> set[Origin]:
+    """Return the places that a token of an account may be sent to: its provider's own."""
+    urls = [account.base, account.provider.base, *account.provider.others]
+    kind = account.credential.type if account.credential else ""
+    if account.credential and kind in LOGINS:
+        row = Flow(LOGINS[kind], config, account.credential.data).row
+        urls += [str(value) for name, value in zip(row._fields, row) if name.endswith("_url")]
+        urls += MORE_HOSTS.get(kind, ())
+    return {split_url(url)[0]._replace(proxy="") for url in urls if url}
+
+
+def token_for(desk: Desk, account: Account, url: str) -> str:
+    """Return the token of an account, for this address. Raises ProxyError if it may not go there."""
+    origin = split_url(url)[0]._replace(proxy="")
+    if origin not in homes_of(account, desk.app.config) or not (
+        origin.scheme == "https" or is_loopback(origin.host)
+    ):
+        raise complaint(
+            400, f"the token of {account.name} is not sent to {origin.host}: that is not its provider"
+        )
+    if account.renewable and account.expired(time.time()):
+        try:
+            desk.app.renew(account, account.token)
+        except ProxyError as error:
+            raise complaint(400, "auth token refresh failed", message=str(error)) from error
+    if not account.token:
+        raise complaint(400, "auth token not found")
+    return account.token
+
+
+class PageCall(NamedTuple):
+    """A call that a page wants to have made."""
+
+    account: str  # the index of the one whose token it carries
+    method: str
+    url: str
+    headers: dict[str, str]
+    data: str
+    proxy: str
+
+
+def page_call(body: Json) -> PageCall:
+    """Read what a page wants. Raises ProxyError."""
+    index = next((body[key] for key in ("auth_index", "authIndex", "AuthIndex") if body.get(key)), "")
+    method, url = (str(body.get(key) or "").strip() for key in ("method", "url"))
+    headers = body.get("header") or {}
+    if not isinstance(headers, dict) or not all(isinstance(value, str) for value in headers.values()):
+        raise complaint(400, "invalid body")
+    wrong = {
+        "missing method": not method,
+        "missing url": not url,
+        "invalid method": not re.fullmatch(r"[A-Za-z]{1,20}", method),
+        "invalid url": not is_url(url, "http", "https"),
+    }
+    for why, is_so in wrong.items():
+        if is_so:
+            raise complaint(400, why)
+    data = str(body.get("data") or "")
+    return PageCall(str(index), method.upper(), url, headers, data, proxy_wished(body.get("proxy_url")))
+
+
+def call_api(desk: Desk, wish: Wish, _row: None) -> Json:
+    """Make a call for a page, with a token that the page does not get to see."""
+    wanted = page_call(wish.object)
+    account, headers = account_at(desk, wanted.account), wanted.headers
+    if account and any(TOKEN_WORD in value for value in headers.values()):
+        token = token_for(desk, account, wanted.url)
+        headers = {name: value.replace(TOKEN_WORD, token) for name, value in headers.items()}
+    sent = {name.lower(): value for name, value in headers.items() if name.lower() not in FRAMING - {"host"}}
+    proxy = wanted.proxy or (account.proxy if account else "") or desk.app.config["proxy-url"]
+    data = wanted.data.encode("utf-8", "replace")
+    try:
+        reply = fetch(wanted.method, wanted.url, sent, data, proxy=proxy, timeout=PAGE_TIME)
+    except ProxyError as error:
+        raise complaint(502, "request failed", message=str(desk.app.make_discreet(error))) from error
+    shown = {name.title(): [value] for name, value in reply.headers.items()}
+    return {"status_code": reply.status, "header": shown, "body": reply.body.decode("utf-8", "replace")}
+
+
+def proxy_wished(value: object) -> str:
+    try:
+        return clean_proxy(str(value or ""))
+    except ValueError as exc:
+        raise complaint(400, "invalid proxy_url") from exc
+
+
+def reset_quota(desk: Desk, wish: Wish, _row: None) -> Json:
+    index = request_object(wish).get("auth_index")
+    if not isinstance(index, str) or not index.strip():
+        raise complaint(400, "auth_index is required")
+    accounts = [one for one in desk.app.router.offers.accounts if one.auth_index == index.strip()]
+    if not accounts:
+        raise complaint(404, "auth not found")
+    models = [rest["model"] for one in accounts for rest in desk.app.router.report(one)["cooling"]]
+    for account in accounts:
+        desk.app.wake(account.name)
+    return {"status": "ok", "auth_index": index.strip(), "models": models}
+
+
+# -- logins ------------------------------------------------------------------------------
+
+AUTH_URLS = {  # path -> login
+    "/anthropic-auth-url": "claude", "/codex-auth-url": "codex", "/antigravity-auth-url": "antigravity", "/kimi-auth-url": "kimi",
+    "/xai-auth-url": "xai", "/gemini-cli-auth-url": "gemini", "/qwen-auth-url": "qwen", "/iflow-auth-url": "iflow",
+}  # fmt: skip
+TRUE_WORDS = frozenset(["true", "1", "yes", "on"])
+
+
+def begin_login(desk: Desk, wish: Wish, row: str) -> Json:
+    """Begin a login; with `is_webui` the browser comes back to the provider's usual port of this machine."""
+    door = wish.one("is_webui").lower() in TRUE_WORDS
+    options = Options(browser=False, page=True, door=door, project=wish.one("project_id"))
+    try:
+        return {"status": "ok", **desk.sessions.begin(row, options)}
+    except ProxyError as error:
+        text = str(desk.app.make_discreet(error))
+        raise complaint(500, "failed to generate authorization url", message=text) from error
+
+
+def failed_login(status: int, text: str) -> ProxyError:
+    error = complaint(status, text)
+    error.body = dumps({"status": "error", "error": text}).encode("ascii")
+    return error
+
+
+def login_status(desk: Desk, wish: Wish, _row: None) -> Json:
+    state = wish.one("state").strip()
+    if not state:
+        return SAVED
+    if not STATE.fullmatch(state):
+        raise failed_login(400, "invalid state")
+    session = desk.sessions.find(state)
+    if session is None:
+        return {"status": "error", "error": "unknown or expired state"}
+    return {"status": session.status, **filled(error=session.error)}
+
+
+def finish_login(desk: Desk, wish: Wish, _row: None) -> Json:
+    """Hand a login what its browser came back with: an address, or what stands in it."""
+    try:
+        body = wish.object
+    except ProxyError as error:
+        raise failed_login(400, "invalid body") from error
+    words = "provider", "redirect_url", "code", "state", "error"
+    given = {key: str(body.get(key) or "").strip() for key in words}
+    if given["redirect_url"]:
+        given.update(fields_of(given["redirect_url"]))
+    session = waiting_session(desk, given)
+    provider = given["provider"].lower()
+    if provider and provider not in SESSION_NAMES:
+        raise failed_login(400, "unsupported provider")
+    if provider and SESSION_NAMES[provider] != session.provider:
+        raise failed_login(400, "provider does not match state")
+    query = urlencode({key: given[key] for key in ("code", "state", "error") if given[key]})
+    desk.sessions.deliver(given["state"], f"?{query}")
+    return SAVED
+
+
+def waiting_session(desk: Desk, given: Mapping[str, str]) -> Session:
+    """Return the login that waits for what was given. Raises ProxyError if none does."""
+    state = given["state"]
+    if not state:
+        raise failed_login(400, "state is required")
+    if not STATE.fullmatch(state):
+        raise failed_login(400, "invalid state")
+    if not given["code"] and not given["error"]:
+        raise failed_login(400, "code or error is required")
+    session = desk.sessions.find(state)
+    if session is None:
+        raise failed_login(404, "unknown or expired state")
+    if session.status != "wait":
+        raise failed_login(409, session.error or "oauth flow is already completed")
+    return session
+
+
+def fields_of(url: str) -> dict[str, str]:
+    """Return code, state and error of the address at which a browser ended. Raises ProxyError."""
+    try:
+        parts = urlsplit(url)
+    except ValueError as exc:
+        raise failed_login(400, "invalid redirect_url") from exc
+    query = parts.query or parts.fragment
+    if not query:
+        raise failed_login(400, "invalid redirect_url")
+    fields = dict(parse_qsl(query))
+    error = fields.get("error") or fields.get("error_description") or ""
+    return {"code": fields.get("code", ""), "state": fields.get("state", ""), "error": error}
+
+
+def cancel_login(desk: Desk, wish: Wish, _row: None) -> Json:
+    session = desk.sessions.find(wish.one("state").strip())
+    waits = session is not None and session.status == "wait"
+    if session and waits:
+        session.cancel()
+    return {"status": "ok", "cancelled": waits}
+
+
+# -- the page ----------------------------------------------------------------------------
+
+PANEL = "management.html"
+PANEL_LIMIT = 50_000_000  # bytes
+
+
+def control_panel(app: App) -> bytes | None:
+    """Return the official page of this API, None if the owner has put it nowhere."""
+    own = app.environ.get("MANAGEMENT_STATIC_PATH", "").strip()
+    places = [Path(own).expanduser(), Path(own).expanduser() / PANEL] if own else []
+    for place in (*places, app.store.folder / ".cliproxy" / PANEL):
+        with contextlib.suppress(OSError):
+            return read_regular(place, PANEL_LIMIT)[0]
+    return None
+
+
+# -- the dashboard -----------------------------------------------------------------------
+
+
+def tell_page(desk: Desk, wish: Wish, row: View) -> Any:
+    """Tell our page what it asks for."""
+    return row.tell(desk.board, {name: values[-1] for name, values in wish.query.items()}, wish.body)
+
+
+# -- the endpoints -----------------------------------------------------------------------
+
+
+class Endpoint(NamedTuple):
+    """A method and a path, which may end in `*`, and what answers it: JSON or an Answer."""
+
+    method: str
+    path: str
+    answer: Callable[[Desk, Wish, Any], Any]
+    row: Any = None
+
+
+# fmt: off
+SCALARS = (
+    Scalar("/debug",                                     "debug", bool),
+    Scalar("/logging-to-file",                           "logging-to-file", bool),
+    Scalar("/usage-statistics-enabled",                  "usage-statistics-enabled", bool),
+    Scalar("/request-log",                               "request-log", bool),
+    Scalar("/ws-auth",                                   "ws-auth", bool),
+    Scalar("/force-model-prefix",                        "force-model-prefix", bool),
+    Scalar("/logs-max-total-size-mb",                    "logs-max-total-size-mb", int),
+    Scalar("/error-logs-max-files",                      "error-logs-max-files", int),
+    Scalar("/request-retry",                             "request-retry", int),
+    Scalar("/max-retry-interval",                        "max-retry-interval", int),
+    Scalar("/max-retry-credentials",                     "max-retry-credentials", int),
+    Scalar("/proxy-url",                                 "proxy-url", str, clears=True),
+    Scalar("/quota-exceeded/switch-project",             "quota-exceeded.switch-project", bool),
+    Scalar("/quota-exceeded/switch-preview-model",       "quota-exceeded.switch-preview-model", bool),
+    Scalar("/routing/strategy",                          "routing.strategy", str),
+    Scalar("/ampcode/upstream-url",                      "ampcode.upstream-url", str, clears=True),
+    Scalar("/ampcode/upstream-api-key",                  "ampcode.upstream-api-key", str, clears=True),
+    Scalar("/ampcode/restrict-management-to-localhost",  "ampcode.restrict-management-to-localhost", bool),
+    Scalar("/ampcode/force-model-mappings",              "ampcode.force-model-mappings", bool),
+)
+TEXTS = (Several("/api-keys", "api-keys"),)
+MAPS = (
+    Several("/oauth-excluded-models",       "oauth-excluded-models", ("provider",), "models"),
+    Several("/oauth-model-alias",           "oauth-model-alias", ("channel", "provider"), "aliases"),
+    Several("/oauth-request-scoped-errors", "oauth-request-scoped-errors", ("channel", "provider"), "errors"),
+)
+OBJECTS = (
+    Several("/gemini-api-key",       "gemini-api-key", ("api-key",), strict=True),
+    Several("/claude-api-key",       "claude-api-key", ("api-key",)),
+    Several("/codex-api-key",        "codex-api-key", ("api-key",)),
+    Several("/vertex-api-key",       "vertex-api-key", ("api-key",)),
+    Several("/openai-compatibility", "openai-compatibility", ("name",)),
+)
+AMP_LISTS = (
+    Several("/ampcode/model-mappings",    "ampcode.model-mappings", ("from",)),
+    Several("/ampcode/upstream-api-keys", "ampcode.upstream-api-keys", ("upstream-api-key",), strict=True),
+)
+VERBS: tuple[tuple[Sequence[Any], str, Callable[[Desk, Wish, Any], Any]], ...] = (  # of the rows of a table
+    (SCALARS,   "GET",    get_scalar), (SCALARS,   "PUT",    put_scalar),    (SCALARS,   "PATCH",  put_scalar),
+    ([row for row in SCALARS if row.clears], "DELETE", clear_scalar),
+    (TEXTS,     "GET",    get_listed), (TEXTS,     "PUT",    put_texts),     (TEXTS,     "PATCH",  patch_texts),
+    (TEXTS,     "DELETE", delete_text),
+    (MAPS,      "GET",    get_listed), (MAPS,      "PUT",    put_map),       (MAPS,      "PATCH",  patch_map),
+    (MAPS,      "DELETE", delete_name),
+    (OBJECTS,   "GET",    get_objects), (OBJECTS,   "PUT",    put_objects),   (OBJECTS,   "PATCH",  patch_object),
+    (OBJECTS,   "DELETE", delete_object),
+    (AMP_LISTS, "GET",    get_listed), (AMP_LISTS, "PUT",    put_values),    (AMP_LISTS, "PATCH",  put_values),
+    (AMP_LISTS, "DELETE", delete_values),
+)
+ENDPOINT_ROWS = (
+    Endpoint("GET",    "/config",         get_config),
+    Endpoint("GET",    "/config.yaml",    get_text),
+    Endpoint("PUT",    "/config.yaml",    put_text),
+    Endpoint("GET",    "/latest-version", get_version),
+    Endpoint("GET",    "/ampcode",        get_amp),
+    Endpoint("GET",    "/auth-files",             list_files),
+    Endpoint("POST",   "/auth-files",             upload_files),
+    Endpoint("DELETE", "/auth-files",             delete_files),
+    Endpoint("GET",    "/auth-files/download",    download_file),
+    Endpoint("GET",    "/auth-files/models",      file_models),
+    Endpoint("PATCH",  "/auth-files/status",      set_status),
+    Endpoint("PATCH",  "/auth-files/fields",      set_fields),
+    Endpoint("GET",    "/model-definitions/*",    model_definitions),
+    Endpoint("POST",   "/vertex/import",          import_vertex),
+    Endpoint("POST",   "/api-call",               call_api),
+    Endpoint("POST",   "/reset-quota",            reset_quota),
+    *(Endpoint("GET",  path, begin_login, provider) for path, provider in AUTH_URLS.items()),
+    Endpoint("GET",    "/get-auth-status",        login_status),
+    Endpoint("POST",   "/oauth-callback",         finish_login),
+    Endpoint("DELETE", "/oauth-session",          cancel_login),
+    Endpoint("GET",    "/usage",                  get_usage),
+    Endpoint("GET",    "/usage/export",           get_usage),
+    Endpoint("POST",   "/usage/import",           import_usage),
+    Endpoint("GET",    "/usage-queue",            pop_usage),
+    Endpoint("GET",    "/api-key-usage",          key_usage),
+    Endpoint("GET",    "/logs",                   get_logs),
+    Endpoint("DELETE", "/logs",                   clear_logs),
+    Endpoint("GET",    "/request-error-logs",     list_error_logs),
+    Endpoint("GET",    "/request-error-logs/*",   get_error_log),
+    Endpoint("GET",    "/request-log-by-id/*",    get_request_log),
+    *(Endpoint(view.method, f"/{view.name}", tell_page, view) for view in VIEWS),
+    *(Endpoint(verb, row.path, answer, row) for rows, verb, answer in VERBS for row in rows),
+)
+# fmt: on
+ENDPOINTS = {(row.method, row.path): row for row in ENDPOINT_ROWS}
+OPEN_ENDPOINTS = [row for row in ENDPOINT_ROWS if row.path.endswith("*")]
+
+
+def find_endpoint(method: str, path: str) -> tuple[Endpoint, str]:
+    """Return the row for a call and what its `*` stands for. Raises ProxyError."""
+    row = ENDPOINTS.get((method, path.rstrip("/")))
+    if row:
+        return row, ""
+    for row in OPEN_ENDPOINTS:
+        if row.method == method and path.startswith(row.path[:-1]) and len(path) >= len(row.path):
+            return row, unquote(path[len(row.path) - 1 :])
+    raise complaint(404, f"there is no {method} {path} in the management API")
+
+
+def manage(desk: Desk, wish: Wish) -> Answer:
+    """Do what is wished. Raises ProxyError."""
+    endpoint, rest = find_endpoint(wish.method, wish.path)
+    given = endpoint.answer(desk, wish._replace(rest=rest), endpoint.row)
+    return given if isinstance(given, Answer) else json_answer(200, given)
+
+
+########################################################################################
+# 53. SERVER
+########################################################################################
+# A ThreadingHTTPServer whose Handler has a Visit a request, read with NETWORK's strict parser. A thread
+# serves one client connection and is the only one that writes its socket. Here, and nowhere else, an
+# exception becomes an HTTP status.
+
+CLIENT_TICK = 30.0  # seconds: the patience of a recv() from a client, or of a send()
+IDLE_CLIENT = 120.0  # seconds that a connection may wait for its next request
+SLOW_CLIENT = 30.0  # seconds of silence in the middle of a head or a body
+IDLE_SOCKET = 3_600.0  # seconds that a WebSocket may wait for its next message
+DRAIN_LIMIT = 2**20  # bytes of a refused request's body that are read so as to keep the connection
+LINGER = 2.0  # seconds that are spent on reading what a client still sends after its answer
+FULL = 64  # frames that are enough for one send
+ACCEPT_PAUSE = 0.5  # seconds before the next try when no connection can be accepted
+GRACE = 30.0  # seconds that running answers get when the server stops
+STOP_TICK = 0.02  # seconds between looks whether they have ended
+
+REQUEST_LINE = re.compile(r"([A-Za-z]+) ([^ ]+) (HTTP/1\.[01])")
+REASONS = {status.value: status.phrase for status in HTTPStatus}
+
+
+class ClientGone(Hangup):
+    """The client has hung up; nobody is left to tell."""
+
+
+class Stage(Enum):
+    """How far the answer to a request has got, and once it has begun, how its body goes."""
+
+    SILENT = "nothing of it has been sent or held ready"
+    PENDING = "blank lines have gone out, in chunks, while its status is not known"
+    PLAIN = "its bytes go out as they are"
+    CHUNKED = "its bytes go out in chunks"
+    UPGRADED = "the connection speaks WebSocket"
+
+
+LENGTH = re.compile(rb"(?<=\r\ncontent-length: )\d{1,15}(?=\r\n|\Z)", re.IGNORECASE)  # in a head
+HEADS, HEAD_SIZE = 128, 4_096  # that are kept, and bytes of each
+OF_HEAD = (  # what of a Visit its head tells
+    "method", "path", "raw_query", "query", "protocol", "headers", "length", "body_read", "allowed_origin", "argument",
+    "route", "dialect", "keep",
+)  # fmt: skip
+
+
+class Heads:
+    """Heads that were admitted, and what they say: clients send theirs again and again, but for the length.
+
+    Known by their bytes without the digits of the length, which alone may differ. What was found
+    holds as long as the settings do.
+    """
+
+    def __init__(self) -> None:
+        self._known: tuple[Config | None, dict[bytes, Json]] = (None, {})  # replaced whole
+
+    def of(self, config: Config) -> dict[bytes, Json]:
+        """Return the heads that were admitted under these settings."""
+        settings, known = self._known
+        if settings is not config:
+            known = {}
+            self._known = config, known
+        return known
+
+
+def keep_head(heads: dict[bytes, Json], head: bytes, visit: Visit) -> None:
+    """Keep what a head says if a client key was looked for: what other routes ask is theirs to know."""
+    if len(head) > HEAD_SIZE or not (visit.route and visit.route.admit):
+        return
+    if len(heads) >= HEADS:
+        heads.clear()
+    heads[head] = {name: getattr(visit, name) for name in OF_HEAD}
+
+
+class Visit(Watcher):
+    """One request of a client, and its answer."""
+
+    # of the request
+    method = ""
+    path = "/"
+    raw_query = ""
+    query: Mapping[str, str] = EMPTY
+    protocol = "HTTP/1.1"
+    headers: Headers = EMPTY
+    length: int | None = None  # of the body; None: chunked, or not known
+    body_read = False
+    allowed_origin = ""  # the page that asks, if the owner lets it
+    argument = ""  # what the `*` of the route's path stands for
+    errand: Errand | None = None
+    route: Route | None = None
+    recording: Recording | None = None
+    error: ProxyError | None = None  # that the request ended in
+    # of the answer
+    dialect = DIALECTS["chat"]  # in which errors are told
+    stage = Stage.SILENT
+    status = 0
+    told: Mapping[str, str] = EMPTY  # its headers
+    said = b""  # its body, if it was whole at once
+    head = b""  # the head, until it is sent with the first frame
+    between = False  # has a whole event of a stream been sent, and nothing of the next?
+    early = False  # has the head of a stream gone out before there was an answer?
+    sent_at = 0.0  # time.monotonic() when something was sent, or awaited, last
+    keep = True  # may the connection serve another request?
+
+    def __init__(self, server: Server, wire: Wire, address: str) -> None:
+        self.server = server
+        self.wire = wire
+        self.address = address  # the client's
+        # of the request
+        self.method = ""
+        self.path = "/"
+        self.raw_query = ""
+        self.query: dict[str, str] = {}
+        self.protocol = "HTTP/1.1"
+        self.headers = Headers()
+        self.length: int | None = None  # of the body; None: chunked, or not known
+        self.body_read = False
+        self.allowed_origin = ""  # the page that asks, if the owner lets it
+        self.argument = ""  # what the `*` of the route's path stands for
+        self.errand: Errand | None = None
+        self.guest: Guest | None = None  # the login that the client brings itself
+        self.route: Route | None = None
+        self.error: ProxyError | None = None  # that the request ended in
+        # of the answer
+        self.dialect = DIALECTS["chat"]  # in which errors are told
+        self.stage = Stage.SILENT
+        self.status = 0
+        self.head = b""  # the head, until it is sent with the first frame
+        self.out: list[bytes] = []  # frames that have not been sent
+
+    def serve(self) -> bool:
+        """Serve the request; return whether the connection may serve another."""
+        begun = 0.0
+        try:
+            head = self.wire.read_head(self.idle)
+            if head is None:
+                return False
+            begun = self.looked = time.monotonic()
+            self.server.working.add(self)
+            self.answer(head)
+            self.drop_body()
+        except ProxyError as error:
+            self.fail(error)
+        except (ClientGone, ConnectionError):
+            self.keep = False
+            self.status = 499
+        except Exception:
+            log.exception("bug: %s %s", self.method, escaped(self.path))
+            self.fail(ProxyError("internal", "internal error; the log has more"))
+        finally:
+            self.server.working.discard(self)
+            if self.guest:
+                self.server.app.count_guest(self.guest.token, -1)
+        if self.method:
+            self.log_request(begun)
+        if self.stage is not Stage.SILENT and not self.body_read:
+            self.linger()
+        return self.keep and not self.wire.spoilt
+
+    def idle(self) -> None:
+        """Wait for a request, or for the rest of one."""
+        if self.server.stopping or self.wire.silent >= IDLE_CLIENT:
+            raise ClientGone
+        if self.wire.answered and self.wire.silent >= SLOW_CLIENT:
+            self.keep = False
+            raise ProxyError("caller_timeout", f"the request stalled for {SLOW_CLIENT:.0f} s")
+
+    def read_request(self, head: bytes) -> None:
+        """Take the head apart. Raises ValueError for what no client sends in good faith."""
+        line, self.headers = parse_head(head)
+        found = REQUEST_LINE.fullmatch(line)
+        if not found:
+            raise ValueError(f"{line[:60]!r} is no HTTP/1 request line")
+        self.method, target, self.protocol = found.groups()
+        self.read_target(target)
+        self.length = body_length(self.headers)
+        self.headers.pop("content-length", None)  # all else of a head comes again and again
+        if self.length is None and self.protocol == "HTTP/1.0":
+            raise ValueError("a chunked body in HTTP/1.0")
+        self.body_read = self.length == 0
+        wish = self.headers.get("connection", "").lower()
+        keeps = "close" not in wish if self.protocol == "HTTP/1.1" else "keep-alive" in wish
+        self.keep = keeps and not self.server.stopping
+
+    def read_target(self, target: str) -> None:
+        """Take the path and the query out of a request's target."""
+        if not target.startswith(("/", "http://", "https://")) and target != "*":
+            raise ValueError(f"{target[:60]!r} is no path")
+        self.path, _, self.raw_query = target.partition("?")
+        if target.startswith("http"):
+            self.path = urlsplit(self.path).path or "/"
+        if self.raw_query:
+            self.query = dict(parse_qsl(self.raw_query, keep_blank_values=True))
+
+    def answer(self, head: bytes) -> None:
+        """Find the row of ROUTES and do what it says."""
+        heads = self.server.heads.of(self.server.app.config)
+        digits = LENGTH.search(head)
+        key = head[: digits.start()] + head[digits.end() :] if digits else head
+        known = heads.get(key)
+        if known:
+            vars(self).update(known)
+            self.keep = self.keep and not self.server.stopping
+            if digits:
+                self.length = int(digits[0])
+                self.body_read = self.length == 0
+        else:
+            self.examine(head)
+            if not self.guest:  # whose token is not kept
+                keep_head(heads, key, self)
+        if self.route:
+            self.route.handle(self, self.route)
+
+    def examine(self, head: bytes) -> None:
+        """Take a head apart, find its row of ROUTES, and check who sends it. Raises ProxyError."""
+        try:
+            self.read_request(head)
+        except ValueError as exc:
+            raise ProxyError("invalid_request", f"malformed request: {exc}") from exc
+        self.dialect = dialect_of(self.path, self.headers)
+        self.guest = guest_of(self.headers)
+        if self.guest:
+            self.server.app.count_guest(self.guest.token, 1)
+        if self.server.app.config["request-log"] and self.is_recorded:
+            self.recording = Recording(self.server.app.config["request-log-body-kb"] * 1024, whole=True)
+        self.check_host()
+        if self.path != "/" and not self.path.startswith(FOR_ALL_PAGES):
+            self.check_origin()
+        self.route, self.argument = find_route(self.method, self.path)
+        if self.route.admit:
+            self.admit()
+
+    def check_origin(self) -> None:
+        """Refuse what a page of another origin sends, unless the owner lets it in."""
+        origin = self.headers.get("origin", "").lower()
+        site = self.headers.get("sec-fetch-site", "")
+        if not (origin or site):
+            return  # no browser
+        if origin in self.server.app.config["allow-origins"]:
+            self.allowed_origin = origin
+            return
+        if self.foreign:
+            hint = f"; allow-origins may name {origin}" if is_page(origin) else ""
+            raise ProxyError("forbidden", f"a page of another web site may not use this proxy{hint}")
+
+    @property
+    def foreign(self) -> bool:
+        """Tell whether a page of another origin asks."""
+        origin = self.headers.get("origin", "").lower()
+        foreign = self.headers.get("sec-fetch-site") in {"cross-site", "same-site"} or origin == "null"
+        if is_page(origin):
+            host = self.headers.get("host", "").lower()
+            ours = {host, host.removesuffix(":80"), host.removesuffix(":443")}
+            return foreign or origin.partition("://")[2] not in ours
+        return foreign
+
+    def check_host(self) -> None:
+        """Refuse what is addressed to another machine, as by a page whose name was rebound to this one."""
+        host = self.headers.get("host", "").lower()
+        name = host_of(host)
+        if self.server.loopback and host and not is_loopback(name) and name != self.server.host:
+            better = f"use http://127.0.0.1:{self.server.port}"
+            raise ProxyError("forbidden", f"the host {host[:80]!r} is not this machine; {better}")
+
+    def admit(self) -> None:
+        """Check the client's key. Any valid one in any of its places will do."""
+        keys = self.server.app.config["api-keys"]
+        if not self.server.loopback:  # an edit may take away the keys of an open server
+            keys = secret_keys(keys)
+        elif not keys:
+            return
+        encoded = [key.encode("utf-8", "replace") for key in self.given_keys()]
+        valid = [hmac.compare_digest(key, ours.encode()) for key in encoded for ours in keys]
+        if not any(valid):
+            what = "is not one of the config's api-keys" if encoded else "is missing"
+            where = "x-cliproxy-key" if self.guest else "Authorization: Bearer, x-api-key or x-goog-api-key"
+            raise ProxyError("unauthorized", f"the API key {what}; send one as {where}")
+
+    @property
+    def takes_guests(self) -> bool:
+        """Tell whether the logins that clients bring are used."""
+        said: bool | None = self.server.app.config.data.get("client-login")
+        return self.server.loopback if said is None else said
+
+    @property
+    def owner(self) -> str:
+        """A digest of the client's key: who may refer to an answer. Empty where none is needed."""
+        keys = self.server.app.config["api-keys"]
+        key = next((key for key in self.given_keys() if key in keys), "")
+        return digest(key) if key else ""
+
+    def given_keys(self) -> list[str]:
+        return given_keys(self.headers, self.query)
+
+    def read_body(self) -> bytes | bytearray:
+        """Read the request's body, its content encoding undone.
+
+        Raises ProxyError: too_large, invalid_request, caller_timeout.
+        """
+        if self.length is not None and self.length > BODY_LIMIT:
+            raise ProxyError("too_large", f"the body is larger than {BODY_LIMIT:,} bytes")
+        if self.length != 0 and self.headers.get("expect", "").lower() == "100-continue":
+            self.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        self.wire.answered = True
+        keep, self.keep = self.keep, False  # what was read in part cannot be read again
+        try:
+            if self.length is None:
+                body: bytes | bytearray = self.wire.read_chunked(BODY_LIMIT, self.idle)
+            else:
+                body = self.wire.read_exactly(self.length, self.idle)
+            self.body_read = True
+            self.keep = keep
+            encoding = self.headers.get("content-encoding", "")
+            return unpack(bytes(body), encoding) if encoding else body
+        except CodingError as exc:
+            raise ProxyError("unsupported_media", f"the body cannot be read: {exc}") from exc
+        except ValueError as exc:
+            raise ProxyError("invalid_request", f"the body cannot be read: {exc}") from exc
+
+    def drop_body(self) -> None:
+        """Make the connection usable after a request whose body nobody wants, or give it up."""
+        if self.body_read or not self.keep:
+            return
+        self.keep = False
+        if self.length and self.length <= DRAIN_LIMIT and "expect" not in self.headers:
+            self.wire.answered = True
+            self.wire.read_exactly(self.length, self.idle)  # and not unpacked: it may be a bomb
+            self.keep = self.body_read = True
+
+    def linger(self) -> None:
+        """Let the client read the answer before the connection is reset by what it still sends."""
+        with contextlib.suppress(OSError):
+            self.wire.sock.shutdown(socket.SHUT_WR)
+            self.wire.set_patience(1.0)
+            end = time.monotonic() + LINGER
+            for _ in range(DRAIN_LIMIT // PIECE):
+                if time.monotonic() > end or not self.wire.sock.recv(PIECE):
+                    break
+
+    def fail(self, error: ProxyError) -> None:
+        """Answer with an error in the client's dialect, unless an answer has begun: then hang up."""
+        self.error = error
+        if self.errand is None and self.route and self.route.counts:
+            self.errand = Errand(self.dialect, self.route.action, b"")
+            self.place(self.errand)
+        self.server.app.make_discreet(error)
+        if self.stage is Stage.PENDING:  # the status is lost
+            self.out.append(dumps(self.dialect.write_error(error)).encode("ascii"))
+            self.flush(last=True)
+            return
+        if self.early:
+            self.out.append(stream_error(self.dialect, error))
+            self.flush(last=True)
+            return
+        if self.stage is not Stage.SILENT:
+            self.keep = False
+            return
+        dialect = self.dialect
+        with contextlib.suppress(ProxyError, ClientGone, ConnectionError):
+            self.drop_body()
+        headers = retry_header(error)
+        if error.body and error.dialect == dialect.name:
+            self.send(error.status, {**headers, **error.headers}, error.body)
+        else:
+            status = 529 if (error.kind, dialect.name) == ("overloaded", "claude") else error.status
+            self.send_json(status, dialect.write_error(error), headers)
+
+    def send_json(self, status: int, body: Any, headers: Headers | None = None) -> None:
+        whole = dumps(body).encode("ascii")
+        self.send(status, {"content-type": "application/json", **(headers or {})}, whole)
+
+    def send(self, status: int, headers: Headers, body: bytes) -> None:
+        """Send a whole answer."""
+        self.begin(status, headers, len(body))
+        self.said = body
+        self.out = [] if self.method == "HEAD" else [body]
+        self.flush(last=True)
+
+    def begin(self, status: int, headers: Headers, length: int | None) -> None:
+        """Hold a head ready, to go out with the first piece of its body."""
+        self.status = status
+        self.told = headers
+        self.stage = Stage.PLAIN
+        framing = f"content-length: {length}\r\n"
+        if status == 204:  # RFC 9110 8.6
+            framing = ""
+        elif length is None and self.protocol == "HTTP/1.1":
+            self.stage = Stage.CHUNKED
+            framing = "transfer-encoding: chunked\r\n"
+            if is_stream(headers):
+                framing += "x-accel-buffering: no\r\n"  # nginx would hold it back
+        elif length is None:  # it ends with the connection
+            self.keep = False
+            framing = ""
+        self.head = self.make_head(status, headers, framing)
+
+    def make_head(self, status: int, headers: Headers, framing: str) -> bytes:
+        if self.errand:
+            headers = {**headers, **self.errand.marks()}
+        if self.allowed_origin:
+            headers = {**headers, "access-control-allow-origin": self.allowed_origin, "vary": "origin"}
+        lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
+        close = "" if self.keep else "connection: close\r\n"
+        line = f"HTTP/1.1 {status} {REASONS.get(status, 'Status')}\r\n"
+        return f"{line}{lines}{framing}{close}\r\n".encode("latin-1", "replace")
+
+    def write(self, data: bytes) -> None:
+        """Send bytes. Raises ClientGone."""
+        try:
+            self.wire.send([data], self.stalled)
+        except OSError as exc:
+            raise ClientGone from exc
+
+    def stalled(self) -> None:
+        """Give up a client that does not read its answer."""
+        if self.wire.silent >= SEND_TIMEOUT:
+            raise ClientGone
+
+    def send_answer(self, answer: Answer) -> None:
+        """Send an answer piece by piece, each as it comes.
+
+        Frames that are ready are sent together: `flush` sends them before the upstream is waited
+        for. A failure of a stream becomes its dialect's error frame; of anything else, a hang-up.
+        """
+        if self.stage is Stage.SILENT:
+            self.begin(answer.status, answer.headers, answer.length)
+        self.early = False
+        if answer.body is not None:
+            self.out.append(answer.body)
+            self.flush(last=True)
+            return
+        with contextlib.closing(answer.pieces) as pieces:
+            try:
+                self.send_pieces(pieces)
+            except ProxyError as error:
+                self.error = error
+                if not answer.headers.get("content-type", "").startswith("text/event-stream"):
+                    raise ClientGone from error
+                rid = self.errand.id[:8] if self.errand else "-"
+                log.warning("rid=%s broke off: %s", rid, explained(error))
+                self.out.append(stream_error(self.dialect, self.server.app.make_discreet(error)))
+            self.flush(last=True)
+
+    def send_pieces(self, pieces: Pieces) -> None:
+        """Take pieces until they end; what pulls them flushes before it waits."""
+        for piece in pieces:
+            self.out.append(piece)
+            if len(self.out) > FULL:
+                self.flush()
+
+    def flush(self, *, last: bool = False) -> None:
+        """Send what is ready, in one piece, and the end of the body if it is the `last`."""
+        if not self.out and not last:
+            return
+        data = b"".join(self.out)
+        self.out.clear()
+        if self.recording:
+            self.recording.answer.add(data)
+        self.between = data.endswith((b"\n\n", b"\r\n\r\n"))
+        if self.stage is not Stage.PLAIN:
+            data = b"%x\r\n%b\r\n" % (len(data), data) if data else b""
+            data += b"0\r\n\r\n" if last else b""
+        data, self.head = self.head + data, b""
+        self.sent_at = time.monotonic()
+        self.write(data)
+
+    def tick(self) -> None:
+        """Watch the client while an upstream is waited for, and keep it patient."""
+        if self.wire.ended():
+            raise ClientGone
+        self.flush()
+        errand = self.errand
+        if errand and errand.stream and errand.opening and self.protocol == "HTTP/1.1":
+            self.send_early(errand.opening)
+        elif self.stage is Stage.CHUNKED and self.between:
+            self.keep_alive(self.dialect.keepalive)
+        elif self.stage in {Stage.SILENT, Stage.PENDING}:
+            self.keep_pending()
+
+    def is_quiet(self, setting: str) -> bool:
+        """Tell whether nothing has been sent for as many seconds as a setting says; 0: never."""
+        limit: int = self.server.app.config[setting]
+        return 0 < limit <= time.monotonic() - self.sent_at
+
+    def send_early(self, opening: Opening) -> None:
+        """Send what is held back of an answer, if that has been long enough, or else a sign of life.
+
+        In front of an answer that is a comment, which nobody takes for its beginning.
+        """
+        quiet = self.is_quiet("streaming.keepalive-seconds")
+        held = not opening.sent and (opening.due() or (quiet and opening.frames))
+        if not held and not quiet:
+            return
+        if self.stage is Stage.SILENT:
+            kind = "text/event-stream" if self.errand and self.errand.sse else "application/json"
+            self.begin(200, {"content-type": kind, **opening.headers}, None)
+            self.early = True
+        if held:
+            self.out += opening.send()
+        elif self.dialect.keepalive == PING and not opening.sent:
+            self.out.append(KEEP_ALIVE)
+        else:
+            self.out.append(self.dialect.keepalive)
+        self.flush()
+        self.between = True
+
+    def keep_alive(self, sign: bytes) -> None:
+        """Send a sign of life between two events of a stream, if it is quiet."""
+        if self.is_quiet("streaming.keepalive-seconds"):
+            self.out.append(sign)
+            self.flush()
+            self.between = True
+
+    def keep_pending(self) -> None:
+        """Begin a long answer that is no stream with blank lines, before its status is known."""
+        if not self.is_quiet("nonstream-keepalive-interval"):
+            return
+        if self.stage is Stage.SILENT:
+            if not self.errand or self.errand.stream or self.protocol == "HTTP/1.0":
+                return
+            self.begin(200, {"content-type": "application/json"}, None)
+            self.stage = Stage.PENDING
+        self.out.append(b"\n")
+        self.flush()
+
+    @property
+    def is_recorded(self) -> bool:
+        """Tell whether a request of its kind may have a log of its own. Source: spec/config.md 9."""
+        managing = self.path.startswith(("/v0/management", "/management"))
+        passing = self.path.startswith("/api/") and not amp_provider(self.path)
+        return self.method not in {"GET", "OPTIONS"} and not managing and not passing
+
+    def leave_recording(self) -> None:
+        """Leave the log of this request to the thread that writes, or that of its failure."""
+        made, errand = self.recording, self.errand
+        config = self.server.app.config
+        failed = self.error is not None or (errand is not None and errand.failure is not None)
+        if not made and failed and self.is_recorded:
+            made = Recording(config["request-log-body-kb"] * 1024, whole=False)
+            made.answer.add(self.said)
+        if not made:
+            return
+        error = self.error or (errand.failure if errand else None)
+        made.id = errand.id[:8] if errand else new_id()[:8]
+        made.method = self.method
+        made.headers = self.headers
+        made.secret = self.guest.token if self.guest else ""
+        made.target = self.path + (f"?{self.raw_query}" if self.raw_query else "")
+        made.status = self.status
+        made.answered = self.told
+        made.failure = (error.body or str(error).encode("utf-8", "replace")) if error else b""
+        made.body.add(errand.body if errand else b"")
+        self.server.app.scribe.put(made)
+
+    def log_request(self, begun: float) -> None:
+        """Leave a line for the log and the attempt that ended for the statistics: another thread writes them."""
+        errand, error = self.errand, self.error
+        tried = None
+        if errand and not errand.told:
+            status = error.status if error else self.status
+            status = 200 if status == 101 else status
+            tried = errand.tried(status, error, hung_up=status == 499)
+        seconds = time.monotonic() - begun
+        about = errand.summary() if errand else None
+        if self.recording or error or (errand and errand.failure):
+            self.leave_recording()
+        self.server.app.scribe.put(
+            Visited(
+                time.time(),
+                self.method,
+                self.path,
+                self.status,
+                seconds,
+                self.address,
+                self.raw_query,
+                about,
+                tried,
+            )
+        )
+
+    def place(self, errand: Errand) -> None:
+        """Tell an errand who asks, and where."""
+        errand.headers = self.end_to_end()
+        if self.guest:
+            errand.headers = without(errand.headers, GUEST_HEADERS)
+            errand.guest = self.guest if self.takes_guests else None
+        errand.query = self.query
+        errand.address = self.address
+        errand.path = self.path
+        errand.owner = self.owner
+        errand.recording = self.recording
+
+    # What the rows of ROUTES do.
+
+    def generate(self, route: Route) -> None:
+        """Serve a request for a model, end to end."""
+        errand = self.read_errand(route)
+        try:
+            answer = dispatch(errand, self.server.app)
+        except ProxyError as error:
+            amp = amp_provider(self.path) and self.server.app.config["ampcode.upstream-url"]
+            if not amp or error.kind != "model_not_found":
+                raise
+            answer = self.ask_amp(errand)  # nobody here has it
+        self.send_answer(answer)
+
+    def pass_on(self, route: Route) -> None:
+        """Pass a request on to Amp's own server, or send a browser there."""
+        amp = self.server.app.config["ampcode"]
+        here = is_loopback(self.address.removeprefix("::ffff:"))
+        if not amp["upstream-url"]:
+            how = "set ampcode.upstream-url"
+            return self.send_json(503, {"error": "amp upstream proxy not available", "message": how})
+        if self.method == "OPTIONS" or (amp["restrict-management-to-localhost"] and not here):
+            message = "Access denied: management routes restricted to localhost"
+            return self.send_json(403, {"error": message})
+        if route.action == "page":
+            target = amp_target(self.path, self.raw_query, self.given_keys())
+            return self.send(302, {"location": amp["upstream-url"] + target}, b"")
+        self.admit()
+        errand = Errand(self.dialect, route.action, self.read_body())
+        errand.headers, errand.watcher = self.end_to_end(), self
+        return self.send_answer(self.ask_amp(errand))
+
+    def ask_amp(self, errand: Errand) -> Answer:
+        given = self.given_keys()
+        target = amp_target(self.path, self.raw_query, given)
+        try:
+            return ask_amp(errand, self.method, target, given, self.server.app)
+        except ProxyError as error:
+            said = {"error": "amp_upstream_proxy_error", "message": str(error)}
+            return json_answer(502, said)
+
+    def complete(self, route: Route) -> None:
+        """Serve a request of the old completions API, as a chat."""
+        errand = self.read_errand(route)
+        errand.headers = without(errand.headers, frozenset(["accept-encoding"]))  # the answer will be read
+        errand.rewrite(chat_of_completion(errand.json))
+        errand.edit = completion_text
+        self.send_answer(dispatch(errand, self.server.app))
+
+    def assist(self, route: Route) -> None:
+        """Serve a gemini-cli that takes us for Code Assist. Source: spec/clients.md 4, config.md 12."""
+        if not is_loopback(self.address.removeprefix("::ffff:")):
+            raise ProxyError("forbidden", "this route is for clients on the same machine")
+        if self.argument in CODE_ASSIST_ANSWERS:
+            return self.send_json(200, CODE_ASSIST_ANSWERS[self.argument])
+        errand = self.read_errand(route)
+        within = errand.json.get("request")
+        if not isinstance(within, dict):
+            raise ProxyError("invalid_request", "'request' is missing or no object", param="request")
+        errand.path_model = str(errand.json.get("model") or within.get("model") or "")
+        errand.query = {"alt": "sse"} if errand.path_stream else {}
+        errand.rewrite(without(within, frozenset(["model", "session_id"])))
+        if errand.action != "count":
+            errand.edit = in_envelope
+        return self.send_answer(dispatch(errand, self.server.app))
+
+    def read_errand(self, route: Route) -> Errand:
+        """Read the request's body, and what its path says."""
+        self.dialect = DIALECTS[route.dialect]
+        errand = Errand(self.dialect, route.action, self.read_body())
+        self.errand = errand
+        self.place(errand)
+        errand.watcher = self
+        if route.action.startswith("/"):
+            errand.type, errand.path_stream = self.headers.get("content-type", errand.type), False
+            if errand.type.lower().startswith("multipart/form-data"):
+                errand.read_form()
+        if self.argument:
+            model, _, verb = self.argument.rpartition(":")
+            if verb not in GEMINI_VERBS:
+                known = ", ".join(GEMINI_VERBS)
+                raise ProxyError("not_found", f"unknown method {verb!r}; known: {known}")
+            errand.action, errand.path_stream = GEMINI_VERBS[verb]
+            errand.path_model = model
+        if amp_provider(self.path):
+            self.read_amp(errand)
+        self.sent_at = time.monotonic()
+        return errand
+
+    def end_to_end(self) -> Headers:
+        """Return the client's headers but for those that it means for us alone (RFC 9110 7.6.1)."""
+        wish = self.headers.get("connection", "").lower()
+        if wish in {"", "close", "keep-alive"}:
+            return self.headers
+        words = wish.split(",")
+        return without(self.headers, frozenset(word.strip() for word in words))
+
+    def read_amp(self, errand: Errand) -> None:
+        """Choose the model for Amp, which wants to hear of the one that it asked for."""
+        errand.forced, errand.instead = True, self.server.app.router.offers.mapped(errand.model)
+        betas = errand.headers.get("anthropic-beta", "").replace(" ", "").split(",")
+        errand.headers = without(errand.headers, frozenset(["anthropic-beta"]))
+        for beta in betas:
+            if beta not in {"", "context-1m-2025-08-07"}:  # it asks everybody for a long context
+                add_beta(errand.headers, beta)
+
+    def list_models(self, route: Route) -> None:
+        one, whole = self.list_writers(route)
+        if "client_version" in self.query and route.dialect != "gemini":
+            return self.send_json(200, self.codex_catalogue())
+        models = models_for(self.server.app.router.offers, self.headers.get("user-agent", ""))
+        return self.send_json(200, whole([*map(one, models)]))
+
+    def codex_catalogue(self) -> Json:
+        """Return the catalogue for Codex, of its own login or of one of ours if there is any."""
+        app = self.server.app
+        errand = Errand(DIALECTS["responses"], "list", b"{}")
+        self.place(errand)
+        guest = errand.guest if errand.guest and errand.guest.provider == "codex" else None
+        account = guest_account(app.config, guest) if guest else None
+        now = time.time()
+        ours = (a for a in app.router.offers.accounts if a.provider.name == "codex" and not a.expired(now))
+        account = account or next(ours, None)
+        genuine = ask_for_catalogue(account, errand, self.query["client_version"]) if account else []
+        return codex_catalogue(models_for(app.router.offers, ""), genuine)
+
+    def show_model(self, route: Route) -> None:
+        name, agent = self.argument, self.headers.get("user-agent", "")
+        models = {model.id: model for model in models_for(self.server.app.router.offers, agent)}
+        if name not in models:
+            close = ", ".join(map(repr, nearest_names(name, models, 3)))
+            hint = f"; nearest: {close}" if close else ""
+            raise ProxyError("model_not_found", f"no model {name!r}{hint}")
+        self.send_json(200, self.list_writers(route)[0](models[name]))
+
+    def list_writers(self, route: Route) -> tuple[Callable[[Model], Json], Callable[[list[Json]], Json]]:
+        """Return the shape of models that this client reads, and of their list.
+
+        Its headers tell, or Amp's path.
+        """
+        amp, agent = amp_provider(self.path), self.headers.get("user-agent", "")
+        claude = "anthropic-version" in self.headers or agent.startswith("claude-cli")
+        if amp:
+            return MODEL_SHAPES[AMP_SHAPES.get(amp, "chat")]
+        if route.dialect == "gemini" or "x-goog-api-key" in self.headers:
+            return MODEL_SHAPES["gemini"]
+        return MODEL_SHAPES["claude" if claude else "chat"]
+
+    def show_health(self, route: Route) -> None:
+        """Tell whether it works, and no names: everybody may ask."""
+        app = self.server.app
+        states = account_states(app.router)
+        told: Json = {"status": "ok", "version": __version__}
+        told["uptime_s"] = int(time.time() - app.stats.since)
+        told["models"] = len(app.router.offers.names())
+        told["accounts"] = {name.replace(" ", "_"): number for name, number in states.items()}
+        told["requests"] = app.stats.requests
+        self.send_json(200, told)
+
+    def show_metrics(self, route: Route) -> None:
+        """Tell Prometheus, if it is on this machine or has a key."""
+        app = self.server.app
+        if not is_loopback(self.address.removeprefix("::ffff:")):
+            self.admit_watcher()
+        app.scribe.write()
+        told = app.stats.counters()
+        told["accounts"] = {(state,): number for state, number in account_states(app.router).items()}
+        told["limit_used"] = {
+            (account_mark(account.name), window["name"]): window["used"]
+            for account in app.router.offers.accounts
+            for window in app.router.report(account)["limits"]
+        }
+        told["running"] = {(): len(self.server.working)}
+        told["uptime"] = {(): time.time() - app.stats.since}
+        self.send(200, {"content-type": METRICS_TYPE}, metrics_text(told).encode())
+
+    def admit_watcher(self) -> None:
+        """Check that the request has a client's key, or that of the management API."""
+        try:
+            self.admit()
+        except ProxyError:
+            given = self.given_keys()
+            if not given or not self.server.desk.guard.exists:
+                raise
+            self.server.desk.guard.check(given[0], self.address, foreign=False)
+
+    def show_root(self, route: Route) -> None:
+        """Show browsers the page, and everybody else what there is."""
+        hidden = self.server.app.config["remote-management.disable-control-panel"]
+        if "text/html" in self.headers.get("accept", "") and not hidden:
+            return self.show_page()
+        endpoints = sorted({f"{row.method} {row.path}" for row in ROUTE_ROWS if row.admit})
+        return self.send_json(200, {"message": "cliproxy", "version": __version__, "endpoints": endpoints})
+
+    def show_page(self) -> None:
+        """Show the page; a one-time link becomes a session first, and its token leaves the address."""
+        token = self.query.get("token", "")
+        if token and self.method == "GET":
+            headers = {"location": "/", "cache-control": "no-store", "referrer-policy": "no-referrer"}
+            return self.send(303, {**headers, **self.redeem(token)}, b"")
+        return self.send(200, page_headers(), PAGE.encode())
+
+    def redeem(self, token: str) -> Headers:
+        """Return the header that gives a browser its session, if the link is good for one."""
+        try:
+            session = self.passes.redeem(token) if self.near else ""
+        except OSError as exc:
+            raise ProxyError("internal", f"the session cannot be kept: {exc.strerror or exc}") from exc
+        if not session:
+            return {}
+        secure = "; Secure" if self.server.app.config["tls.enable"] else ""
+        flags = f"Path={MANAGEMENT_PATH}; Max-Age={SESSION_LIFE:.0f}; HttpOnly; SameSite=Strict{secure}"
+        return {"set-cookie": f"{self.cookie}={session}; {flags}"}
+
+    def show_options(self, route: Route) -> None:
+        headers = {"allow": "GET, HEAD, POST, DELETE, OPTIONS"}
+        if self.allowed_origin:
+            headers["access-control-allow-methods"] = headers["allow"]
+            headers["access-control-allow-headers"] = self.headers.get("access-control-request-headers", "*")
+            headers["access-control-max-age"] = "600"
+        self.send(204, headers, b"")
+
+    def upgrade(self, route: Route) -> None:
+        """Go on as a WebSocket until the client leaves, if the owner lets it."""
+        asked = self.headers.get("upgrade", "").lower() == "websocket"
+        key, edition = (self.headers.get(f"sec-websocket-{name}", "") for name in ("key", "version"))
+        if not (asked and key and edition == "13" and self.server.app.config["ws"]):
+            ours = self.server.app.config["ws"]
+            why = "send a WebSocket handshake" if ours else "no WebSocket here"
+            raise ProxyError("upgrade_required", f"{why}; or POST to the same path")
+        lines = {"connection": "Upgrade", "upgrade": "websocket"}
+        lines["sec-websocket-accept"] = accept_of(key)
+        self.write(self.make_head(101, lines, ""))
+        self.keep = False
+        self.status = 101
+        self.stage = Stage.UPGRADED
+        web = WebSocket(self.wire, self.write, self.idle_socket)
+        connection = f"socket {next(ERRAND_NUMBERS)}"
+        try:
+            while True:
+                self.sent_at = time.monotonic()
+                self.server.working.discard(self)  # who only listens keeps no server from stopping
+                text = web.receive()
+                self.server.working.add(self)
+                self.serve_message(web, connection, text)
+        except SocketClosed as closed:
+            if closed.code != 1006:
+                web.close(closed.code)
+        finally:
+            self.server.app.stored.leave(connection)
+
+    def idle_socket(self) -> None:
+        """Wait for a message, or for the rest of one."""
+        silent = time.monotonic() - self.sent_at
+        if self.server.stopping or silent >= IDLE_SOCKET:
+            raise SocketClosed(1001)
+
+    def serve_message(self, web: WebSocket, connection: str, text: bytearray) -> None:
+        """Answer one request with a message for each event."""
+        errand = self.errand = Errand(self.dialect, "generate", text)
+        self.place(errand)
+        errand.watcher = web
+        web.meanwhile = partial(self.send_early_messages, web, errand)
+        self.error = None
+        self.status = 101
+        errand.connection = connection
+        lane: Json = {}  # which of several conversations in one connection it is
+        begun = time.monotonic()
+        try:
+            lane = filled(stream_id=errand.json.get("stream_id"))
+            warm = errand.json.get("generate") is False
+            errand.rewrite(body_of_message(errand.json))
+            for event in self.warmed_up(errand) if warm else self.events_of(errand):
+                web.send(dumps_text({**event, **lane}).encode("utf-8", "replace"))
+        except ProxyError as error:
+            self.error = self.server.app.make_discreet(error)
+            web.send(dumps_text({**error_message(error), **lane}).encode("utf-8", "replace"))
+        except (SocketClosed, OSError):
+            self.status = 499
+            raise
+        finally:
+            self.log_request(begun)
+
+    def send_early_messages(self, web: WebSocket, errand: Errand) -> None:
+        """Send what is held back of an answer, if that has been long enough."""
+        if errand.opening and not errand.opening.sent and errand.opening.due():
+            for event in sse_read(errand.opening.send()):
+                web.send(dumps_text(event).encode("utf-8", "replace"))
+
+    def warmed_up(self, errand: Errand) -> Iterator[Json]:
+        """Remember what a request says, and answer that nothing was said to it."""
+        stored = self.server.app.stored
+        if refers(errand):
+            stored.recall(errand)
+        *begun, done = warmed_up(errand, errand.json)
+        stored.keep(errand, done["response"])
+        yield from (*begun, done)
+
+    def events_of(self, errand: Errand) -> Iterator[Json]:
+        """Ask, and yield the events of the answer as they come."""
+        with contextlib.closing(dispatch(errand, self.server.app).pieces) as pieces:
+            yield from sse_read(pieces)
+
+    def manage(self, route: Route) -> None:
+        """Serve the management API; what it refuses is told in its own form."""
+        desk = self.server.desk
+        passed = self.has_pass
+        if not desk.guard.exists and not passed:
+            raise no_route(self.method, self.path, self.path)
+        headers = {**VERSION_HEADERS, **desk.cors(self.headers)}
+        if self.method == "OPTIONS":
+            return self.send(204, headers, b"")
+        try:
+            if not passed:
+                desk.guard.check(given_key(self.headers), self.address, foreign=self.foreign)
+            query = parse_qs(self.raw_query, keep_blank_values=True)
+            body = bytes(self.read_body())
+            answer = manage(desk, Wish(self.method, self.argument, query, self.headers, body))
+        except ProxyError as error:
+            answer = complaint_answer(self.server.app.make_discreet(error))
+        if answer.length is None:
+            return self.send_live(answer._replace(headers={**headers, **answer.headers}))
+        return self.send(answer.status, {**headers, **answer.headers}, b"".join(answer.pieces))
+
+    def send_live(self, answer: Answer) -> None:
+        """Send a stream of ours, which waits by itself: an empty piece says that nothing has come."""
+        self.keep = False
+        self.begin(answer.status, answer.headers, None)
+        with contextlib.closing(answer.pieces) as pieces:
+            for piece in pieces:
+                self.out += [piece] if piece else []
+                self.tick()
+                if self.server.stopping:
+                    break
+        self.flush(last=True)
+
+    @property
+    def near(self) -> bool:
+        """Tell whether the client is on this machine."""
+        return is_loopback(self.address.removeprefix("::ffff:"))
+
+    @property
+    def cookie(self) -> str:
+        """What the session of our page is called: other servers of this machine get its cookies too."""
+        return f"cliproxy_{self.server.port}"
+
+    @property
+    def has_pass(self) -> bool:
+        """Tell whether our own page asks, in a session that a one-time link has opened on this machine."""
+        origin = self.headers.get("origin", "").lower()
+        own = self.headers.get("sec-fetch-site") == "same-origin" or is_page(origin)
+        session = cookie_of(self.headers, self.cookie)
+        return bool(session and own and self.near and not self.foreign) and self.passes.knows(session)
+
+    @property
+    def passes(self) -> Passes:
+        return self.server.desk.board.passes
+
+    def finish_login(self, route: Route) -> None:
+        """Hand on what a browser came back with, that was sent to log in by a page of the management API."""
+        ours = self.server.desk.sessions.deliver(self.query.get("state", ""), f"?{self.raw_query}")
+        text = "You can close this window." if ours else "No login waits for this: begin it again."
+        body = f"<!doctype html><meta charset=utf-8><title>cliproxy</title><h1>{text}</h1>\n".encode()
+        self.send(200, {**PAGE_HEADERS, "cache-control": "no-store"}, body)
+
+    def keep_alive_asked(self, route: Route) -> None:
+        """Live on for the program that started us with a password."""
+        desk = self.server.desk
+        if not desk.guard.password:
+            raise ProxyError("not_found", "there is no /keep-alive without the flag -password")
+        key = given_key(self.headers) or self.headers.get("x-local-password", "")
+        right = desk.keep_alive(key)
+        self.send_json(200 if right else 401, SAVED if right else {"error": "invalid password"})
+
+    def show_panel(self, route: Route) -> None:
+        """Serve the page of the management API; its calls need the key."""
+        if self.server.app.config["remote-management.disable-control-panel"]:
+            raise ProxyError("not_found", "remote-management.disable-control-panel keeps this page back")
+        official = control_panel(self.server.app)
+        if official is None:
+            return self.show_page()
+        return self.send(200, {**PAGE_HEADERS, "cache-control": "no-cache"}, official)
+
+    def serve_stored(self, route: Route) -> None:
+        """Show, forget or cancel an answer that is kept."""
+        stored = self.server.app.stored
+        errand = Errand(self.dialect, "stored", b"")
+        errand.owner = self.owner
+        id, _, what = self.argument.partition("/")
+        kept = stored.find(errand, id)
+        serve = STORED_ACTS.get((self.method, what))
+        if serve is None:
+            raise no_route(self.method, self.path, self.path)
+        if kept is None:
+            raise unknown_response(id)
+        self.send_json(200, serve(stored, errand, kept, self.query))
+
+
+HOST = re.compile(r"(\[[0-9a-f:.]+\]|[\w.-]+)(:\d{1,5})?", re.ASCII)  # RFC 9110 7.2, no user name
+
+
+@functools.lru_cache(maxsize=64)
+def host_of(place: str) -> str:
+    """Return the host in a Host header without its port, `?` for what is none."""
+    found = HOST.fullmatch(place)
+    return found[1] if found else "?"
+
+
+def is_page(origin: str) -> bool:
+    """Tell whether an Origin is that of a web page; editors have others."""
+    return origin.startswith(("http://", "https://"))
+
+
+CALLBACKS = tuple(f"/{name}/callback" for name in ("anthropic", "codex", "google", "iflow", "antigravity"))
+PAGE_HEADERS = {
+    "content-type": "text/html; charset=utf-8", "x-frame-options": "DENY", "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+}  # fmt: skip
+
+
+class Route(NamedTuple):
+    """One public route. `path` may end in `*`: the rest becomes the visit's argument."""
+
+    method: str
+    path: str
+    handle: Callable[[Visit, Route], None]
+    dialect: str = ""
+    action: str = "generate"
+    admit: bool = True  # does it want a client key?
+
+    @property
+    def counts(self) -> bool:
+        """Tell whether it is for a model: then the statistics want to hear of it."""
+        return self.method == "POST" and bool(self.dialect)
+
+
+# fmt: off
+CODE_ASSIST_ANSWERS: dict[str, Json] = {  # what gemini-cli asks before it talks: of a user who is known, without limits
+    "loadCodeAssist": {"currentTier": {"id": "standard-tier", "name": "cliproxy"}, "cloudaicompanionProject": "cliproxy"},
+    "onboardUser": {"name": "operations/cliproxy", "done": True, "response": {"cloudaicompanionProject": {"id": "cliproxy"}}},
+    "retrieveUserQuota": {"buckets": [{"modelId": "gemini-3-pro-preview"}]},  # else it asks for 2.5 in place of any preview
+    "listExperiments": {"experimentIds": [], "flags": []},
+}
+ROUTE_ROWS = (
+    Route("POST", "/v1/messages",               Visit.generate,       "claude"),
+    Route("POST", "/v1/messages/count_tokens",  Visit.generate,       "claude", "count"),
+    Route("POST", "/v1/chat/completions",       Visit.generate,       "chat"),
+    Route("POST", "/v1/completions",            Visit.complete,       "chat"),
+    Route("POST", "/v1/responses",              Visit.generate,       "responses"),
+    Route("POST", "/v1/responses/compact",      Visit.generate,       "responses", "compact"),
+    Route("POST", "/v1/responses/input_tokens", Visit.generate,       "responses", "count"),
+    Route("POST", "/v1/embeddings",             Visit.generate,       "chat", "/embeddings"),
+    Route("POST", "/v1/images/generations",     Visit.generate,       "chat", "/images/generations"),
+    Route("POST", "/v1/images/edits",           Visit.generate,       "chat", "/images/edits"),
+    Route("POST", "/v1/images/variations",      Visit.generate,       "chat", "/images/variations"),
+    Route("POST", "/v1/audio/speech",           Visit.generate,       "chat", "/audio/speech"),
+    Route("POST", "/v1/audio/transcriptions",   Visit.generate,       "chat", "/audio/transcriptions"),
+    Route("POST", "/v1/audio/translations",     Visit.generate,       "chat", "/audio/translations"),
+    Route("GET",  "/v1/responses",              Visit.upgrade,        "responses"),
+    Route("GET",    "/v1/responses/*",          Visit.serve_stored,   "responses"),
+    Route("DELETE", "/v1/responses/*",          Visit.serve_stored,   "responses"),
+    Route("POST",   "/v1/responses/*",          Visit.serve_stored,   "responses"),
+    Route("GET",  "/v1/models",                 Visit.list_models),
+    Route("GET",  "/v1/models/*",               Visit.show_model),
+    Route("POST", "/v1/models/*",               Visit.generate,       "gemini"),
+    Route("GET",  "/v1beta/models",             Visit.list_models,    "gemini"),
+    Route("GET",  "/v1beta/models/*",           Visit.show_model,     "gemini"),
+    Route("POST", "/v1beta/models/*",           Visit.generate,       "gemini"),
+    Route("POST", "/v1internal:*",              Visit.assist,         "gemini"),
+    Route("GET",  "/health",                    Visit.show_health,    admit=False),
+    Route("GET",  "/healthz",                   Visit.show_health,    admit=False),
+    Route("GET",  "/metrics",                   Visit.show_metrics,   admit=False),
+    Route("GET",  "/",                          Visit.show_root,      admit=False),
+    Route("GET",  "/keep-alive",                Visit.keep_alive_asked, admit=False),
+    Route("GET",  "/management.html",           Visit.show_panel,     admit=False),
+    *(Route("GET", path,                        Visit.finish_login,   admit=False) for path in CALLBACKS),
+)
+# fmt: on
+ROUTES = {(row.method, row.path): row for row in ROUTE_ROWS}
+OPEN_ROUTES = [row for row in ROUTE_ROWS if row.path.endswith("*")]
+OPTIONS = Route("OPTIONS", "*", Visit.show_options, admit=False)
+MANAGE = Route("*", "*", Visit.manage, admit=False)
+FOR_ALL_PAGES = (
+    MANAGEMENT_PATH,
+    "/management.html",
+    *CALLBACKS,
+)  # what pages of other origins may ask for: what protects it is not theirs to give
+AMP_ROUTES = {kind: Route("*", "*", Visit.pass_on, action=kind, admit=False) for kind in ("call", "page")}
+
+
+VERSIONS = frozenset({"v1", "v1beta"})
+ROOTS = VERSIONS | {"v1internal", "health", "healthz", "metrics"}  # first words of our paths
+
+
+def tidy_path(path: str) -> str:
+    """Return the path that a client meant: with /v1 once, without doubled or final slashes.
+
+    Clients append /v1 to base URLs that have one already, or do not (spec/clients.md). Amp puts
+    a provider in front, and Google's name in the middle (spec/providers.md 15.1).
+    """
+    words = [word for word in path.split("/") if word]
+    if amp_provider(path):
+        del words[:3]
+        if words[:1] == ["v1beta1"] and "models" in words:
+            words[: words.index("models")] = ["v1beta"]
+    if words[:2] == ["backend-api", "codex"]:  # Codex's chatgpt_base_url
+        del words[:2]
+    doubled = 0
+    while {*words[doubled : doubled + 2]} <= VERSIONS and doubled + 1 < len(words):
+        doubled += 1
+    del words[:doubled]
+    if words and words[0].partition(":")[0] not in ROOTS:
+        words.insert(0, "v1")
+    return "/" + "/".join(words)
+
+
+def find_route(method: str, path: str) -> tuple[Route, str]:
+    """Return the row for a request and what its `*` stands for.
+
+    Raises ProxyError: not_found, naming the likely right path, or method_not_allowed.
+    """
+    route = ROUTES.get((method, path))
+    if route:
+        return route, ""
+    if path.startswith(f"{MANAGEMENT_PATH}/"):
+        return MANAGE, path[len(MANAGEMENT_PATH) :]
+    if kind := amp_kind(path):
+        return AMP_ROUTES[kind], ""
+    if method == "OPTIONS":
+        return OPTIONS, ""
+    method = "GET" if method == "HEAD" else method
+    tidy = tidy_path(path)
+    route = ROUTES.get((method, tidy))
+    if route:
+        return route, ""
+    for row in OPEN_ROUTES:
+        if row.method == method and tidy.startswith(row.path[:-1]):
+            return row, unquote(tidy[len(row.path) - 1 :]).removeprefix("models/")
+    raise no_route(method, path, tidy)
+
+
+def no_route(method: str, path: str, tidy: str) -> ProxyError:
+    """Return the error for a request that no row serves."""
+    allowed = [row.method for row in ROUTE_ROWS if row.path == tidy]
+    if allowed:
+        return ProxyError("method_not_allowed", f"{tidy} takes {', '.join(allowed)}, not {method}")
+    close = nearest_names(tidy, [row.path for row in ROUTE_ROWS], 1, 0.8)
+    hint = f"did you mean {close[0]}?" if close else ""
+    for start, what in FOREIGN_PATHS.items():
+        if path == start or path.startswith(f"{start}/"):
+            hint = what
+    return ProxyError("not_found", f"no route for {method} {path}{hint and '; '}{hint}")
+
+
+FOREIGN_PATHS = {  # of programs that clients take this one for -> what to do about it
+    "/api/tags": "that is Ollama's; GET /v1/models lists the models",
+    "/api/chat": "that is Ollama's; POST /v1/chat/completions",
+    "/api/generate": "that is Ollama's; POST /v1/chat/completions",
+    "/v1/generate": "POST /v1beta/models/MODEL:generateContent",
+    "/model/info": "that is LiteLLM's; GET /v1/models lists the models",
+    "/key/generate": "that is LiteLLM's; keys of clients are the config's api-keys",
+    "/v0/management": "there is no management API without remote-management.secret-key",
+    "/favicon.ico": "there are no pages here",
+}
+
+
+def dialect_of(path: str, headers: Headers) -> Dialect:
+    """Return the dialect in which a client of this path wants to hear of errors."""
+    if "/messages" in path or "anthropic-version" in headers:
+        return DIALECTS["claude"]
+    words = ("/v1beta", "/v1internal", "Content", "countTokens")
+    if "x-goog-api-key" in headers or any(word in path for word in words):
+        return DIALECTS["gemini"]
+    return DIALECTS["responses" if "/responses" in path else "chat"]
+
+
+METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+def account_states(router: Router) -> dict[str, int]:
+    """Count accounts: who can be asked now, who rests, and who needs its owner."""
+    states = dict.fromkeys(("ready", "cooling", "needs login"), 0)
+    for account in router.offers.accounts:
+        state = router.report(account)["state"]
+        states[state if state in states else "ready"] += 1  # an expired token is renewed on use
+    return states
+
+
+class Handler(socketserver.BaseRequestHandler):
+    """One client connection, on its own thread: a Visit after the other."""
+
+    server: Server
+
+    def handle(self) -> None:
+        try:
+            sock = self.server.secure(self.request)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            with contextlib.closing(Wire(sock, CLIENT_TICK)) as wire:
+                while Visit(self.server, wire, self.client_address[0]).serve():
+                    pass
+        except (ClientGone, OSError):
+            pass  # nobody is left to tell
+
+
+class Discretion(logging.Filter):
+    """Masks in all that is logged what an app must keep to itself."""
+
+    def __init__(self, app: App) -> None:
+        super().__init__()
+        self._app = app
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        secrets = self._app.secrets
+        record.msg = hide(record.getMessage(), secrets)
+        record.args = None
+        if record.exc_info:
+            record.exc_text = hide(logging.Formatter().formatException(record.exc_info), secrets)
+        return True
+
+
+def running_row(errand: Errand) -> Json:
+    """Return what the dashboard shows of a request that is being answered."""
+    request, model, account = errand.summary()
+    client = client_of(errand.headers.get("user-agent", "")[:TEXT_LIMIT])
+    return {"request": request, "model": model, "account": account, "client": client, "since": errand.created}
+
+
+class Server(ThreadingHTTPServer):
+    """The listening socket, and what every request shares."""
+
+    allow_reuse_address = sys.platform != "win32"  # there it would let two servers share a port
+    request_queue_size = 1_024
+    daemon_threads = True
+    block_on_close = False
+
+    def __init__(self, address: tuple[str, int], app: App, password: str) -> None:
+        self._tls = server_tls(app.config)
+        self._discretion = Discretion(app)
+        self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+        super().__init__(address, Handler)
+        self.app, self.stopping = app, False
+        self.desk = Desk(app, password)
+        self.desk.board.running = self.running
+        self.host, self.port = address[0], int(self.server_address[1])
+        self.loopback = is_loopback(address[0])
+        self._never = threading.Event()  # to wait on
+        self.heads = Heads()
+        self.working: set[Visit] = set()  # those that serve a request; one step changes it
+        log.addFilter(self._discretion)
+
+    def running(self) -> list[Json]:
+        """Return what is being answered, for the dashboard."""
+        errands = [visit.errand for visit in list(self.working) if visit.errand]
+        return [running_row(errand) for errand in errands]
+
+    def server_bind(self) -> None:
+        """Bind without asking the network for this machine's name, as HTTPServer would."""
+        socketserver.TCPServer.server_bind(self)
+        self.server_name, self.server_port = "localhost", int(self.server_address[1])
+
+    def server_close(self) -> None:
+        super().server_close()
+        log.removeFilter(self._discretion)
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        """Accept a connection; if that fails for want of a file descriptor, do not try at once."""
+        try:
+            return super().get_request()
+        except OSError as exc:
+            if exc.errno in {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}:
+                log.warning("cannot accept a connection: %s; raise the limit (ulimit -n)", exc)
+                self.app.pool.prune(0.0)
+                self._never.wait(ACCEPT_PAUSE)
+            raise
+
+    def secure(self, sock: socket.socket) -> socket.socket:
+        """Shake hands on the connection's own thread, if this server speaks TLS."""
+        if self._tls is None:
+            return sock
+        sock.settimeout(CONNECT_TIMEOUT)
+        wrapped: socket.socket = self._tls.wrap_socket(sock, server_side=True)
+        return wrapped
+
+    def stop(self, grace: float = GRACE) -> bool:
+        """Stop accepting, let running answers finish; False if some did not in `grace` seconds."""
+        self.stopping = True
+        self.shutdown()
+        self.server_close()
+        end = time.monotonic() + grace
+        while self.working and time.monotonic() < end:
+            self._never.wait(STOP_TICK)
+        self.app.stored.close()
+        return not self.working
+
+    def handle_error(self, *_: Any) -> None:
+        log.error("bug in a connection's thread: %r", sys.exc_info()[1])
+
+
+def server_tls(config: Config) -> Any:
+    """Return the context for serving TLS, None if the config does not ask for it."""
+    if not config["tls.enable"]:
+        return None
+    import ssl  # noqa: PLC0415 -- slow
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    for key in ("tls.cert", "tls.key"):
+        if not is_there(Path(config[key])):
+            raise ProxyError("invalid_request", f"{key}: there is no file {config[key]!r}", param=key)
+    try:
+        context.load_cert_chain(config["tls.cert"], config["tls.key"])
+    except (OSError, TypeError) as exc:
+        raise ProxyError("invalid_request", f"tls.cert and tls.key: {exc}") from exc
+    return context
+
+
+def make_server(app: App, password: str = "") -> Server:
+    """Bind and listen as the config says; port 0 picks a free one. Raises ProxyError.
+
+    `password` opens the management API for this machine, beside the config's key.
+    """
+    host, port = app.config["host"], app.config["port"]
+    check_exposure(app.config)
+    try:
+        return Server((host, port), app, password)
+    except OSError as exc:
+        who = who_listens(host, port, app.config) if exc.errno == errno.EADDRINUSE else ""
+        why = who or exc.strerror or str(exc)
+        message = f"cannot listen on {host}:{port}: {why}; set another `port` in the config, or --port"
+        raise ProxyError("invalid_request", message) from exc
+
+
+def greeting_at(url: str, seconds: float = 1.0) -> Json | None:
+    """Return what a server says of itself, {} if it says nothing that we know; None if none listens."""
+    try:
+        return read_object(fetch("GET", f"{url}/", {}, proxy="direct", timeout=seconds).body)
+    except ProxyError as error:
+        return {} if error.sent else None
+
+
+def who_listens(host: str, port: int, config: Config) -> str:
+    """Say who has a port, as far as that can be found out."""
+    holder = process_at(port)
+    there = f" ({holder})" if holder else ""
+    said = greeting_at(server_url(host, port, config)) or {}
+    if said.get("message") == "cliproxy":
+        return f"cliproxy {said.get('version')} is already running there{there}"
+    return f"another program{there} listens there already"
+
+
+def process_at(port: int) -> str:
+    """Return the name and number of the process that listens on a port; empty if Linux does not tell."""
+    with contextlib.suppress(OSError, ValueError, IndexError):  # not Linux, or it is gone meanwhile
+        links = set(listeners_at(port))
+        held = (file for file in Path("/proc").glob("[0-9]*/fd/*") if links and link_of(file) in links)
+        for file in held:
+            process = file.parents[1]
+            return f"{(process / 'comm').read_text(encoding='utf-8').strip()}, process {process.name}"
+    return ""
+
+
+def listeners_at(port: int) -> Iterator[str]:
+    """Yield the sockets that listen on a port, as their links in /proc."""
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text(encoding="ascii").splitlines()[1:]:
+            words = line.split()
+            if words[1].endswith(f":{port:04X}") and words[3] == "0A":  # listens
+                yield f"socket:[{words[9]}]"
+
+
+def link_of(file: Path) -> str:
+    """Return where a link points to; empty if we may not know."""
+    try:
+        return os.readlink(file)  # noqa: PTH115 -- a hundred times faster than Path's
+    except OSError:
+        return ""
+
+
+########################################################################################
+# 54. SERVICE
 ########################################################################################
 # Keeping the proxy running: one row for each kind of system says where its file lies, what stands
 # in it, and which commands carry out an act. Nothing is run by a shell, and every command has a
@@ -25106,317 +26694,7 @@ def completion(shell: str, words: Mapping[str, Sequence[str]]) -> str:
 
 
 ########################################################################################
-# 53. REPORTS
-########################################################################################
-# What `usage` and `status` show, from what the statistics keep and what servers leave beside it. All
-# of it works while a server runs, and while none does.
-
-LIVE_TICK = 0.5  # seconds between two looks for what is new
-USAGE_COLUMNS = {
-    "requests": "REQUESTS",
-    "failed": "FAILED",
-    "input": "INPUT",
-    "cached": "CACHED",
-    "output": "OUTPUT",
-    "cost": "COST",
-}
-USAGE_BAR = 12  # characters
-LIST_DATE = "2026-11-28"  # of the built-in prices
-
-
-@contextlib.contextmanager
-def open_stats(stats: Stats) -> Iterator[Database | None]:
-    """Open the statistics for reading; None if there are none yet. Raises ProxyError."""
-    if not stats.path.exists():
-        yield None
-        return
-    try:
-        with contextlib.closing(Database(stats.path)) as database:
-            yield database
-    except DatabaseError as exc:
-        raise ProxyError("internal", str(exc)) from exc
-
-
-def query_of(options: argparse.Namespace) -> Query:
-    """Read the options of `usage`. Raises ProxyError."""
-    now = time.time()
-    try:
-        since = read_since(options.since, now) if options.since else 0.0
-        until = read_since(options.until, now) if options.until else Query().until
-    except ValueError as exc:
-        raise ProxyError("invalid_request", str(exc)) from exc
-    return Query(options.by, since, until, options.model, options.account)
-
-
-def report_of(stats: Stats, query: Query) -> Json:
-    """Return a report, an empty one if nothing has been recorded yet. Raises ProxyError."""
-    with open_stats(stats) as database:
-        if database:
-            return usage_report(database, query)
-    blank = usage_numbers([0] * len(NUMBERS))
-    return {"since": None, "until": None, "by": query.by, "rows": [], "total": blank, "unpriced": []}
-
-
-def money(cost: float | None) -> str:
-    """Return a sum in USD; `-`: nothing is known."""
-    if cost is None:
-        return "-"
-    return f"${cost:,.2f}" if cost >= 0.1 or not cost else f"${cost:.4f}"
-
-
-def usage_cell(row: Json, name: str) -> str:
-    return money(row["cost"]) if name == "cost" else f"{row[name]:,}"
-
-
-def usage_lines(report: Json) -> Iterator[str]:
-    """Yield a report as a table, with bars where it goes to a terminal."""
-    by, rows = report["by"], [*report["rows"], {report["by"]: "total", **report["total"]}]
-    columns = [Column(by.upper(), lambda row: str(row[by]))]
-    for name, title in USAGE_COLUMNS.items():
-        width = max(len(title), *(len(usage_cell(row, name)) for row in rows))
-        columns.append(Column(title.rjust(width), partial(padded_cell, name=name, width=width)))
-    most = max((all_tokens(row) for row in report["rows"]), default=0.0)
-    if screen_width() and most:
-        columns.append(
-            Column("", lambda row: "" if row[by] == "total" else bar(all_tokens(row) / most * 100, USAGE_BAR))
-        )
-    yield from table_lines(columns, rows)
-
-
-def padded_cell(row: Json, name: str, width: int) -> str:
-    return usage_cell(row, name).rjust(width)
-
-
-def all_tokens(row: Json) -> float:
-    """Return how long a row's bar is: all its tokens."""
-    return float(row["input"] + row["cached"] + row["cache_write"] + row["output"])
-
-
-def bar(percent: float, width: int = 10) -> str:
-    """Draw how much of a limit is used."""
-    used = max(0, min(width, round(percent * width / 100)))
-    full, empty = "█░" if (sys.stdout.encoding or "").lower().startswith("utf") else "#."
-    return full * used + empty * (width - used)
-
-
-def show_usage(report: Json, date: str) -> None:
-    """Print a report, and what its costs are."""
-    if not report["rows"]:
-        say("nothing was recorded in that time")
-        return
-    for line in usage_lines(report):
-        say(line)
-    say(f"costs are what it would have cost by list price (of {date or LIST_DATE}); plans are flat")
-    if report["unpriced"]:
-        say(
-            one_line(
-                f"no price is known for: {', '.join(report['unpriced'])} (the setting `prices` adds some)"
-            )
-        )
-
-
-def usage_csv(report: Json) -> str:
-    """Return the rows of a report as CSV."""
-    import csv  # noqa: PLC0415 -- seldom needed
-
-    text = io.StringIO()
-    fields = [report["by"], *usage_numbers([0] * len(NUMBERS))]
-    writer = csv.DictWriter(text, fields, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(report["rows"])
-    return text.getvalue()
-
-
-def live_rows(stats: Stats, query: Query, stop: threading.Event) -> Iterator[Row]:
-    """Yield attempts as they end, from now on, whichever process they are of."""
-    with open_stats(stats) as database:
-        last = newest_row(database) if database else 0
-    while not stop.wait(LIVE_TICK):
-        with open_stats(stats) as database:
-            fresh = stored_rows(database, last) if database else []
-        for id, row in fresh:
-            last = id
-            if is_meant(row, query):
-                yield row
-
-
-def newest_row(database: Database) -> int:
-    ((id,),) = database.read("SELECT max(id) FROM rows")
-    return id or 0
-
-
-def is_meant(row: Row, query: Query) -> bool:
-    """Tell whether a row fits the patterns of a query."""
-    pairs = ((query.model, row.model), (query.account, row.account))
-    return all(not pattern or wildcard(pattern, name or "") for pattern, name in pairs)
-
-
-def live_line(row: Row) -> str:
-    """Say in one line what became of an attempt."""
-    words = [
-        time.strftime("%H:%M:%S", time.localtime(row.time)),
-        row.request,
-        (row.client or "-").ljust(16),
-        row.model.ljust(24),
-        row.account or "-",
-        str(row.status),
-        f"{row.total_ms / 1_000:.1f}s",
-        f"in={row.input + row.cached + row.cache_write:,} out={row.output:,}",
-        money(row.cost),
-        row.words,
-    ]
-    return one_line("  ".join(words).rstrip())
-
-
-class LogQuery(NamedTuple):
-    """What of the log is wanted."""
-
-    lines: int = 50
-    errors: bool = False
-    request: str = ""
-
-
-def log_lines(folder: Path, query: LogQuery) -> list[str]:
-    """Return the last lines of main.log, and of those before it, that are wanted."""
-    kept: collections.deque[str] = collections.deque(maxlen=query.lines)
-    for path in main_logs(folder):
-        with contextlib.suppress(OSError), path.open(encoding="utf-8", errors="replace") as file:
-            kept.extend(line.rstrip("\n") for line in file if is_wanted(line, query))
-    return list(kept)
-
-
-def is_wanted(line: str, query: LogQuery) -> bool:
-    loud = re.match(r"\[[^]]*\] \[[^]]*\] \[(warn |error)\]", line)
-    return query.request in line and (not query.errors or loud is not None)
-
-
-def row_lines(stats: Stats, query: LogQuery) -> list[str]:
-    """Return the last attempts that are wanted, from the statistics, which are there without any log."""
-    with open_stats(stats) as database:
-        last = newest_row(database) if database else 0
-        found = stored_rows(database, max(0, last - ROWS_SEARCHED), ROWS_SEARCHED) if database else []
-    rows = [row for _, row in found if query.request in row.request and (not query.errors or has_failed(row))]
-    return list(map(live_line, rows[-query.lines :]))
-
-
-ROWS_SEARCHED = 100_000
-
-
-def follow_file(path: Path, stop: threading.Event) -> Iterator[str]:
-    """Yield lines as they are added to a file, also when another takes its place."""
-    stamp = file_stamp(path)
-    at = stamp[1] if stamp else 0
-    inode = stamp[2] if stamp else 0
-    while not stop.wait(LIVE_TICK):
-        stamp = file_stamp(path)
-        if stamp is None:
-            continue
-        if stamp[2] != inode or stamp[1] < at:
-            at = 0
-            inode = stamp[2]
-        with contextlib.suppress(OSError), path.open("rb") as file:
-            file.seek(at)
-            whole = file.read().rpartition(b"\n")
-            at += len(whole[0]) + len(whole[1])
-            yield from whole[0].decode("utf-8", "replace").splitlines()
-
-
-class Running(NamedTuple):
-    """A server that runs, or did: as its file says."""
-
-    pid: int
-    address: str  # its URL
-    since: float
-    version: str
-    config: str
-
-
-def running_file(folder: Path) -> Path:
-    return folder / ".cliproxy" / f"server-{os.getpid()}"
-
-
-def note_running(folder: Path, url: str, config: Path | None) -> None:
-    """Leave word that a server runs, for `status`; where that cannot be, there is none."""
-    told = Running(os.getpid(), url, time.time(), __version__, str(config.resolve()) if config else "")
-    path = running_file(folder)
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_atomic(path, dumps(told._asdict()).encode("ascii"))
-
-
-def find_running(folder: Path) -> Iterator[tuple[Running, Json]]:
-    """Yield the servers that answer, each with what it says of itself."""
-    latest: dict[str, Running] = {}  # by address: one that was killed has left its file
-    for path in (folder / ".cliproxy").glob("server-*"):
-        with contextlib.suppress(*MALFORMED):
-            told = Running(**read_object_file(path))
-            if told.since >= latest.get(told.address, told).since:
-                latest[told.address] = told
-    for told in latest.values():
-        with contextlib.suppress(ProxyError):
-            health = read_object(fetch("GET", f"{told.address}/health", {}, proxy="direct", timeout=3.0).body)
-            if health.get("status") == "ok":
-                yield told, health
-
-
-def status_report(app: App, rows: list[Json]) -> Json:
-    """Return what `status` tells; `rows` are those of the accounts. Raises ProxyError."""
-    found = list(find_running(app.store.folder))
-    today = read_since("today", time.time())
-    by_account: dict[str, Json] = {}
-    failures: list[Row] = []
-    with open_stats(app.stats) as database:
-        if database:
-            told = usage_report(database, Query("account", today))
-            by_account = {row["account"]: row for row in told["rows"]}
-            failures = last_failures(database, STATUS_FAILURES)
-    blank = usage_numbers([0] * len(NUMBERS))
-    accounts = [
-        {**row, "today": without(by_account.get(row["name"], blank), frozenset(["account"]))} for row in rows
-    ]
-    ready = any(health.get("accounts", {}).get("ready") for _, health in found)
-    return {
-        "running": bool(found),
-        "can_serve": ready,
-        "servers": [{**told._asdict(), **health} for told, health in found],
-        "accounts": accounts,
-        "errors": [row._asdict() for row in failures],
-    }
-
-
-STATUS_FAILURES = 5  # that are shown
-
-
-def show_servers(report: Json) -> None:
-    """Print who runs, and whether it can serve."""
-    for server in report["servers"]:
-        since = time.strftime("%b %d %H:%M", time.localtime(server["since"]))
-        say(f"cliproxy {server['version']} runs at {server['address']} since {since}, pid {server['pid']}")
-        say(
-            one_line(
-                f"config: {server['config'] or 'none (defaults)'}; {server['requests']:,} requests since its start"
-            )
-        )
-    if not report["running"]:
-        say("no server runs with these credentials: `cliproxy serve` starts one")
-    elif not report["can_serve"]:
-        say("no account can be asked at the moment")
-
-
-def show_failures(rows: list[Json]) -> None:
-    if rows:
-        say("last failures:")
-    for row in rows:
-        when = time.strftime("%b %d %H:%M:%S", time.localtime(row["time"]))
-        say(
-            one_line(
-                f"  {when} {row['request']} {row['model']} {row['account'] or '-'} {row['status']}: {row['words']}"
-            )
-        )
-
-
-########################################################################################
-# 54. CONFIGTEXT
+# 55. CONFIGTEXT
 ########################################################################################
 # The settings file as its owner handles it: shown with where each value comes from, a value changed
 # in the text around which everything stays, the whole text edited and checked before it counts.
@@ -25634,7 +26912,7 @@ def edit_by_hand(path: Path, ask: Callable[[str], str]) -> Config:
 
 
 ########################################################################################
-# 55. TRIAL
+# 56. TRIAL
 ########################################################################################
 # One question, asked as a client asks: of the server that runs, else of one that runs for so long.
 
@@ -25705,7 +26983,7 @@ def ask_streamed(url: str, key: str, body: Json, tell: Callable[[str, str], None
 
 
 ########################################################################################
-# 56. DOCTOR
+# 57. DOCTOR
 ########################################################################################
 # Why it does not work. A check is a row: it looks, and yields what is wrong, each with the command
 # that mends it; nothing yielded is good. Nothing is changed, nothing asked but what a server tells
@@ -26267,7 +27545,7 @@ def client_findings(row: Client, gateway: Gateway, patient: Patient, run: SetupR
     """Compare one client's files with what `setup` would write. One that goes elsewhere is left alone."""
     found: list[tuple[Path, dict[Steps, tuple[Any, Any]]]] = []  # what each says, and should say
     for edit in row.files(gateway):
-        file = run.file_of(row, edit)
+        file = file_of(row, edit, run.machine, project=run.options.project)
         try:
             document = read_client_file(edit, file)
         except ValueError as exc:
@@ -26468,7 +27746,7 @@ def examine(patient: Patient) -> Iterator[tuple[str, Finding]]:
 
 
 ########################################################################################
-# 57. COMMANDS
+# 58. COMMANDS
 ########################################################################################
 # argparse rows. Whatever goes wrong is one sentence on stderr and exit status 1; usage errors are 2.
 
@@ -26614,8 +27892,38 @@ def greet(server: Server, app: App) -> None:
     if not accounts:
         say("no account yet: log in with `cliproxy login codex` (or another provider),")
         say("  or set ANTHROPIC_API_KEY, OPENAI_API_KEY or GEMINI_API_KEY")
+    say(f"dashboard: {dashboard_words(server, url)}")
     say("try it without any account: the model 'echo' repeats what you say:")
     say(f"  {curl_line(url, app.config)}")
+
+
+def dashboard_words(server: Server, url: str) -> str:
+    """Say how to get at the page. A link goes to people only: a service's output is kept."""
+    if server.app.config["remote-management.disable-control-panel"]:
+        return "off (remote-management.disable-control-panel)"
+    if sys.stdout.isatty() and server.loopback:
+        with contextlib.suppress(OSError):
+            return f"{dashboard_link(url, server.app.store.folder)} (works once, for an hour)"
+    return f"{url}/ (`cliproxy dashboard` prints a link that lets you in)"
+
+
+def dashboard_link(url: str, folder: Path) -> str:
+    """Return a new link to the page of a server, good for once. Raises OSError."""
+    return f"{url}/?token={Passes(folder).link()}"
+
+
+def cmd_dashboard(options: argparse.Namespace) -> int:
+    """Print a link to the page of each server that runs with these credentials."""
+    folder = Path(settings_of(options)["auth-dir"])
+    found = [told.address for told, _ in find_running(folder)]
+    if not found:
+        raise ProxyError("not_found", f"no server runs with the credentials in {folder}: `cliproxy serve`")
+    for address in found:
+        try:
+            say(dashboard_link(address, folder))
+        except OSError as exc:
+            raise ProxyError("internal", f"{folder}: {exc.strerror or exc}") from exc
+    return 0
 
 
 def looked_for() -> str:
@@ -26752,42 +28060,6 @@ def wake_accounts(app: App, name: str) -> int:
         message = f"{name!r} is none of the accounts; there are: {there}{slip(name, names)}"
         raise ProxyError("not_found", message)
     return 0
-
-
-def account_row(account: Account, app: App, *, limits: bool) -> Json:
-    """Return what is known of an account, without any secret."""
-    data = account.credential.data if account.credential else {}
-    row: Json = {"provider": account.provider.name, "name": account.name, "plan": plan_of(data)}
-    why, windows = "", []
-    if limits and account.credential:
-        try:
-            windows = limits_now(account, account.credential, app)
-        except ProxyError as error:
-            why = str(error)
-    row.update(app.router.report(account), expires=account.ends, last_refresh=last_refresh(data))
-    row["limits"] = [window._asdict() for window in windows] or row["limits"]
-    row["why"] = why or account.dead or "; ".join(rest["why"] for rest in row["cooling"])
-    return row
-
-
-def limits_now(account: Account, credential: Credential, app: App) -> list[Window]:
-    """Ask how much of an account's limits is used; where there is room, its rests are over."""
-    if account.renewable and account.expired(time.time()):
-        app.renew(account, account.token)
-        credential = account.credential or credential
-    windows = usage_of(credential, app.config)
-    if windows and all(window.used < 100 for window in windows):
-        app.wake(account.name)
-    return windows
-
-
-def file_row(credential: Credential) -> Json:
-    """Return what is known of a login that serves nobody."""
-    data = credential.data
-    state = "disabled" if data.get("disabled") else "not served"
-    row: Json = {"provider": credential.type, "name": credential.name, "plan": plan_of(data)}
-    row.update(state=state, requests=0, cooling=[], limits=[], expires=expires_at(data))
-    return {**row, "last_refresh": last_refresh(data), "why": why_dead(data)}
 
 
 def moment(when: float | None) -> str:
@@ -26930,28 +28202,8 @@ def cmd_models(options: argparse.Namespace) -> int:
     return 0
 
 
-def model_facts(name: str, app: App) -> Json:
-    """Return what is known of a model that clients may ask for."""
-    row = app.router.offers.fact(name)
-    accounts = dict.fromkeys(candidate.account.name for candidate in app.router.offers.of(name))
-    return {
-        "id": name,
-        "context": row.context,
-        "output": row.output,
-        "efforts": efforts_of(row),
-        "accounts": list(accounts),
-    }
-
-
 def known_number(number: int | None) -> str:
     return "-" if number is None else str(number or "?")
-
-
-def efforts_of(row: Model) -> str:
-    """Say how a model thinks: the efforts it takes by name, or else in tokens."""
-    words = list(row.levels) or (["{}-{} tokens".format(*row.budget)] if row.budget[1] else [])
-    words += ["off"] if row.thinking and row.can_stop and "none" not in row.levels else []
-    return " ".join(words) or {None: "?", False: "-"}.get(row.thinking, "yes")
 
 
 MODEL_COLUMNS = (
@@ -27433,6 +28685,7 @@ COMMANDS = (
         ("--json", {"action": "store_true", "help": "for programs"}),
         ("--limits", {"action": "store_true", "help": "ask the providers how much is used"}),
     )),
+    Command("dashboard", cmd_dashboard, "print a link, good for once, that opens the page of the running server"),
     Command("logout", cmd_logout, "revoke an account's tokens where that is possible, and delete them", (
         ("name", {"help": "of its file; a part of it will do"}),
     )),

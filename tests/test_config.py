@@ -654,7 +654,6 @@ def test_what_an_owner_should_know_of_settings_that_are_in_order() -> None:
     assert cp.remarks(config) == [
         "claude-api-key[0] sends a key to h unencrypted",
         "openai-compatibility[1] sends a key to h unencrypted",
-        "not supported yet, and without effect: remote-management.disable-control-panel",
         "without any effect here: ws-auth",
     ]
 
