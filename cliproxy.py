@@ -7688,8 +7688,51 @@ def words_of(part: Part, case: Case) -> str:
     return ""
 
 
+SUMMARY = "summary"  # who minted a compaction that is a text: any model can read it
+SUMMARY_ASK = """Your context is full, and what was said until here will be replaced by your summary of it.
+Write it for whoever goes on with the work: what was asked for, word by word where that matters; what is
+done, decided and found out, with names of files, commands and errors; what is left, and what comes next.
+Answer with the summary alone, and call no tools."""
+
+
+def summary_request(request: Request) -> Request:
+    """Return the request for a summary of a conversation, in the place of its answer."""
+    ask = Message("user", (Part("text", SUMMARY_ASK),))
+    kept = [message for message in request.messages if not is_trigger(message)]
+    choice = ToolChoice("none") if request.tools else None
+    return request._replace(messages=(*kept, ask), choice=choice, format=None, stream=False)
+
+
+def is_trigger(message: Message) -> bool:
+    """Tell whether a message is but the wish of Codex to have its conversation compacted."""
+    own = message.parts[0].extra.get("responses", EMPTY) if message.parts else EMPTY
+    return len(message.parts) == 1 and own.get("type") == "compaction_trigger"
+
+
+def summary_events(events: Events) -> Events:
+    """Turn the answer to a summary_request into one that holds a compaction. Raises ProxyError if there is none."""
+    response = collect(events)
+    text = text_of(response.choices[0].parts) if response.choices else ""
+    if not text.strip():
+        raise ProxyError("upstream_failed", "the model gave no summary of the conversation")
+    item = {"type": "compaction", "encrypted_content": seal(text, SUMMARY)}
+    yield response.start
+    yield from part_events(0, Part("opaque", extra={"responses": item}))
+    if response.usage:
+        yield response.usage
+    yield MessageEnd("stop")
+
+
+def summary_of(part: Part) -> str:
+    """Return what a compaction of ours says; empty for any other part."""
+    proof = unseal(str(part.extra.get("responses", EMPTY).get("encrypted_content") or ""))
+    return proof.minted if proof.provider == SUMMARY else ""
+
+
 def fit_hosted(part: Part, case: Case) -> Iterable[Part]:
     """Leave what the target's own tools did; what was told of another's it would refuse."""
+    if summary := summary_of(part):
+        return (Part("text", summary),)
     if part.kind != "opaque" and part.id.startswith(TOLD):
         return ()
     refuse("opaque", part, case)
@@ -19160,10 +19203,10 @@ def pause(errand: Errand, seconds: float) -> None:
 
 def who_can(errand: Errand, candidates: list[Candidate]) -> list[Candidate]:
     """Return those who can be asked: for more of OpenAI's API than talks, not everybody can."""
-    if errand.action == "compact":
-        who = "of the responses dialect"
-        found = [c for c in candidates if c.account.provider.dialect == errand.dialect.name]
-    elif errand.action.startswith("/"):
+    if errand.action == "compact":  # others are asked for a summary
+        can = [c for c in candidates if c.account.provider.dialect == errand.dialect.name]
+        return can or candidates
+    if errand.action.startswith("/"):
         who, found = "of APIs like OpenAI's", [c for c in candidates if c.account.provider.whole]
     else:
         return candidates
@@ -19351,6 +19394,8 @@ class Attempt:
         try:
             if errand.action == "count":
                 answer = self.count()
+            elif errand.action == "compact" and not self.passes:
+                answer = self.compact()
             elif errand.action == "generate" and not self.passes:
                 answer = self.translate()
             else:
@@ -19585,9 +19630,8 @@ class Attempt:
             raise errand.malformed(exc) from exc
         return body if after is before else [dumps(after).encode("ascii")]
 
-    def fit(self, target: Target, stream: bool) -> Fitted:
-        """Fit the errand's request to what this account takes."""
-        request = self.errand.request
+    def fit(self, request: Request, target: Target, stream: bool) -> Fitted:
+        """Fit a request to what this account takes."""
         thinking = request.thinking
         if self.candidate.effort:
             thinking = Thinking(*self.candidate.effort, summary=thinking.summary)
@@ -19600,18 +19644,36 @@ class Attempt:
     def translate(self) -> Answer:
         """Translate an errand to the upstream's dialect, and the answer back."""
         request = self.errand.request
+        if not self.same and request.messages and is_trigger(request.messages[-1]):
+            events, headers = self.ask_translated(summary_request(request))
+            events = summary_events(events)
+        else:
+            events, headers = self.ask_translated(request)
+        heard = until_said(events, self.opening, self.errand)
+        return answer_of(self.errand, heard, headers)
+
+    def compact(self) -> Answer:
+        """Have the model sum up a conversation, where its service has no form of that."""
+        errand = self.errand
+        events, headers = self.ask_translated(summary_request(errand.request))
+        whole = errand.dialect.write_response(collect(summary_events(events)), errand.request)
+        told = {key: whole[key] for key in ("id", "created_at", "output", "usage")}
+        self.opening.said = True
+        return json_answer(200, {**told, "object": "response.compaction"}, headers)
+
+    def ask_translated(self, request: Request) -> tuple[Events, Headers]:
+        """Ask in the upstream's dialect; return the events of the answer, and its headers."""
         provider = self.provider
         upstream = self.upstream
         target = self.target
         stream = request.stream or provider.only_streams or "stream" in target.quirks
-        fitted = self.fit(target, stream)
+        fitted = self.fit(request, target, stream)
         body = self.body(without(upstream.write_request(fitted.request, target), upstream.in_path))
         path = self.path((provider.stream if stream else "") or provider.generate)
         exchange = self.open(path, [dumps(body).encode("ascii")])
         answer = read_answer(exchange, upstream, request, provider.wrapped, self.app.make_discreet)
         events = fit_events(answer, request, fitted, target, self.errand.note)
-        heard = until_said(events, self.opening, self.errand)
-        return answer_of(self.errand, heard, passed_headers(exchange, self.config))
+        return events, passed_headers(exchange, self.config)
 
     def count(self) -> Answer:
         """Ask the upstream for a token count, in its dialect; estimate it if it cannot count."""
@@ -19630,7 +19692,7 @@ class Attempt:
         provider = self.provider
         upstream = self.upstream
         target = self.target
-        written = upstream.write_request(self.fit(target, stream=False).request, target)
+        written = upstream.write_request(self.fit(self.errand.request, target, stream=False).request, target)
         keys = COUNT_KEYS.get(provider.name) or COUNT_KEYS[upstream.name]
         body = {key: written[key] for key in keys if key in written}
         if upstream.name == "gemini" and provider.name != "vertex":
