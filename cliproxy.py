@@ -131,10 +131,23 @@ log = logging.getLogger("cliproxy")
 ########################################################################################
 # Small functions that know no dialect, no provider and no socket.
 
-encode_wire = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
-encode_text = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode
 read_json = json.JSONDecoder().raw_decode  # json.loads without what it does beside: half the time
 quote = json.encoder.encode_basestring_ascii  # a text as a JSON string, for templates
+
+
+def make_encode(*, ascii: bool) -> Callable[[Any], str]:
+    """Return JSONEncoder.encode, but that the part in C is made once, and not at each call: half the time."""
+    plain = json.JSONEncoder(separators=(",", ":"), ensure_ascii=ascii, allow_nan=False, check_circular=False)
+    make = getattr(json.encoder, "c_make_encoder", None)
+    if make is None:  # as in PyPy
+        return plain.encode
+    write = quote if ascii else json.encoder.encode_basestring
+    encoder = make(None, plain.default, write, None, ":", ",", False, False, False)
+    return lambda data: "".join(encoder(data, 0))
+
+
+encode_wire = make_encode(ascii=True)
+encode_text = make_encode(ascii=False)
 LARGE_JSON = 2**20  # bytes from which on it is looked at before it is decoded
 VALUE_LIMIT = 2_000_000  # values in one JSON document: the most that does not stop all threads for long
 
@@ -188,16 +201,26 @@ def decode_json(body: bytes | bytearray) -> Any:
     been decoded again and again: 20 MB of `[],` stopped everybody for five seconds.
     """
     if len(body) < LARGE_JSON:
-        return json.loads(body)
+        return decode_text(body)
     if sum(map(body.count, (b",", b"[", b"{"))) > VALUE_LIMIT:  # those within texts are few beside them
         raise ValueError(f"more than {VALUE_LIMIT:,} values in one JSON document")
     collects = gc.isenabled()
     gc.disable()
     try:
-        return json.loads(body)
+        return decode_text(body)
     finally:
         if collects:
             gc.enable()
+
+
+def decode_text(body: bytes | bytearray) -> Any:
+    """Do as json.loads does, but UTF-8 first: it asks first for what nobody sends."""
+    with contextlib.suppress(ValueError):
+        text = str(body, "utf-8")
+        data, end = read_json(text)
+        if end == len(text) or not text[end:].strip(" \t\r\n"):
+            return data
+    return json.loads(body)
 
 
 def sse_frame(data: Json, event: str = "") -> bytes:
@@ -1858,6 +1881,14 @@ def number_at(data: Any, path: tuple[str, ...]) -> int:
     return data if kind is int or (kind is float and math.isfinite(data)) else 0
 
 
+def first_number(data: Any, paths: Iterable[tuple[str, ...]]) -> int:
+    """Return the first number, that is not 0, at the end of these paths; 0 if there is none."""
+    for path in paths:
+        if number := number_at(data, path):
+            return number
+    return 0
+
+
 UNSEEN = frozenset({"thinking", "opaque"})  # an answer that has no other parts shows nothing
 NAMELESS = "the upstream's answer is malformed: a call without a name"
 
@@ -2087,12 +2118,29 @@ def wrong_type(name: str, value: Any, wanted: frozenset[Any], kind: str) -> None
         raise ProxyError(kind, f"{name}: {dumps_text(value)[:80]} is {why}", param=name)
 
 
+def getter(*names: str) -> Callable[[Any], tuple[Any, ...]]:
+    """Return what gets these fields of a thing."""
+    return operator.attrgetter(*names) if len(names) > 1 else lambda thing: (getattr(thing, names[0]),)
+
+
+FIELDS = {kind: getter(*(name for name, _ in row)) for kind, row in TYPES.items()}
+
+
+@functools.lru_cache(maxsize=1_024)
+def misfits(kind: type, found: tuple[type, ...]) -> list[tuple[int, str, frozenset[Any]]]:
+    """Return which fields have none of the types that they may have, or may be words: place, name and what is wanted."""
+    row = enumerate(zip(TYPES[kind], found))
+    return [(at, name, wanted) for at, ((name, wanted), one) in row if one not in wanted]
+
+
 def check_fields(thing: Any, kind: str) -> None:
     """Check the fields of one thing. Raises a ProxyError of this kind."""
-    for name, wanted in TYPES.get(type(thing), ()):
-        value = getattr(thing, name)
-        if type(value) not in wanted:
-            wrong_type(name, value, wanted, kind)
+    get = FIELDS.get(type(thing))
+    if get is None:
+        return
+    values = get(thing)
+    for at, name, wanted in misfits(type(thing), tuple(map(type, values))):  # type: ignore[arg-type]
+        wrong_type(name, values[at], wanted, kind)
 
 
 def check_types(things: Iterable[Any], kind: str) -> None:
@@ -3037,7 +3085,8 @@ CLAUDE_DELTAS = dict(CLAUDE_TEXTS.values())
 
 def claude_read_usage(usage: Json) -> Usage:
     """Read token counts; Claude's input is without what the cache held. spec/dialects.md 2.10."""
-    fresh, read, write, output, reasoning = (number_at(usage, path) for path in CLAUDE_USAGE.values())
+    numbers = map(number_at, itertools.repeat(usage), CLAUDE_USAGE.values())
+    fresh, read, write, output, reasoning = numbers
     rest = without(usage, CLAUDE_MODELLED["usage"])
     return Usage(fresh + read + write, read, write, output, reasoning, extra_of("claude", rest))
 
@@ -3437,6 +3486,11 @@ CHAT_USAGE = (
 )
 # fmt: on
 CHAT_COUNTS = frozenset(["total_tokens", *(name for *_, names in CHAT_USAGE for name in names)])
+CHAT_COUNTED = frozenset(["prompt_tokens_details", "completion_tokens_details"])
+CHAT_PATHS = [  # where each number may stand, the best first
+    [*((details, name) for name in names if details), *((name,) for name in names)]
+    for _, details, names in CHAT_USAGE
+]
 CHAT_SAYS = {"text": "content", "thinking": "reasoning_content", "refusal": "refusal"}
 CHAT_WHERE = {"url": "by its URL", "file_id": "by its file id"}
 CHAT_LATE = "See the attachment in the next message."  # a result that is all image
@@ -3995,15 +4049,13 @@ def chat_write_request(request: Request, target: Target) -> Json:
 
 def chat_read_usage(usage: Json) -> Usage:
     """Read `usage`; what it says beside the numbers is kept."""
-    counts: Json = {}
-    for field, details, names in CHAT_USAGE:
-        paths = [*((details, name) for name in names), *((name,) for name in names)]
-        counts[field] = next(filter(None, (number_at(usage, path) for path in paths)), 0)
+    counts = [first_number(usage, paths) for paths in CHAT_PATHS]
     rest = without(usage, CHAT_COUNTS)
-    for details in ("prompt_tokens_details", "completion_tokens_details"):
-        told = usage.get(details)
+    for details in CHAT_COUNTED.intersection(usage):
+        told = usage[details]
         rest[details] = without(told, CHAT_COUNTS) if isinstance(told, dict) else {}
-    return Usage(**counts, extra=extra_of("chat", {key: value for key, value in rest.items() if value}))
+    extra = extra_of("chat", {key: value for key, value in rest.items() if value})
+    return Usage._make((*counts, extra))
 
 
 def chat_read_citation(annotation: Json) -> Citation | None:
@@ -10988,6 +11040,10 @@ class Chunks:
 
     def feed(self, data: bytes) -> bytes:
         """Return the payload in `data`. Raises ValueError for what is not chunked."""
+        if self._expect == "size" and not self.rest:
+            line, _, payload = data.partition(b"\r\n")
+            if HEX.fullmatch(line) and len(payload) - 2 == int(line, 16) > 0 and payload.endswith(b"\r\n"):
+                return payload[:-2]  # one chunk, and whole: as most streams come
         if self.rest:
             data = self.rest + data
         pieces, at = [], 0
@@ -11332,6 +11388,18 @@ class Wire:
         Blank lines in front of it are passed over, but not for ever. Raises HeadError if it is too
         large or too slow, ConnectionError if it breaks off.
         """
+        self.answered = bool(self.rest)
+        data = self.recv(idle)
+        self.answered = bool(data)
+        stop = data.find(b"\r\n\r\n", 0, HEAD_LIMIT)
+        if stop > 0 and data[0] not in b"\r\n":  # it came whole, as most do
+            self.rest = data[stop + 4 :]
+            return data[:stop]
+        self.rest = data
+        return self._read_rest_of_head(idle)
+
+    def _read_rest_of_head(self, idle: Callable[[], None]) -> bytes | None:
+        """Return a head that comes in pieces, or behind blank lines. Raises as `read_head` does."""
         now = time.monotonic()
         data = self.rest.lstrip(b"\r\n")
         end = now + (HEAD_TIMEOUT if data else BLANK_TIMEOUT)
@@ -11398,10 +11466,14 @@ class Wire:
     def send(self, pieces: Iterable[Bytes], idle: Callable[[], None]) -> None:
         """Send all pieces. On TLS in small ones: a large one would wait for its last byte."""
         for piece in pieces:
-            view = memoryview(piece)
-            while view:
-                part = view[:PIECE] if self.tls else view
-                view = view[self.patiently(self.sock.send, part, idle) :]
+            sent = 0 if self.tls else self.patiently(self.sock.send, piece, idle)
+            if sent < len(piece):
+                self._send_rest(memoryview(piece)[sent:], idle)
+
+    def _send_rest(self, left: memoryview, idle: Callable[[], None]) -> None:
+        while left:
+            part = left[:PIECE] if self.tls else left
+            left = left[self.patiently(self.sock.send, part, idle) :]
 
     def close(self) -> None:
         with contextlib.suppress(OSError, ValueError):
@@ -11909,16 +11981,33 @@ def request_head(method: str, path: str, origin: Origin, headers: Mapping[str, s
 
     Raises ProxyError for a header value that would break out of its line.
     """
-    place = origin.place.removesuffix(":443" if origin.scheme == "https" else ":80")
-    if origin.proxy.startswith("http") and origin.scheme == "http":
-        path, headers = f"http://{place}{path}", {**proxy_headers(origin), **headers}
-    lines = [f"{method} {path} HTTP/1.1"]
-    lines += [f"{name}: {value}" for name, value in {"host": place, **headers}.items()]
-    lines.append(f"content-length: {length}")
-    head = "\r\n".join(lines)
-    if not head.count("\n") == head.count("\r") == len(lines) - 1:
+    return head_of_lines(method, path, origin, encoded_headers(headers), length)
+
+
+def encoded_headers(headers: Mapping[str, str]) -> bytes:
+    """Encode headers, a line each. Raises ProxyError for a value that would break out of its line."""
+    lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
+    if not lines.count("\n") == lines.count("\r") == len(headers):
         raise ProxyError("upstream_failed", "a header value of the account holds a line break")
-    return (head + "\r\n\r\n").encode("latin-1", "replace")
+    return lines.encode("latin-1", "replace")
+
+
+def head_of_lines(method: str, path: str, origin: Origin, lines: bytes, length: int) -> bytes:
+    """Encode a request's head whose headers are encoded already."""
+    place = host_line(origin)
+    if origin.proxy.startswith("http") and origin.scheme == "http":
+        path = f"http://{place}{path}"
+        lines = encoded_headers(proxy_headers(origin)) + lines
+    first = f"{method} {path} HTTP/1.1\r\nhost: {place}\r\n"
+    if not first.count("\n") == first.count("\r") == 2:
+        raise ProxyError("upstream_failed", "the path of a request holds a line break")
+    return b"%b%bcontent-length: %d\r\n\r\n" % (first.encode("latin-1", "replace"), lines, length)
+
+
+@functools.lru_cache(maxsize=256)
+def host_line(origin: Origin) -> str:
+    """Return an origin as a Host header has it."""
+    return origin.place.removesuffix(":443" if origin.scheme == "https" else ":80")
 
 
 def fetch(
@@ -16960,6 +17049,7 @@ def new_id() -> str:
 
 
 @functools.lru_cache(maxsize=1_024)
+@functools.lru_cache(maxsize=256)
 def account_mark(name: str) -> str:
     """Return the name of an account for others than its owner: addresses of mail masked, and as a header takes it."""
     shown = re.sub(r"[^@\s-]+(?=@)", lambda found: masked(found[0]), name)
@@ -16994,6 +17084,7 @@ class Errand:
     forced = False  # must the answer carry the name that the client used?
     bare = False  # must it go without proofs of thinking?
     owner = ""  # a digest of the client's key, if it needs one
+    guest: Guest | None = None  # the login that the client brings itself
     connection = ""  # the WebSocket that it came by
     news: tuple[str, list[Any]] | None = None  # the answer that it goes on from, and what is new
     path_model = ""  # Gemini's requests have the model in their path,
@@ -17008,32 +17099,11 @@ class Errand:
         self.action = action
         self.body = body
         self.headers: Headers = {}
+        self.lines: dict[Any, bytes] = {}  # what Attempt.lines_for has made of them
         self.watcher = Watcher()
         self.id = new_id()
         self.created = int(time.time())
         self.begun = time.monotonic()
-        self.first = 0.0  # time.monotonic() when the first of the answer was there
-        self.streams = False  # does the answer?
-        self.served = ""  # by which model
-        self.usage: Usage | None = None  # once it is known
-        self.read_usage: Callable[[], Usage | None] | None = None  # how to know it when the answer has passed
-        self.failure: ProxyError | None = None  # that the answer ended in, after it had begun
-        self.opening: Opening | None = None  # of the answer that is awaited
-        self.edit: Callable[[bytes], bytes] | None = None  # of the JSON texts of the answer, for the client
-        self._span: tuple[int, int] | None = None
-        self._model = ""
-        self._json: Json | None = None
-        self._quote = quote  # how a name is written in the body
-        self.type = "application/json"  # of the body
-        self.instead = ""  # the model to look for, if it is not the client's
-        self.forced = False  # must the answer carry the name that the client used?
-        self.bare = False  # must it go without proofs of thinking?
-        self.owner = ""  # a digest of the client's key, if it needs one
-        self.guest: Guest | None = None  # the login that the client brings itself
-        self.connection = ""  # the WebSocket that it came by
-        self.news: tuple[str, list[Any]] | None = None  # the answer that it goes on from, and what is new
-        self.path_model = ""  # Gemini's requests have the model in their path,
-        self.path_stream: bool | None = None  # and whether to stream
 
     @property
     def model(self) -> str:
@@ -17358,6 +17428,8 @@ PREPARE_HEADERS = {
     "claude": claude_oauth_headers, "codex": codex_headers, "kimi": kimi_headers, "kimi-claude": kimi_headers,
     "xai": xai_headers,
 }  # fmt: skip
+HEADERS_BY_BODY = frozenset({"codex", "xai"})  # they name the conversation
+LINES_LIMIT = 64  # accounts, and tokens of theirs, for which the headers of a client are kept
 
 CODEX_FORCED = {"stream": True, "store": False}
 CODEX_REMOVED = frozenset(  # refused with 400 "Unsupported parameter". Source: spec/dialects.md 4.1
@@ -19403,7 +19475,7 @@ class Attempt:
             answer = for_client(answer, errand)
             answer.headers["x-cliproxy-model"] = name_in_header(
                 self.model
-            )  # it may be another than was named
+            )  # perhaps not the one that was named
             return started_answer(answer, self.opening)
         except ProxyError as error:
             error.sent = error.sent and self.sent
@@ -19484,11 +19556,12 @@ class Attempt:
         case = PayloadCase(names, upstream[0], PROTOCOLS[errand.dialect.name][1], errand.headers, root)
         return apply_payload(rules, fitted, {root: body} if root else body, case)
 
-    def record(self, origin: Origin, path: str, headers: Mapping[str, str], body: list[Bytes]) -> Call | None:
+    def record(self, origin: Origin, path: str, body: list[Bytes]) -> Call | None:
         """Write down what is asked of an account, where the owner wants to know."""
         errand, account = self.errand, self.account
         if not errand.recording and not log.isEnabledFor(logging.DEBUG):
             return None
+        headers = self.headers_for(body)
         url = f"{origin.scheme}://{origin.place}{path}"
         if log.isEnabledFor(logging.DEBUG):
             told = ", ".join(header_lines(headers))
@@ -19515,14 +19588,12 @@ class Attempt:
 
     def open(self, path: str, body: list[Bytes]) -> Exchange:
         """Send a body to the account. Raises ProxyError for a refusal, with the upstream's own words."""
-        headers = upstream_headers(self.errand, self.account, self.provider, self.same)
-        if self.provider.name == "claude" and not self.same and LATE_SYSTEM.search(body[0]):
-            add_beta(headers, LATE_BETA)
+        lines = self.lines_for(body)
         length = sum(map(len, body))
         for origin, base in self.account.places:
-            head = request_head("POST", base + path, origin, headers, length)
+            head = head_of_lines("POST", base + path, origin, lines, length)
             self.sent = True
-            made = self.record(origin, base + path, headers, body)
+            made = self.record(origin, base + path, body)
             exchange = self.app.pool.open(origin, head, body, self.errand.watcher)
             self.record_answer(exchange, made)
             self.app.router.learn(self.account, exchange.headers)
@@ -19533,6 +19604,28 @@ class Attempt:
             if error.status != 429 and b"no capacity available" not in error.body.lower():
                 break  # spec/providers.md 5
         raise error
+
+    def is_late_system(self, body: list[Bytes]) -> bool:
+        """Tell whether a body for Claude holds what it takes by a beta only."""
+        foreign = self.provider.name == "claude" and not self.same
+        return foreign and LATE_SYSTEM.search(body[0]) is not None
+
+    def headers_for(self, body: list[Bytes]) -> Headers:
+        headers = upstream_headers(self.errand, self.account, self.provider, self.same)
+        if self.is_late_system(body):
+            add_beta(headers, LATE_BETA)
+        return headers
+
+    def lines_for(self, body: list[Bytes]) -> bytes:
+        """Return the headers as they are sent: made once for a client's head and an account, unless the body counts."""
+        made, account = self.errand.lines, self.account
+        if self.provider.name in HEADERS_BY_BODY or len(made) >= LINES_LIMIT:
+            return encoded_headers(self.headers_for(body))
+        key = (account, account.token, self.is_late_system(body))
+        lines = made.get(key)
+        if lines is None:
+            lines = made[key] = encoded_headers(self.headers_for(body))
+        return lines
 
     def relay(self) -> Answer:
         """Let the bytes pass in both directions as they are: client and upstream speak one dialect."""
@@ -25045,7 +25138,7 @@ LENGTH = re.compile(rb"(?<=\r\ncontent-length: )\d{1,15}(?=\r\n|\Z)", re.IGNOREC
 HEADS, HEAD_SIZE = 128, 4_096  # that are kept, and bytes of each
 OF_HEAD = (  # what of a Visit its head tells
     "method", "path", "raw_query", "query", "protocol", "headers", "length", "body_read", "allowed_origin", "argument",
-    "route", "dialect", "keep",
+    "route", "dialect", "keep", "end_to_end", "lines", "owner",
 )  # fmt: skip
 
 
@@ -25087,11 +25180,14 @@ class Visit(Watcher):
     query: Mapping[str, str] = EMPTY
     protocol = "HTTP/1.1"
     headers: Headers = EMPTY
+    end_to_end: Headers = EMPTY  # those of them that are not for us alone
+    owner = ""  # a digest of the client's key: who may refer to an answer
     length: int | None = None  # of the body; None: chunked, or not known
     body_read = False
     allowed_origin = ""  # the page that asks, if the owner lets it
     argument = ""  # what the `*` of the route's path stands for
     errand: Errand | None = None
+    guest: Guest | None = None  # the login that the client brings itself
     route: Route | None = None
     recording: Recording | None = None
     error: ProxyError | None = None  # that the request ended in
@@ -25111,26 +25207,7 @@ class Visit(Watcher):
         self.server = server
         self.wire = wire
         self.address = address  # the client's
-        # of the request
-        self.method = ""
-        self.path = "/"
-        self.raw_query = ""
-        self.query: dict[str, str] = {}
-        self.protocol = "HTTP/1.1"
-        self.headers = Headers()
-        self.length: int | None = None  # of the body; None: chunked, or not known
-        self.body_read = False
-        self.allowed_origin = ""  # the page that asks, if the owner lets it
-        self.argument = ""  # what the `*` of the route's path stands for
-        self.errand: Errand | None = None
-        self.guest: Guest | None = None  # the login that the client brings itself
-        self.route: Route | None = None
-        self.error: ProxyError | None = None  # that the request ended in
-        # of the answer
-        self.dialect = DIALECTS["chat"]  # in which errors are told
-        self.stage = Stage.SILENT
-        self.status = 0
-        self.head = b""  # the head, until it is sent with the first frame
+        self.lines: dict[Any, bytes] = {}  # what its headers become for each upstream
         self.out: list[bytes] = []  # frames that have not been sent
 
     def serve(self) -> bool:
@@ -25205,6 +25282,7 @@ class Visit(Watcher):
         known = heads.get(key)
         if known:
             vars(self).update(known)
+            self.begin_recording()
             self.keep = self.keep and not self.server.stopping
             if digits:
                 self.length = int(digits[0])
@@ -25226,14 +25304,21 @@ class Visit(Watcher):
         self.guest = guest_of(self.headers)
         if self.guest:
             self.server.app.count_guest(self.guest.token, 1)
-        if self.server.app.config["request-log"] and self.is_recorded:
-            self.recording = Recording(self.server.app.config["request-log-body-kb"] * 1024, whole=True)
+        self.begin_recording()
         self.check_host()
         if self.path != "/" and not self.path.startswith(FOR_ALL_PAGES):
             self.check_origin()
         self.route, self.argument = find_route(self.method, self.path)
         if self.route.admit:
             self.admit()
+        self.end_to_end = self.read_end_to_end()
+        self.owner = self.read_owner()
+
+    def begin_recording(self) -> None:
+        """Write down what is asked from now on, if the owner wants that of all requests."""
+        config = self.server.app.config
+        if config["request-log"] and self.is_recorded:
+            self.recording = Recording(config["request-log-body-kb"] * 1024, whole=True)
 
     def check_origin(self) -> None:
         """Refuse what a page of another origin sends, unless the owner lets it in."""
@@ -25287,9 +25372,8 @@ class Visit(Watcher):
         said: bool | None = self.server.app.config.data.get("client-login")
         return self.server.loopback if said is None else said
 
-    @property
-    def owner(self) -> str:
-        """A digest of the client's key: who may refer to an answer. Empty where none is needed."""
+    def read_owner(self) -> str:
+        """Return a digest of the client's key: who may refer to an answer. Empty where none is needed."""
         keys = self.server.app.config["api-keys"]
         key = next((key for key in self.given_keys() if key in keys), "")
         return digest(key) if key else ""
@@ -25404,7 +25488,8 @@ class Visit(Watcher):
             headers = {**headers, **self.errand.marks()}
         if self.allowed_origin:
             headers = {**headers, "access-control-allow-origin": self.allowed_origin, "vary": "origin"}
-        lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
+        lines = "\r\n".join(map(": ".join, headers.items()))
+        lines += "\r\n" if lines else ""
         close = "" if self.keep else "connection: close\r\n"
         line = f"HTTP/1.1 {status} {REASONS.get(status, 'Status')}\r\n"
         return f"{line}{lines}{framing}{close}\r\n".encode("latin-1", "replace")
@@ -25465,7 +25550,8 @@ class Visit(Watcher):
         if self.stage is not Stage.PLAIN:
             data = b"%x\r\n%b\r\n" % (len(data), data) if data else b""
             data += b"0\r\n\r\n" if last else b""
-        data, self.head = self.head + data, b""
+        if self.head:
+            data, self.head = self.head + data, b""
         self.sent_at = time.monotonic()
         self.write(data)
 
@@ -25585,10 +25671,8 @@ class Visit(Watcher):
 
     def place(self, errand: Errand) -> None:
         """Tell an errand who asks, and where."""
-        errand.headers = self.end_to_end()
-        if self.guest:
-            errand.headers = without(errand.headers, GUEST_HEADERS)
-            errand.guest = self.guest if self.takes_guests else None
+        errand.headers = self.end_to_end
+        errand.lines = self.lines
         errand.query = self.query
         errand.address = self.address
         errand.path = self.path
@@ -25624,7 +25708,7 @@ class Visit(Watcher):
             return self.send(302, {"location": amp["upstream-url"] + target}, b"")
         self.admit()
         errand = Errand(self.dialect, route.action, self.read_body())
-        errand.headers, errand.watcher = self.end_to_end(), self
+        errand.headers, errand.watcher = self.end_to_end, self
         return self.send_answer(self.ask_amp(errand))
 
     def ask_amp(self, errand: Errand) -> Answer:
@@ -25684,7 +25768,7 @@ class Visit(Watcher):
         self.sent_at = time.monotonic()
         return errand
 
-    def end_to_end(self) -> Headers:
+    def read_end_to_end(self) -> Headers:
         """Return the client's headers but for those that it means for us alone (RFC 9110 7.6.1)."""
         wish = self.headers.get("connection", "").lower()
         if wish in {"", "close", "keep-alive"}:
