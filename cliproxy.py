@@ -64,7 +64,8 @@ Contents (each room uses only rooms above it; [pure] ones touch no clock, socket
    55. CONFIGTEXT    the settings file as its owner shows and edits it
    56. TRIAL         one question, asked as a client asks
    57. DOCTOR        why it does not work: checks, each with what mends it
-   58. COMMANDS      the command line
+   58. WELCOME       the first start at a terminal, and keys that are pasted
+   59. COMMANDS      the command line
 """
 
 from __future__ import annotations
@@ -14641,8 +14642,44 @@ def login_settings(config: Config, credential: Credential, provider: Provider) -
     return settings
 
 
+KEY_FILE = "api-key"  # type of a credential file that holds a key: `provider` says whose
+KEY_NAMES_OF = {
+    "anthropic": "claude",
+    "google": "gemini",
+    "codex": "openai",
+}  # what people call them -> provider
+KEY_PROVIDERS = {row.provider: row.also for row in KEY_VARIABLES}  # -> that for clients of another dialect
+
+
+def key_provider(name: str) -> str:
+    """Return the provider, or the service of PRESETS, that a key is for. Raises ProxyError."""
+    word = name.strip().lower()
+    word = KEY_NAMES_OF.get(word, word)
+    if word in KEY_PROVIDERS or word in PRESETS:
+        return word
+    known = sorted({*KEY_PROVIDERS, *KEY_NAMES_OF, *PRESETS})
+    there = slip(word, known) or f"; there are: {', '.join(known)}"
+    raise ProxyError("invalid_request", f"no keys are known of {name!r} here{there}")
+
+
+def accounts_of_key(config: Config, credential: Credential) -> Iterator[Account]:
+    """Yield the account of a key in a file of its own. Raises ProxyError."""
+    name = key_provider(str(credential.data.get("provider")))
+    provider = PROVIDERS.get(name) or endpoint_provider(name, name)
+    settings = login_settings(config, credential, provider)
+    entry = {
+        **settings,
+        "api-key": str(credential.data.get("api_key") or ""),
+        "also": KEY_PROVIDERS.get(name, ""),
+    }
+    yield Account(credential.name, provider, with_overrides(config, provider, entry))
+
+
 def accounts_of_login(config: Config, credential: Credential) -> Iterator[Account]:
     """Yield the accounts of a login: one for each of its projects. Raises ProxyError."""
+    if credential.type == KEY_FILE:
+        yield from accounts_of_key(config, credential)
+        return
     name, also = FILE_PROVIDERS.get(credential.type, ("", ""))
     provider = PROVIDERS.get(name)
     if provider is None:
@@ -27892,7 +27929,94 @@ def examine(patient: Patient) -> Iterator[tuple[str, Finding]]:
 
 
 ########################################################################################
-# 58. COMMANDS
+# 58. WELCOME
+########################################################################################
+# The first start at a terminal, while there is no account: what can be had is offered as a list. And
+# keys that are pasted: hidden while they are typed, kept as files beside the logins.
+
+
+class Way(NamedTuple):
+    """Something that is offered; `act` does it."""
+
+    words: str
+    act: Callable[[], object]
+
+
+def let_choose(terminal: Terminal, choices: Callable[[], Sequence[Way]]) -> None:
+    """Let the user choose until they have had enough; what fails is told, and offered again."""
+    while not terminal.closed:
+        rows = choices()
+        for number, choice in enumerate(rows, 1):
+            terminal.say(f"  {number}  {choice.words}")
+        word = next_line(terminal, "which? (Enter: go on)")
+        if not word:
+            return
+        if not word.isdecimal() or not 0 < int(word) <= len(rows):
+            terminal.say(f"a number from 1 to {len(rows)}, please")
+            continue
+        try:
+            rows[int(word) - 1].act()
+        except ProxyError as error:
+            terminal.say(one_line(str(error)))
+
+
+def next_line(terminal: Terminal, question: str) -> str:
+    """Return the next line, which may be empty. Raises ProxyError if nobody types any for long."""
+    terminal.say(question)
+    return terminal.take(time.monotonic() + PATIENCE).text or ""
+
+
+def agrees(terminal: Terminal, question: str) -> bool:
+    return next_line(terminal, f"{question} [y/N]").lower() in {"y", "yes"}
+
+
+@contextlib.contextmanager
+def unseen(fileno: int) -> Generator[None, None, None]:
+    """Have a terminal not show what is typed, where the system can."""
+    try:
+        import termios  # noqa: PLC0415 -- POSIX only
+
+        before = termios.tcgetattr(fileno)
+    except (ImportError, OSError, ValueError):
+        yield
+        return
+    except termios.error:  # no terminal
+        yield
+        return
+    hidden = [*before]
+    hidden[3] &= ~termios.ECHO
+    termios.tcsetattr(fileno, termios.TCSADRAIN, hidden)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(fileno, termios.TCSADRAIN, before)
+
+
+def keep_key(provider: str, terminal: Terminal, store: Store) -> Credential:
+    """Take a key from the user, unseen, and keep it in a file beside the logins. Raises ProxyError."""
+    name = key_provider(provider)
+    fileno = -1
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        fileno = sys.stdin.fileno()
+    with unseen(fileno):
+        key = next_line(terminal, f"paste the key of {name} (it is not shown), and press Enter:").strip()
+    if not key or not is_token(key):
+        raise ProxyError("invalid_request", "that is no key: nothing was saved")
+    data = {"type": KEY_FILE, "provider": name, "api_key": key}
+    return store.create(f"key-{name}-{digest(key)[:6]}.json", data)
+
+
+def vendors_here(machine: Machine) -> Iterator[tuple[str, Vendor, Path]]:
+    """Yield the logins of the vendors' own programs that could be taken over."""
+    for kind, vendors in VENDOR_FILES.items():
+        for vendor in vendors:
+            path = vendor_file(vendor, machine)
+            if vendor_token(vendor, path):
+                yield kind, vendor, path
+
+
+########################################################################################
+# 59. COMMANDS
 ########################################################################################
 # argparse rows. Whatever goes wrong is one sentence on stderr and exit status 1; usage errors are 2.
 
@@ -27989,6 +28113,7 @@ def cmd_serve(options: argparse.Namespace) -> int:
     except ProxyError as error:
         complain(str(error))
         return CONFIG_EXIT
+    first_run(options)
     app = make_app(options)
     for remark in remarks(app.config):
         log.warning("%s", remark)
@@ -28037,6 +28162,7 @@ def greet(server: Server, app: App) -> None:
         say(f"  {one_line(account.name)}: {account.provider.name}, {masked(account.token)}, {shown}")
     if not accounts:
         say("no account yet: log in with `cliproxy login codex` (or another provider),")
+        say("  give it a key with `cliproxy key add-account anthropic` (or another),")
         say("  or set ANTHROPIC_API_KEY, OPENAI_API_KEY or GEMINI_API_KEY")
     say(f"dashboard: {dashboard_words(server, url)}")
     say("try it without any account: the model 'echo' repeats what you say:")
@@ -28107,6 +28233,11 @@ def cmd_login(options: argparse.Namespace) -> int:
         for row in LOGINS.values():
             say(f"  {row.provider:12} {row.title}")
         return 2
+    return log_in(options, make_terminal())
+
+
+def log_in(options: argparse.Namespace, terminal: Terminal) -> int:
+    """Log in as the options say."""
     config = settings_of(options)
     store = open_store(config)
     wanted = Options(
@@ -28118,7 +28249,7 @@ def cmd_login(options: argparse.Namespace) -> int:
         prefix=options.vertex_import_prefix,
     )
     try:
-        credential = login(options.provider, wanted, config, store, make_terminal())
+        credential = login(options.provider, wanted, config, store, terminal)
     except KeyboardInterrupt:
         raise ProxyError("caller_timeout", "stopped; nothing was saved") from None
     if state_file(store.folder).exists():
@@ -28126,6 +28257,102 @@ def cmd_login(options: argparse.Namespace) -> int:
     say(f"saved {credential.path}")
     say("`cliproxy serve` uses it; one that is running does so within a second")
     return 0
+
+
+def cmd_key(options: argparse.Namespace) -> int:
+    """Take the key of a provider, or make one for clients."""
+    if options.what == "new":
+        return new_key(options)
+    if not options.provider:
+        raise ProxyError(
+            "invalid_request", "whose? `cliproxy key add-account anthropic`, or another provider"
+        )
+    return add_key(options.provider, settings_of(options), make_terminal())
+
+
+def add_key(provider: str, config: Config, terminal: Terminal) -> int:
+    """Take a key and keep it."""
+    credential = keep_key(provider, terminal, open_store(config))
+    say(f"saved {credential.path}; `cliproxy serve` uses it, one that is running within a second")
+    return 0
+
+
+def new_key(options: argparse.Namespace) -> int:
+    """Make a key that clients must show, and put it into the settings."""
+    path = find_config(options.config).path or home_config()
+    config = settings_of(options)
+    key = f"cp-{secrets.token_urlsafe(24)}"
+    set_setting(path, "api-keys", [*config["api-keys"], key])
+    say(f"a key for clients is in {path}: {key}")
+    return 0
+
+
+def first_run(options: argparse.Namespace) -> None:
+    """Offer what makes the proxy of use, if there is somebody at a terminal, and no account."""
+    if options.yes or not in_front() or make_app(options).router.offers.accounts:
+        return
+    try:
+        ask_newcomer(options, make_terminal())
+    except ProxyError as error:  # as when nobody types anything
+        say(one_line(str(error)))
+
+
+def in_front() -> bool:
+    """Tell whether somebody sits before this process: in the background, to read would stop it."""
+    if not (on_terminal() and sys.stdout.isatty()):
+        return False
+    return not hasattr(os, "tcgetpgrp") or os.tcgetpgrp(sys.stdin.fileno()) == os.getpgrp()
+
+
+def ask_newcomer(options: argparse.Namespace, terminal: Terminal) -> None:
+    """Offer accounts, a client key and clients."""
+    say("There is no account yet. The proxy can use your subscription, or a key:")
+    let_choose(terminal, lambda: first_choices(options, terminal))
+    if not settings_of(options)["api-keys"] and agrees(terminal, "Make a random key that clients must show?"):
+        new_key(options)
+    found = [row.name for row in clients_here(this_machine())]
+    if found and agrees(
+        terminal, f"Have {', '.join(found)} come to the proxy (`cliproxy setup` does it later)?"
+    ):
+        options.client = options.model = ""
+        for flag in ("undo", "print", "project", "shell", "own_login"):
+            setattr(options, flag, False)
+        options.all = True
+        set_up_clients(options, terminal)
+
+
+def first_choices(options: argparse.Namespace, terminal: Terminal) -> list[Way]:
+    """Return what is offered at the first start."""
+
+    def enter(provider: str, source: str = "") -> int:
+        told = vars(options) | {"provider": provider, "source": source}
+        return log_in(argparse.Namespace(**{**LOGIN_DEFAULTS, **told}), terminal)
+
+    def ask_and(act: Callable[[str], object], question: str) -> Callable[[], object]:
+        return lambda: act(next_line(terminal, question))
+
+    def take_key(provider: str) -> int:
+        return add_key(provider, settings_of(options), terminal)
+
+    keys = ", ".join([*KEY_NAMES_OF, "openrouter"])
+    rows = [
+        Way("log in at a provider", ask_and(enter, f"which? {', '.join(LOGINS)}")),
+        Way("paste an API key", ask_and(take_key, f"whose? {keys}, ...")),
+    ]
+    rows += [
+        Way(f"take over the login of {vendor.program} in {path}", partial(enter, kind, "auto"))
+        for kind, vendor, path in vendors_here(this_machine())
+    ]
+    return [*rows, Way("hear the echo, which needs no account", lambda: cmd_try(echo_options(options)))]
+
+
+def echo_options(options: argparse.Namespace) -> argparse.Namespace:
+    return argparse.Namespace(config=options.config, model=ECHO, text=["hello"])
+
+
+LOGIN_DEFAULTS: Json = {
+    "no_browser": False, "device": False, "oauth_callback_port": 0, "project_id": "", "vertex_import_prefix": "",
+}  # fmt: skip
 
 
 def cmd_flags(options: argparse.Namespace) -> int:
@@ -28174,6 +28401,7 @@ def cmd_accounts(options: argparse.Namespace) -> int:
         return wake_accounts(app, options.name)
     rows = [account_row(account, app, limits=options.limits) for account in app.router.offers.accounts]
     listed = {account.credential.name for account in app.router.offers.accounts if account.credential}
+    listed |= {account.name for account in app.router.offers.accounts}  # keys in files of their own
     rows += [file_row(c) for c in app.store.credentials() if c.name not in listed]
     if options.json:
         say(json.dumps(rows, indent=2))
@@ -28256,7 +28484,7 @@ STATUS_COLUMNS = (
 def show_accounts(rows: list[Json], columns: Sequence[Column] = ACCOUNT_COLUMNS) -> None:
     """Print accounts as a table, under each what cools and how much of its limits is used."""
     if not rows:
-        say("no account yet: `cliproxy login PROVIDER`, or add a key to the config")
+        say("no account yet: `cliproxy login PROVIDER`, or `cliproxy key add-account PROVIDER`")
         return
     for line, row in zip(table_lines(columns, rows), [{}, *rows]):
         say(line)
@@ -28606,6 +28834,11 @@ def cmd_import(options: argparse.Namespace) -> int:
 
 def cmd_setup(options: argparse.Namespace) -> int:
     """Have clients come to us: write what they need, show it, or take it back."""
+    return set_up_clients(options, make_terminal())
+
+
+def set_up_clients(options: argparse.Namespace, terminal: Terminal) -> int:
+    """Set up the clients that the options name, or all that are found."""
     check_clients(options.client)
     config, machine = settings_of(options), this_machine()
     wanted = SetupOptions(
@@ -28616,7 +28849,7 @@ def cmd_setup(options: argparse.Namespace) -> int:
         project=options.project,
         shell=options.shell,
     )
-    run = SetupRun(wanted, Setups(Path(config["auth-dir"])), make_terminal(), machine)
+    run = SetupRun(wanted, Setups(Path(config["auth-dir"])), terminal, machine)
     if options.undo:
         for name in options.client or run.setups.clients():
             run.undo(name)
@@ -28791,6 +29024,7 @@ SERVE_OPTIONS: tuple[tuple[str, Json], ...] = (
         "--password",
         {"default": "", "help": "ends the server when the one who knows it stops to call /keep-alive"},
     ),
+    ("--yes", {"action": "store_true", "help": "ask nothing at the first start"}),
 )
 LOGIN_OPTIONS: tuple[tuple[str, Json], ...] = (
     ("--no-browser", {"action": "store_true", "help": "print the address only"}),
@@ -28832,6 +29066,10 @@ COMMANDS = (
         ("--limits", {"action": "store_true", "help": "ask the providers how much is used"}),
     )),
     Command("dashboard", cmd_dashboard, "print a link, good for once, that opens the page of the running server"),
+    Command("key", cmd_key, "keep a provider's key beside the logins, or make one for clients", (
+        ("what", {"choices": ["add-account", "new"]}),
+        ("provider", {"nargs": "?", "default": "", "help": "add-account: whose: anthropic, openai, gemini, openrouter, ..."}),
+    )),
     Command("logout", cmd_logout, "revoke an account's tokens where that is possible, and delete them", (
         ("name", {"help": "of its file; a part of it will do"}),
     )),

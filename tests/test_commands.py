@@ -284,7 +284,7 @@ class Serving:
     """`cliproxy serve` in a process of its own."""
 
     def __init__(self, home: Home) -> None:
-        self.session = home.start("serve")
+        self.session = home.start("serve", "--yes")
         self.url = self.session.read_to(r"http://127.0.0.1:\d+")
         self.session.read_to("the model 'echo'")
 
@@ -425,7 +425,7 @@ def test_a_folder_that_may_not_be_looked_into(home: Home, monkeypatch: pytest.Mo
 def test_who_has_the_port_is_told(home: Home, held: bool) -> None:
     with contextlib.ExitStack() as stack:
         if held:
-            session = home.start("serve", "--port", "0")
+            session = home.start("serve", "--yes", "--port", "0")
             stack.callback(session.end)
             stack.callback(session.process.terminate)
             session.read_to(r"listens on http://127\.0\.0\.1:\d+\n")
