@@ -22293,7 +22293,7 @@ header {
 h1 { font-size: 1.05rem; margin: 0; }
 h2 { font-size: 1.2rem; margin: 0 0 .75rem; }
 h3 { font-size: 1rem; margin: 0 0 .4rem; overflow-wrap: anywhere; }
-p { margin: .35rem 0; }
+p { margin: .35rem 0; overflow-wrap: anywhere; }
 nav { display: flex; flex-wrap: wrap; gap: .15rem; }
 nav a { padding: .25rem .65rem; border-radius: .4rem; color: inherit; text-decoration: none; }
 nav a:hover { background: var(--back); }
@@ -22411,6 +22411,7 @@ function svg(tag, attributes, ...children) {
 }
 const $ = id => document.getElementById(id);
 const count = number => whole.format(number || 0);
+const many = (number, what) => count(number) + " " + what + (number === 1 ? "" : "s");
 const cost = amount => amount === null || amount === undefined ? "-" : dollars.format(amount);
 const seconds = ms => ms ? (ms / 1000).toFixed(ms < 10000 ? 2 : 1) + " s" : "-";
 const field = (label, control) => h("label", {class: "row"}, h("span", {class: "soft"}, label), control);
@@ -22651,8 +22652,8 @@ function accountCard(account) {
     account.cooling.map(rest => h("p", {class: "warn"}, (rest.model === "*" ? "All" : rest.model) + " rests until "
       + moment.format(rest.until * 1000) + ": " + rest.why)),
     account.limits.map(limitBar),
-    h("p", {class: "soft"}, "Today " + count(today.requests) + " requests, " + count(today.failed) + " failed, "
-      + count(tokensOf(today)) + " tokens, " + cost(today.cost) + until),
+    h("p", {class: "soft"}, "Today: " + many(today.requests, "request") + ", " + count(today.failed) + " failed, "
+      + many(tokensOf(today), "token") + (today.cost ? ", " + cost(today.cost) : "") + until),
     h("div", {class: "row"}, actsOf(account)));
 }
 async function showAccounts() {
@@ -22909,7 +22910,7 @@ function showLogs() {
       lines = (await ask("logs?limit=5000")).lines;
       draw();
     } catch (error) {
-      place.textContent = error.message + "\nThe setting logging-to-file keeps a log that can be read here.";
+      if (error.message !== GONE) place.textContent = error.message + "\nThe setting logging-to-file keeps a log to read here.";
     }
   };
   const filter = h("input", {type: "search", placeholder: "text to look for", oninput: draw});
@@ -23016,7 +23017,12 @@ async function start() {
   route();
   follow();
 }
-addEventListener("hashchange", () => { if (world.overview) { route(); $("view").focus(); } });
+addEventListener("hashchange", () => {
+  if (!world.overview) return;
+  route();
+  $("view").focus({preventScroll: true});
+  scrollTo(0, 0);
+});
 start();
 </script>
 </body>

@@ -398,7 +398,7 @@ CHECKS = [
         {"remote-management": {"disable-control-panel": True}, "ws-auth": True},
         [],
         0,
-        "config.json: 2 warnings",
+        "config.json: 1 warning",
         id="what does nothing",
     ),
 ]

@@ -17,7 +17,7 @@ from urllib.parse import quote
 import pytest
 
 import cliproxy as cp
-from support.office import API, KEY, Office
+from support.office import API, KEY, Office, OfficeMaker
 from support.proxy import Got, Proxy, ProxyMaker
 from support.upstream import DEADLINE, Clock, Upstream, wait_for
 from support.usage import reply
@@ -28,22 +28,7 @@ ECHO = {"model": "echo", "messages": [{"role": "user", "content": "hello"}]}
 
 
 @pytest.fixture
-def make_office(tmp_path: Path) -> Iterator[Callable[..., Office]]:
-    offices: list[Office] = []
-
-    def make(text: str = "", **settings: Any) -> Office:
-        folder = tmp_path / str(len(offices))
-        folder.mkdir()
-        offices.append(Office(folder, text, **settings))
-        return offices[-1]
-
-    yield make
-    for office in offices:
-        office.close()
-
-
-@pytest.fixture
-def office(make_office: Callable[..., Office]) -> Office:
+def office(make_office: OfficeMaker) -> Office:
     """A proxy on this machine without a management key."""
     return make_office("debug: false # mine\n")
 
@@ -104,7 +89,7 @@ def test_only_what_stands_in_the_page_may_run(office: Office) -> None:
     assert got.headers["x-content-type-options"] == "nosniff"
 
 
-def test_the_owner_may_switch_it_off(make_office: Callable[..., Office]) -> None:
+def test_the_owner_may_switch_it_off(make_office: OfficeMaker) -> None:
     office = make_office("remote-management:\n  disable-control-panel: true\n")
     assert office.send("GET", "/", None, HTML).json()["message"] == "cliproxy"
     assert office.send("GET", "/management.html", None, HTML).status == 404
@@ -227,7 +212,7 @@ def test_an_old_browser_may_say_its_origin(office: Office) -> None:
     assert office.send("GET", f"{API}/overview", None, {"cookie": cookie, "origin": origin}).status == 200
 
 
-def test_the_key_works_as_well_and_a_wrong_one_does_not(make_office: Callable[..., Office]) -> None:
+def test_the_key_works_as_well_and_a_wrong_one_does_not(make_office: OfficeMaker) -> None:
     office = make_office(f"remote-management:\n  secret-key: {KEY}\n")
     assert office.call("GET", "/overview").status == 200
     assert office.call("GET", "/overview", key="wrong").status == 401
