@@ -23580,7 +23580,9 @@ class Wish(NamedTuple):
 
     @property
     def data(self) -> Any:
-        """The decoded body. Raises ProxyError if it is no JSON."""
+        """The decoded body. Raises ProxyError if it is no JSON, or too large for what pages say."""
+        if len(self.body) > LARGEST:
+            raise complaint(413, f"a body has {LARGEST:,} bytes at most here")
         try:
             return decode_json(self.body)
         except (ValueError, RecursionError) as exc:
@@ -23842,15 +23844,13 @@ def same_request(row: Row) -> tuple[Any, ...]:
 def import_usage(desk: Desk, wish: Wish, _row: None) -> Json:
     """Add the requests of an export that are not there yet."""
     try:
-        body = wish.object
-    except ProxyError as error:
-        raise complaint(400, "invalid json") from error
-    if body.get("version") not in (None, 0, 1):
-        raise complaint(400, "unsupported version")
-    try:
+        body = decode_json(wish.body)
+        version = body.get("version")
         rows = list(imported_rows(body.get("usage") or {}))
     except MALFORMED as exc:
         raise complaint(400, "invalid json", message=str(exc)) from exc
+    if version not in (None, 0, 1):
+        raise complaint(400, "unsupported version")
     with desk.usage() as database:
         fields = ", ".join(Row._fields)
         first = min((row.time for row in rows), default=0.0) - 1.0

@@ -724,3 +724,66 @@ def test_an_edit_of_a_list_keeps_what_stays(
     cp.Pen(app).edit("api-keys", lambda _: keys)
     after = cp.parse_config(None, (folder / name).read_text()).data
     assert after == {**cp.parse_config(None, text).data, "api-keys": keys}
+
+
+LARGE = [
+    ("PUT", "/api-keys"),
+    ("PATCH", "/gemini-api-key"),
+    ("PUT", "/debug"),
+    ("POST", "/oauth-callback"),
+    ("POST", "/api-call"),
+]
+
+
+@pytest.mark.parametrize(("method", "path"), LARGE)
+def test_bodies_of_ten_megabytes(office: Office, method: str, path: str) -> None:
+    got = office.call(method, path, json.dumps(["x" * 1_000] * 10_000).encode())
+    assert got.status in {400, 413}
+    assert got.json()["error"]
+    assert office.text == YAML
+
+
+@st.composite
+def key_files(draw: st.DrawFn) -> tuple[str, list[list[str]]]:
+    """A settings file with a list of keys, each with comments; and the lines of each."""
+    entries = []
+    for number in range(draw(st.integers(1, 4))):
+        lines = [f"  - api-key: k{number}{draw(COMMENT)}"]
+        lines += [f"    prefix: p{number}{draw(COMMENT)}"] if draw(st.booleans()) else []
+        lines += [f"    # note {number}", f"    x-mine: [ 1, {number} ]"] if draw(st.booleans()) else []
+        entries.append(lines)
+    lines = [line for entry in entries for line in entry]
+    return "\n".join(
+        [SECRET.rstrip(), "gemini-api-key: # of Google", *lines, "debug: true # last", ""]
+    ), entries
+
+
+@settings(max_examples=30)
+@given(key_files(), st.data())
+def test_an_edit_of_a_key_keeps_the_lines_of_all_others(
+    tmp_path_factory: pytest.TempPathFactory, file: tuple[str, list[list[str]]], data: st.DataObject
+) -> None:
+    text, entries = file
+    folder = tmp_path_factory.mktemp("edit")
+    (folder / "c.yaml").write_text(text)
+    app = cp.App(cp.ConfigFile(folder / "c.yaml"), cp.Store(folder / "auth"), {})
+    at = data.draw(st.integers(0, len(entries) - 1))
+    what = data.draw(st.sampled_from(["change", "delete", "add"]))
+
+    def step(items: list[Json]) -> list[Json]:
+        if what == "add":
+            return [*items, {"api-key": "fresh"}]
+        changed = [{**items[at], "weight": 3}] if what == "change" else []
+        return [*items[:at], *changed, *items[at + 1 :]]
+
+    before = cp.parse_config(None, text).data["gemini-api-key"]
+    cp.Pen(app).edit("gemini-api-key", step)
+    edited = (folder / "c.yaml").read_text()
+    after = cp.parse_config(None, edited).data
+    for number, (entry, lines) in enumerate(zip(before, entries)):
+        if number != at or what == "add":
+            assert entry in after["gemini-api-key"]
+            assert all(line in edited.splitlines() for line in lines if "#" not in line or "note" not in line)
+    assert len(after["gemini-api-key"]) == len(entries) + {"add": 1, "delete": -1, "change": 0}[what]
+    assert edited.endswith("debug: true # last\n")
+    assert edited.startswith(SECRET)
