@@ -8274,6 +8274,28 @@ def fit_request(request: Request, target: Target, dialect: str) -> Fitted:
 
 
 # --- freeform calls, emulated ---------------------------------------------------------------------
+WRITTEN_PARAMS = {dialect: words_write(PARAMS, dialect) for dialect in Words._fields[1:]}
+TOLD_FIELDS = frozenset(  # of what only the client's dialect has: fields whose loss may change an answer
+    "logprobs top_logprobs modalities audio prediction context_management mcp_servers container safetySettings"
+    " responseLogprobs responseModalities speechConfig mediaResolution truncation max_tool_calls".split()
+)
+
+
+def losses(before: Request, after: Request, dialect: str) -> list[str]:
+    """Return the client's words for what is not said to an upstream of another dialect."""
+    if before.dialect == dialect:
+        return []
+    own, kept = WRITTEN_PARAMS[before.dialect], WRITTEN_PARAMS[dialect]
+    lost = [own.get(name, name) for name in before.params if name not in kept or name not in after.params]
+    config = before.extra.get(before.dialect, EMPTY)
+    inner = config.get("generationConfig")
+    fields = {**config, **(inner if isinstance(inner, dict) else {})}
+    tools = {tool.name for tool in before.tools if tool.kind == "hosted"} - {
+        tool.name for tool in after.tools
+    }
+    return [*lost, *sorted(TOLD_FIELDS.intersection(fields)), *sorted(tools)]
+
+
 INPUT_HEAD = re.compile(r'\s*\{\s*"input"\s*:\s*"')
 INPUT_BODY = re.compile(  # whole characters and escapes; a high surrogate waits for what follows
     r'(?:[^"\\]+|\\[^u]|\\u(?![dD][89abAB])[0-9a-fA-F]{4}'
@@ -19798,12 +19820,25 @@ class Attempt:
         target = self.target
         stream = request.stream or provider.only_streams or "stream" in target.quirks
         fitted = self.fit(request, target, stream)
-        body = self.body(without(upstream.write_request(fitted.request, target), upstream.in_path))
+        written = without(upstream.write_request(fitted.request, target), upstream.in_path)
+        body = self.body(written)
         path = self.path((provider.stream if stream else "") or provider.generate)
         exchange = self.open(path, [dumps(body).encode("ascii")])
         answer = read_answer(exchange, upstream, request, provider.wrapped, self.app.make_discreet)
         events = fit_events(answer, request, fitted, target, self.errand.note)
-        return events, passed_headers(exchange, self.config)
+        headers = passed_headers(exchange, self.config)
+        lost = [*losses(request, fitted.request, upstream.name), *self.removed(written, body)]
+        if lost:
+            headers["x-cliproxy-dropped"] = ", ".join(dict.fromkeys(lost))
+        return events, headers
+
+    def removed(self, written: Json, body: Json) -> list[str]:
+        """Return the client's words for what the provider does not take of its dialect."""
+        words, own = words_read(PARAMS, self.upstream.name), WRITTEN_PARAMS[self.errand.dialect.name]
+        sent = body.get("request", body) if self.provider.wrapped else body
+        gone = (words[key] for key in written if key in words and key not in sent)
+        asked = self.errand.request.params
+        return [own.get(name, name) for name in gone if name in asked]
 
     def count(self) -> Answer:
         """Ask the upstream for a token count, in its dialect; estimate it if it cannot count."""
