@@ -26952,7 +26952,7 @@ def effective_settings(config: Config, environ: Mapping[str, str]) -> list[Json]
         raw = decode_settings(config.path, read_file(config.path) or "{}")
     rows = []
     for row in in_effect(SETTINGS):
-        value = config[row.key]
+        value = reduce(step_in, row.key.split("."), config.data)  # None: said nowhere
         given = reduce(step_in, row.key.split("."), raw) is not None
         changed = value != row.default and row.key != "auth-dir"
         origin = str(config.path) if given or (config.path and changed) else "default"
