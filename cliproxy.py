@@ -29028,7 +29028,9 @@ def serving(app: App) -> Iterator[Server]:
     asked: SimpleQueue[int] = SimpleQueue()
     keeper = threading.Thread(target=app.keep_renewed, args=(stop,), daemon=True)
     keeper.start()
-    for work in (server.serve_forever, app.scribe.run, partial(poll_until_asked, server, app, asked)):
+    scribe = threading.Thread(target=app.scribe.run, daemon=True)
+    scribe.start()
+    for work in (server.serve_forever, partial(poll_until_asked, server, app, asked)):
         threading.Thread(target=work, daemon=True).start()
     try:
         yield server
@@ -29039,6 +29041,8 @@ def serving(app: App) -> Iterator[Server]:
         keeper.join(GRACE)  # new tokens must reach the disk
         app.save_state()
         app.scribe.stop()
+        scribe.join(GRACE)
+        app.scribe.close()
         logging.disable(logging.NOTSET)
 
 
