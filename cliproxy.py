@@ -19339,6 +19339,8 @@ def who_can(errand: Errand, candidates: list[Candidate]) -> list[Candidate]:
         return can or candidates
     if errand.action.startswith("/"):
         who, found = "of APIs like OpenAI's", [c for c in candidates if c.account.provider.whole]
+        if not found and errand.action == DRAWING:
+            found = [c for c in candidates if c.account.provider.name == "codex"]
     else:
         return candidates
     if not found:
@@ -19525,6 +19527,8 @@ class Attempt:
         try:
             if errand.action == "count":
                 answer = self.count()
+            elif errand.action == DRAWING and self.provider.name == "codex":
+                answer = self.draw()
             elif errand.action == "compact" and not self.passes:
                 answer = self.compact()
             elif errand.action == "generate" and not self.passes:
@@ -19813,6 +19817,35 @@ class Attempt:
         self.opening.said = True
         return json_answer(200, {**told, "object": "response.compaction"}, headers)
 
+    def draw(self) -> Answer:
+        """Have a picture made by a ChatGPT plan, which has a tool for that in place of a call."""
+        wish = self.errand.json
+        if not isinstance(wish.get("prompt"), str) or wish.get("n") not in {None, 1}:
+            field = "n" if isinstance(wish.get("prompt"), str) else "prompt"
+            message = f"{field}: a ChatGPT plan makes one picture of a text"
+            raise unsent(ProxyError("invalid_request", message, param=field))
+        talking = (name for name in self.account.listed if "media" not in self.account.fact(name).traits)
+        tool = {key: wish[key] for key in DRAWING_FIELDS if wish.get(key) is not None}
+        body: Json = {
+            "model": next(talking, CODEX_TALKER), "instructions": "", "stream": True, "store": False,
+            "input": [{"role": "user", "content": wish["prompt"]}],
+            "tools": [{"type": "image_generation", "model": self.model, **tool}],
+            "tool_choice": {"type": "image_generation"},
+        }  # fmt: skip
+        exchange = self.open(self.provider.generate, [dumps(body).encode("ascii")])
+        with contextlib.closing(exchange), read_of_upstream(self.app.make_discreet):
+            response = collected_response(sse_read(exchange.decoded()))
+            drawn = [
+                item.get("result") for item in response["output"] if item["type"] == "image_generation_call"
+            ]
+        self.errand.usage = find_usage(response, DIALECTS["responses"])
+        images = [{"b64_json": image} for image in drawn if image]
+        if not images:
+            raise ProxyError("upstream_failed", "the model made no picture")
+        self.opening.said = True
+        told = {"created": self.errand.created, "data": images[:1], "usage": response.get("usage")}
+        return json_answer(200, told, passed_headers(exchange, self.config))
+
     def ask_translated(self, request: Request) -> tuple[Events, Headers]:
         """Ask in the upstream's dialect; return the events of the answer, and its headers."""
         provider = self.provider
@@ -19886,6 +19919,11 @@ def changed_words(errand: Errand, body: list[Bytes], upstream: Dialect) -> str:
     came, sent = read_object(bytes(errand.body)), read_object(b"".join(body))
     fields = [name for name in {**came, **sent} if came.get(name, MISSING) != sent.get(name, MISSING)]
     return f"changed in the body: {', '.join(fields) or 'nothing but its spelling'}"
+
+
+DRAWING = "/images/generations"
+DRAWING_FIELDS = ("size", "quality", "background", "output_format", "output_compression", "moderation")
+CODEX_TALKER = "gpt-5.5"  # who is asked to draw if no list names anybody
 
 
 def path_of(errand: Errand, provider: Provider) -> str:

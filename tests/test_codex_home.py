@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from support.codex import STREAM
+from support.codex import STREAM, sse
 from support.proxy import Proxy, ProxyMaker
 from support.upstream import CLOSE, Upstream, make_reply
 from support.world import jwt
@@ -90,3 +90,34 @@ def test_its_paths_are_served(make_proxy: ProxyMaker, upstream: Upstream) -> Non
     upstream.reply(STREAM, headers={"content-type": "text/event-stream"})
     body = {"model": "up-responses", "input": "hi", "stream": True}
     assert make_proxy().ask("/backend-api/codex/responses", body).body == b"".join(STREAM)
+
+
+DREW = {"type": "image_generation_call", "id": "ig_1", "status": "completed", "result": "cGljdHVyZQ=="}
+
+
+def test_a_plan_makes_pictures(codex: Proxy, upstream: Upstream) -> None:
+    done = {"type": "response.output_item.done", "output_index": 0, "item": DREW}
+    upstream.reply([*STREAM[:1], *sse(done), *STREAM[-1:]], headers={"content-type": "text/event-stream"})
+    wish = {"model": "gpt-image-1", "prompt": "a house", "size": "1024x1024", "n": 1}
+    got = codex.ask("/v1/images/generations", wish)
+    assert got.status == 200, got.body
+    assert got.json()["data"] == [{"b64_json": "cGljdHVyZQ=="}]
+    assert got.json()["usage"]["input_tokens"] == 7
+    (seen,) = upstream.seen
+    sent = seen.json()
+    assert seen.path == "/responses"
+    assert sent["tools"] == [{"type": "image_generation", "model": "gpt-image-1", "size": "1024x1024"}]
+    assert (sent["stream"], sent["store"], sent["model"][:4]) == (True, False, "gpt-")
+    assert sent["input"] == [{"role": "user", "content": "a house"}]
+
+
+@pytest.mark.parametrize("wish", [{"prompt": "x", "n": 2}, {"prompt": 7}, {"prompt": None}, {}])
+def test_what_no_plan_can_draw(codex: Proxy, upstream: Upstream, wish: dict[str, Any]) -> None:
+    assert codex.ask("/v1/images/generations", {"model": "gpt-image-1", **wish}).status == 400
+    assert not upstream.seen
+
+
+def test_an_answer_without_a_picture_is_a_failure(codex: Proxy, upstream: Upstream) -> None:
+    upstream.reply(STREAM, headers={"content-type": "text/event-stream"})
+    upstream.reply(STREAM, headers={"content-type": "text/event-stream"})
+    assert codex.ask("/v1/images/generations", {"model": "gpt-image-1", "prompt": "x"}).status == 502
