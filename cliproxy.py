@@ -25788,6 +25788,9 @@ class Visit(Watcher):
     def place(self, errand: Errand) -> None:
         """Tell an errand who asks, and where."""
         errand.headers = self.end_to_end
+        if self.guest:  # which goes nowhere but where guest_account says
+            errand.headers = without(errand.headers, GUEST_HEADERS)
+            errand.guest = self.guest if self.takes_guests else None
         errand.lines = self.lines
         errand.query = self.query
         errand.address = self.address
