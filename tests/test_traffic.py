@@ -339,7 +339,7 @@ def test_no_endpoint_says_401_but_for_the_key(office: Office) -> None:
     for row in cp.ENDPOINT_ROWS:
         path = row.path.replace("*", "x")
         for body in bodies:
-            if path.endswith("-auth-url"):
+            if path.endswith("-auth-url") or row.answer is cp.tell_page:  # they ask others
                 continue
             got = office.call(row.method, path, body)
             assert got.status in {200, 207, 400, 404, 409, 413, 422, 500, 502}, (row, body)
