@@ -22473,7 +22473,7 @@ function h(tag, attributes, ...children) {
     else if (value === true) node.setAttribute(name, "");
     else if (value !== false && value !== null && value !== undefined) node.setAttribute(name, value);
   }
-  node.append(...children.flat().filter(child => child !== null && child !== undefined && child !== false));
+  node.append(...children.flat(Infinity).filter(child => child !== null && child !== undefined && child !== false));
   return node;
 }
 function svg(tag, attributes, ...children) {
@@ -23472,10 +23472,9 @@ class Pen:
         fresh = parse_config(file.path, data.decode("utf-8").removeprefix("\ufeff"))
         fresh.data["host"] = self._app.config["host"]
         check_exposure(fresh)
-        if not fresh["remote-management.secret-key"] and not self._app.environ.get("MANAGEMENT_PASSWORD"):
-            raise ProxyError(
-                "invalid_request", "remote-management.secret-key would be gone, and who asks locked out"
-            )
+        key = "remote-management.secret-key"
+        if self._app.config[key] and not fresh[key] and not self._app.environ.get("MANAGEMENT_PASSWORD"):
+            raise ProxyError("invalid_request", f"{key} would be gone, and who asks locked out")
         write_atomic(file.path.with_name(f"{file.path.name}.bak"), file.data)
         try:
             write_atomic(file.path, data, stat.S_IMODE(file.path.stat().st_mode))

@@ -338,6 +338,12 @@ def test_settings_are_checked_before_they_are_saved(office: Office) -> None:
     assert office.text == before
 
 
+def test_settings_are_saved_where_there_is_no_key(office: Office) -> None:
+    cookie, text = cookie_in(enter(office)), b"debug: true # mine\n"
+    got = office.send("PUT", f"{API}/config.yaml", text, {"cookie": cookie, **OWN})
+    assert (got.status, office.text, office.app.config["debug"]) == (200, text.decode(), True)
+
+
 def test_a_qr_code_is_drawn_of_a_short_text(busy: Proxy) -> None:
     rows = tell(busy, "/qr?text=https://example.com/device")["rows"]
     assert rows == cp.qr_matrix(b"https://example.com/device")
