@@ -364,7 +364,7 @@ PROBES = [  # what they ask beside, or when they start
     ("HEAD", "/", {}, 200, ""),
     ("HEAD", "/api/hello", {"user-agent": "Bun/1.4.0"}, 404, ""),
     ("GET", "/v1/models?limit=1000", {**BEARER, "anthropic-version": "2023-06-01"}, 200, '"type":"model"'),
-    ("GET", "/v1/models?client_version=0.169.0", {**CODEX}, 200, '"object":"list"'),
+    ("GET", "/v1/models?client_version=0.169.0", {**CODEX}, 200, '{"models":[{"slug":'),
     ("GET", "/v1/responses", {**CODEX, "upgrade": "websocket", "connection": "Upgrade", "openai-beta": "responses_websockets=2026-02-06"}, 426, "POST"),
 ]  # fmt: skip
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -116,9 +117,20 @@ def test_the_example_is_the_defaults() -> None:
     assert cp.load_config(path).data == DEFAULTS.data
 
 
-def test_the_reference_is_in_the_readme() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert cp.config_reference() in readme
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SHOWN = README.partition("\n## Settings\n")[2].partition("\n## ")[0]
+MOST_USED = re.findall(r"(?m)^\| `([\w.-]+)` \| (?:`(.*)`)? *\| (.*) \|$", SHOWN)
+
+
+@pytest.mark.parametrize(("key", "default", "words"), MOST_USED)
+def test_the_settings_in_the_readme_are_as_it_says(key: str, default: str, words: str) -> None:
+    (row,) = [row for row in cp.SETTINGS if row.key == key]
+    assert words == row.help
+    assert (json.loads(default) if default else "") == (row.default or ("" if not default else row.default))
+
+
+def test_the_readme_shows_the_settings_that_people_change() -> None:
+    assert 12 <= len(MOST_USED) <= 25
 
 
 def test_the_reference_names_what_has_an_effect() -> None:
