@@ -28126,30 +28126,40 @@ def open_store(config: Config) -> Store:
 
 
 def restart_compiled() -> None:
-    """Go on in the same process from the compiled module, if this file was run as a script.
+    """Go on in the same process from the code that is compiled already, if this file was run as a script.
 
-    To compile it takes 30 MB that Python does not give back; the compiled module stays beside it.
+    To compile it takes 60 MB that Python does not give back. The code goes by way of a file without
+    a name: nothing stays on the disk, and nothing is compiled twice.
     """
-    file = Path(__file__).resolve()
-    plain = file.suffix == ".py" and file.stem.isidentifier()
-    if __name__ != "__main__" or os.name != "posix" or sys.dont_write_bytecode or not plain:
+    if __name__ != "__main__" or os.name != "posix":
         return
-    import py_compile  # noqa: PLC0415 -- a script's first start only
-    from importlib.util import cache_from_source  # noqa: PLC0415
+    import marshal  # noqa: PLC0415 -- a script's start only
+    import tempfile  # noqa: PLC0415
 
-    cache = Path(cache_from_source(str(file)))
+    top: Any = sys._getframe()  # noqa: SLF001 -- Python keeps the code of a script nowhere else
+    while top.f_code.co_name != "<module>":
+        top = top.f_back
     try:
-        if not cache.exists() or cache.stat().st_mtime < file.stat().st_mtime:
-            py_compile.compile(str(file), doraise=True)
+        kept = tempfile.TemporaryFile()  # noqa: SIM115 -- the next program closes it
+        kept.write(marshal.dumps(top.f_code))
+        kept.seek(0)
+        os.set_inheritable(kept.fileno(), True)
     except OSError:
         return  # nowhere to keep it: serve as we are
-    code = (
-        "import signal; signal.signal(signal.SIGINT, signal.SIG_DFL); "  # main() takes over
-        f"import sys; sys.argv[0] = {sys.argv[0]!r}; sys.path.insert(0, {str(file.parent)!r}); import {file.stem} as c; sys.exit(c.main())"
-    )
-    os.execv(sys.executable, [sys.executable, "-c", code, *sys.argv[1:]])  # noqa: S606 -- no shell, our own file
+    words = ["-c", RESTART, str(kept.fileno()), __file__, *sys.argv]
+    os.execv(sys.executable, [sys.executable, *words])  # noqa: S606 -- no shell, our own code
 
 
+RESTART = """
+import signal; signal.signal(signal.SIGINT, signal.SIG_DFL)  # main() takes over
+import marshal, os, sys, types
+_, kept, file, *sys.argv = sys.argv
+module = sys.modules["cliproxy"] = types.ModuleType("cliproxy")
+module.__file__ = file
+with os.fdopen(int(kept), "rb") as code:
+    exec(marshal.load(code), vars(module))
+sys.exit(module.main())
+"""
 ENDING = (signal.SIGINT, signal.SIGTERM)
 
 

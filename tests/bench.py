@@ -1,8 +1,10 @@
 """A small benchmark: one client, once straight to a mock upstream and once through the proxy.
 
     python tests/bench.py
+    python tests/bench.py --instructions
 
-Takes about 20 seconds, loopback only, and decides nothing: compare its columns with each other, and
+The latter counts the instructions of a small request under valgrind, which no neighbour disturbs. The
+former takes about 20 seconds, loopback only, and decides nothing: compare its columns with each other, and
 only on a quiet machine. Mock, proxy and client are a process each, all of them Python, so that the
 requests a second are those of the client as much as of the proxy.
 """
@@ -13,6 +15,7 @@ import json
 import multiprocessing
 import os
 import re
+import shutil
 import socket
 import statistics
 import subprocess
@@ -35,6 +38,15 @@ STAMP = re.compile(rb'"at:([0-9.]+)"')
 ANSWER = json.dumps(
     {"id": "msg_1", "type": "message", "role": "assistant", "content": [{"type": "text", "text": "hi"}]}
 ).encode()
+CHAT_MESSAGE = {"role": "assistant", "content": "hi"}
+CHAT_ANSWER = json.dumps(
+    {
+        "id": "c_1",
+        "object": "chat.completion",
+        "choices": [{"index": 0, "message": CHAT_MESSAGE, "finish_reason": "stop"}],
+    }
+).encode()
+WARM, COUNTED = 100, 300  # requests of the two runs whose difference is counted
 
 
 class Stream:
@@ -84,9 +96,10 @@ def mock_connection(sock: socket.socket) -> None:
             if b'"stream": true' in request[-200:]:
                 mock_stream(sock)
             else:
+                answer = CHAT_ANSWER if b"/chat/completions" in request[:99] else ANSWER
                 sock.sendall(
                     b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b"
-                    % (len(ANSWER), ANSWER)
+                    % (len(answer), answer)
                 )
 
 
@@ -105,9 +118,9 @@ def mock_stream(sock: socket.socket) -> None:
 # --- the client -----------------------------------------------------------------------------------
 
 
-def request_bytes(padding: int = 0, *, stream: bool = False) -> bytes:
+def request_bytes(padding: int = 0, *, stream: bool = False, model: str = "bench") -> bytes:
     words = {
-        "model": "bench",
+        "model": model,
         "max_tokens": 99,
         "messages": [{"role": "user", "content": "x" * padding}],
         "stream": stream,
@@ -204,8 +217,11 @@ def mock_running() -> Iterator[int]:
     process.join()
 
 
+SCRIPT = (sys.executable, str(ROOT / "cliproxy.py"))
+
+
 @contextmanager
-def proxy_running(upstream: int) -> Iterator[tuple[int, int]]:
+def proxy_running(upstream: int, start: tuple[str, ...] = SCRIPT) -> Iterator[tuple[int, int]]:
     """Yield the port and the process id of a proxy in front of the mock."""
     with tempfile.TemporaryDirectory() as folder:
         key = {
@@ -214,8 +230,15 @@ def proxy_running(upstream: int) -> Iterator[tuple[int, int]]:
             "models": [{"name": "bench"}],
         }
         config = Path(folder, "config.json")
-        config.write_text(json.dumps({"claude-api-key": [key], "auth-dir": folder}), encoding="utf-8")
-        command = [sys.executable, str(ROOT / "cliproxy.py"), "serve", "--port", "0", "--config", str(config)]
+        chat = {
+            "name": "bench",
+            "base-url": f"http://127.0.0.1:{upstream}/v1",
+            "api-key-entries": [{"api-key": "sk-bench"}],
+            "models": [{"name": "chat"}],
+        }
+        settings = {"claude-api-key": [key], "openai-compatibility": [chat], "auth-dir": folder}
+        config.write_text(json.dumps(settings), encoding="utf-8")
+        command = [*start, "serve", "--port", "0", "--config", str(config)]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         with process:
             found = re.search(
@@ -235,7 +258,45 @@ def resident(pid: int) -> str:
     return ""
 
 
+def ask_often(port: int, request: bytes, requests: int) -> None:
+    """Send a request so many times on one connection."""
+    with closing(connect(port)) as sock:
+        stream = Stream(sock)
+        for _ in range(requests):
+            sock.sendall(request)
+            if not stream.message().startswith(b"HTTP/1.1 200"):
+                raise SystemExit("bench: a request failed")
+
+
+def instructions(upstream: int, model: str, requests: int) -> int:
+    """Return the instructions in user space of a proxy that answers so many small requests, its start included."""
+    with tempfile.TemporaryDirectory() as folder:
+        code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); sys.dont_write_bytecode = False; sys.pycache_prefix = {folder!r}; import cliproxy"
+        subprocess.run([sys.executable, "-c", code], check=True)  # compiled once, and not under valgrind
+        out = Path(folder, "out")
+        tool = ("valgrind", "--tool=cachegrind", "--cache-sim=no", f"--cachegrind-out-file={out}")
+        start = (*tool, sys.executable, "-c", f"{code}; sys.exit(cliproxy.main())")
+        with proxy_running(upstream, start) as (port, _):
+            ask_often(port, request_bytes(model=model), requests)
+        found = re.search(r"^summary: (\d+)", out.read_text(encoding="ascii", errors="replace"), re.MULTILINE)
+        return int(found[1]) if found else 0
+
+
+def count_instructions() -> None:
+    """Print what a small request costs; say why not where valgrind is absent."""
+    if not shutil.which("valgrind"):
+        sys.stdout.write("skipped: valgrind is not installed\n")
+        return
+    with mock_running() as upstream:
+        for name, model in (("small request, passed", "bench"), ("small request, translated", "chat")):
+            few, many = (instructions(upstream, model, number) for number in (WARM, COUNTED))
+            sys.stdout.write(f"{name:36}{(many - few) / (COUNTED - WARM):>12,.0f} instructions\n")
+
+
 def main() -> None:
+    if "--instructions" in sys.argv[1:]:
+        count_instructions()
+        return
     with mock_running() as upstream, proxy_running(upstream) as (proxy, pid):
         latencies(proxy, request_bytes(), 0.2)  # imports, first connections
         direct, through = list[list[Row]](), list[list[Row]]()
