@@ -475,3 +475,21 @@ def test_a_port_that_is_none(home: Home, words: list[str], port: str) -> None:
     status, text = home.run(*words, port)
     assert status == 2
     assert "a port is a number from 0 to 65535" in text
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="elsewhere a script goes on as it is")
+@pytest.mark.parametrize("writes", ["", "1"], ids=["bytecode may be kept", "no bytecode"])
+def test_a_script_that_serves_leaves_nothing_beside_it(home: Home, tmp_path: Path, writes: str) -> None:
+    script = tmp_path / "copied" / "cliproxy.py"
+    script.parent.mkdir()
+    script.write_bytes(Path(cp.__file__).read_bytes())
+    environ = {**os.environ, "HOME": str(home.folder), "PYTHONDONTWRITEBYTECODE": writes}
+    command = [sys.executable, str(script), "serve", "--port", "0"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env=environ, cwd=home.folder
+    ) as process:
+        assert process.stdout is not None
+        assert "listens on http://127.0.0.1:" in process.stdout.readline()
+        process.terminate()
+    assert list(script.parent.iterdir()) == [script]
