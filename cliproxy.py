@@ -1956,10 +1956,19 @@ class Parts:
         self.texts = []
 
 
+Takes = Mapping[type, Callable[[Any, Any], Iterable[bytes]]]
+EVENT_TYPES = (MessageStart, PartStart, PartDelta, PartEnd, Usage, MessageEnd)
+
+
+def by_event(*methods: Callable[[Any, Any], Iterable[bytes]]) -> Takes:
+    """Return what a writer does with each of EVENT_TYPES, in their order."""
+    return dict(zip(EVENT_TYPES, methods))
+
+
 class FrameWriter(Protocol):
     """What a dialect writes its streams with. `takes`: type of an event -> what it becomes."""
 
-    takes: ClassVar[Mapping[type, Callable[[Any, Any], Iterable[bytes]]]]
+    takes: ClassVar[Takes]
     begun: bool  # is anything out? until then an error is an HTTP error
 
     def text(self, event: PartDelta) -> bytes:
@@ -3362,14 +3371,9 @@ class ClaudeWriter:
         self.end = event
         return ()
 
-    takes: ClassVar[Mapping[type, Callable[[Any, Any], Iterable[bytes]]]] = {
-        MessageStart: message_start,
-        PartStart: part_start,
-        PartDelta: part_delta,
-        PartEnd: part_end,
-        Usage: take_usage,
-        MessageEnd: message_end,
-    }
+    takes: ClassVar[Takes] = by_event(
+        message_start, part_start, part_delta, part_end, take_usage, message_end
+    )
 
     def finish(self) -> Iterator[bytes]:
         end, usage = claude_write_end(self.end), claude_write_usage(self.usage)
@@ -4558,7 +4562,7 @@ class ChatWriter:
     def frames(self, event: Event) -> Iterator[bytes]:
         return map(self.frame, self.write(event))
 
-    takes: ClassVar[Mapping[type, Callable[[Any, Any], Iterable[bytes]]]] = dict.fromkeys(rows, frames)
+    takes: ClassVar[Takes] = dict.fromkeys(rows, frames)
 
     def text(self, event: PartDelta) -> bytes:
         """Return the frame of a piece of text: nearly all are."""
@@ -5747,10 +5751,9 @@ class ResponsesWriter:
         yield self.frame("error", **fault, param=error.param or None)
         yield self.frame("response.failed", response=self.whole("failed", error=fault))
 
-    takes: ClassVar[Mapping[type, Callable[[Any, Any], Iterable[bytes]]]] = {
-        MessageStart: write_start, PartStart: write_begin, PartDelta: write_delta, PartEnd: write_end,
-        Usage: write_usage, MessageEnd: write_finish,
-    }  # fmt: skip
+    takes: ClassVar[Takes] = by_event(
+        write_start, write_begin, write_delta, write_end, write_usage, write_finish
+    )
 
 
 def responses_write_response(response: Response, request: Request) -> Json:
@@ -6897,14 +6900,9 @@ class GeminiWriter:
         if self.last:
             yield self.last
 
-    takes: ClassVar[Mapping[type, Callable[[Any, Any], Iterable[bytes]]]] = {
-        MessageStart: message_start,
-        PartStart: part_start,
-        PartDelta: part_delta,
-        PartEnd: part_end,
-        Usage: take_usage,
-        MessageEnd: message_end,
-    }
+    takes: ClassVar[Takes] = by_event(
+        message_start, part_start, part_delta, part_end, take_usage, message_end
+    )
 
 
 def gemini_uncut(choice: Choice) -> tuple[Part, ...]:

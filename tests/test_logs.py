@@ -256,7 +256,7 @@ def test_logs_of_the_file(
     said = capsys.readouterr().out
     assert said.startswith("[")
     assert "=== REQUEST INFO ===" in said
-    assert "404" not in said.partition("===")[0]
+    assert " 404 |" not in said.partition("===")[0]
 
 
 def test_logs_without_a_file_are_the_statistics(
