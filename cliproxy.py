@@ -17134,7 +17134,7 @@ class Errand:
     failure: ProxyError | None = None  # that the answer ended in, after it had begun
     served = ""  # by which model
     usage: Usage | None = None  # once it is known
-    opening: Opening | None = None  # of the answer that is awaited
+    opening: Any = None  # the Opening of the answer that is awaited
     edit: Callable[[bytes], bytes] | None = None  # of the JSON texts of the answer, for the client
     type = "application/json"  # of the body
     instead = ""  # the model to look for, if it is not the client's

@@ -260,12 +260,12 @@ def test_models_on_the_command_line(
     upstream.routes["/models"] = make_reply({"data": [{"id": "new-1", "context_length": 9}]})
     upstream.routes["/c/models"] = make_reply(b"", 404)
     assert cp.main(["models", "--refresh", "--config", str(proxy.path)]) == 0
-    out = capsys.readouterr().out
+    out, err = capsys.readouterr()
     said = {line.split()[0]: line.split() for line in out.splitlines()}
     assert said["new-1"] == ["new-1", "9", "?", "?", "up[0],", "up[1]"]
     assert said["mine"] == ["mine", "1000", "100", "low", "high", "up[0],", "up[1]"]
     assert said["up-claude"][-1] == "claude-api-key[0]"
-    assert said["codex-api-key[0]:"]
+    assert "codex-api-key[0]: no list of models" in err
     assert cp.main(["models", "--config", str(proxy.path)]) == 0
     assert "new-1" in capsys.readouterr().out, "it was kept"
 

@@ -276,9 +276,9 @@ def test_answers_tell_where_to_find_them(proxy: Proxy, upstream: Upstream, clien
     upstream.replies.append(reply("claude", stream=False))
     served = ask_for(proxy, client, "up-claude")
     refused = ask_for(proxy, client, "no-such-model")
-    rows = proxy.rows(2)
-    for got, row in zip((served, refused), rows):
-        assert got.headers["x-cliproxy-request-id"] == row.request
+    rows = {row.request: row for row in proxy.rows(2)}
+    for got in (served, refused):
+        row = rows[got.headers["x-cliproxy-request-id"]]
         assert got.headers["x-cliproxy-attempts"] == str(row.attempt)
     assert served.headers["x-cliproxy-account"] == "claude-api-key[0]"
     assert served.headers["x-cliproxy-model"] == "up-claude"
