@@ -19007,7 +19007,8 @@ class Stored:
                     self.keep(errand, {**response, "output": response.get("output") or items})
 
 
-RESPONSES_ENDS = frozenset({"response.completed", "response.incomplete"})
+# no set: an upstream may send a list as a type
+RESPONSES_ENDS = ("response.completed", "response.incomplete")
 TELLING = (b'"response.output_item.done"', b'"response.completed"', b'"response.incomplete"')
 
 

@@ -390,3 +390,13 @@ def test_a_shelf_never_holds_more_than_it_may(acts: list[tuple[str, str, int]]) 
             )
             assert sum(size for _, size in rows) == shelf._size <= shelf.limit
             assert {id for id, _ in rows} <= last.keys()
+
+
+def test_an_event_of_an_odd_type_passes(proxy: Proxy, upstream: Upstream) -> None:
+    """It is not for us to break an answer at it."""
+    odd = b'data: {"type": ["response.completed"], "response": {}}\n\n'
+    first, *rest = STREAMS["responses"](Said(text="It is sunny."))
+    upstream.reply([first, odd, *rest], headers=SSE)
+    got = post(proxy, "up-responses", [HI], stream=True)
+    assert got.status == 200
+    assert got.payloads()[-1]["type"] == "response.completed"
