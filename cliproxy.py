@@ -17582,6 +17582,8 @@ def prepare_kimi_claude(body: Json, errand: Errand, candidate: Candidate) -> Jso
 
 def prepare_kimi(body: Json, errand: Errand, candidate: Candidate) -> Json:
     """Say how to think as Kimi does, and give it back what it thought. Source: spec/providers.md 8."""
+    if not isinstance(body.get("messages"), list):
+        raise ProxyError("invalid_request", "'messages' must be a list", param="messages")
     fitted, effort = prepare_kimi_claude(body, errand, candidate), body.get("reasoning_effort")
     if effort:
         switch = {"type": "disabled"} if effort == "none" else {"type": "enabled", "effort": effort}

@@ -477,6 +477,7 @@ def test_iflow_s_switches(
 NO_REQUESTS: list[tuple[str, str, dict[str, Any]]] = [
     ("codex", "/v1/responses", {"model": "gpt-5.5", "input": [1]}),
     ("codex", "/v1/responses", {"model": "gpt-5.5", "input": "x", "reasoning": 3}),
+    ("kimi", "/v1/chat/completions", {"model": "kimi-k2.5", "messages": 5}),
     ("kimi", "/v1/chat/completions", {"model": "kimi-k2.5", "messages": ["tool_calls"]}),
     ("qwen", "/v1/chat/completions", {"model": "coder-model", "messages": ["developer"]}),
 ]
